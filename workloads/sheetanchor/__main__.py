@@ -1,5 +1,104 @@
-"""The command line: `sheetanchor ROLE`."""
+"""The command line: `sheetanchor ROLE [flags]`.
+
+Roles are imported only when they run, so that each needs no more than its own extra. Exit codes: 0 done,
+2 bad settings; `sheetanchor reanchor --help` lists its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import uvloop
+
+from sheetanchor import __version__, logs, settings
+from sheetanchor.command_line import add_flags, load
+from sheetanchor.errors import BadSettings, SheetAnchorError
+
+EXIT_BAD_SETTINGS = 2
+EXIT_FAILED = 1
 
 
-def main() -> None:
-    """Run the role named on the command line."""
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A sub-command: its settings, and the module whose `run` does it."""
+
+    model: type[settings.Common]
+    summary: str
+    epilog: str = ""
+
+
+ROLES: dict[str, Role] = {
+    "local": Role(settings.LocalSettings, "run the whole pipeline on this machine, with a live view and a status page"),
+    "ingest": Role(settings.IngestSettings, "receive the exchange's binary stream and append it to Redis"),
+    "process": Role(settings.ProcessSettings, "keep book, windows and features; find gaps; write the hot keys"),
+    "infer": Role(settings.InferSettings, "predict once per two-second slot from the hot keys"),
+    "reanchor": Role(
+        settings.ReanchorSettings,
+        "rebuild the hot state from the exchange's REST interface and swap it in atomically",
+        "exit codes: 0 swapped or nothing to do, 2 bad settings, 3 exchange, 4 validation, 5 Redis, "
+        "6 lock held elsewhere, 7 superseded",
+    ),
+    "train": Role(settings.TrainSettings, "learn a model from recorded markets and add it to a registry"),
+    "exchange": Role(settings.ExchangeSettings, "serve a recorded market over the exchange's real protocols"),
+    "capture": Role(settings.CaptureSettings, "record the raw frames that flow through Redis to a file"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser with one sub-command per role."""
+    parser = argparse.ArgumentParser(
+        prog="sheetanchor",
+        description="Real-time market prediction pipelines that stay anchored to the exchange.",
+        epilog="Every flag --some-name is also the variable SHEETANCHOR_SOME_NAME and the entry some_name of the file "
+        "given by --config; a flag wins over a variable, a variable over the file. The exchange's API key comes from "
+        "BINANCE_API_KEY or a file, never from a flag.",
+    )
+    parser.add_argument("--version", action="version", version=f"sheetanchor {__version__}")
+    commands = parser.add_subparsers(dest="role", metavar="ROLE", required=True)
+    for name, role in ROLES.items():
+        command = commands.add_parser(
+            name,
+            help=role.summary,
+            description=role.summary[0].upper() + role.summary[1:] + ".",
+            epilog=role.epilog or None,
+            allow_abbrev=False,
+        )
+        add_flags(command, role.model)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one role.
+
+    Args:
+        argv: Arguments after the program's name; default those of this process.
+
+    Returns:
+        The exit code.
+    """
+    flags: dict[str, Any] = vars(build_parser().parse_args(argv))
+    name = flags.pop("role")
+    try:
+        loaded = load(ROLES[name].model, flags, dict(os.environ))
+        logs.set_up(getattr(loaded, "service_name", "") or f"sheetanchor-{name}", loaded.log_level)
+        run: Callable[[Any], Coroutine[Any, Any, int]] = importlib.import_module(f"sheetanchor.{name}").run
+        return uvloop.run(run(loaded))
+    except BadSettings as error:
+        print(f"sheetanchor {name}: {error}", file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+    except SheetAnchorError as error:
+        print(f"sheetanchor {name}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""What processes share: key names, stream entries, records, and the numbers that more than one role must agree on.
+
+Nothing here talks to anything. Times are integers in microseconds unless a name says otherwise; Redis' clock is the one
+that ages and slots are measured with.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Final
+
+SLOT_MS: Final = 2_000
+"""A prediction is made every two seconds; slot `s` is read at wall time `s * SLOT_MS`."""
+
+HORIZON_MS: Final = 10_000
+"""A prediction speaks of the price this long after its slot."""
+
+HORIZON_SLOTS: Final = HORIZON_MS // SLOT_MS
+
+STALE_AFTER_US: Final = 5_000_000
+"""A state whose last market event is older than this degrades predictions."""
+
+BEAT_INTERVAL_US: Final = 100_000
+"""The processor writes at least this often, if only to show that it lives."""
+
+TAKEOVER_AFTER_US: Final = 1_000_000
+"""A warm processor takes over when the writer's beat is older than this."""
+
+LOCK_TTL_S: Final = 300
+STAGING_TTL_S: Final = 600
+TRADES_TTL_S: Final = 300
+FEATURES_TTL_S: Final = 120
+PREDICTION_TTL_S: Final = 120
+
+STREAM_AGE_MAX_MS: Final = 15 * 60 * 1000
+STREAM_BYTES_MAX: Final = 256 * 1024 * 1024
+GAPS_LENGTH_MAX: Final = 1_000
+RECEIPTS_LENGTH_MAX: Final = 100
+PREDICTIONS_LENGTH_MAX: Final = 50_000
+"""Slightly more than a day of two-second slots (43,200), the longest window that accuracy is reported over."""
+
+TRADE_WINDOWS_S: Final = (1, 5)
+
+SYMBOL_PATTERN: Final = re.compile(r"[A-Z0-9]{2,20}")
+LINE_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+SYMBOLS_MAX: Final = 10
+
+STREAM_TYPES: Final = ("trade", "bestBidAsk", "depth")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The Redis keys of one symbol.
+
+    The braces are literal: they are the Redis Cluster hash tag, so that all keys of a symbol share a slot and one
+    function can touch them together.
+    """
+
+    symbol: str
+    ob: str
+    book: str
+    tr_1s: str
+    tr_5s: str
+    feat: str
+    anchor: str
+    lock: str
+    ob_new: str
+    book_new: str
+    tr_1s_new: str
+    tr_5s_new: str
+    feat_new: str
+    pred: str
+    preds: str
+    gaps: str
+    receipts: str
+    lines: str
+
+
+def keys(symbol: str) -> Keys:
+    """Name the keys of a symbol, for instance `ob:{BTCUSDT}`."""
+    tag = "{" + symbol + "}"
+    return Keys(
+        symbol=symbol,
+        ob=f"ob:{tag}",
+        book=f"book:{tag}",
+        tr_1s=f"tr:{tag}:1s",
+        tr_5s=f"tr:{tag}:5s",
+        feat=f"feat:{tag}",
+        anchor=f"anchor:{tag}",
+        lock=f"reanchor:{tag}",
+        ob_new=f"ob:new:{tag}",
+        book_new=f"book:new:{tag}",
+        tr_1s_new=f"tr:new:{tag}:1s",
+        tr_5s_new=f"tr:new:{tag}:5s",
+        feat_new=f"feat:new:{tag}",
+        pred=f"pred:{tag}",
+        preds=f"preds:{tag}",
+        gaps=f"gaps:{tag}",
+        receipts=f"receipts:{tag}",
+        lines=f"lines:{tag}",
+    )
+
+
+def line_stream(symbol: str, line: str) -> str:
+    """Name the stream of raw frames that one ingestor line appends to."""
+    return f"sbe:{{{symbol}}}:{line}"
+
+
+_FRAME_HEADER = struct.Struct("<Iq")
+"""Per frame: u32 length of the frame in bytes, i64 receive time in µs, then the frame; little-endian."""
+
+
+def pack_frames(frames: Iterable[tuple[int, bytes]]) -> bytes:
+    """Pack `(receive time in µs, frame)` pairs into the field `f` of a stream entry."""
+    parts: list[bytes] = []
+    for received_us, frame in frames:
+        parts.append(_FRAME_HEADER.pack(len(frame), received_us))
+        parts.append(frame)
+    return b"".join(parts)
+
+
+def unpack_frames(batch: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the `(receive time in µs, frame)` pairs of a stream entry's field `f`.
+
+    Raises:
+        ValueError: If the batch ends inside a frame; says at which byte.
+    """
+    offset = 0
+    while offset < len(batch):
+        start = offset + _FRAME_HEADER.size
+        if start > len(batch):
+            raise ValueError(f"batch ends inside a frame header at byte {offset} of {len(batch)}")
+        length, received_us = _FRAME_HEADER.unpack_from(batch, offset)
+        if start + length > len(batch):
+            raise ValueError(
+                f"batch ends inside a frame at byte {offset}: expected {length} bytes, found {len(batch) - start}"
+            )
+        yield received_us, batch[start : start + length]
+        offset = start + length
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """One entry of the stream `gaps:{S}`: what a gap rule found and what it asks for.
+
+    Attributes:
+        rule: Name of the rule, one of `sheetanchor.gaps.GAP_DETECTION_RULES`, or `request` for a person's wish.
+        severity: low, medium, high or critical.
+        action: immediate_reanchor, scheduled_reanchor, validation_reanchor or emergency_reanchor.
+        reason: One line for people, for instance `depth: expected 124, found 131`.
+        source: Role and line that found it, for instance `process` or `ingest/a`.
+        at_us: When, in µs since the epoch.
+        epoch: The epoch of the state that is in doubt; 0 where there is none.
+    """
+
+    symbol: str
+    rule: str
+    severity: str
+    action: str
+    reason: str
+    source: str
+    at_us: int
+    epoch: int = 0
+
+    def fields(self) -> dict[str, str]:
+        """Render for XADD."""
+        return {name: str(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def parse(cls, entry: dict[str, str]) -> Gap:
+        """Read back what `fields` rendered.
+
+        Raises:
+            KeyError: If a field is missing.
+            ValueError: If a number is not one.
+        """
+        return cls(
+            symbol=entry["symbol"],
+            rule=entry["rule"],
+            severity=entry["severity"],
+            action=entry["action"],
+            reason=entry["reason"],
+            source=entry["source"],
+            at_us=int(entry["at_us"]),
+            epoch=int(entry.get("epoch", "0")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What one re-anchor run did; the last thing it writes, also when it failed.
+
+    Attributes:
+        id: Unique id of the run; also the owner of the lock.
+        result: swapped, validated (nothing to do), dry_run, failed, lock_held or superseded.
+        phases: Phase name to its duration in seconds.
+        exit_code: What the process exits with.
+        checks: Names of the checks that passed.
+        message: One line for people.
+    """
+
+    id: str
+    symbol: str
+    reason: str
+    trigger: str
+    result: str
+    started_at_us: int
+    finished_at_us: int
+    epoch_before: int
+    epoch_after: int
+    snapshot_id: int
+    update_id: int
+    exit_code: int
+    message: str
+    phases: dict[str, float] = field(default_factory=dict)
+    checks: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Render as one line of JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Receipt:
+        """Read back what `to_json` rendered.
+
+        Raises:
+            ValueError: If the text is not a receipt.
+        """
+        try:
+            values = json.loads(text)
+            values["checks"] = tuple(values["checks"])
+            return cls(**values)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not a receipt: {error}") from error
+
+
+def slot_of(now_us: int) -> int:
+    """Give the slot that a moment lies in."""
+    return now_us // (SLOT_MS * 1_000)
+
+
+def slot_start_us(slot: int) -> int:
+    """Give the moment a slot is read at."""
+    return slot * SLOT_MS * 1_000

@@ -1,0 +1,332 @@
+"""One settings model per role; flag, variable and file name the same things.
+
+A field `redis_url` is the flag `--redis-url`, the variable `SHEETANCHOR_REDIS_URL` and the file entry `redis_url`. A
+flag wins over a variable, a variable over the file, the file over the default. Values in the file may say `${NAME}` for an
+environment variable. Secrets are never flags: they come from the variable that is named with them, or from a file.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from sheetanchor.contract import LINE_PATTERN, STREAM_TYPES, SYMBOL_PATTERN, SYMBOLS_MAX
+
+MODEL_CONFIG = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _symbol(value: str) -> str:
+    if not SYMBOL_PATTERN.fullmatch(value):
+        raise ValueError("expected 2 to 20 capital letters or digits, for instance BTCUSDT")
+    return value
+
+
+def _line(value: str) -> str:
+    if not LINE_PATTERN.fullmatch(value):
+        raise ValueError("expected 1 to 31 lower-case letters, digits or dashes, for instance a")
+    return value
+
+
+def _url(schemes: tuple[str, ...]) -> AfterValidator:
+    def check(value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in schemes and (bool(parts.hostname) or parts.scheme == "unix")
+            _ = parts.port
+        except ValueError:
+            usable = False
+        if value and not usable:
+            raise ValueError(f"expected a URL beginning with {' or '.join(f'{s}://' for s in schemes)}")
+        return value.rstrip("/")
+
+    return AfterValidator(check)
+
+
+Symbol = Annotated[str, AfterValidator(_symbol)]
+Line = Annotated[str, AfterValidator(_line)]
+RedisUrl = Annotated[str, _url(("redis", "rediss", "unix"))]
+WebSocketUrl = Annotated[str, _url(("ws", "wss"))]
+HttpUrl = Annotated[str, _url(("http", "https"))]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def setting(default: Any, help_text: str, *, yaml: tuple[str, ...] = (), **limits: Any) -> Any:
+    """Declare a setting.
+
+    Args:
+        default: Its value when nobody names it.
+        help_text: One line for `--help`, with the unit.
+        yaml: Other places in a file where the same setting may stand, as dotted paths.
+        limits: Bounds, as pydantic's `Field` takes them.
+    """
+    return Field(default, description=help_text, json_schema_extra={"yaml": list(yaml)}, **limits)
+
+
+class Reliability(BaseModel):
+    """Settings of retries, breakers and health checks."""
+
+    model_config = MODEL_CONFIG
+
+    health_check_interval_seconds: int = setting(
+        5,
+        "seconds between two rounds of dependency checks",
+        yaml=("reliability.health_check_interval_seconds",),
+        ge=1,
+        le=60,
+    )
+    retry_max_attempts: int = setting(
+        3, "tries after the first one", yaml=("reliability.retry_max_attempts",), ge=1, le=10
+    )
+    retry_initial_delay_ms: int = setting(
+        1000,
+        "milliseconds before the second try; doubles",
+        yaml=("reliability.retry_initial_delay_ms",),
+        ge=100,
+        le=10_000,
+    )
+    circuit_breaker_threshold: int = setting(
+        10,
+        "failures in a row that open a breaker",
+        yaml=("reliability.circuit_breaker_threshold",),
+        ge=5,
+        le=50,
+    )
+    circuit_breaker_timeout_seconds: int = setting(
+        60,
+        "seconds that a breaker stays open",
+        yaml=("reliability.circuit_breaker_timeout_seconds",),
+        ge=10,
+        le=300,
+    )
+
+
+class Common(BaseModel):
+    """What every command takes."""
+
+    model_config = MODEL_CONFIG
+
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least severe log line to print")
+
+
+class WithSymbols(Common):
+    """Commands that work on one or more symbols."""
+
+    symbol: list[Symbol] = setting(["BTCUSDT"], "trading pair; repeat for several", yaml=("symbols", "binance.symbols"))
+
+    @field_validator("symbol")
+    @classmethod
+    def _distinct(cls, value: list[str]) -> list[str]:
+        if not 1 <= len(set(value)) == len(value) <= SYMBOLS_MAX:
+            raise ValueError(f"expected 1 to {SYMBOLS_MAX} different symbols")
+        return value
+
+
+class WithRedis(WithSymbols):
+    """Commands that use Redis."""
+
+    redis_url: RedisUrl = setting("redis://127.0.0.1:6379/0", "Redis or Valkey server", yaml=("redis.url",))
+    redis_password_file: Path | None = setting(
+        None, "file that holds the Redis password", yaml=("redis.password_file",)
+    )
+
+
+class Role(WithRedis, Reliability):
+    """Long-running workloads: they answer health checks."""
+
+    service_name: str = setting("", "name in health answers and logs; default sheetanchor-ROLE")
+    http_host: str = setting("0.0.0.0", "address that health and metrics listen on", yaml=("health.host",))
+    http_port: Port = setting(0, "port of health and metrics; 0 picks a free one", yaml=("health.port",))
+
+
+class WithFeed(BaseModel):
+    """Where the exchange's binary stream is."""
+
+    ws_url: WebSocketUrl = setting(
+        "wss://stream-sbe.binance.com:9443", "origin of the SBE WebSocket", yaml=("binance.sbe_ws_url",)
+    )
+    api_key: SecretStr | None = Field(
+        None, description="", json_schema_extra={"variable": "BINANCE_API_KEY", "yaml": ["binance.api_key"]}
+    )
+    api_key_file: Path | None = setting(None, "file that holds the exchange's API key; else BINANCE_API_KEY is read")
+
+
+class WithRest(BaseModel):
+    """Where the exchange's REST interface is."""
+
+    rest_url: HttpUrl = setting(
+        "https://data-api.binance.vision", "origin of the REST interface", yaml=("binance.rest_base_url",)
+    )
+
+
+class IngestSettings(Role, WithFeed):
+    """`sheetanchor ingest`."""
+
+    mode: Literal["sbe"] = setting("sbe", "source of market data")
+    line: Line = setting("a", "name of this line; two lines carry the same feed")
+    streams: list[Literal["trade", "bestBidAsk", "depth"]] = setting(
+        list(STREAM_TYPES),
+        "stream type to subscribe to; repeat for several",
+        yaml=("stream_types", "binance.stream_types"),
+    )
+    reconnect_immediate_tries: int = setting(3, "tries without any delay after a loss", ge=0, le=10)
+    reconnect_backoff_tries: int = setting(10, "delayed tries before degraded mode", ge=1, le=100)
+    reconnect_delay_s: float = setting(1.0, "first delay in seconds; doubles", ge=0.01, le=60)
+    reconnect_delay_max_s: float = setting(60.0, "longest delay in seconds", ge=0.1, le=600)
+    connection_loss_s: float = setting(30.0, "seconds without connection until a re-anchor is asked for", gt=0, le=600)
+    silence_s: float = setting(5.0, "seconds without a message until the connection counts as lost", gt=0, le=300)
+    rotate_after_s: float = setting(
+        23 * 3600.0,
+        "age in seconds at which a connection is replaced (the exchange ends it at 24 h)",
+        gt=0,
+        le=86_400,
+    )
+    flush_ms: float = setting(5.0, "longest time in milliseconds that a frame waits for company", ge=0, le=100)
+    queue_bytes_max: int = setting(
+        64 * 1024 * 1024, "bytes of frames held while Redis does not take them", ge=65_536, le=2**32
+    )
+
+
+class GapThresholds(BaseModel):
+    """Thresholds of the gap rules."""
+
+    gap_threshold: int = setting(1, "gapped messages in a row that make a sequence gap", ge=1, le=100)
+    gap_wait_ms: int = setting(200, "milliseconds that a hole may wait for the other line", ge=0, le=10_000)
+    time_gap_s: float = setting(5.0, "seconds without any event that make a time gap", gt=0, le=3600)
+    volume_sigmas: float = setting(3.0, "standard deviations that make a volume anomaly", gt=0, le=100)
+    price_jump: float = setting(0.01, "relative change that makes a price discontinuity", gt=0, le=1)
+    suppress_rules: list[str] = setting([], "gap rule to ignore; repeat for several")
+
+
+class ProcessSettings(Role, WithRest, GapThresholds):
+    """`sheetanchor process`."""
+
+    flush_ms: float = setting(10.0, "shortest time in milliseconds between two writes under load", ge=1, le=1000)
+    book_interval_s: float = setting(1.0, "seconds between two writes of the full book", gt=0, le=60)
+    self_reanchor_after_s: float = setting(
+        15.0,
+        "seconds that a wanted re-anchor may stay unstarted before this process runs it itself; 0 never",
+        ge=0,
+        le=3600,
+    )
+
+
+class InferSettings(Role):
+    """`sheetanchor infer`."""
+
+    models: Path | None = setting(None, "folder of the model registry; default the model that ships with the package")
+    replica: str = setting("", "name of this replica in logs; default its host name and process id")
+    warm_runs: int = setting(3, "dry runs of the model just before a slot", ge=0, le=100)
+
+
+class ReanchorSettings(WithRedis, WithRest, Reliability):
+    """`sheetanchor reanchor`."""
+
+    reason: str = setting("manual", "why, in one line; kept in the receipt")
+    trigger: str = setting("manual", "what asked for it: a gap rule's name, start, annotation, schedule or manual")
+    request_id: str = setting("", "id of the request; a run of the same id is not repeated")
+    validate_only: bool = setting(False, "compare with the exchange first and swap only if the state is wrong")
+    dry_run: bool = setting(False, "do everything but the swap")
+    depth_limit: int = setting(5000, "levels a side to ask for", ge=5, le=5000)
+    timeout_s: float = setting(120.0, "seconds after which the run ends without a swap", gt=1, le=300)
+    fetch_timeout_s: float = setting(10.0, "seconds that each REST request may take", gt=0, le=60)
+    price_deviation_max: float = setting(0.1, "largest relative distance of book and price estimate", gt=0, le=1)
+    catch_up_s: float = setting(10.0, "seconds to wait for the stream to reach the snapshot", gt=0, le=60)
+
+
+class TrainSettings(Common):
+    """`sheetanchor train`."""
+
+    recording: list[Path] = setting([], "recording to learn from; repeat for several; default the one that ships")
+    out: Path = setting(Path("models"), "folder of the model registry to add to")
+    name: str = setting("mlp", "name of the model")
+    seed: int = setting(7, "seed of everything random", ge=0)
+    promote: bool = setting(True, "make the model current when it passes the gate")
+    hidden: list[int] = setting([16], "hidden layer size to try; repeat for several", yaml=())
+
+
+class ExchangeSettings(WithSymbols):
+    """`sheetanchor exchange`."""
+
+    http_host: str = setting("127.0.0.1", "address to listen on")
+    http_port: Port = setting(8090, "port of REST and WebSocket; 0 picks a free one")
+    recording: list[Path] = setting([], "recorded market to serve; repeat for several; default the one that ships")
+    speed: float = setting(1.0, "how many recorded seconds pass in a second", gt=0, le=10_000)
+    rate: float = setting(
+        0.0, "messages per second in recorded order, whatever their recorded times; 0 keeps the times", ge=0
+    )
+    burst: str = setting("", "extra bursts with --rate, as MESSAGES_PER_S:DURATION_MS:EVERY_S")
+    loop: bool = setting(False, "start again at the end, ids rising on")
+    warmup_s: float = setting(15.0, "recorded seconds that have passed before the first client sees the market", ge=0)
+    fault: list[str] = setting([], "scripted fault, for instance drop:n=3,at=30,line=a; repeat for several")
+    weight_limit: int = setting(6000, "REST request weight per minute", ge=1)
+    ping_interval_s: float = setting(20.0, "seconds between two pings", gt=0)
+    life_s: float = setting(86_400.0, "seconds after which a connection is ended", gt=0)
+    api_key: SecretStr | None = Field(
+        None, description="", json_schema_extra={"variable": "BINANCE_API_KEY", "yaml": ["api_key"]}
+    )
+
+
+class CaptureSettings(WithRedis):
+    """`sheetanchor capture`."""
+
+    out: Path = setting(Path("capture.frames.gz"), "file to write")
+    seconds: float = setting(60.0, "how long to record", gt=0, le=86_400)
+
+
+class LocalSettings(WithSymbols, WithFeed, WithRest):
+    """`sheetanchor local`: the whole pipeline on one machine."""
+
+    redis_url: Annotated[str, _url(("redis", "rediss", "unix"))] = setting(
+        "", "Redis or Valkey server; default an embedded one", yaml=("redis.url",)
+    )
+    redis_password_file: Path | None = setting(None, "file that holds the Redis password")
+    ws_url: WebSocketUrl = setting("", "origin of an exchange's SBE WebSocket; default a local exchange")
+    rest_url: HttpUrl = setting("", "origin of an exchange's REST interface; default a local exchange")
+    live: bool = setting(False, "use the real exchange (needs BINANCE_API_KEY)")
+    http_host: str = setting("127.0.0.1", "address of the status page")
+    http_port: Port = setting(8080, "port of the status page; 0 picks a free one")
+    plain: bool = setting(False, "print lines instead of a live view")
+    for_: float = setting(0.0, "end this many seconds after the first committed slot; 0 runs on", ge=0, le=10**7)
+    models: Path | None = setting(None, "folder of the model registry; default the model that ships with the package")
+    recording: list[Path] = setting([], "recorded market for the local exchange; default the one that ships")
+    speed: float = setting(1.0, "speed of the local exchange", gt=0, le=10_000)
+    rate: float = setting(0.0, "messages per second of the local exchange; 0 keeps the recorded times", ge=0)
+    burst: str = setting("", "bursts of the local exchange, as MESSAGES_PER_S:DURATION_MS:EVERY_S")
+    fault: list[str] = setting([], "scripted fault of the local exchange; repeat for several")
+    suppress_rules: list[str] = setting([], "gap rule to ignore; repeat for several")
+
+    @model_validator(mode="after")
+    def _whole(self) -> LocalSettings:
+        if bool(self.ws_url) != bool(self.rest_url):
+            raise ValueError("ws_url and rest_url go together: name both, or neither for the local exchange")
+        if self.live and self.ws_url:
+            raise ValueError("live uses the real exchange: leave out ws_url and rest_url")
+        return self
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def interpolate(value: Any, environ: dict[str, str]) -> Any:
+    """Replace `${NAME}` in every string of a parsed file.
+
+    Raises:
+        ValueError: If a variable is not set; names it.
+    """
+    if isinstance(value, dict):
+        return {key: interpolate(item, environ) for key, item in value.items()}
+    if isinstance(value, list):
+        return [interpolate(item, environ) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] not in environ:
+            raise ValueError(f"${{{match[1]}}} names an environment variable that is not set")
+        return environ[match[1]]
+
+    return _VARIABLE.sub(replace, value)

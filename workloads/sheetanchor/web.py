@@ -1,0 +1,326 @@
+"""HTTP of every long-running role: health, metrics and what the role adds.
+
+No request does I/O: checks run in the background at the configured interval and the answers are cached, so a hanging
+dependency cannot hang a probe. Liveness says only that this process works; a lost dependency never asks for a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from sheetanchor import __version__, metrics
+
+log = logging.getLogger(__name__)
+
+Status = Literal["healthy", "degraded", "unhealthy"]
+_RANK: dict[Status, int] = {"healthy": 0, "degraded": 1, "unhealthy": 2}
+_GAUGE: dict[Status, float] = {"healthy": 1.0, "degraded": 0.5, "unhealthy": 0.0}
+
+CHECK_TIMEOUT_S = 2.0
+"""A check that takes longer is a failed check; well inside the smallest interval between two rounds times two."""
+
+LOOP_STALL_MAX_S = 10.0
+"""A role whose own loop has not turned for this long is not alive; five slots."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a check found.
+
+    Attributes:
+        status: healthy, degraded or unhealthy.
+        details: Facts for people: numbers and short words, never addresses with credentials.
+    """
+
+    status: Status
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A dependency or part that a role brings its own check for.
+
+    Attributes:
+        name: Key in the health answer.
+        run: Looks, bounded by `CHECK_TIMEOUT_S`; may read cached state only.
+        critical: Whether its failure makes the role unhealthy; else it makes it degraded.
+        component: Also list it under `components` (parts of the role itself rather than dependencies).
+    """
+
+    name: str
+    run: Callable[[], Awaitable[CheckResult]]
+    critical: bool = True
+    component: bool = False
+
+
+def overall(results: Sequence[tuple[bool, Status]]) -> Status:
+    """Give the worst status; the failure of something optional only degrades.
+
+    Args:
+        results: Pairs of (critical, status).
+    """
+    worst: Status = "healthy"
+    for critical, status in results:
+        counted: Status = "degraded" if status == "unhealthy" and not critical else status
+        if _RANK[counted] > _RANK[worst]:
+            worst = counted
+    return worst
+
+
+class Health:
+    """The health of one role: its checks, their last results, and the heartbeat of its loop."""
+
+    def __init__(self, service: str, checks: Sequence[Check], interval_s: float = 5.0) -> None:
+        self.service = service
+        self.checks = list(checks)
+        self.interval_s = interval_s
+        self.draining = False
+        self._started = time.monotonic()
+        self._beat = time.monotonic()
+        self._results: dict[str, tuple[CheckResult, float]] = {}
+
+    def beat(self) -> None:
+        """Say that the role's own loop has turned."""
+        self._beat = time.monotonic()
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the last beat."""
+        return time.monotonic() - self._beat
+
+    async def watch(self) -> None:
+        """Run all checks again and again until cancelled."""
+        while True:
+            await asyncio.gather(*(self._run(check) for check in self.checks))
+            await asyncio.sleep(self.interval_s)
+
+    async def _run(self, check: Check) -> None:
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                result = await check.run()
+        except TimeoutError:
+            result = CheckResult("unhealthy", {"message": f"no answer within {CHECK_TIMEOUT_S:g} s"})
+        except Exception as error:  # noqa: BLE001 - a check may fail in any way; whatever it is, it is its result
+            result = CheckResult("unhealthy", {"message": type(error).__name__})
+        before = self._results.get(check.name)
+        self._results[check.name] = (result, (time.perf_counter() - started) * 1000)
+        metrics.HEALTH_STATUS.labels(self.service, check.name).set(_GAUGE[result.status])
+        if before is not None and before[0].status != result.status:
+            text = "Health check failed" if result.status == "unhealthy" else "Health check changed"
+            log.warning("%s: %s is %s", text, check.name, result.status)
+
+    def _result(self, check: Check) -> tuple[CheckResult, float]:
+        return self._results.get(check.name, (CheckResult("unhealthy", {"message": "not checked yet"}), 0.0))
+
+    @property
+    def status(self) -> Status:
+        """The worst of all checks."""
+        return overall([(check.critical, self._result(check)[0].status) for check in self.checks])
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should come here: not draining, and nothing critical failing."""
+        return not self.draining and self.status != "unhealthy"
+
+    @property
+    def live(self) -> bool:
+        """Whether the process itself works."""
+        return self.stalled_s < LOOP_STALL_MAX_S
+
+    def report(self) -> dict[str, Any]:
+        """Build the body of `/health`."""
+        checks: dict[str, Any] = {}
+        components: dict[str, Any] = {}
+        for check in self.checks:
+            result, latency_ms = self._result(check)
+            body: dict[str, Any] = {
+                "status": result.status,
+                "latency_ms": round(latency_ms, 3),
+                **result.details,
+            }
+            if not check.critical:
+                body["optional"] = True
+            checks[check.name] = body
+            if check.component:
+                components[check.name] = body
+        status = self.status
+        return {
+            "status": status,
+            "overall_status": status,
+            "service": self.service,
+            "version": __version__,
+            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "uptime_seconds": round(time.monotonic() - self._started, 3),
+            "checks": checks,
+            "components": components,
+        }
+
+
+def _error(request: Request, status: int, code: str, message: str) -> JSONResponse:
+    metrics.HTTP_REQUEST_ERRORS.labels(code).inc()
+    body = {
+        "code": code,
+        "message": message,
+        "details": {"retries": 0, "last_error": None},
+        "request_id": getattr(request.state, "request_id", ""),
+        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+    return JSONResponse({"error": body}, status_code=status)
+
+
+_MESSAGES = {
+    404: (
+        "NOT_FOUND",
+        "There is nothing at this path. See /health, /metrics and the documentation of this role.",
+    ),
+    405: ("METHOD_NOT_ALLOWED", "This path only answers GET."),
+}
+
+
+def create_app(health: Health) -> FastAPI:
+    """Build the application of a role; the role adds its own routes to it."""
+    app = FastAPI(title=health.service, version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def _count(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.headers.get("x-request-id", "")
+        request.state.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex[:12]}"
+        response = await proceed(request)
+        response.headers["X-Request-Id"] = request.state.request_id
+        route = request.scope.get("route")
+        metrics.HTTP_REQUESTS.labels(str(response.status_code), getattr(route, "path", "other")).inc()
+        return response
+
+    @app.exception_handler(HTTPException)
+    async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+        code, message = _MESSAGES.get(error.status_code, ("HTTP_ERROR", str(error.detail)))
+        return _error(
+            request,
+            error.status_code,
+            code,
+            message if error.detail in ("Not Found", "Method Not Allowed") else str(error.detail),
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        return _error(request, 422, "INVALID_REQUEST", f"{place} = {first.get('input')!r}: {first['msg']}")
+
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("request failed", exc_info=error, extra={"request_id": getattr(request.state, "request_id", "")})
+        return _error(
+            request,
+            500,
+            "INTERNAL_ERROR",
+            "The request failed; the log holds the reason under this request_id.",
+        )
+
+    async def health_route() -> JSONResponse:
+        body = health.report()
+        return JSONResponse(body, status_code=503 if body["status"] == "unhealthy" else 200)
+
+    async def live_route() -> JSONResponse:
+        return JSONResponse({"status": "live" if health.live else "stalled"}, status_code=200 if health.live else 503)
+
+    async def ready_route() -> JSONResponse:
+        return JSONResponse(
+            {"status": "ready" if health.ready else "not ready"}, status_code=200 if health.ready else 503
+        )
+
+    async def metrics_route() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    app.add_api_route("/health", health_route)
+    app.add_api_route("/health/detailed", health_route)
+    app.add_api_route("/health/live", live_route)
+    app.add_api_route("/health/ready", ready_route)
+    app.add_api_route("/metrics", metrics_route)
+    return app
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: a role stops its server itself, after its last work."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+    @asynccontextmanager
+    async def serving(self, sockets: list[socket.socket]) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._serve(sockets))
+        await asyncio.wait([task, waiter := asyncio.create_task(self.up.wait())], return_when="FIRST_COMPLETED")
+        try:
+            if task.done():
+                waiter.cancel()
+                await task
+            yield
+        finally:
+            self.should_exit = True
+            await task
+
+
+@asynccontextmanager
+async def serve(app: FastAPI, health: Health, host: str, port: int) -> AsyncIterator[int]:
+    """Serve a role's application while the block runs.
+
+    Args:
+        app: What `create_app` made, with the role's routes.
+        health: Its checks run in the background meanwhile.
+        host: Address to listen on.
+        port: Port; 0 picks a free one.
+
+    Yields:
+        The port in use.
+
+    Raises:
+        OSError: If the port cannot be had.
+    """
+    listener = socket.create_server((host, port), backlog=128, reuse_port=False)
+    bound = int(listener.getsockname()[1])
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        limit_concurrency=64,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,
+        ws="none",
+    )
+    watcher = asyncio.create_task(health.watch())
+    try:
+        async with _Server(config).serving([listener]):
+            log.info("listening on %s:%d", host, bound, extra={"http_port": bound})
+            yield bound
+    finally:
+        health.draining = True
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+        listener.close()
