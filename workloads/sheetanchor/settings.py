@@ -1,8 +1,9 @@
 """One settings model per role; flag, variable and file name the same things.
 
-A field `redis_url` is the flag `--redis-url`, the variable `SHEETANCHOR_REDIS_URL` and the file entry `redis_url`. A
-flag wins over a variable, a variable over the file, the file over the default. Values in the file may say `${NAME}` for an
-environment variable. Secrets are never flags: they come from the variable that is named with them, or from a file.
+A field `redis_url` is the flag `--redis-url`, the variable `SHEETANCHOR_REDIS_URL` and the file entry `redis_url`.
+A flag wins over a variable, a variable over the file, the file over the default. Values in the file may say `${NAME}`
+for an environment variable. Secrets are never flags: they come from the variable that is named with them, or from a
+file.
 """
 
 from __future__ import annotations
