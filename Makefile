@@ -1,0 +1,51 @@
+# Every target does its own set-up, into .venv/, and is quick the second time.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+SECONDS ?= 60
+TESTS ?= tests
+SOURCES := pyproject.toml $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
+
+.PHONY: help setup run test check format bench fuzz model clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/.run-ready: $(SOURCES)
+	@PYTHON="$(PYTHON)" bash .ci/environment local $@
+
+.venv/.dev-ready: $(SOURCES) | .venv/.run-ready
+	@PYTHON="$(PYTHON)" bash .ci/environment dev $@
+
+setup: .venv/.dev-ready ## everything for development, into .venv/
+
+run: .venv/.run-ready ## the whole pipeline on this machine; flags with ARGS="…"
+	@exec $(BIN)/sheetanchor local $(ARGS)
+
+test: check ## everything that this machine can host; part of it with TESTS="…"
+	@bash .ci/hosts
+	$(BIN)/python -m pytest $(TESTS) -m "not performance" $(ARGS)
+
+check: .venv/.dev-ready ## format, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev-ready ## put the code into its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.dev-ready ## measure; prints the tables of docs/performance.md
+	@set -e; for script in tests/performance/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+fuzz: ## fuzz the decoder for SECONDS (default 60)
+	@bash decoder/fuzz.sh $(SECONDS)
+
+model: .venv/.dev-ready ## train the model that ships, from the recording that ships
+	$(BIN)/sheetanchor train --out workloads/sheetanchor/models $(ARGS)
+
+clean: ## remove everything that the other targets made
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
