@@ -1,0 +1,498 @@
+#!lua name=sheetanchor
+-- The hot state of one symbol: who may write it (term), which rebuild it belongs to (epoch), and every operation that
+-- touches more than one key. Works on Redis >= 7.0 and Valkey >= 8.
+--
+-- Two rules hold for every function that writes:
+--   1. All checks (arguments, key types, the caller's permissions, fences) come before the first write, so that no path
+--      can stop half-way. A function that needs memory has no `allow-oom` flag: under memory pressure the server refuses
+--      it as a whole.
+--   2. Time is the server's.
+
+local VERSION = 1
+
+local TRADES_TTL_S = 300
+local FEATURES_TTL_S = 120
+local STAGING_TTL_S = 600
+local PREDICTION_TTL_S = 120
+local TAKEOVER_AFTER_US = 1000000
+local SLOT_US = 2000000
+-- Replicas that are degraded for reasons of their own wait 600 ms; a tenth of a second of it is left to clock error.
+local OWN_DEGRADED_NOT_BEFORE_US = 500000
+-- Only two slots are ever open, and each is committed once, so a slot's entry is among the last three of the stream.
+-- The rest is margin for a server clock that was set back.
+local SLOTS_LOOKED_BACK = 8
+-- `unpack` puts its values on Lua's C stack, which holds about 8000; a hot hash has fewer than 60 fields.
+local VALUES_MAX = 1024
+local INTEGER_MAX = 9007199254740992 -- 2^53: beyond it doubles skip integers
+
+local function fail(message)
+  error({err = message})
+end
+
+local function now_us()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+local function integer(value, name)
+  local number = value and string.match(value, '^%d+$') and tonumber(value)
+  if not number or number >= INTEGER_MAX then
+    fail('ERR ' .. name .. ': expected an integer from 0 to 2^53, found ' .. tostring(value))
+  end
+  return number
+end
+
+local function check_counts(keys, key_count, args, args_min)
+  if #keys ~= key_count or #args < args_min then
+    fail('ERR expected ' .. key_count .. ' keys and at least ' .. args_min .. ' arguments, found ' ..
+      #keys .. ' and ' .. #args)
+  end
+end
+
+-- Fails unless each key is absent or of its type. Pairs of key, type.
+local function check_types(...)
+  local pairs_given = {...}
+  for i = 1, #pairs_given, 2 do
+    local found = redis.call('TYPE', pairs_given[i]).ok
+    if found ~= 'none' and found ~= pairs_given[i + 1] then
+      fail('WRONGTYPE ' .. pairs_given[i] .. ': expected a ' .. pairs_given[i + 1] .. ', found a ' .. found)
+    end
+  end
+end
+
+-- Functions run with the caller's permissions: a user who may HSET but not RENAME would stop a swap in the middle.
+local function check_permissions(commands)
+  for _, command in ipairs(commands) do
+    if not redis.acl_check_cmd(unpack(command)) then
+      fail('NOPERM this user may not run ' .. command[1] .. ' on ' .. tostring(command[2]))
+    end
+  end
+end
+
+local function read_anchor(key)
+  local values = redis.call('HMGET', key, 'epoch', 'term', 'writer', 'state', 'update_id', 'suspect_id', 'suspect_by',
+    'beat_us', 'receipt')
+  return {
+    epoch = tonumber(values[1]) or 0,
+    term = tonumber(values[2]) or 0,
+    writer = values[3] or '',
+    state = values[4] or 'suspect',
+    update_id = tonumber(values[5]) or 0,
+    suspect_id = tonumber(values[6]) or 0,
+    suspect_by = values[7] or '',
+    beat_us = tonumber(values[8]) or 0,
+    receipt = values[9] or '',
+  }
+end
+
+local function reply(status, anchor, now, detail)
+  return {status, anchor.epoch, anchor.term, anchor.writer, anchor.state, now, detail or ''}
+end
+
+-- Gives the place of each flat field list in the arguments; `counts_at` is where their lengths stand.
+local function field_lists(args, counts_at, first)
+  local lists = {}
+  for i = 1, 4 do
+    local count = integer(args[counts_at + i - 1], 'length of list ' .. i)
+    if count % 2 ~= 0 or count > VALUES_MAX then
+      fail('ERR length of list ' .. i .. ': expected an even number up to ' .. VALUES_MAX .. ', found ' .. count)
+    end
+    lists[i] = {first = first, count = count}
+    first = first + count
+  end
+  if first - 1 ~= #args then
+    fail('ERR field lists: expected ' .. (first - 1) .. ' arguments, found ' .. #args)
+  end
+  return lists
+end
+
+-- A hash is replaced as a whole: fields that the new one lacks (a tenth level, say) must not outlive it.
+local function replace_hash(key, args, list, ttl_s)
+  redis.call('DEL', key)
+  redis.call('HSET', key, unpack(args, list.first, list.first + list.count - 1))
+  if ttl_s then
+    redis.call('EXPIRE', key, ttl_s)
+  end
+end
+
+local function version(keys, args)
+  return VERSION
+end
+
+-- KEYS anchor ob tr:1s tr:5s feat book
+-- ARGV term writer epoch update_id stamp_us n_ob n_tr_1s n_tr_5s n_feat book, then the four flat field lists
+local function apply(keys, args)
+  check_counts(keys, 6, args, 10)
+  local term, epoch = integer(args[1], 'term'), integer(args[3], 'epoch')
+  local update_id, stamp_us = integer(args[4], 'update_id'), integer(args[5], 'stamp_us')
+  local lists = field_lists(args, 6, 11)
+  local book = args[10]
+  check_types(keys[1], 'hash', keys[2], 'hash', keys[3], 'hash', keys[4], 'hash', keys[5], 'hash')
+  local anchor, now = read_anchor(keys[1]), now_us()
+  if anchor.term ~= term or anchor.writer ~= args[2] or term == 0 then
+    return reply('FENCED', anchor, now)
+  end
+  if anchor.epoch ~= epoch then
+    return reply('EPOCH', anchor, now)
+  end
+  if update_id < anchor.update_id then
+    return reply('BEHIND', anchor, now, 'update_id ' .. args[4] .. ' is below ' .. text(anchor.update_id))
+  end
+  local permissions = {{'HSET', keys[1], 'beat_us', '0'}}
+  for i = 1, 4 do
+    if lists[i].count > 0 then
+      table.insert(permissions, {'DEL', keys[i + 1]})
+      table.insert(permissions, {'HSET', keys[i + 1], 'epoch', '0'})
+      table.insert(permissions, {'EXPIRE', keys[i + 1], '1'})
+    end
+  end
+  -- While the state is suspect `book` stays what it was: a start must not load a book that may be wrong.
+  local writes_book = book ~= '' and anchor.state == 'anchored'
+  if writes_book then
+    table.insert(permissions, {'SET', keys[6], ''})
+  end
+  check_permissions(permissions)
+
+  local ttls = {false, TRADES_TTL_S, TRADES_TTL_S, FEATURES_TTL_S}
+  for i = 1, 4 do
+    if lists[i].count > 0 then
+      replace_hash(keys[i + 1], args, lists[i], ttls[i])
+      redis.call('HSET', keys[i + 1], 'epoch', args[3])
+    end
+  end
+  if writes_book then
+    redis.call('SET', keys[6], book)
+  end
+  redis.call('HSET', keys[1], 'beat_us', text(now))
+  if stamp_us > 0 then
+    redis.call('HSET', keys[1], 'stamp_us', args[5])
+  end
+  if lists[1].count > 0 then
+    redis.call('HSET', keys[1], 'update_id', args[4])
+  end
+  return reply('OK', anchor, now)
+end
+
+-- KEYS anchor
+-- ARGV term writer seen_term seen_writer force
+local function take(keys, args)
+  check_counts(keys, 1, args, 5)
+  local term, writer = integer(args[1], 'term'), args[2]
+  local seen_term, force = integer(args[3], 'seen_term'), args[5] == '1'
+  if term == 0 or writer == '' then
+    fail('ERR take: expected a term above 0 and a writer, found ' .. args[1] .. ' and "' .. writer .. '"')
+  end
+  check_types(keys[1], 'hash')
+  local anchor, now = read_anchor(keys[1]), now_us()
+  if anchor.term == term and anchor.writer == writer then
+    return reply('OK', anchor, now, 'held already')
+  end
+  if term <= anchor.term then
+    return reply('TERM', anchor, now)
+  end
+  if not force then
+    if anchor.term ~= seen_term or anchor.writer ~= args[4] then
+      return reply('SEEN', anchor, now)
+    end
+    -- The age's sign does not matter: a beat far in the future was written before the server's clock was set back.
+    local alive = math.abs(now - anchor.beat_us) <= TAKEOVER_AFTER_US
+    if alive and anchor.writer ~= '' and anchor.writer ~= writer then
+      return reply('ALIVE', anchor, now)
+    end
+  end
+  local fresh = redis.call('HEXISTS', keys[1], 'state') == 0
+  check_permissions({{'HSET', keys[1], 'term', '0'}})
+
+  redis.call('HSET', keys[1], 'term', args[1], 'writer', writer, 'beat_us', text(now))
+  if fresh then
+    redis.call('HSET', keys[1], 'epoch', '0', 'state', 'suspect', 'reason', 'nothing anchored yet', 'suspect_at', text(now))
+  end
+  anchor.term, anchor.writer = term, writer
+  return reply('OK', anchor, now)
+end
+
+-- KEYS anchor
+-- ARGV term writer epoch update_id reason; an empty writer with term 0 is an observer
+local function suspect(keys, args)
+  check_counts(keys, 1, args, 5)
+  local term, writer = integer(args[1], 'term'), args[2]
+  local epoch, update_id = integer(args[3], 'epoch'), integer(args[4], 'update_id')
+  local observer = term == 0 and writer == ''
+  check_types(keys[1], 'hash')
+  local anchor, now = read_anchor(keys[1]), now_us()
+  if not observer and (anchor.term ~= term or anchor.writer ~= writer) then
+    return reply('FENCED', anchor, now)
+  end
+  -- What an observer saw in an older rebuild says nothing about the present one; the writer is believed.
+  if observer and epoch < anchor.epoch then
+    return reply('EPOCH', anchor, now)
+  end
+  local suspect_at = redis.call('HGET', keys[1], 'suspect_at')
+  check_permissions({{'HSET', keys[1], 'state', 'suspect'}})
+
+  local epoch_now = math.max(anchor.epoch, epoch)
+  -- Within one reign and epoch the bar for a cure only rises; a new writer or epoch may live in a world of lower ids.
+  local suspect_by = observer and anchor.suspect_by or text(term) .. ':' .. text(epoch_now)
+  local suspect_id = update_id
+  if anchor.state == 'suspect' and suspect_by == anchor.suspect_by then
+    suspect_id = math.max(anchor.suspect_id, update_id)
+  end
+  if anchor.state ~= 'suspect' or not suspect_at then
+    suspect_at = text(now)
+  end
+  redis.call('HSET', keys[1], 'epoch', text(epoch_now), 'state', 'suspect', 'reason', args[5], 'suspect_id',
+    text(suspect_id), 'suspect_by', suspect_by, 'suspect_at', suspect_at)
+  anchor.epoch, anchor.state = epoch_now, 'suspect'
+  return reply('OK', anchor, now)
+end
+
+-- KEYS lock ob:new book:new tr:new:1s tr:new:5s feat:new
+-- ARGV owner ttl_s
+local function lock(keys, args)
+  check_counts(keys, 6, args, 2)
+  local ttl_s = integer(args[2], 'ttl_s')
+  if args[1] == '' or ttl_s < 1 then
+    fail('ERR lock: expected an owner and a life of at least 1 s, found "' .. args[1] .. '" and ' .. args[2])
+  end
+  check_types(keys[1], 'string')
+  local holder, now = redis.call('GET', keys[1]), now_us()
+  if holder == args[1] then
+    return {'LOCKED', holder, now}
+  end
+  if holder then
+    return {'HELD', holder, now}
+  end
+  check_permissions({{'DEL', unpack(keys, 2)}, {'SET', keys[1], '', 'EX', '1'}})
+
+  -- Staging that is still here belongs to a run that lost its lock: it must never pass for this owner's.
+  redis.call('DEL', unpack(keys, 2))
+  redis.call('SET', keys[1], args[1], 'EX', args[2])
+  return {'LOCKED', args[1], now}
+end
+
+-- KEYS lock ob:new book:new tr:new:1s tr:new:5s feat:new
+-- ARGV owner
+local function unlock(keys, args)
+  check_counts(keys, 6, args, 1)
+  check_types(keys[1], 'string')
+  local holder, now = redis.call('GET', keys[1]), now_us()
+  if holder and holder ~= args[1] then
+    return {'HELD', holder, now}
+  end
+  check_permissions({{'DEL', unpack(keys)}})
+
+  -- Without a lock, staging is nobody's and goes too.
+  redis.call('DEL', unpack(keys))
+  return {holder and 'UNLOCKED' or 'ABSENT', '', now}
+end
+
+-- KEYS lock ob:new book:new tr:new:1s tr:new:5s feat:new
+-- ARGV owner n_ob n_tr_1s n_tr_5s n_feat book, then the four flat field lists
+local function stage(keys, args)
+  check_counts(keys, 6, args, 6)
+  local lists = field_lists(args, 2, 7)
+  for i = 1, 4 do
+    if lists[i].count == 0 then
+      fail('ERR stage: list ' .. i .. ' is empty; a rebuild writes every key')
+    end
+  end
+  if args[6] == '' then
+    fail('ERR stage: the book is empty; a rebuild writes every key')
+  end
+  check_types(keys[1], 'string')
+  local holder, now = redis.call('GET', keys[1]) or '', now_us()
+  if holder ~= args[1] or holder == '' then
+    return {'LOCK_LOST', holder, now}
+  end
+  local targets = {keys[2], keys[4], keys[5], keys[6]}
+  local permissions = {{'SET', keys[3], '', 'EX', '1'}}
+  for _, key in ipairs(targets) do
+    table.insert(permissions, {'DEL', key})
+    table.insert(permissions, {'HSET', key, 'epoch', '0'})
+    table.insert(permissions, {'EXPIRE', key, '1'})
+  end
+  check_permissions(permissions)
+
+  for i, key in ipairs(targets) do
+    replace_hash(key, args, lists[i], STAGING_TTL_S)
+  end
+  redis.call('SET', keys[3], args[6], 'EX', STAGING_TTL_S)
+  return {'STAGED', holder, now}
+end
+
+local function missing_staging(keys, update_id)
+  local types = {'hash', 'string', 'hash', 'hash', 'hash'}
+  for i = 1, 5 do
+    local found = redis.call('TYPE', keys[i + 7]).ok
+    if found ~= types[i] then
+      return keys[i + 7] .. ': expected a ' .. types[i] .. ', found ' .. found
+    end
+  end
+  local staged_id = redis.call('HGET', keys[8], 'update_id')
+  if tonumber(staged_id) ~= update_id then
+    return keys[8] .. ': expected update_id ' .. text(update_id) .. ', found ' .. tostring(staged_id)
+  end
+  return nil
+end
+
+-- KEYS anchor lock ob book tr:1s tr:5s feat ob:new book:new tr:new:1s tr:new:5s feat:new
+-- ARGV owner expected_epoch update_id stamp_us receipt
+local function swap(keys, args)
+  check_counts(keys, 12, args, 5)
+  local expected, update_id = integer(args[2], 'expected_epoch'), integer(args[3], 'update_id')
+  integer(args[4], 'stamp_us')
+  check_types(keys[1], 'hash', keys[2], 'string', keys[3], 'hash')
+  local anchor, now = read_anchor(keys[1]), now_us()
+  if args[5] ~= '' and anchor.receipt == args[5] and anchor.epoch == expected + 1 then
+    -- The reply to this very swap was lost and the caller asks again.
+    return reply('SWAPPED', anchor, now, 'swapped already')
+  end
+  local holder = redis.call('GET', keys[2]) or ''
+  if holder ~= args[1] or holder == '' then
+    return reply('LOCK_LOST', anchor, now, 'lock is held by "' .. holder .. '"')
+  end
+  if anchor.epoch ~= expected then
+    return reply('EPOCH', anchor, now, 'expected ' .. args[2] .. ', found ' .. text(anchor.epoch))
+  end
+  local missing = missing_staging(keys, update_id)
+  if missing then
+    return reply('MISSING', anchor, now, missing)
+  end
+  local live = redis.call('HMGET', keys[3], 'epoch', 'update_id')
+  local live_id = tonumber(live[2]) or 0
+  if anchor.state == 'anchored' and tonumber(live[1]) == anchor.epoch and live_id > update_id then
+    return reply('BEHIND', anchor, now, 'staged update_id ' .. args[3] .. ' is below ' .. text(live_id))
+  end
+  local permissions = {{'DEL', keys[2]}, {'HSET', keys[1], 'epoch', '0'}, {'HDEL', keys[1], 'reason'}}
+  for i = 3, 7 do
+    local staged = keys[i + 5]
+    table.insert(permissions, {'HSET', staged, 'epoch', '0'})
+    table.insert(permissions, {'RENAME', staged, keys[i]})
+    table.insert(permissions, {'PERSIST', keys[i]})
+    table.insert(permissions, {'EXPIRE', keys[i], '1'})
+  end
+  check_permissions(permissions)
+
+  local epoch = text(expected + 1)
+  for i = 3, 7 do
+    if i ~= 4 then
+      redis.call('HSET', keys[i + 5], 'epoch', epoch)
+    end
+    redis.call('RENAME', keys[i + 5], keys[i])
+  end
+  -- RENAME carries the staging's life over to the hot key.
+  redis.call('PERSIST', keys[3])
+  redis.call('PERSIST', keys[4])
+  redis.call('EXPIRE', keys[5], TRADES_TTL_S)
+  redis.call('EXPIRE', keys[6], TRADES_TTL_S)
+  redis.call('EXPIRE', keys[7], FEATURES_TTL_S)
+  redis.call('HSET', keys[1], 'epoch', epoch, 'update_id', args[3], 'stamp_us', args[4], 'receipt', args[5],
+    'anchored_at', text(now))
+  anchor.epoch = expected + 1
+  if anchor.state == 'suspect' and update_id < anchor.suspect_id then
+    redis.call('HSET', keys[1], 'state', 'suspect')
+  else
+    anchor.state = 'anchored'
+    redis.call('HSET', keys[1], 'state', 'anchored')
+    redis.call('HDEL', keys[1], 'reason', 'suspect_id', 'suspect_by', 'suspect_at')
+  end
+  redis.call('DEL', keys[2])
+  return reply('SWAPPED', anchor, now)
+end
+
+-- KEYS anchor ob tr:1s tr:5s feat lock
+local function read(keys, args)
+  check_counts(keys, 6, args, 0)
+  local names = {'ob', 'tr:1s', 'tr:5s', 'feat'}
+  local result = {now_us(), '', redis.call('EXISTS', keys[6]), redis.call('HGETALL', keys[1])}
+  local epoch = redis.call('HGET', keys[1], 'epoch')
+  local incomplete = {}
+  if not epoch then
+    table.insert(incomplete, 'anchor missing')
+  end
+  for i = 1, 4 do
+    local fields = redis.call('HGETALL', keys[i + 1])
+    local found = redis.call('HGET', keys[i + 1], 'epoch')
+    if not found then
+      table.insert(incomplete, names[i] .. ' missing')
+      fields = {}
+    elseif found ~= epoch then
+      table.insert(incomplete, names[i] .. ' of epoch ' .. found)
+      fields = {}
+    end
+    result[i + 4] = fields
+  end
+  result[2] = table.concat(incomplete, ', ')
+  return result
+end
+
+local function committed_before(preds, slot)
+  for _, entry in ipairs(redis.call('XREVRANGE', preds, '+', '-', 'COUNT', SLOTS_LOOKED_BACK)) do
+    local fields = entry[2]
+    for i = 1, #fields, 2 do
+      if fields[i] == 'slot' and tonumber(fields[i + 1]) == slot then
+        return true
+      end
+    end
+  end
+  return false
+end
+
+-- KEYS pred preds
+-- ARGV slot own_degraded length_max age_max_ms, then a flat field list
+local function commit_prediction(keys, args)
+  check_counts(keys, 2, args, 6)
+  local slot = integer(args[1], 'slot')
+  local length_max, age_max_ms = integer(args[3], 'length_max'), integer(args[4], 'age_max_ms')
+  if #args % 2 ~= 0 or #args > VALUES_MAX then
+    fail('ERR prediction: expected pairs of field and value, found ' .. (#args - 4) .. ' values')
+  end
+  check_types(keys[1], 'hash', keys[2], 'stream')
+  local now = now_us()
+  local current, late_us = math.floor(now / SLOT_US), now - slot * SLOT_US
+  if slot ~= current and slot ~= current - 1 then
+    return {'REFUSED', now, late_us, 'slot ' .. args[1] .. ' is neither the current one, ' .. text(current) .. ', nor the one before'}
+  end
+  local latest = tonumber(redis.call('HGET', keys[1], 'slot')) or -1
+  if latest == slot or committed_before(keys[2], slot) then
+    return {'EXISTS', now, late_us, ''}
+  end
+  if args[2] == '1' and late_us < OWN_DEGRADED_NOT_BEFORE_US then
+    return {'EARLY', now, late_us, 'a replica that is degraded for its own reasons leaves the first 600 ms to others'}
+  end
+  local record = {unpack(args, 5)}
+  for _, value in ipairs({'slot', args[1], 'latency_ms', string.format('%.3f', late_us / 1000)}) do
+    table.insert(record, value)
+  end
+  -- A slot ahead of the clock can only stand there since before the clock was set back.
+  local is_latest = latest < slot or latest > current
+  check_permissions({
+    {'XADD', keys[2], '*', 'slot', '0'}, {'XTRIM', keys[2], 'MINID', '~', '0'},
+    {'DEL', keys[1]}, {'HSET', keys[1], 'slot', '0'}, {'EXPIRE', keys[1], '1'},
+  })
+
+  redis.call('XADD', keys[2], 'MAXLEN', '~', length_max, '*', unpack(record))
+  redis.call('XTRIM', keys[2], 'MINID', '~', text(math.max(0, math.floor(now / 1000) - age_max_ms)))
+  if is_latest then
+    redis.call('DEL', keys[1])
+    redis.call('HSET', keys[1], unpack(record))
+    redis.call('EXPIRE', keys[1], PREDICTION_TTL_S)
+  end
+  return {'COMMITTED', now, late_us, ''}
+end
+
+redis.register_function{function_name = 'sheetanchor_version', callback = version, flags = {'no-writes'}}
+redis.register_function('sheetanchor_apply', apply)
+redis.register_function('sheetanchor_take', take)
+-- The next two run under memory pressure too: one frees memory, the other changes a few bytes that must not be lost.
+redis.register_function{function_name = 'sheetanchor_unlock', callback = unlock, flags = {'allow-oom'}}
+redis.register_function{function_name = 'sheetanchor_suspect', callback = suspect, flags = {'allow-oom'}}
+redis.register_function('sheetanchor_lock', lock)
+redis.register_function('sheetanchor_stage', stage)
+redis.register_function('sheetanchor_swap', swap)
+redis.register_function{function_name = 'sheetanchor_read', callback = read, flags = {'no-writes'}}
+redis.register_function('sheetanchor_commit_prediction', commit_prediction)

@@ -1,0 +1,433 @@
+"""The streams of raw frames, and the one way to reach Redis.
+
+Owns connections, time-outs and the trimming of `sbe:{S}:<line>`. It never looks inside a frame. When Redis is gone
+every call raises `RedisUnavailable` within seconds; nothing is queued here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+
+from sheetanchor import errors
+from sheetanchor.contract import STREAM_AGE_MAX_MS, STREAM_BYTES_MAX, keys, line_stream, pack_frames
+
+SOCKET_TIMEOUT_S: Final = 2.0
+"""One prediction slot: whoever waits longer for Redis has missed it."""
+
+CONNECT_TIMEOUT_S: Final = 2.0
+RETRIES: Final = 2
+RETRY_BASE_S: Final = 0.02
+RETRY_CAP_S: Final = 0.2
+HEALTH_CHECK_INTERVAL_S: Final = 15
+CONNECTIONS_MAX: Final = 32
+
+ENTRY_OVERHEAD_BYTES: Final = 96
+"""What Redis keeps per stream entry beside the batch itself: id, field names, packing."""
+
+TRIM_EVERY_ENTRIES: Final = 256
+"""Trimming is approximate in whole nodes of about 100 entries anyway."""
+
+LINES_REFRESH_US: Final = 2_000_000
+"""A new line may go unread this long; its older entries are not lost by it."""
+
+START: Final = "0-0"
+SEQUENCE_MAX: Final = 2**64 - 1
+"""Largest second half of a stream id; only `seek_time` makes such ids."""
+
+_REFUSED = (
+    exceptions.AuthenticationError,
+    exceptions.AuthorizationError,
+    exceptions.NoPermissionError,
+    exceptions.DataError,
+)
+_UNAVAILABLE = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.ClusterDownError,
+    exceptions.TryAgainError,
+)
+_UNAVAILABLE_CODES = ("NOREPLICAS", "MASTERDOWN", "LOADING", "READONLY", "BUSY", "UNKILLABLE", "CLUSTERDOWN", "MISCONF")
+
+
+def clear_error(error: Exception, doing: str) -> errors.RedisError:
+    """Turn what the Redis client raised into one of ours, with one line that says what was being done.
+
+    Args:
+        error: What the client raised.
+        doing: What was asked of Redis, for instance `XADD sbe:{BTCUSDT}:a`.
+    """
+    told = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, _REFUSED):
+        return errors.RedisRefused(f"Redis refused {doing}: {told}")
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return errors.RedisOutOfMemory(f"Redis is out of memory and refused {doing}: {told}")
+    if isinstance(error, (*_UNAVAILABLE, OSError)) or told.startswith(_UNAVAILABLE_CODES):
+        return errors.RedisUnavailable(f"Redis cannot do {doing} just now: {told}")
+    return errors.RedisRefused(f"Redis refused {doing}: {told}")
+
+
+@contextmanager
+def clear_errors(doing: str) -> Iterator[None]:
+    """Let only errors of our own tree out of a block that talks to Redis.
+
+    Raises:
+        RedisUnavailable: No connection, a time-out, or a server that cannot do it just now.
+        RedisOutOfMemory: Refused for want of memory.
+        RedisRefused: Anything else.
+    """
+    try:
+        yield
+    except (exceptions.RedisError, OSError) as error:
+        raise clear_error(error, doing) from error
+
+
+def redis_client(
+    url: str,
+    password_file: Path | None = None,
+    *,
+    socket_timeout_s: float = SOCKET_TIMEOUT_S,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+) -> Redis:
+    """Make a client; it connects at its first command.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        password_file: File that holds the password; wins over one in the URL.
+        socket_timeout_s: Seconds to wait for a reply before the connection is given up.
+        connect_timeout_s: Seconds to wait for a connection.
+
+    Raises:
+        BadSettings: If the URL or the file cannot be used.
+    """
+    options: dict[str, Any] = {}
+    if password_file is not None:
+        try:
+            options["password"] = password_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise errors.BadSettings(f"redis_password_file: cannot read {password_file}: {error}") from error
+    try:
+        client = Redis.from_url(
+            url,
+            socket_timeout=socket_timeout_s,
+            socket_connect_timeout=connect_timeout_s,
+            health_check_interval=HEALTH_CHECK_INTERVAL_S,
+            max_connections=CONNECTIONS_MAX,
+            retry=Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_S, base=RETRY_BASE_S), RETRIES),
+            client_name="sheetanchor",
+        )
+    except ValueError as error:
+        raise errors.BadSettings(f"redis_url: {error}") from error
+    # A password in the URL would win if it were handed to `from_url` along with it.
+    client.connection_pool.connection_kwargs.update(options)
+    return client
+
+
+async def check_connection(redis: Redis) -> None:
+    """Make sure that Redis answers and is new enough.
+
+    Raises:
+        RedisUnavailable: If it does not answer just now.
+        RedisRefused: If it wants another password, or lacks functions.
+    """
+    with clear_errors("PING"):
+        await redis.ping()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerIdentity:
+    """Which data set a server holds; another one means that acknowledged writes may be gone.
+
+    Attributes:
+        replication_id: Changes when a replica is promoted and when a server starts empty.
+        run_id: Changes whenever the server process starts.
+    """
+
+    replication_id: str
+    run_id: str
+    role: str
+
+
+async def server_identity(redis: Redis) -> ServerIdentity:
+    """Ask a server which data set it holds.
+
+    Raises:
+        RedisError: If it does not say.
+    """
+    with clear_errors("INFO"):
+        replication = await redis.info("replication")
+        server = await redis.info("server")
+    return ServerIdentity(
+        replication_id=str(replication.get("master_replid", "")),
+        run_id=str(server.get("run_id", "")),
+        role=str(replication.get("role", "")),
+    )
+
+
+class LineWriter:
+    """Appends batches of frames to one line's stream and keeps it within its age and size.
+
+    Args:
+        redis: Client to append with.
+        symbol: Trading pair.
+        line: Name of the line, for instance `a`.
+        bytes_max: Largest size of the stream in bytes.
+        age_max_ms: Oldest entry to keep, in milliseconds.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        symbol: str,
+        line: str,
+        *,
+        bytes_max: int = STREAM_BYTES_MAX,
+        age_max_ms: int = STREAM_AGE_MAX_MS,
+    ) -> None:
+        self._redis = redis
+        self._line = line
+        self._lines_key = keys(symbol).lines
+        self._stream = line_stream(symbol, line)
+        self._bytes_max = bytes_max
+        self._age_max_ms = age_max_ms
+        self._since_trim = TRIM_EVERY_ENTRIES  # the first append registers the line and trims what an earlier run left
+        self._recent_bytes = 0
+        self._recent_entries = 0
+
+    async def append(self, frames: Iterable[tuple[int, bytes]]) -> str:
+        """Append one batch.
+
+        Args:
+            frames: `(receive time in µs, frame)` pairs in order of arrival; at least one.
+
+        Returns:
+            Id of the stream entry.
+
+        Raises:
+            RedisError: If it could not be appended. When only the reply was lost it has been; readers ignore
+                duplicates.
+        """
+        batch = list(frames)
+        return await self.append_packed(len(batch), batch[0][0], pack_frames(batch))
+
+    async def append_packed(self, count: int, first_received_us: int, packed: bytes) -> str:
+        """Append a batch that is packed already.
+
+        Raises:
+            RedisError: As `append`.
+        """
+        fields: dict[Any, Any] = {"n": count, "t": first_received_us, "f": packed}
+        self._recent_bytes += len(packed) + ENTRY_OVERHEAD_BYTES
+        self._recent_entries += 1
+        self._since_trim += 1
+        with clear_errors(f"XADD {self._stream}"):
+            if self._since_trim < TRIM_EVERY_ENTRIES:
+                return _text(await self._redis.xadd(self._stream, fields))
+            return await self._append_and_trim(fields)
+
+    async def _append_and_trim(self, fields: dict[Any, Any]) -> str:
+        """Append, register the line and trim in one round trip.
+
+        The size is bounded by a number of entries that follows from their mean size of late, so that nothing has to be
+        measured in Redis. Halving the sums forgets old times without a sudden change.
+        """
+        mean_bytes = max(1, self._recent_bytes // self._recent_entries)
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.xadd(self._stream, fields, maxlen=max(1, self._bytes_max // mean_bytes), approximate=True)
+        pipeline.sadd(self._lines_key, self._line)
+        pipeline.time()
+        entry_id, _, (now_s, _) = await pipeline.execute()
+        await self._redis.xtrim(self._stream, minid=now_s * 1000 - self._age_max_ms, approximate=True)
+        self._since_trim = 0
+        if self._recent_entries > 64 * TRIM_EVERY_ENTRIES:
+            self._recent_bytes //= 2
+            self._recent_entries //= 2
+        return _text(entry_id)
+
+
+class Batch(NamedTuple):
+    """One stream entry.
+
+    Attributes:
+        line: Line it came by.
+        entry_id: Its id in the line's stream.
+        frame_count: Frames in it, as its writer says.
+        first_received_us: When the first of them arrived, by the ingestor's clock, in µs.
+        frames: Packed frames, see `contract.unpack_frames`.
+    """
+
+    line: str
+    entry_id: str
+    frame_count: int
+    first_received_us: int
+    frames: bytes
+
+    @property
+    def stamp_us(self) -> int:
+        """When it was appended, by Redis' clock, in µs."""
+        return int(self.entry_id.partition("-")[0]) * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """A line no longer holds the entry that should be read next: what lay between is lost.
+
+    Attributes:
+        asked_id: Id after which entries were asked for.
+        first_id: Oldest id that is still there, "" if none.
+    """
+
+    line: str
+    asked_id: str
+    first_id: str
+
+
+class LineReader:
+    """Reads the streams of all lines of a symbol, each from its own place.
+
+    Lines that appear later are found within two seconds and read from their beginning, or from the time last sought.
+
+    Args:
+        redis: Client to read with.
+        symbol: Trading pair.
+        lines: Lines to read; None reads whatever lines are registered.
+    """
+
+    def __init__(self, redis: Redis, symbol: str, lines: Iterable[str] | None = None) -> None:
+        self._redis = redis
+        self._symbol = symbol
+        self._lines_key = keys(symbol).lines
+        self._fixed = lines is not None
+        self._start = START
+        self._ids: dict[str, str] = dict.fromkeys(lines or (), START)
+        self._refreshed_us: int | None = None
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Give each line's last id read."""
+        return dict(self._ids)
+
+    def seek(self, ids: Mapping[str, str]) -> None:
+        """Read on after these ids; lines that are not named begin where they stand.
+
+        Args:
+            ids: Line name to the last stream id that was consumed.
+        """
+        self._ids.update(ids)
+
+    def seek_time(self, redis_ms: int) -> None:
+        """Read everything appended at or after a moment, on lines known now and later.
+
+        Args:
+            redis_ms: Milliseconds since the epoch, by Redis' clock.
+        """
+        moment = max(0, redis_ms)
+        # Entries after the last possible one of the millisecond before.
+        self._start = f"{moment - 1}-{SEQUENCE_MAX}" if moment > 0 else START
+        self._ids = dict.fromkeys(self._ids, self._start)
+
+    async def discover(self) -> tuple[str, ...]:
+        """Look up the registered lines at once and name all that are read.
+
+        Raises:
+            RedisError: If Redis does not answer.
+        """
+        if not self._fixed:
+            with clear_errors(f"SMEMBERS {self._lines_key}"):
+                members: set[Any] = set(await self._redis.smembers(self._lines_key))
+            for line in sorted(_text(member) for member in members):
+                self._ids.setdefault(line, self._start)
+        return tuple(self._ids)
+
+    async def check_trimmed(self) -> list[Trimmed]:
+        """Name the lines that have lost entries after the place they are to be read from.
+
+        Ask before the first read after a `seek`; a reader that keeps up need not ask again.
+
+        Raises:
+            RedisError: If Redis does not answer.
+        """
+        lost: list[Trimmed] = []
+        for line, asked_id in self._ids.items():
+            first_id = None if asked_id == START else await self._first_id_if_lost(line, asked_id)
+            if first_id is not None:
+                lost.append(Trimmed(line, asked_id, first_id))
+        return lost
+
+    async def _first_id_if_lost(self, line: str, asked_id: str) -> str | None:
+        stream = line_stream(self._symbol, line)
+        with clear_errors(f"XINFO STREAM {stream}"):
+            try:
+                info: dict[str, Any] = await self._redis.xinfo_stream(stream)
+            except exceptions.ResponseError as error:
+                if "no such key" in str(error):
+                    return ""
+                raise
+        first = info["first-entry"]
+        first_id = _text(first[0]) if first else ""
+        place = _order(asked_id)
+        by_time = place[1] == SEQUENCE_MAX
+        if not by_time and place > _order(_text(info["last-generated-id"])):
+            return first_id  # a younger data set: what was read does not exist in it
+        if int(info["entries-added"]) == int(info["length"]):
+            return None
+        return first_id if not first_id or place < _order(first_id) else None
+
+    async def read(self, block_ms: int, count: int = 64, *, now_us: int = 0) -> list[Batch]:
+        """Read what is next on every line.
+
+        Args:
+            block_ms: Milliseconds to wait when there is nothing; 0 does not wait.
+            count: Most entries per line.
+            now_us: Any clock in µs that only goes forward; lines are looked up again when it has moved two seconds.
+
+        Returns:
+            Entries, per line in order; empty after `block_ms` without any.
+
+        Raises:
+            RedisError: If Redis does not answer.
+        """
+        if self._refreshed_us is None or now_us - self._refreshed_us >= LINES_REFRESH_US or not self._ids:
+            await self.discover()
+            self._refreshed_us = now_us
+        if not self._ids:
+            return []
+        streams: dict[Any, Any] = {line_stream(self._symbol, line): last for line, last in self._ids.items()}
+        names = {line_stream(self._symbol, line): line for line in self._ids}
+        with clear_errors(f"XREAD {' '.join(names)}"):
+            answer = await self._redis.xread(streams, count=count, block=block_ms or None)
+        batches: list[Batch] = []
+        for stream, entries in _stream_items(answer):
+            line = names[_text(stream)]
+            batches.extend(_batch(line, entry_id, fields) for entry_id, fields in entries)
+            self._ids[line] = batches[-1].entry_id
+        return batches
+
+
+def _stream_items(answer: Any) -> Iterable[tuple[Any, Any]]:
+    """Give `(stream, entries)` pairs of an XREAD answer under either protocol version."""
+    if isinstance(answer, dict):
+        return [(stream, entries[0] if len(entries) == 1 else entries) for stream, entries in answer.items()]
+    return [(stream, entries) for stream, entries in answer or ()]
+
+
+def _batch(line: str, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Batch:
+    return Batch(line, _text(entry_id), int(fields.get(b"n", 0)), int(fields.get(b"t", 0)), fields.get(b"f", b""))
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
