@@ -1,0 +1,58 @@
+"""Rules of this repository that no linter knows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tracked(*patterns: str) -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def test_the_folder_operator_is_no_package() -> None:
+    """`operator/__init__.py` would shadow the standard library's module."""
+    assert not (ROOT / "operator" / "__init__.py").exists()
+
+
+def test_modules_stay_readable() -> None:
+    """No Python module has more than 600 lines."""
+    long = {str(path.relative_to(ROOT)) for path in tracked("*.py") if len(path.read_text().splitlines()) > 600}
+
+    assert set() == long
+
+
+def test_mocks_are_rare() -> None:
+    """Tests use real parts: fewer than two mocks per thousand lines."""
+    lines = [line for path in tracked("tests/*.py") for line in path.read_text().splitlines()]
+    mocks = [line for line in lines if re.search(r"(Magic|Async)?Mock\(|mock\.patch|mocker\.", line)]
+
+    assert len(mocks) * 1000 < 2 * len(lines)
+
+
+def test_every_make_target_is_explained() -> None:
+    """`make help` lists each target that people call."""
+    text = (ROOT / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)$", text, re.M)
+    assert phony is not None
+
+    assert set() == {name for name in phony[1].split() if not re.search(rf"^{name}:.*## ", text, re.M)}
+
+
+def test_documents_link_to_files_that_exist() -> None:
+    """Every relative link in a Markdown file leads somewhere."""
+    broken = []
+    for page in tracked("*.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+
+    assert [] == broken

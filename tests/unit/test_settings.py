@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sheetanchor import settings
+from sheetanchor.__main__ import ROLES, build_parser, main
+from sheetanchor.command_line import load, read_secret, variable_of
+from sheetanchor.errors import BadSettings
+
+SBE_YAML = """
+service_name: bitcoin-ingestor-sbe
+mode: sbe
+binance:
+  sbe_ws_url: wss://stream-sbe.binance.com:9443
+  api_key: ${BINANCE_API_KEY}
+  symbols: [BTCUSDT]
+  stream_types: [trade, bestBidAsk, depth]
+  reconnect_interval_seconds: 5
+aws:
+  region: us-east-1
+  kinesis:
+    streams: {trade: market-sbe-trade, bestbidask: market-sbe-bestbidask, depth: market-sbe-depth}
+    batch_size: 500
+    flush_interval_seconds: 1
+health:
+  port: 8080
+  host: 0.0.0.0
+metrics:
+  enable_prometheus: true
+  prometheus_port: 9090
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "settings.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(tmp_path: Path) -> None:
+    """The order is flag, variable, file, default."""
+    config = write(tmp_path, "line: file\nsilence_s: 9\nflush_ms: 4\n")
+    environ = {"SHEETANCHOR_LINE": "variable", "SHEETANCHOR_SILENCE_S": "8"}
+
+    loaded = load(settings.IngestSettings, {"config": config, "line": "flag"}, environ)
+
+    assert ("flag", 8.0, 4.0, 30.0) == (loaded.line, loaded.silence_s, loaded.flush_ms, loaded.connection_loss_s)
+
+
+def test_a_file_written_for_the_older_layout_loads_unchanged(tmp_path: Path) -> None:
+    """Nested names of the ingestor's older files mean the same settings."""
+    config = write(tmp_path, SBE_YAML)
+
+    loaded = load(settings.IngestSettings, {"config": config}, {"BINANCE_API_KEY": "k"})
+
+    assert ["BTCUSDT"] == loaded.symbol
+    assert ["trade", "bestBidAsk", "depth"] == loaded.streams
+    assert (8080, "0.0.0.0", "bitcoin-ingestor-sbe") == (loaded.http_port, loaded.http_host, loaded.service_name)
+    assert loaded.api_key is not None
+    assert "k" == loaded.api_key.get_secret_value()
+
+
+@pytest.mark.parametrize(
+    ("role", "flags", "expected"),
+    [
+        ("ingest", {"symbol": ["btcusdt"]}, ("symbol", "btcusdt", "capital letters")),
+        ("ingest", {"symbol": ["A" * 21]}, ("symbol", "expected 2 to 20")),
+        ("ingest", {"symbol": ["BTCUSDT", "BTCUSDT"]}, ("symbol", "different symbols")),
+        ("ingest", {"line": "Line A"}, ("line = 'Line A'", "lower-case")),
+        ("ingest", {"redis_url": "http://x"}, ("redis_url = 'http://x'", "redis://")),
+        ("ingest", {"ws_url": "https://x"}, ("ws_url = 'https://x'", "ws://")),
+        ("ingest", {"ws_url": "ws://x:notaport"}, ("ws_url", "expected a URL")),
+        ("ingest", {"mode": "fax"}, ("mode = 'fax'", "'sbe'")),
+        ("ingest", {"http_port": "70000"}, ("http_port = '70000'", "65535")),
+        ("infer", {"retry_max_attempts": "0"}, ("retry_max_attempts = '0'", "greater than or equal to 1")),
+        ("infer", {"retry_max_attempts": "11"}, ("retry_max_attempts = '11'", "less than or equal to 10")),
+        ("infer", {"health_check_interval_seconds": "x"}, ("health_check_interval_seconds = 'x'", "integer")),
+        ("infer", {"health_check_interval_seconds": "61"}, ("health_check_interval_seconds", "60")),
+        ("infer", {"circuit_breaker_threshold": "4"}, ("circuit_breaker_threshold = '4'", "5")),
+        ("infer", {"circuit_breaker_timeout_seconds": "301"}, ("circuit_breaker_timeout_seconds", "300")),
+        ("infer", {"retry_initial_delay_ms": "99"}, ("retry_initial_delay_ms = '99'", "100")),
+        ("reanchor", {"depth_limit": "6000"}, ("depth_limit = '6000'", "5000")),
+        ("exchange", {"speed": "0"}, ("speed = '0'", "greater than 0")),
+        ("local", {"ws_url": "ws://127.0.0.1:1"}, ("rest_url", "go together")),
+        ("local", {"for_": "-1"}, ("for = '-1'", "0")),
+    ],
+)
+def test_a_bad_setting_is_one_clear_error(role: str, flags: dict[str, Any], expected: tuple[str, ...]) -> None:
+    """The error names the setting, its value and what was expected."""
+    with pytest.raises(BadSettings) as caught:
+        load(ROLES[role].model, flags, {})
+
+    for part in expected:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_file_entry_is_refused_by_name(tmp_path: Path) -> None:
+    """A misspelt entry is not ignored."""
+    config = write(tmp_path, "sillence_s: 9\n")
+
+    with pytest.raises(BadSettings, match=r"unknown setting 'sillence_s'.*silence_s"):
+        load(settings.IngestSettings, {"config": config}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a\n- b\n", "expected a mapping"),
+        ("a: [1\n", "while parsing"),
+        ("line: ${NO_SUCH_NAME}\n", "NO_SUCH_NAME.*not set"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    """The error names the file and why."""
+    config = write(tmp_path, text)
+
+    with pytest.raises(BadSettings, match=expected) as caught:
+        load(settings.IngestSettings, {"config": config}, {})
+
+    assert "settings.yaml" in str(caught.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    """The error names the file."""
+    with pytest.raises(BadSettings, match=r"nowhere\.yaml"):
+        load(settings.IngestSettings, {"config": "nowhere.yaml"}, {})
+
+
+def test_a_list_in_a_variable_is_separated_by_commas() -> None:
+    """Two symbols fit into one variable."""
+    loaded = load(settings.InferSettings, {}, {"SHEETANCHOR_SYMBOL": "BTCUSDT, ETHUSDT"})
+
+    assert ["BTCUSDT", "ETHUSDT"] == loaded.symbol
+
+
+def test_a_secret_has_no_flag_and_is_not_shown() -> None:
+    """The API key is read from its variable, is no flag, and does not print."""
+    loaded = load(settings.IngestSettings, {}, {"BINANCE_API_KEY": "canary"})
+
+    assert "canary" not in repr(loaded)
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["ingest", "--api-key", "x"])
+
+
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_help_names_every_setting_of_a_role(role: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each field with a description is a flag in the help text."""
+    with pytest.raises(SystemExit) as caught:
+        build_parser().parse_args([role, "--help"])
+
+    shown = capsys.readouterr().out
+    fields = [name for name, info in ROLES[role].model.model_fields.items() if info.description]
+    assert 0 == caught.value.code
+    assert [] == [name for name in fields if "--" + name.rstrip("_").replace("_", "-") not in shown]
+
+
+def test_settings_survive_being_rendered_as_variables() -> None:
+    """What one process puts into another's environment is what that one reads."""
+    first = load(settings.ProcessSettings, {"symbol": ["BTCUSDT", "ETHUSDT"], "gap_wait_ms": "150"}, {})
+    rendered = {}
+    for name, info in settings.ProcessSettings.model_fields.items():
+        value = getattr(first, name)
+        if value is not None:
+            rendered[variable_of(name, info)] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    assert first == load(settings.ProcessSettings, {}, rendered)
+
+
+def test_bad_settings_exit_with_two_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command says what is wrong in one line on stderr and exits with 2."""
+    code = main(["infer", "--symbol", "btc"])
+
+    shown = capsys.readouterr()
+    assert 2 == code
+    assert "" == shown.out
+    assert ["sheetanchor infer: symbol = 'btc': expected 2 to 20 capital letters or digits, for instance BTCUSDT"] == [
+        line for line in shown.err.splitlines() if line
+    ]
+
+
+def test_a_secret_file_is_read_without_its_newline(tmp_path: Path) -> None:
+    """Editors end files with a newline; the secret has none."""
+    path = tmp_path / "key"
+    path.write_text("secret\n", encoding="utf-8")
+
+    assert "secret" == read_secret(path, "API key")
+
+
+@pytest.mark.parametrize("content", [None, "", "  \n"])
+def test_a_missing_or_empty_secret_file_is_named(tmp_path: Path, content: str | None) -> None:
+    """The error names the file and what it should hold."""
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+
+    with pytest.raises(BadSettings, match=r"API key file .*key"):
+        read_secret(path, "API key")
