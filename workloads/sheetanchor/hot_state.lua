@@ -111,9 +111,14 @@ local function field_lists(args, counts_at, first)
 end
 
 -- A hash is replaced as a whole: fields that the new one lacks (a tenth level, say) must not outlive it.
-local function replace_hash(key, args, list, ttl_s)
+-- The epoch stands last, so that a caller's own field of that name cannot win.
+local function replace_hash(key, args, list, ttl_s, epoch)
+  local values = {unpack(args, list.first, list.first + list.count - 1)}
+  if epoch then
+    values[list.count + 1], values[list.count + 2] = 'epoch', epoch
+  end
   redis.call('DEL', key)
-  redis.call('HSET', key, unpack(args, list.first, list.first + list.count - 1))
+  redis.call('HSET', key, unpack(values))
   if ttl_s then
     redis.call('EXPIRE', key, ttl_s)
   end
@@ -160,20 +165,22 @@ local function apply(keys, args)
   local ttls = {false, TRADES_TTL_S, TRADES_TTL_S, FEATURES_TTL_S}
   for i = 1, 4 do
     if lists[i].count > 0 then
-      replace_hash(keys[i + 1], args, lists[i], ttls[i])
-      redis.call('HSET', keys[i + 1], 'epoch', args[3])
+      replace_hash(keys[i + 1], args, lists[i], ttls[i], args[3])
     end
   end
   if writes_book then
     redis.call('SET', keys[6], book)
   end
-  redis.call('HSET', keys[1], 'beat_us', text(now))
+  local standing = {'beat_us', text(now)}
   if stamp_us > 0 then
-    redis.call('HSET', keys[1], 'stamp_us', args[5])
+    table.insert(standing, 'stamp_us')
+    table.insert(standing, args[5])
   end
   if lists[1].count > 0 then
-    redis.call('HSET', keys[1], 'update_id', args[4])
+    table.insert(standing, 'update_id')
+    table.insert(standing, args[4])
   end
+  redis.call('HSET', keys[1], unpack(standing))
   return reply('OK', anchor, now)
 end
 
