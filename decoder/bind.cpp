@@ -1,10 +1,19 @@
 // The only file that knows Python: it turns Python values into the plain types of the headers and back.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <limits>
 #include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
 
+#include "market.hpp"
 #include "sbe.hpp"
 
 namespace nb = nanobind;
@@ -212,6 +221,137 @@ nb::bytes encode(std::uint16_t template_id, nb::handle message) {
   return nb::bytes(reinterpret_cast<const char*>(frame.data()), frame.size());
 }
 
+using sheetanchor::Market;
+using PairList = std::vector<std::pair<std::int64_t, std::int64_t>>;
+using TradeList = std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>>;
+using HoleTuple = std::optional<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::uint32_t>>;
+
+std::vector<sbe::Level> to_levels(const PairList& pairs) {
+  std::vector<sbe::Level> out;
+  out.reserve(pairs.size());
+  for (const auto& [price, qty] : pairs) out.push_back({price, qty});
+  return out;
+}
+
+nb::list to_list(const std::vector<sbe::Level>& levels) {
+  nb::list out;
+  for (const auto& level : levels) out.append(nb::make_tuple(level.price, level.qty));
+  return out;
+}
+
+nb::tuple top(const Market& market, std::size_t depth) {
+  return nb::make_tuple(to_list(Market::levels(market.book().bids, depth)),
+                        to_list(Market::levels(market.book().asks, depth)));
+}
+
+nb::list flat(const sheetanchor::detail::Fields& fields) {
+  nb::list out;
+  for (const auto& [name, value] : fields) {
+    out.append(text(name));
+    out.append(text(value));
+  }
+  return out;
+}
+
+HoleTuple to_tuple(const std::optional<sheetanchor::Hole>& hole) {
+  if (!hole) return std::nullopt;
+  return std::tuple{hole->expected, hole->found, hole->since_us, hole->lines_past};
+}
+
+void load_snapshot(Market& market, std::int64_t last_update_id, int price_exponent, int qty_exponent,
+                   const PairList& bids, const PairList& asks, std::int64_t stamp_us) {
+  market.load_snapshot(last_update_id, price_exponent, qty_exponent, to_levels(bids), to_levels(asks), stamp_us);
+}
+
+void seed_trades(Market& market, const TradeList& trades, int price_exponent, int qty_exponent) {
+  std::vector<sheetanchor::PastTrade> out;
+  out.reserve(trades.size());
+  for (const auto& [id, price, qty, time_us, is_buyer_maker] : trades)
+    out.push_back({id, price, qty, time_us, is_buyer_maker});
+  market.seed_trades(std::move(out), price_exponent, qty_exponent);
+}
+
+nb::dict counters(const Market& market) {
+  const auto& counted = market.counters();
+  nb::dict out;
+  out["frames"] = counted.frames;
+  out["diffs_applied"] = counted.diffs_applied;
+  out["diffs_duplicate"] = counted.diffs_duplicate;
+  out["diffs_before_book"] = counted.diffs_before_book;
+  out["trades_applied"] = counted.trades_applied;
+  out["trades_duplicate"] = counted.trades_duplicate;
+  out["trades_late"] = counted.trades_late;
+  out["bba_applied"] = counted.bba_applied;
+  out["bba_stale"] = counted.bba_stale;
+  out["depth20_checked"] = counted.depth20_checked;
+  out["depth20_mismatches"] = counted.depth20_mismatches;
+  out["depth20_ignored"] = counted.depth20_ignored;
+  out["foreign_symbol"] = counted.foreign_symbol;
+  out["trailing_bytes"] = counted.trailing_bytes;
+  out["pending_overflow"] = counted.pending_overflow;
+  out["bad_value"] = counted.bad_value;
+  for (std::size_t kind = 0; kind < sbe::KIND_COUNT; ++kind)
+    out[(std::string("decode_error.") + sbe::KIND_NAMES[kind]).c_str()] = counted.decode_error[kind];
+  return out;
+}
+
+void bind_market(nb::module_& m) {
+  using namespace nb::literals;
+  nb::class_<Market>(m, "Market")
+      .def(nb::init<std::string>(), "symbol"_a)
+      .def(
+          "feed",
+          [](Market& market, int line, nb::handle batch, std::int64_t stamp_us, std::int64_t stop_at_update_id) {
+            const Buffer buffer(batch);
+            return market.feed(line, buffer.bytes(), stamp_us, stop_at_update_id);
+          },
+          "line"_a, "batch"_a, "stamp_us"_a, "stop_at_update_id"_a = 0)
+      .def("load_snapshot", &load_snapshot, "last_update_id"_a, "price_exponent"_a, "qty_exponent"_a, "bids"_a,
+           "asks"_a, "stamp_us"_a)
+      .def("seed_trades", &seed_trades, "trades"_a, "price_exponent"_a, "qty_exponent"_a)
+      .def(
+          "pack_book",
+          [](const Market& market, std::int64_t epoch, std::map<std::string, std::string> line_ids) {
+            const auto blob = market.pack_book(epoch, std::move(line_ids));
+            return nb::bytes(blob.data(), blob.size());
+          },
+          "epoch"_a, "line_ids"_a)
+      .def(
+          "load_book",
+          [](Market& market, nb::bytes blob) {
+            return market.load_book({static_cast<const char*>(blob.data()), blob.size()});
+          },
+          "blob"_a)
+      .def("skip_depth_hole", &Market::skip_depth_hole)
+      .def("skip_trade_hole", &Market::skip_trade_hole)
+      .def(
+          "hot_state",
+          [](const Market& market, std::int64_t now_us) {
+            const auto hot = market.hot_state(now_us);
+            return nb::make_tuple(flat(hot.ob), flat(hot.tr_1s), flat(hot.tr_5s), flat(hot.feat));
+          },
+          "now_us"_a)
+      .def("top", &top, "depth"_a)
+      .def("levels", [](const Market& market) { return top(market, sheetanchor::LEVELS_MAX); })
+      .def("volume_between", &Market::volume_between, "start_event_us"_a, "end_event_us"_a)
+      .def("counters", &counters)
+      .def_prop_ro("depth_hole", [](const Market& market) { return to_tuple(market.depth_hole()); })
+      .def_prop_ro("trade_hole", [](const Market& market) { return to_tuple(market.trade_hole()); })
+      .def_prop_ro("symbol", &Market::symbol)
+      .def_prop_ro("price_exponent", &Market::price_exponent)
+      .def_prop_ro("qty_exponent", &Market::qty_exponent)
+      .def_prop_ro("update_id", &Market::update_id)
+      .def_prop_ro("bba_id", &Market::best_id)
+      .def_prop_ro("trade_id", &Market::trade_id)
+      .def_prop_ro("last_seen_update_id", &Market::last_seen_update_id)
+      .def_prop_ro("event_us", &Market::event_us)
+      .def_prop_ro("stamp_us", &Market::stamp_us)
+      .def_prop_ro("has_book", &Market::has_book)
+      .def_prop_ro("crossed", &Market::crossed)
+      .def_prop_ro("mid", &Market::mid)
+      .def_prop_ro("last_trade_price", &Market::last_trade_price);
+}
+
 }  // namespace
 
 NB_MODULE(_decoder, m) {
@@ -219,4 +359,5 @@ NB_MODULE(_decoder, m) {
   m.def("decode", &decode, nb::arg("frame"));
   m.def("encode", &encode, nb::arg("template_id"), nb::arg("message"));
   m.def("validate_frame", &validate_frame, nb::arg("frame"));
+  bind_market(m);
 }

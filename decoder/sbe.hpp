@@ -37,6 +37,10 @@ inline constexpr std::uint32_t GROUP_COUNT_MAX = 65534;
 // varString8: a length of 255 means null, which no required field may be.
 inline constexpr std::size_t SYMBOL_BYTES_MAX = 254;
 
+// What state is built from has to be plausible: ids below 2^62 can be counted on from, times end in the year 2112.
+inline constexpr std::int64_t ID_LIMIT = std::int64_t{1} << 62;
+inline constexpr std::int64_t TIME_LIMIT_US = std::int64_t{1} << 52;
+
 enum class Kind : std::uint8_t {
   truncated,
   schema_mismatch,

@@ -14,3 +14,158 @@ def validate_frame(frame: bytes | bytearray | memoryview) -> tuple[int, str, int
     Raises:
         sheetanchor.sbe.DecodeError: The frame is none of the four messages.
     """
+
+Hole = tuple[int, int, int, int]
+Levels = list[tuple[int, int]]
+
+class Market:
+    """One symbol's market: lines of frames merged by id into an order book, trade windows and the hot state.
+
+    A diff is next when `first_update_id <= update_id + 1 <= last_update_id`; a trade when its id is `trade_id + 1`. What
+    lies further ahead waits (at most 4,096 diffs, 65,536 trades) until some line brings what is missing. Prices and
+    quantities are kept at the finest exponents met so far. Times on the market's clock are called `event`; those on
+    Redis' clock `stamp` or `now`. All are microseconds since 1970 UTC.
+    """
+
+    def __init__(self, symbol: str) -> None: ...
+    def feed(
+        self, line: int, batch: bytes | bytearray | memoryview, stamp_us: int, stop_at_update_id: int = 0
+    ) -> int:
+        """Take the frames of one stream entry: per frame u32 length, i64 receive time, frame; little-endian.
+
+        A bad frame is counted and left out; nothing of it is applied.
+
+        Args:
+            line: Which line it came by, 0..15.
+            batch: The entry's field `f`.
+            stamp_us: When the entry was appended, on Redis' clock.
+            stop_at_update_id: Stop right after the diff that makes `update_id` equal to this; 0 for never.
+
+        Returns:
+            The number of frames consumed.
+
+        Raises:
+            ValueError: The framing is broken (nothing was applied), or `line` or `stamp_us` is out of range.
+        """
+
+    def load_snapshot(
+        self,
+        last_update_id: int,
+        price_exponent: int,
+        qty_exponent: int,
+        bids: list[tuple[int, int]],
+        asks: list[tuple[int, int]],
+        stamp_us: int,
+    ) -> None:
+        """Start the book afresh at a snapshot, in any order of levels; trades and best prices stay.
+
+        Use a new Market where update ids may have gone back.
+
+        Raises:
+            ValueError: A level is not a price and a quantity above 0, or a price comes twice.
+        """
+
+    def seed_trades(
+        self, trades: list[tuple[int, int, int, int, bool]], price_exponent: int, qty_exponent: int
+    ) -> None:
+        """Merge trades from elsewhere: tuples `(id, price, qty, time_us, is_buyer_maker)`, each id once.
+
+        Raises:
+            ValueError: A trade has no price or quantity above 0, or an id or time out of range.
+        """
+
+    def pack_book(self, epoch: int, line_ids: dict[str, str]) -> bytes:
+        """Pack book, best prices and positions, with a checksum.
+
+        Raises:
+            ValueError: There is no book yet.
+        """
+
+    def load_book(self, blob: bytes) -> tuple[int, dict[str, str]]:
+        """Take over a packed book; everything but the counters starts afresh.
+
+        Replayed trades up to the packed trade id and best prices up to the packed id fill the windows again; the first
+        trade beyond them has to be the next id, or there is a hole.
+
+        Returns:
+            Epoch and stream id per line, as packed.
+
+        Raises:
+            ValueError: It is not a sound packed book of this symbol; the market is as before.
+        """
+
+    @property
+    def depth_hole(self) -> Hole | None:
+        """`(expected id, id found, stamp of the first frame beyond, bit per line that has gone beyond)`."""
+
+    @property
+    def trade_hole(self) -> Hole | None:
+        """The same for trade ids."""
+
+    def skip_depth_hole(self) -> None:
+        """Go on with the diffs that wait; the caller has declared the gap."""
+
+    def skip_trade_hole(self) -> None:
+        """Go on with the trades that wait; the caller has declared the gap."""
+
+    def hot_state(self, now_us: int) -> tuple[list[str], list[str], list[str], list[str]]:
+        """Fields of `ob`, `tr:1s`, `tr:5s` and `feat`, each as `[field, value, field, value, …]`.
+
+        Windows end at the highest event time plus the time since its frame came. `epoch` and `source` are the caller's.
+
+        Raises:
+            ValueError: `Empty order book data`: there is no book, or a side of it is empty.
+        """
+
+    def top(self, depth: int) -> tuple[Levels, Levels]:
+        """Return the best `depth` levels of bids and asks as mantissas, best first."""
+
+    def levels(self) -> tuple[Levels, Levels]:
+        """Return all levels of bids and asks as mantissas, best first."""
+
+    def volume_between(self, start_event_us: int, end_event_us: int) -> float:
+        """Return the quantity traded after the start up to and including the end; two minutes are kept."""
+
+    def counters(self) -> dict[str, int]:
+        """Return what has been counted since the market was made."""
+
+    @property
+    def symbol(self) -> str: ...
+    @property
+    def price_exponent(self) -> int: ...
+    @property
+    def qty_exponent(self) -> int: ...
+    @property
+    def update_id(self) -> int:
+        """Update that the book's levels belong to; 0 without a book."""
+
+    @property
+    def bba_id(self) -> int:
+        """Update of the newest bestBidAsk; -1 before the first."""
+
+    @property
+    def trade_id(self) -> int:
+        """Newest trade without a hole before it; -1 before the first."""
+
+    @property
+    def last_seen_update_id(self) -> int:
+        """Highest update seen in any diff, applied or not."""
+
+    @property
+    def event_us(self) -> int:
+        """Highest event time seen; -1 before the first frame."""
+
+    @property
+    def stamp_us(self) -> int:
+        """Stamp of the entry that carried the highest event time."""
+
+    @property
+    def has_book(self) -> bool: ...
+    @property
+    def crossed(self) -> bool:
+        """Whether the depth book's best bid is at or above its best ask."""
+
+    @property
+    def mid(self) -> float | None: ...
+    @property
+    def last_trade_price(self) -> float | None: ...

@@ -1,0 +1,714 @@
+// One symbol's market: lines of frames merged by id into an order book, trade windows and the hot state.
+//
+// Pure state: time comes in as a parameter, nothing is raised for a bad frame, and a frame is applied wholly or not at
+// all. Each line carries the same feed; whichever has the next id first is taken.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "book.hpp"
+#include "decimal.hpp"
+#include "pack.hpp"
+#include "sbe.hpp"
+#include "windows.hpp"
+
+namespace sheetanchor {
+
+inline constexpr int LINES_MAX = 16;
+// 4,096 diffs are over six minutes of one 100 ms feed: whoever reads has long declared a gap by then.
+inline constexpr std::size_t PENDING_DIFFS_MAX = 4096;
+inline constexpr std::size_t PENDING_TRADES_MAX = 65536;
+inline constexpr std::size_t HOT_DEPTH = 10;
+
+// What happened since the market was made. Only counts; nothing decides by them.
+struct Counters {
+  std::uint64_t frames = 0;
+  std::uint64_t diffs_applied = 0, diffs_duplicate = 0, diffs_before_book = 0;
+  std::uint64_t trades_applied = 0, trades_duplicate = 0, trades_late = 0;
+  std::uint64_t bba_applied = 0, bba_stale = 0;
+  std::uint64_t depth20_checked = 0, depth20_mismatches = 0, depth20_ignored = 0;
+  std::uint64_t foreign_symbol = 0, trailing_bytes = 0, pending_overflow = 0, bad_value = 0;
+  std::uint64_t decode_error[sbe::KIND_COUNT] = {};
+};
+
+// Ids that no line has brought yet, while later ones wait.
+struct Hole {
+  std::int64_t expected;
+  std::int64_t found;
+  std::int64_t since_us;     // stamp of the first frame beyond it
+  std::uint32_t lines_past;  // bit per line that has gone beyond it
+};
+
+struct HotState {
+  std::vector<std::pair<std::string, std::string>> ob, tr_1s, tr_5s, feat;
+};
+
+class Market {
+ public:
+  explicit Market(std::string symbol) : symbol_(std::move(symbol)) {}
+
+  // Feeds one stream entry: per frame u32 length, i64 receive time, frame. Answers the number of frames consumed.
+  std::size_t feed(int line, sbe::Bytes batch, std::int64_t stamp_us, std::int64_t stop_at_update_id = 0) {
+    if (line < 0 || line >= LINES_MAX)
+      throw std::invalid_argument("line: expected 0..15, found " + std::to_string(line));
+    check_time(stamp_us, "stamp_us");
+    check_envelope(batch);
+    source_ = {1u << line, stamp_us};
+    stop_at_ = stop_at_update_id > 0 ? stop_at_update_id : NOWHERE;
+    drain_diffs();
+    std::size_t consumed = 0;
+    for (std::size_t at = 0; at < batch.size();) {
+      const auto length = sbe::load<std::uint32_t>(batch.data() + at);
+      const auto before = update_id_;
+      on_frame(batch.subspan(at + ENVELOPE_BYTES, length));
+      at += ENVELOPE_BYTES + length;
+      ++consumed;
+      if (update_id_ == stop_at_ && before != update_id_) break;
+    }
+    stop_at_ = NOWHERE;
+    return consumed;
+  }
+
+  // Starts the book afresh at a snapshot; trades, best prices and their history stay.
+  void load_snapshot(std::int64_t last_update_id, int price_exponent, int qty_exponent, std::vector<Level> bids,
+                     std::vector<Level> asks, std::int64_t stamp_us) {
+    check_id(last_update_id, "last_update_id");
+    check_time(stamp_us, "stamp_us");
+    const auto factors = adopt(price_exponent, qty_exponent);
+    if (!factors) throw std::invalid_argument("price_exponent, qty_exponent: these values do not fit the market's own");
+    convert_all(bids, *factors, "bids");
+    convert_all(asks, *factors, "asks");
+    Book fresh;
+    if (!fresh.bids.replace(std::move(bids))) throw std::invalid_argument("bids: a price comes twice");
+    if (!fresh.asks.replace(std::move(asks))) throw std::invalid_argument("asks: a price comes twice");
+    book_ = std::move(fresh);
+    has_book_ = true;
+    update_id_ = last_update_id;
+    pending_diffs_.clear();
+    overflow_lines_ = 0;
+    if (event_us_ < 0) stamp_us_ = stamp_us;
+    book_event_us_ = std::max(book_event_us_, event_us_);
+    note_mid(book_event_us_);
+  }
+
+  // Trades from elsewhere (REST), merged by id with those of the lines.
+  void seed_trades(std::vector<PastTrade> trades, int price_exponent, int qty_exponent) {
+    const auto factors = adopt(price_exponent, qty_exponent);
+    if (!factors) throw std::invalid_argument("price_exponent, qty_exponent: these values do not fit the market's own");
+    for (auto& trade : trades) {
+      check_id(trade.id, "trade id");
+      check_time(trade.time_us, "trade time_us");
+      if (!convert_trade(trade, *factors))
+        throw std::invalid_argument("trade " + std::to_string(trade.id) + ": expected a price and a quantity above 0");
+    }
+    std::sort(trades.begin(), trades.end(), [](const PastTrade& a, const PastTrade& b) { return a.id < b.id; });
+    source_ = {0, stamp_us_};
+    for (const auto& trade : trades) take_trade(trade);
+  }
+
+  std::string pack_book(std::int64_t epoch, std::map<std::string, std::string> line_ids) const {
+    PackedBook packed;
+    packed.symbol = symbol_;
+    packed.price_exponent = price_exponent_;
+    packed.qty_exponent = qty_exponent_;
+    packed.epoch = epoch;
+    packed.update_id = update_id_;
+    packed.best_id = best_id_;
+    packed.bid = bid_;
+    packed.ask = ask_;
+    packed.trade_id = trade_id_;
+    packed.event_us = event_us_;
+    packed.stamp_us = stamp_us_;
+    packed.line_ids = std::move(line_ids);
+    packed.bids = levels(book_.bids, book_.bids.size());
+    packed.asks = levels(book_.asks, book_.asks.size());
+    if (!has_book_) throw std::invalid_argument("book: there is none yet");
+    return pack(packed);
+  }
+
+  // Takes over a packed book; everything but the counters starts afresh. Replayed trades up to the packed trade id and
+  // best prices up to the packed id fill the windows again.
+  std::pair<std::int64_t, std::map<std::string, std::string>> load_book(std::string_view blob) {
+    auto packed = unpack(blob);
+    if (packed.symbol != symbol_)
+      throw std::invalid_argument("book: expected symbol " + symbol_ + ", found " + packed.symbol);
+    Market fresh(symbol_);
+    fresh.counters_ = counters_;
+    fresh.has_book_ = true;
+    fresh.price_exponent_ = packed.price_exponent;
+    fresh.qty_exponent_ = packed.qty_exponent;
+    fresh.update_id_ = packed.update_id;
+    fresh.last_seen_update_id_ = packed.update_id;
+    fresh.best_id_ = fresh.refill_best_id_ = packed.best_id;
+    fresh.bid_ = packed.bid;
+    fresh.ask_ = packed.ask;
+    fresh.trade_id_ = packed.trade_id;
+    fresh.event_us_ = fresh.book_event_us_ = packed.event_us;
+    fresh.stamp_us_ = packed.stamp_us;
+    fresh.book_.bids.replace(std::move(packed.bids));
+    fresh.book_.asks.replace(std::move(packed.asks));
+    *this = std::move(fresh);
+    return {packed.epoch, std::move(packed.line_ids)};
+  }
+
+  std::optional<Hole> depth_hole() const {
+    if (pending_diffs_.empty()) return std::nullopt;
+    Hole hole{update_id_ + 1, pending_diffs_.begin()->first, INT64_MAX, overflow_lines_};
+    for (const auto& [id, diff] : pending_diffs_) widen(hole, diff.source);
+    return hole;
+  }
+  std::optional<Hole> trade_hole() const {
+    if (pending_trades_.empty()) return std::nullopt;
+    Hole hole{trade_id_ + 1, pending_trades_.begin()->first, INT64_MAX, 0};
+    for (const auto& [id, pending] : pending_trades_) widen(hole, pending.source);
+    return hole;
+  }
+
+  // Gives up waiting: goes on from what is pending. The caller has declared the gap.
+  void skip_depth_hole() {
+    if (pending_diffs_.empty()) return;
+    update_id_ = pending_diffs_.begin()->first - 1;
+    drain_diffs();
+  }
+  void skip_trade_hole() {
+    if (pending_trades_.empty()) return;
+    trade_id_ = pending_trades_.begin()->first - 1;
+    drain_trades();
+  }
+
+  HotState hot_state(std::int64_t now_us) const;
+
+  // The best `depth` levels, best first.
+  template <class AnySide>
+  static std::vector<Level> levels(const AnySide& side, std::size_t depth) {
+    std::vector<Level> out;
+    out.reserve(std::min(depth, side.size()));
+    for (std::size_t rank = 0; rank < std::min(depth, side.size()); ++rank) out.push_back(side.at(rank));
+    return out;
+  }
+
+  // Quantity traded after `start_us` up to and including `end_us`.
+  double volume_between(std::int64_t start_us, std::int64_t end_us) const {
+    Int128 volume = 0;
+    for (const auto& trade : history_.trades())
+      if (trade.time_us > start_us && trade.time_us <= end_us) volume += trade.qty;
+    return scaled(volume, qty_exponent_);
+  }
+
+  const std::string& symbol() const { return symbol_; }
+  const Book& book() const { return book_; }
+  const Counters& counters() const { return counters_; }
+  bool has_book() const { return has_book_; }
+  bool crossed() const { return book_.crossed(); }
+  int price_exponent() const { return price_exponent_; }
+  int qty_exponent() const { return qty_exponent_; }
+  std::int64_t update_id() const { return update_id_; }
+  std::int64_t best_id() const { return best_id_; }
+  std::int64_t trade_id() const { return trade_id_; }
+  std::int64_t last_seen_update_id() const { return last_seen_update_id_; }
+  std::int64_t event_us() const { return event_us_; }
+  std::int64_t stamp_us() const { return stamp_us_; }
+  std::optional<double> mid() const {
+    const auto best = best_prices();
+    if (!best) return std::nullopt;
+    return scaled(best->first.price + best->second.price, price_exponent_) / 2;
+  }
+  std::optional<double> last_trade_price() const {
+    if (history_.trades().empty()) return std::nullopt;
+    return scaled(history_.trades().back().price, price_exponent_);
+  }
+
+ private:
+  static constexpr std::size_t ENVELOPE_BYTES = 12;
+  static constexpr std::int64_t NOWHERE = -1;
+
+  struct Source {
+    std::uint32_t lines = 0;
+    std::int64_t stamp_us = 0;
+  };
+  struct PendingDiff {
+    std::int64_t last_id;
+    std::int64_t event_us;
+    std::vector<Level> bids, asks;
+    Source source;
+  };
+  struct PendingTrade {
+    PastTrade trade;
+    Source source;
+  };
+  // What a frame's mantissas are multiplied by to come to the market's exponents.
+  struct Factors {
+    std::int64_t price = 1, qty = 1;
+  };
+
+  static void check_id(std::int64_t id, const char* field) {
+    if (id < 0 || id >= sbe::ID_LIMIT)
+      throw std::invalid_argument(std::string(field) + ": expected 0..2^62-1, found " + std::to_string(id));
+  }
+  static void check_time(std::int64_t time_us, const char* field) {
+    if (time_us < 0 || time_us >= sbe::TIME_LIMIT_US)
+      throw std::invalid_argument(std::string(field) + ": expected 0..2^52-1, found " + std::to_string(time_us));
+  }
+  static void check_envelope(sbe::Bytes batch) {
+    for (std::size_t at = 0; at < batch.size();) {
+      const auto left = batch.size() - at;
+      if (left < ENVELOPE_BYTES)
+        throw std::invalid_argument("batch: expected 12 bytes before a frame at offset " + std::to_string(at) +
+                                    ", found " + std::to_string(left));
+      const std::size_t length = sbe::load<std::uint32_t>(batch.data() + at);
+      if (length > left - ENVELOPE_BYTES)
+        throw std::invalid_argument("batch: expected a frame of " + std::to_string(length) + " bytes at offset " +
+                                    std::to_string(at + ENVELOPE_BYTES) + ", found " +
+                                    std::to_string(left - ENVELOPE_BYTES));
+      at += ENVELOPE_BYTES + length;
+    }
+  }
+  static bool is_id(std::int64_t id) { return id >= 0 && id < sbe::ID_LIMIT; }
+  static bool is_time(std::int64_t time_us) { return time_us >= 0 && time_us < sbe::TIME_LIMIT_US; }
+
+  void on_frame(sbe::Bytes bytes) {
+    ++counters_.frames;
+    sbe::Frame frame;
+    sbe::Error error;
+    if (!sbe::parse(bytes, frame, error)) {
+      ++counters_.decode_error[static_cast<std::size_t>(error.kind)];
+      return;
+    }
+    if (frame.trailing_bytes != 0) ++counters_.trailing_bytes;
+    if (frame.symbol != symbol_) {
+      ++counters_.foreign_symbol;
+      return;
+    }
+    if (!is_time(frame.event_time_us) || !dispatch(frame)) ++counters_.bad_value;
+  }
+
+  // False when a value is beyond use; nothing has been changed then.
+  bool dispatch(const sbe::Frame& frame) {
+    switch (frame.template_id) {
+      case sbe::TRADES:
+        return on_trades(frame);
+      case sbe::BEST_BID_ASK:
+        return on_best(frame);
+      case sbe::DEPTH_SNAPSHOT:
+        return on_depth_snapshot(frame);
+      default:
+        return on_diff(frame);
+    }
+  }
+
+  void note_event(std::int64_t time_us) {
+    if (time_us <= event_us_) return;
+    event_us_ = time_us;
+    stamp_us_ = source_.stamp_us;
+  }
+
+  bool on_trades(const sbe::Frame& frame) {
+    const auto factors = adopt(frame.price_exponent, frame.qty_exponent);
+    if (!factors || !is_time(frame.transact_time_us)) return false;
+    scratch_trades_.clear();
+    for (std::uint32_t at = 0; at < frame.trades.count; ++at) {
+      const auto wire = frame.trades.trade(at);
+      PastTrade trade{wire.id, wire.price, wire.qty, frame.transact_time_us, wire.is_buyer_maker};
+      if (!is_id(trade.id) || !convert_trade(trade, *factors)) return false;
+      scratch_trades_.push_back(trade);
+    }
+    note_event(frame.event_time_us);
+    for (const auto& trade : scratch_trades_) take_trade(trade);
+    return true;
+  }
+
+  void take_trade(const PastTrade& trade) {
+    if (trade_id_ < 0 || trade.id == trade_id_ + 1) {
+      apply_trade(trade);
+      drain_trades();
+    } else if (trade.id <= trade_id_) {
+      ++(history_.insert(trade, event_us_) ? counters_.trades_late : counters_.trades_duplicate);
+    } else if (const auto known = pending_trades_.find(trade.id); known != pending_trades_.end()) {
+      known->second.source.lines |= source_.lines;
+      ++counters_.trades_duplicate;
+    } else if (pending_trades_.size() < PENDING_TRADES_MAX) {
+      pending_trades_.emplace(trade.id, PendingTrade{trade, source_});
+    } else {
+      ++counters_.pending_overflow;
+    }
+  }
+
+  void apply_trade(const PastTrade& trade) {
+    trade_id_ = trade.id;
+    history_.append(trade, event_us_);
+    ++counters_.trades_applied;
+  }
+
+  void drain_trades() {
+    while (!pending_trades_.empty() && pending_trades_.begin()->first == trade_id_ + 1) {
+      apply_trade(pending_trades_.begin()->second.trade);
+      pending_trades_.erase(pending_trades_.begin());
+    }
+  }
+
+  bool on_best(const sbe::Frame& frame) {
+    const auto factors = adopt(frame.price_exponent, frame.qty_exponent);
+    Level bid{}, ask{};
+    if (!factors || !is_id(frame.last_update_id) || !convert(frame.bid, *factors, bid) ||
+        !convert(frame.ask, *factors, ask))
+      return false;
+    note_event(frame.event_time_us);
+    if (frame.last_update_id <= best_id_) {
+      ++counters_.bba_stale;
+      if (frame.last_update_id <= refill_best_id_ && mids_.is_newer(frame.event_time_us))
+        mids_.note(frame.event_time_us, bid.price + ask.price, event_us_);
+      return true;
+    }
+    best_id_ = frame.last_update_id;
+    bid_ = bid;
+    ask_ = ask;
+    ++counters_.bba_applied;
+    if (best_id_ > update_id_) book_event_us_ = std::max(book_event_us_, frame.event_time_us);
+    note_mid(frame.event_time_us);
+    return true;
+  }
+
+  bool on_depth_snapshot(const sbe::Frame& frame) {
+    if (!convert_sides(frame)) return false;
+    note_event(frame.event_time_us);
+    if (!has_book_ || frame.last_update_id != update_id_) {
+      ++counters_.depth20_ignored;
+      return true;
+    }
+    ++counters_.depth20_checked;
+    if (!agrees(book_.bids, scratch_bids_) || !agrees(book_.asks, scratch_asks_)) ++counters_.depth20_mismatches;
+    return true;
+  }
+
+  // A snapshot with fewer than 20 levels shows the whole side.
+  template <class AnySide>
+  static bool agrees(const AnySide& side, const std::vector<Level>& shown) {
+    if (side.size() < shown.size() || (shown.size() < 20 && side.size() != shown.size())) return false;
+    for (std::size_t rank = 0; rank < shown.size(); ++rank)
+      if (side.at(rank) != shown[rank]) return false;
+    return true;
+  }
+
+  bool on_diff(const sbe::Frame& frame) {
+    const auto first = frame.first_update_id, last = frame.last_update_id;
+    if (!is_id(first) || !is_id(last) || last < first) return false;
+    if (has_book_ && last <= update_id_) {
+      note_event(frame.event_time_us);
+      ++counters_.diffs_duplicate;
+      return true;
+    }
+    if (!convert_sides(frame)) return false;
+    note_event(frame.event_time_us);
+    last_seen_update_id_ = std::max(last_seen_update_id_, last);
+    if (!has_book_) {
+      ++counters_.diffs_before_book;
+    } else if (first <= update_id_ + 1) {
+      apply_diff(last, frame.event_time_us, scratch_bids_, scratch_asks_);
+      if (last != stop_at_) drain_diffs();
+    } else {
+      hold_diff(first, last, frame.event_time_us);
+    }
+    return true;
+  }
+
+  void apply_diff(std::int64_t last, std::int64_t time_us, const std::vector<Level>& bids,
+                  const std::vector<Level>& asks) {
+    for (const auto& level : bids) book_.bids.set(level);
+    for (const auto& level : asks) book_.asks.set(level);
+    update_id_ = last;
+    ++counters_.diffs_applied;
+    book_event_us_ = std::max(book_event_us_, time_us);
+    note_mid(time_us);
+  }
+
+  void hold_diff(std::int64_t first, std::int64_t last, std::int64_t time_us) {
+    if (const auto known = pending_diffs_.find(first); known != pending_diffs_.end()) {
+      auto& diff = known->second;
+      diff.source.lines |= source_.lines;
+      if (last <= diff.last_id) {
+        ++counters_.diffs_duplicate;
+      } else {
+        diff.last_id = last;
+        diff.event_us = time_us;
+        diff.bids = scratch_bids_;
+        diff.asks = scratch_asks_;
+      }
+    } else if (pending_diffs_.size() < PENDING_DIFFS_MAX) {
+      pending_diffs_.emplace(first, PendingDiff{last, time_us, scratch_bids_, scratch_asks_, source_});
+    } else {
+      ++counters_.pending_overflow;
+      overflow_lines_ |= source_.lines;
+    }
+  }
+
+  void drain_diffs() {
+    while (!pending_diffs_.empty() && pending_diffs_.begin()->first <= update_id_ + 1) {
+      const auto diff = std::move(pending_diffs_.begin()->second);
+      pending_diffs_.erase(pending_diffs_.begin());
+      if (diff.last_id <= update_id_) continue;
+      apply_diff(diff.last_id, diff.event_us, diff.bids, diff.asks);
+      if (update_id_ == stop_at_) break;
+    }
+    if (pending_diffs_.empty()) overflow_lines_ = 0;
+  }
+
+  static void widen(Hole& hole, const Source& source) {
+    hole.since_us = std::min(hole.since_us, source.stamp_us);
+    hole.lines_past |= source.lines;
+  }
+
+  // The best prices of whichever knows the later update: bestBidAsk or the depth book.
+  std::optional<std::pair<Level, Level>> best_prices() const {
+    const bool deep = has_book_ && book_.has_both_sides();
+    if (best_id_ >= 0 && (!has_book_ || best_id_ > update_id_)) return std::pair{bid_, ask_};
+    if (!deep) return std::nullopt;
+    return std::pair{book_.bids.best(), book_.asks.best()};
+  }
+
+  void note_mid(std::int64_t time_us) {
+    if (time_us < 0) return;
+    if (const auto best = best_prices()) mids_.note(time_us, best->first.price + best->second.price, event_us_);
+  }
+
+  double mid_return(std::int64_t end_us, std::int64_t back_us) const {
+    const auto best = best_prices();
+    if (!best) return 0;
+    auto then = mids_.sum_at(end_us - back_us);
+    if (!then) then = twice_trade_price_at(end_us - back_us);
+    if (!then) return 0;
+    return static_cast<double>(best->first.price + best->second.price) / static_cast<double>(*then) - 1;
+  }
+
+  // Right after a rebuild there is no history of mids; the last trade's price stands in for one.
+  std::optional<std::int64_t> twice_trade_price_at(std::int64_t time_us) const {
+    const auto& trades = history_.trades();
+    for (std::size_t at = trades.size(); at-- > 0;)
+      if (trades[at].time_us <= time_us) return 2 * trades[at].price;
+    return std::nullopt;
+  }
+
+  // Holds no value yet, so that the next one decides the exponents.
+  bool is_blank() const { return !has_book_ && best_id_ < 0 && trade_id_ < 0; }
+  std::optional<Factors> adopt(int price_exponent, int qty_exponent);
+  bool rescale(Factors factors);
+  template <class Visit>
+  bool each_value(Visit visit);
+
+  static bool times(std::int64_t& value, std::int64_t factor, std::int64_t limit) {
+    return !__builtin_mul_overflow(value, factor, &value) && value <= limit;
+  }
+  // A price above 0 and a quantity of 0 (removed) or more, within the bounds that keep every sum exact.
+  static bool convert(const Level& wire, Factors factors, Level& out) {
+    out = wire;
+    return wire.price > 0 && wire.qty >= 0 && times(out.price, factors.price, MANTISSA_MAX) &&
+           times(out.qty, factors.qty, MANTISSA_MAX) && Int128{out.price} * out.qty <= PRODUCT_MAX;
+  }
+  static bool convert_trade(PastTrade& trade, Factors factors) {
+    Level level{};
+    if (trade.qty == 0 || !convert({trade.price, trade.qty}, factors, level)) return false;
+    trade.price = level.price;
+    trade.qty = level.qty;
+    return true;
+  }
+  static void convert_all(std::vector<Level>& levels, Factors factors, const char* side) {
+    for (std::size_t at = 0; at < levels.size(); ++at)
+      if (levels[at].qty == 0 || !convert(levels[at], factors, levels[at]))
+        throw std::invalid_argument(std::string(side) + "[" + std::to_string(at) +
+                                    "]: expected a price and a quantity above 0 that fit the market's exponents");
+    if (levels.size() > LEVELS_MAX)
+      throw std::invalid_argument(std::string(side) + ": expected at most 32768 levels, found " +
+                                  std::to_string(levels.size()));
+  }
+  static bool convert_group(const sbe::Group& group, Factors factors, std::vector<Level>& out) {
+    out.resize(group.count);
+    for (std::uint32_t at = 0; at < group.count; ++at)
+      if (!convert(group.level(at), factors, out[at])) return false;
+    return true;
+  }
+  bool convert_sides(const sbe::Frame& frame) {
+    const auto factors = adopt(frame.price_exponent, frame.qty_exponent);
+    return factors && convert_group(frame.bids, *factors, scratch_bids_) &&
+           convert_group(frame.asks, *factors, scratch_asks_);
+  }
+
+  std::string symbol_;
+  int price_exponent_ = 0, qty_exponent_ = 0;
+
+  bool has_book_ = false;
+  Book book_;
+  std::int64_t update_id_ = 0, last_seen_update_id_ = 0;
+  std::map<std::int64_t, PendingDiff> pending_diffs_;  // by first id
+  std::uint32_t overflow_lines_ = 0;
+  std::int64_t stop_at_ = NOWHERE;
+
+  std::int64_t best_id_ = -1, refill_best_id_ = -1;
+  Level bid_{}, ask_{};
+
+  std::int64_t trade_id_ = -1;
+  std::map<std::int64_t, PendingTrade> pending_trades_;
+  TradeHistory history_;
+  MidHistory mids_;
+
+  std::int64_t event_us_ = -1;       // highest event time seen
+  std::int64_t stamp_us_ = 0;        // when its frame came
+  std::int64_t book_event_us_ = -1;  // event time of the last change of book or best prices
+  Source source_;
+  Counters counters_;
+  std::vector<Level> scratch_bids_, scratch_asks_;
+  std::vector<PastTrade> scratch_trades_;
+};
+
+// Calls `visit(price, qty, price_max)` on every pair the market holds, and on sums of two prices with a quantity of 0.
+template <class Visit>
+bool Market::each_value(Visit visit) {
+  std::int64_t none = 0;
+  const auto all = [&visit](std::vector<Level>& levels) {
+    return std::all_of(levels.begin(), levels.end(), [&visit](Level& level) { 
+      return visit(level.price, level.qty, MANTISSA_MAX);
+    });
+  };
+  if (!all(book_.bids.raw()) || !all(book_.asks.raw())) return false;
+  if (best_id_ >= 0 && (!visit(bid_.price, bid_.qty, MANTISSA_MAX) || !visit(ask_.price, ask_.qty, MANTISSA_MAX))) return false;
+  for (auto& [id, diff] : pending_diffs_)
+    if (!all(diff.bids) || !all(diff.asks)) return false;
+  for (auto& [id, pending] : pending_trades_)
+    if (!visit(pending.trade.price, pending.trade.qty, MANTISSA_MAX)) return false;
+  auto& trades = history_.trades();
+  for (std::size_t at = 0; at < trades.size(); ++at)
+    if (!visit(trades[at].price, trades[at].qty, MANTISSA_MAX)) return false;
+  auto& mids = mids_.mids();
+  for (std::size_t at = 0; at < mids.size(); ++at)
+    if (!visit(mids[at].sum, none, 2 * MANTISSA_MAX)) return false;
+  return true;
+}
+
+// All values times the factors, or none of them when one would no longer fit.
+inline bool Market::rescale(Factors factors) {
+  const bool fits = each_value([factors](std::int64_t price, std::int64_t qty, std::int64_t price_max) {
+    return times(price, factors.price, price_max) && times(qty, factors.qty, MANTISSA_MAX) &&
+           Int128{price} * qty <= PRODUCT_MAX;
+  });
+  return fits && each_value([factors](std::int64_t& price, std::int64_t& qty, std::int64_t) {
+    price *= factors.price;
+    qty *= factors.qty;
+    return true;
+  });
+}
+
+// The market keeps the finest exponents it has met; a coarser frame is multiplied up to them, exactly.
+inline std::optional<Market::Factors> Market::adopt(int price_exponent, int qty_exponent) {
+  if (std::abs(price_exponent) > EXPONENT_MAX || std::abs(qty_exponent) > EXPONENT_MAX) return std::nullopt;
+  if (is_blank()) {
+    price_exponent_ = price_exponent;
+    qty_exponent_ = qty_exponent;
+  }
+  if (price_exponent == price_exponent_ && qty_exponent == qty_exponent_) return Factors{};
+  const int price_to = std::min(price_exponent, price_exponent_), qty_to = std::min(qty_exponent, qty_exponent_);
+  const Factors own{integer_power_of_ten(price_exponent_ - price_to), integer_power_of_ten(qty_exponent_ - qty_to)};
+  const Factors frame{integer_power_of_ten(price_exponent - price_to), integer_power_of_ten(qty_exponent - qty_to)};
+  if (own.price == 0 || own.qty == 0 || frame.price == 0 || frame.qty == 0) return std::nullopt;
+  if ((own.price != 1 || own.qty != 1) && !rescale(own)) return std::nullopt;
+  price_exponent_ = price_to;
+  qty_exponent_ = qty_to;
+  return frame;
+}
+
+namespace detail {
+
+using Fields = std::vector<std::pair<std::string, std::string>>;
+
+inline Fields window_fields(const WindowStats& stats, int price_exponent, int qty_exponent, double window_s,
+                            std::optional<double> mid) {
+  const double volume = scaled(stats.volume, qty_exponent);
+  const double notional = scaled(stats.notional, price_exponent + qty_exponent);
+  const double vwap = volume > 0 ? notional / volume : 0;
+  const auto signed_volume = shortest(scaled(stats.signed_volume, qty_exponent));
+  const Int128 bought = (stats.volume + stats.signed_volume) / 2, sold = (stats.volume - stats.signed_volume) / 2;
+  const auto count = static_cast<double>(stats.count);
+  return {
+      {"count", std::to_string(stats.count)},
+      {"vol", shortest(volume)},
+      {"volume", shortest(volume)},
+      {"signed_vol", signed_volume},
+      {"signed_volume", signed_volume},
+      {"notional", shortest(notional)},
+      {"buy_volume", shortest(scaled(bought, qty_exponent))},
+      {"sell_volume", shortest(scaled(sold, qty_exponent))},
+      {"vwap", shortest(vwap)},
+      {"vwap_minus_mid", shortest(mid && stats.count > 0 ? vwap - *mid : 0)},
+      {"trade_intensity", shortest(count / window_s)},
+      {"avg_trade_size", shortest(stats.count > 0 ? volume / count : 0)},
+      {"interarr_mean", shortest(stats.interarrival_mean_s)},
+      {"interarr_var", shortest(stats.interarrival_var_s2)},
+      {"last_ts_us", std::to_string(stats.last_time_us)},
+  };
+}
+
+template <class AnySide>
+void level_fields(Fields& out, const AnySide& side, const char* name, int price_exponent, int qty_exponent) {
+  for (std::size_t rank = 0; rank < std::min(HOT_DEPTH, side.size()); ++rank) {
+    const auto stem = name + std::to_string(rank + 1);
+    out.emplace_back(stem + "_p", decimal(side.at(rank).price, price_exponent));
+    out.emplace_back(stem + "_q", decimal(side.at(rank).qty, qty_exponent));
+  }
+}
+
+}  // namespace detail
+
+// The fields of the hot keys, without `epoch` and `source`. Windows end at the highest event time seen plus the time
+// since its frame came; with no event yet they end at `now_us`.
+inline HotState Market::hot_state(std::int64_t now_us) const {
+  check_time(now_us, "now_us");
+  if (!has_book_ || !book_.has_both_sides()) throw std::invalid_argument("Empty order book data");
+  const auto end_us = event_us_ < 0 ? now_us : event_us_ + std::max<std::int64_t>(0, now_us - stamp_us_);
+  const auto [bid, ask] = *best_prices();
+  const auto one = window_stats(history_.trades(), end_us, 1'000'000);
+  const auto five = window_stats(history_.trades(), end_us, 5'000'000);
+  const Int128 bid_value = value_sum(book_.bids, HOT_DEPTH), ask_value = value_sum(book_.asks, HOT_DEPTH);
+  const int value_exponent = price_exponent_ + qty_exponent_;
+  const auto imbalance =
+      shortest(static_cast<double>(bid_value - ask_value) / static_cast<double>(bid_value + ask_value));
+  const auto spread_bp =
+      shortest(static_cast<double>(ask.price - bid.price) / static_cast<double>(bid.price) * 10000);
+  const auto update_id = std::to_string(update_id_);
+
+  HotState hot;
+  hot.ob = {
+      {"best_bid", decimal(bid.price, price_exponent_)},
+      {"best_ask", decimal(ask.price, price_exponent_)},
+      {"spread", shortest(scaled(ask.price - bid.price, price_exponent_))},
+      {"spread_bp", spread_bp},
+  };
+  detail::level_fields(hot.ob, book_.bids, "bid", price_exponent_, qty_exponent_);
+  detail::level_fields(hot.ob, book_.asks, "ask", price_exponent_, qty_exponent_);
+  hot.ob.insert(hot.ob.end(), {{"bid_value_sum", shortest(scaled(bid_value, value_exponent))},
+                               {"ask_value_sum", shortest(scaled(ask_value, value_exponent))},
+                               {"ob_imbalance", imbalance},
+                               {"ts_us", std::to_string(book_event_us_ < 0 ? stamp_us_ : book_event_us_)},
+                               {"update_id", update_id},
+                               {"last_update_id", update_id},
+                               {"bba_id", std::to_string(std::max<std::int64_t>(best_id_, 0))}});
+  hot.tr_1s = detail::window_fields(one, price_exponent_, qty_exponent_, 1, mid());
+  hot.tr_5s = detail::window_fields(five, price_exponent_, qty_exponent_, 5, mid());
+  const double balance =
+      five.count > 0 ? static_cast<double>(five.signed_volume) / static_cast<double>(five.volume) : 0;
+  hot.feat = {{"ret_1s", shortest(mid_return(end_us, 1'000'000))},
+              {"ret_5s", shortest(mid_return(end_us, 5'000'000))},
+              {"vol_imbalance", shortest(balance)},
+              {"spread_bp", spread_bp},
+              {"ob_imbalance", imbalance},
+              {"trade_intensity", shortest(static_cast<double>(five.count) / 5)},
+              {"ts", std::to_string(end_us / 1'000'000)}};
+  return hot;
+}
+
+}  // namespace sheetanchor
