@@ -6,6 +6,7 @@ every call raises `RedisUnavailable` within seconds; nothing is queued here.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,10 +35,15 @@ ENTRY_OVERHEAD_BYTES: Final = 96
 """What Redis keeps per stream entry beside the batch itself: id, field names, packing."""
 
 TRIM_EVERY_ENTRIES: Final = 256
-"""Trimming is approximate in whole nodes of about 100 entries anyway."""
+"""Trimming is approximate in whole nodes of up to 100 entries anyway."""
+
+TRIM_EVERY_MS: Final = 1_000
 
 LINES_REFRESH_US: Final = 2_000_000
 """A new line may go unread this long; its older entries are not lost by it."""
+
+BLOCK_MAX_MS: Final = 1_000
+"""Half the socket's time-out: a read that waits for entries must not look like a dead connection."""
 
 START: Final = "0-0"
 SEQUENCE_MAX: Final = 2**64 - 1
@@ -176,6 +182,9 @@ async def server_identity(redis: Redis) -> ServerIdentity:
 class LineWriter:
     """Appends batches of frames to one line's stream and keeps it within its age and size.
 
+    The size is known without asking: what was appended is summed up here, with a mark (stream id, bytes so far) at each
+    trimming, and the stream is cut at the last mark that has to go.
+
     Args:
         redis: Client to append with.
         symbol: Trading pair.
@@ -199,9 +208,11 @@ class LineWriter:
         self._stream = line_stream(symbol, line)
         self._bytes_max = bytes_max
         self._age_max_ms = age_max_ms
-        self._since_trim = TRIM_EVERY_ENTRIES  # the first append registers the line and trims what an earlier run left
-        self._recent_bytes = 0
-        self._recent_entries = 0
+        self._marks: deque[tuple[str, int]] = deque()
+        self._bytes = -1  # not known before the first append
+        self._bytes_cut = 0
+        self._since_trim = 0
+        self._trimmed_ms = 0
 
     async def append(self, frames: Iterable[tuple[int, bytes]]) -> str:
         """Append one batch.
@@ -226,32 +237,42 @@ class LineWriter:
             RedisError: As `append`.
         """
         fields: dict[Any, Any] = {"n": count, "t": first_received_us, "f": packed}
-        self._recent_bytes += len(packed) + ENTRY_OVERHEAD_BYTES
-        self._recent_entries += 1
-        self._since_trim += 1
         with clear_errors(f"XADD {self._stream}"):
-            if self._since_trim < TRIM_EVERY_ENTRIES:
-                return _text(await self._redis.xadd(self._stream, fields))
-            return await self._append_and_trim(fields)
+            if self._bytes < 0:
+                await self._measure()
+            entry_id = _text(await self._redis.xadd(self._stream, fields))
+            self._bytes += len(packed) + ENTRY_OVERHEAD_BYTES
+            self._since_trim += 1
+            now_ms = _order(entry_id)[0]
+            if self._since_trim >= TRIM_EVERY_ENTRIES or abs(now_ms - self._trimmed_ms) >= TRIM_EVERY_MS:
+                await self._trim(entry_id, now_ms)
+        return entry_id
 
-    async def _append_and_trim(self, fields: dict[Any, Any]) -> str:
-        """Append, register the line and trim in one round trip.
+    async def _measure(self) -> None:
+        """Count what an earlier run left, as if it had been written evenly over its time."""
+        size = int(await self._redis.memory_usage(self._stream) or 0)
+        if size:
+            info: dict[str, Any] = await self._redis.xinfo_stream(self._stream)
+            first_ms = _order(_text(info["first-entry"][0]))[0] if info["first-entry"] else 0
+            span_ms = _order(_text(info["last-generated-id"]))[0] - first_ms
+            self._marks.extend((f"{first_ms + span_ms * i // 16}-0", size * i // 16) for i in range(1, 17))
+        self._bytes = size
 
-        The size is bounded by a number of entries that follows from their mean size of late, so that nothing has to be
-        measured in Redis. Halving the sums forgets old times without a sudden change.
-        """
-        mean_bytes = max(1, self._recent_bytes // self._recent_entries)
+    async def _trim(self, entry_id: str, now_ms: int) -> None:
+        """Cut what is too old or too much, and register the line: the set may have gone with a server's data."""
+        self._marks.append((entry_id, self._bytes))
+        cut = f"{max(0, now_ms - self._age_max_ms)}-0"
+        while self._marks and (
+            self._bytes - self._bytes_cut > self._bytes_max or _order(self._marks[0][0]) < _order(cut)
+        ):
+            mark, self._bytes_cut = self._marks.popleft()
+            cut = max(cut, mark, key=_order)
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.xadd(self._stream, fields, maxlen=max(1, self._bytes_max // mean_bytes), approximate=True)
         pipeline.sadd(self._lines_key, self._line)
-        pipeline.time()
-        entry_id, _, (now_s, _) = await pipeline.execute()
-        await self._redis.xtrim(self._stream, minid=now_s * 1000 - self._age_max_ms, approximate=True)
+        pipeline.xtrim(self._stream, minid=cut, approximate=True)
+        await pipeline.execute()
         self._since_trim = 0
-        if self._recent_entries > 64 * TRIM_EVERY_ENTRIES:
-            self._recent_bytes //= 2
-            self._recent_entries //= 2
-        return _text(entry_id)
+        self._trimmed_ms = now_ms
 
 
 class Batch(NamedTuple):
@@ -386,12 +407,12 @@ class LineReader:
         """Read what is next on every line.
 
         Args:
-            block_ms: Milliseconds to wait when there is nothing; 0 does not wait.
+            block_ms: Milliseconds to wait when there is nothing, at most a second; 0 does not wait.
             count: Most entries per line.
             now_us: Any clock in µs that only goes forward; lines are looked up again when it has moved two seconds.
 
         Returns:
-            Entries, per line in order; empty after `block_ms` without any.
+            Entries, per line in order; empty when there were none in time.
 
         Raises:
             RedisError: If Redis does not answer.
@@ -404,7 +425,7 @@ class LineReader:
         streams: dict[Any, Any] = {line_stream(self._symbol, line): last for line, last in self._ids.items()}
         names = {line_stream(self._symbol, line): line for line in self._ids}
         with clear_errors(f"XREAD {' '.join(names)}"):
-            answer = await self._redis.xread(streams, count=count, block=block_ms or None)
+            answer = await self._redis.xread(streams, count=count, block=min(block_ms, BLOCK_MAX_MS) or None)
         batches: list[Batch] = []
         for stream, entries in _stream_items(answer):
             line = names[_text(stream)]
