@@ -34,10 +34,9 @@ CONNECTIONS_MAX: Final = 32
 ENTRY_OVERHEAD_BYTES: Final = 96
 """What Redis keeps per stream entry beside the batch itself: id, field names, packing."""
 
-TRIM_EVERY_ENTRIES: Final = 256
-"""Trimming is approximate in whole nodes of up to 100 entries anyway."""
-
 TRIM_EVERY_MS: Final = 1_000
+TRIM_EVERY_SHARE: Final = 64
+"""A stream may exceed its size by one part in so many before it is trimmed."""
 
 LINES_REFRESH_US: Final = 2_000_000
 """A new line may go unread this long; its older entries are not lost by it."""
@@ -211,7 +210,7 @@ class LineWriter:
         self._marks: deque[tuple[str, int]] = deque()
         self._bytes = -1  # not known before the first append
         self._bytes_cut = 0
-        self._since_trim = 0
+        self._bytes_at_trim = 0
         self._trimmed_ms = 0
 
     async def append(self, frames: Iterable[tuple[int, bytes]]) -> str:
@@ -242,9 +241,9 @@ class LineWriter:
                 await self._measure()
             entry_id = _text(await self._redis.xadd(self._stream, fields))
             self._bytes += len(packed) + ENTRY_OVERHEAD_BYTES
-            self._since_trim += 1
             now_ms = _order(entry_id)[0]
-            if self._since_trim >= TRIM_EVERY_ENTRIES or abs(now_ms - self._trimmed_ms) >= TRIM_EVERY_MS:
+            much = self._bytes - self._bytes_at_trim >= self._bytes_max // TRIM_EVERY_SHARE
+            if much or abs(now_ms - self._trimmed_ms) >= TRIM_EVERY_MS:
                 await self._trim(entry_id, now_ms)
         return entry_id
 
@@ -271,7 +270,7 @@ class LineWriter:
         pipeline.sadd(self._lines_key, self._line)
         pipeline.xtrim(self._stream, minid=cut, approximate=True)
         await pipeline.execute()
-        self._since_trim = 0
+        self._bytes_at_trim = self._bytes
         self._trimmed_ms = now_ms
 
 
