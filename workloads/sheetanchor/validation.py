@@ -1,0 +1,310 @@
+"""What a rebuilt state has to satisfy before it may become the hot state, and how two books are compared.
+
+Pure: every check takes values and gives a list of failures in words, empty when all is well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Final
+
+Fields = Mapping[str, str]
+Levels = Sequence[tuple[int, int]]
+"""`(price, quantity)` mantissas, best first."""
+
+SPREAD_TOLERANCE: Final = 0.01
+"""Largest difference, in quote currency, between the spread and the distance of the best prices."""
+
+PRICE_TOLERANCE: Final = 0.02
+"""Largest relative distance of the book's mid from last trade, kline and ticker, which were asked for at the same time
+but belong to moments up to seconds apart; twice the jump that counts as a price discontinuity."""
+
+LEVELS_MIN: Final = 10
+"""Levels a side that the hot state shows; a book with fewer was cut off on its way."""
+
+COMPARED_LEVELS: Final = 100
+"""Levels a side that must agree when a live book is compared: ten times what features read, and well inside what any
+snapshot knows."""
+
+RELATIVE_ERROR: Final = 1e-9
+"""Decimal text to binary numbers and back, with some room."""
+
+DIFFERENCES_MAX: Final = 5
+"""Differences that are told; the rest is counted."""
+
+REQUIRED_OB: Final = ("best_bid", "best_ask", "spread", "bid1_p", "ask1_p", "update_id")
+REQUIRED_TRADES: Final = ("count", "vol", "signed_vol", "vwap", "vwap_minus_mid", "interarr_mean", "interarr_var")
+ZERO_WHEN_QUIET: Final = (
+    "vol",
+    "volume",
+    "signed_vol",
+    "signed_volume",
+    "notional",
+    "buy_volume",
+    "sell_volume",
+    "vwap",
+    "vwap_minus_mid",
+    "trade_intensity",
+    "avg_trade_size",
+    "interarr_mean",
+    "interarr_var",
+)
+REQUIRED_FEATURES: Final = (
+    "ret_1s",
+    "ret_5s",
+    "vol_imbalance",
+    "spread_bp",
+    "ob_imbalance",
+    "trade_intensity",
+    "ts",
+)
+IMBALANCES: Final = ("vol_imbalance", "ob_imbalance")
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What else the exchange says about the price at about the same time.
+
+    Attributes:
+        prices: Name of a source, such as `last trade`, to its price.
+        trade_price_min: Lowest price of the trades that may lie in the windows; None if there are none.
+        trade_price_max: Highest such price.
+    """
+
+    prices: Mapping[str, float]
+    trade_price_min: float | None = None
+    trade_price_max: float | None = None
+
+    @property
+    def estimate(self) -> float | None:
+        """Give the current price as the exchange tells it, never as an old hot state does; None if unknown."""
+        known = [price for price in self.prices.values() if math.isfinite(price) and price > 0]
+        return median(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A hot state to check.
+
+    Attributes:
+        bids: Known depth as mantissas, best first.
+        asks: As `bids`.
+    """
+
+    ob: Fields
+    tr_1s: Fields
+    tr_5s: Fields
+    feat: Fields
+    bids: Levels
+    asks: Levels
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How far off is too far.
+
+    Attributes:
+        price_deviation_max: Largest relative distance of the best bid from the price estimate.
+        price_tolerance: Largest relative distance of the mid from each reference price.
+        levels_min: Least levels a side.
+    """
+
+    price_deviation_max: float = 0.1
+    price_tolerance: float = PRICE_TOLERANCE
+    levels_min: int = LEVELS_MIN
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Result of all checks: the names of those passed, and the failures in words."""
+
+    passed: tuple[str, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def valid(self) -> bool:
+        """Say whether every check passed."""
+        return not self.failures
+
+
+def validate(candidate: Candidate, references: References, limits: Limits) -> Verdict:
+    """Run every check on a rebuilt state."""
+    low, high = references.trade_price_min, references.trade_price_max
+    results = {
+        "order_book": ("Order book", check_order_book(candidate.ob, references.estimate, limits.price_deviation_max)),
+        "levels": ("Order book", check_levels(candidate.bids, candidate.asks, limits.levels_min)),
+        "trades_1s": ("Trade statistics", check_trade_window(candidate.tr_1s, low, high)),
+        "trades_5s": ("Trade statistics", check_trade_window(candidate.tr_5s, low, high)),
+        "windows": ("Trade statistics", check_windows(candidate.tr_1s, candidate.tr_5s)),
+        "features": ("Feature vector", check_features(candidate.feat)),
+        "consistency": ("Data consistency", check_consistency(candidate.ob, candidate.feat)),
+        "prices": ("Data consistency", check_prices(candidate.ob, references.prices, limits.price_tolerance)),
+    }
+    passed = tuple(name for name, (_, failures) in results.items() if not failures)
+    failures = tuple(f"{group} validation failed: {failure}" for group, found in results.values() for failure in found)
+    return Verdict(passed, failures)
+
+
+def number(text: str | None) -> float:
+    """Read a number; what is none reads as NaN, so that every comparison with it fails."""
+    try:
+        return float(text) if text is not None else math.nan
+    except ValueError:
+        return math.nan
+
+
+def check_numbers(fields: Fields, required: Sequence[str]) -> list[str]:
+    """Every required field is there and a finite number."""
+    failures = [f"Missing required field: {name}" for name in required if name not in fields]
+    present = (name for name in required if name in fields)
+    bad = [name for name in present if not math.isfinite(number(fields[name]))]
+    return failures + [f"{name} = {fields[name]!r}: expected a finite number" for name in bad]
+
+
+def check_order_book(ob: Fields, estimate: float | None, deviation_max: float) -> list[str]:
+    """Best prices are positive, apart, consistent with the spread and near the estimated price."""
+    failures = check_numbers(ob, REQUIRED_OB)
+    if failures:
+        return failures
+    bid, ask, spread = number(ob["best_bid"]), number(ob["best_ask"]), number(ob["spread"])
+    if not (bid > 0 and ask > 0):
+        failures.append("Invalid prices: bid/ask must be positive")
+    if not ask > bid:
+        failures.append("Invalid spread: ask must be greater than bid")
+    if not abs((ask - bid) - spread) <= SPREAD_TOLERANCE:
+        failures.append("Spread calculation mismatch")
+    if estimate is not None and not abs(bid - estimate) / estimate <= deviation_max:
+        failures.append(
+            f"Price deviation too large from current estimate: best_bid {bid:g}, estimate {estimate:g}, "
+            f"at most {deviation_max:.0%}"
+        )
+    return failures + _check_hot_levels(ob, "bid", falling=True) + _check_hot_levels(ob, "ask", falling=False)
+
+
+def _check_hot_levels(ob: Fields, side: str, *, falling: bool) -> list[str]:
+    """The levels that the hash shows are numbers above zero, without a hole, in strict order."""
+    ranks = [rank for rank in range(1, 11) if f"{side}{rank}_p" in ob]
+    if ranks != list(range(1, len(ranks) + 1)):
+        return [f"{side} levels: expected ranks without a hole, found {ranks}"]
+    prices = [number(ob[f"{side}{rank}_p"]) for rank in ranks]
+    quantities = [number(ob.get(f"{side}{rank}_q")) for rank in ranks]
+    if not all(value > 0 and math.isfinite(value) for value in (*prices, *quantities)):
+        return [f"{side} levels: expected prices and quantities above 0"]
+    steps = pairwise(prices)
+    if not all(first > second if falling else first < second for first, second in steps):
+        return [f"{side} levels: expected strictly {'falling' if falling else 'rising'} prices, found {prices}"]
+    return []
+
+
+def check_levels(bids: Levels, asks: Levels, levels_min: int) -> list[str]:
+    """Both sides of the full book are there, long enough, strictly ordered, and do not cross."""
+    failures = []
+    for side, levels, sign in (("bids", bids, -1), ("asks", asks, 1)):
+        if len(levels) < levels_min:
+            failures.append(f"{side}: expected at least {levels_min} levels, found {len(levels)}")
+        if any(price <= 0 or qty <= 0 for price, qty in levels):
+            failures.append(f"{side}: expected prices and quantities above 0")
+        out_of_order = next(
+            (at for at in range(1, len(levels)) if sign * levels[at][0] <= sign * levels[at - 1][0]), None
+        )
+        if out_of_order is not None:
+            failures.append(f"{side}: expected strictly ordered prices, found level {out_of_order} out of order")
+    if bids and asks and bids[0][0] >= asks[0][0]:
+        failures.append(f"book is crossed: best bid {bids[0][0]}, best ask {asks[0][0]} (mantissas)")
+    return failures
+
+
+def check_trade_window(window: Fields, price_min: float | None, price_max: float | None) -> list[str]:
+    """A trade window is finite and possible; a quiet one is valid and all zero."""
+    failures = check_numbers(window, REQUIRED_TRADES)
+    if failures:
+        return failures
+    count, volume = number(window["count"]), number(window["vol"])
+    if count < 0 or count != int(count):
+        failures.append(f"count = {window['count']}: expected a whole number of at least 0")
+    if count == 0:
+        loud = [name for name in ZERO_WHEN_QUIET if name in window and number(window[name]) != 0]
+        return failures + [f"{name} = {window[name]}: expected 0 in a window without trades" for name in loud]
+    if not volume > 0:
+        failures.append(f"vol = {window['vol']}: expected above 0 with {count:g} trades")
+    if not abs(number(window["signed_vol"])) <= volume * (1 + RELATIVE_ERROR):
+        failures.append(f"signed_vol = {window['signed_vol']}: expected at most vol = {window['vol']} either way")
+    for name in ("interarr_mean", "interarr_var"):
+        if number(window[name]) < 0:
+            failures.append(f"{name} = {window[name]}: expected at least 0")
+    vwap = number(window["vwap"])
+    low = price_min if price_min is not None else vwap
+    high = price_max if price_max is not None else vwap
+    if not low * (1 - RELATIVE_ERROR) <= vwap <= high * (1 + RELATIVE_ERROR):
+        failures.append(f"vwap = {window['vwap']}: expected within the traded prices {low:g} to {high:g}")
+    return failures
+
+
+def check_windows(tr_1s: Fields, tr_5s: Fields) -> list[str]:
+    """The short window lies inside the long one."""
+    failures = []
+    for name in ("count", "vol"):
+        short, long = number(tr_1s.get(name)), number(tr_5s.get(name))
+        if not short <= long * (1 + RELATIVE_ERROR):
+            failures.append(f"{name} of 1 s = {tr_1s.get(name)}: expected at most that of 5 s = {tr_5s.get(name)}")
+    return failures
+
+
+def check_features(feat: Fields) -> list[str]:
+    """Features are finite, imbalances within -1 and 1."""
+    failures = check_numbers(feat, REQUIRED_FEATURES)
+    for name in IMBALANCES:
+        if name in feat and abs(number(feat[name])) > 1 + RELATIVE_ERROR:
+            failures.append(f"{name} = {feat[name]}: expected within -1 and 1")
+    return failures
+
+
+def check_consistency(ob: Fields, feat: Fields) -> list[str]:
+    """What features repeat of the book is what the book says."""
+    failures = []
+    for name in ("spread_bp", "ob_imbalance"):
+        book, feature = number(ob.get(name)), number(feat.get(name))
+        if not math.isclose(book, feature, rel_tol=RELATIVE_ERROR, abs_tol=RELATIVE_ERROR):
+            failures.append(f"{name}: expected the same in ob and feat, found {ob.get(name)} and {feat.get(name)}")
+    return failures
+
+
+def check_prices(ob: Fields, prices: Mapping[str, float], tolerance: float) -> list[str]:
+    """The book's mid is near every other price that the exchange tells."""
+    mid = (number(ob.get("best_bid")) + number(ob.get("best_ask"))) / 2
+    failures = []
+    for source, price in prices.items():
+        if not (math.isfinite(price) and price > 0):
+            failures.append(f"{source} = {price:g}: expected a price above 0")
+        elif not abs(mid - price) / price <= tolerance:
+            failures.append(f"mid {mid:g} is more than {tolerance:.0%} from {source} {price:g}")
+    return failures
+
+
+def book_differences(
+    live: tuple[Levels, Levels], fresh: tuple[Levels, Levels], depth: int = COMPARED_LEVELS
+) -> list[str]:
+    """Name the levels in which two books of the same update id differ, best first.
+
+    Args:
+        live: Bids and asks that the pipeline holds, as mantissas at the same exponents as `fresh`.
+        fresh: Bids and asks as the exchange says.
+        depth: Levels a side to compare.
+    """
+    differences = []
+    for side, held, told in (("bid", live[0], fresh[0]), ("ask", live[1], fresh[1])):
+        expected, found = told[:depth], held[: min(depth, len(told))]
+        pairs = enumerate(zip(found, expected, strict=False), start=1)
+        differences += [
+            f"{side} {rank}: expected {theirs[0]} x {theirs[1]}, found {ours[0]} x {ours[1]} (mantissas)"
+            for rank, (ours, theirs) in pairs
+            if ours != theirs
+        ]
+        if len(found) < len(expected):
+            differences.append(f"{side}s: expected {len(expected)} levels, found {len(found)}")
+    more = len(differences) - DIFFERENCES_MAX
+    return differences if more <= 0 else [*differences[:DIFFERENCES_MAX], f"{more} more differences"]
