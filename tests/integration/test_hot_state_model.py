@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from conftest import RedisServer
 from hot_state_cases import apply, stage
@@ -115,7 +115,6 @@ class HotStateMachine(RuleBasedStateMachine):
 
     runner: asyncio.Runner
     hot: HotState
-    known = Bundle("known")
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,6 +173,13 @@ class HotStateMachine(RuleBasedStateMachine):
     def a_staging_key_runs_out(self, key: str) -> None:
         self.model.staged = 0
         self.run(self.hot._redis.delete(getattr(self.hot.keys, key)))
+
+    @rule(owner=st.sampled_from(OWNERS), update_id=UPDATE_IDS)
+    def rebuild(self, owner: str, update_id: int) -> None:
+        """Everything that a swap needs, so that swaps are not rare among so many refusals."""
+        self.lock(self.model.lock or owner)
+        self.stage(self.model.lock, update_id)
+        self.swap(self.model.lock, 0, 0)
 
     @rule(owner=st.sampled_from(OWNERS), update_id=UPDATE_IDS)
     def stage(self, owner: str, update_id: int) -> None:
