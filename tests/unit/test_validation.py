@@ -55,7 +55,9 @@ FEAT = {
     "trade_intensity": "0.4",
     "ts": "1700000000",
 }
-REFERENCES = References({"last trade": 45230.0, "kline": 45229.0, "ticker": 45231.0}, 45229.0, 45231.0)
+REFERENCES = References(
+    {"last trades": (45230.0, 45230.0), "kline": (45200.0, 45230.0), "ticker": (45231.0, 45231.0)}, 45229.0, 45231.0
+)
 CANDIDATE = Candidate(OB, TRADES, TRADES, FEAT, BIDS, ASKS)
 
 
@@ -120,7 +122,7 @@ def test_spread_mismatch_up_to_a_cent_is_allowed() -> None:
 def test_estimate_comes_from_the_exchange_only() -> None:
     """The estimate is the middle of what the exchange says now, unusable prices left out."""
     assert 45230.0 == REFERENCES.estimate
-    assert 100.0 == References({"ticker": 100.0, "kline": float("nan"), "last trade": 0.0}).estimate
+    assert 101.0 == References({"ticker": (100.0, 102.0), "kline": (float("nan"),) * 2, "trades": (0.0, 0.0)}).estimate
     assert None is References({}).estimate
 
 
@@ -202,15 +204,23 @@ def test_features_repeat_the_book() -> None:
     assert ["ob_imbalance: expected the same in ob and feat, found 0.25 and 0.26"] == failures
 
 
-@pytest.mark.parametrize(("price", "valid"), [(45230.25 / 1.019, True), (45230.25 / 1.021, False)])
-def test_book_agrees_with_the_other_prices(price: float, valid: bool) -> None:
-    """A kline or ticker two percent away refuses the book."""
-    assert valid == (check_prices(OB, {"kline": price}, 0.02) == [])
+@pytest.mark.parametrize(
+    ("low", "high", "valid"),
+    [
+        (45230.25 / 1.019, 45230.25 / 1.019, True),
+        (45230.25 / 1.021, 45230.25 / 1.021, False),
+        (45230.25 / 1.1, 45230.25 * 1.1, True),
+        (45230.25 / 0.979, 45230.25 * 1.1, False),
+    ],
+)
+def test_book_agrees_with_the_other_prices(low: float, high: float, valid: bool) -> None:
+    """A kline or ticker two percent away refuses the book; an odd print that widens the range does not."""
+    assert valid == (check_prices(OB, {"kline": (low, high)}, 0.02) == [])
 
 
 def test_price_of_zero_refuses() -> None:
     """A reference price that is none is told."""
-    assert ["ticker = 0: expected a price above 0"] == check_prices(OB, {"ticker": 0.0}, 0.02)
+    assert ["ticker = 0: expected prices above 0"] == check_prices(OB, {"ticker": (0.0, 0.0)}, 0.02)
 
 
 def test_what_is_no_number_reads_as_nan() -> None:

@@ -20,7 +20,7 @@ SPREAD_TOLERANCE: Final = 0.01
 """Largest difference, in quote currency, between the spread and the distance of the best prices."""
 
 PRICE_TOLERANCE: Final = 0.02
-"""Largest relative distance of the book's mid from last trade, kline and ticker, which were asked for at the same time
+"""Largest relative distance of the book's mid from last trades, kline and ticker, which were asked for at the same time
 but belong to moments up to seconds apart; twice the jump that counts as a price discontinuity."""
 
 LEVELS_MIN: Final = 10
@@ -70,20 +70,25 @@ class References:
     """What else the exchange says about the price at about the same time.
 
     Attributes:
-        prices: Name of a source, such as `last trade`, to its price.
+        prices: Name of a source, such as `kline`, to the lowest and highest price it tells. Ranges, because a single
+            odd print must not be able to refuse a sound book.
         trade_price_min: Lowest price of the trades that may lie in the windows; None if there are none.
         trade_price_max: Highest such price.
     """
 
-    prices: Mapping[str, float]
+    prices: Mapping[str, tuple[float, float]]
     trade_price_min: float | None = None
     trade_price_max: float | None = None
 
     @property
     def estimate(self) -> float | None:
         """Give the current price as the exchange tells it, never as an old hot state does; None if unknown."""
-        known = [price for price in self.prices.values() if math.isfinite(price) and price > 0]
+        known = [(low + high) / 2 for low, high in self.prices.values() if _is_range(low, high)]
         return median(known) if known else None
+
+
+def _is_range(low: float, high: float) -> bool:
+    return 0 < low <= high < math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,7 @@ class Limits:
 
     Attributes:
         price_deviation_max: Largest relative distance of the best bid from the price estimate.
-        price_tolerance: Largest relative distance of the mid from each reference price.
+        price_tolerance: Largest relative distance of the mid from what each reference tells.
         levels_min: Least levels a side.
     """
 
@@ -273,15 +278,16 @@ def check_consistency(ob: Fields, feat: Fields) -> list[str]:
     return failures
 
 
-def check_prices(ob: Fields, prices: Mapping[str, float], tolerance: float) -> list[str]:
+def check_prices(ob: Fields, prices: Mapping[str, tuple[float, float]], tolerance: float) -> list[str]:
     """The book's mid is near every other price that the exchange tells."""
     mid = (number(ob.get("best_bid")) + number(ob.get("best_ask"))) / 2
     failures = []
-    for source, price in prices.items():
-        if not (math.isfinite(price) and price > 0):
-            failures.append(f"{source} = {price:g}: expected a price above 0")
-        elif not abs(mid - price) / price <= tolerance:
-            failures.append(f"mid {mid:g} is more than {tolerance:.0%} from {source} {price:g}")
+    for source, (low, high) in prices.items():
+        told = f"{low:.10g}" if low == high else f"{low:.10g} to {high:.10g}"
+        if not _is_range(low, high):
+            failures.append(f"{source} = {told}: expected prices above 0")
+        elif not low * (1 - tolerance) <= mid <= high * (1 + tolerance):
+            failures.append(f"mid {mid:.10g} is more than {tolerance:.0%} from {source} {told}")
     return failures
 
 
