@@ -1,4 +1,4 @@
-"""Each fault that the exchange can script, on a whole pipeline: the rule meant for it, the cure meant for it, no silence.
+"""Each fault that the exchange can script, on a whole pipeline: the rule meant for it, its cure, no silence.
 
 One pipeline serves the whole file; every test begins by waiting until it is sound.
 """
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pipeline import Pipeline, missing_slots, pipeline, quiet_until
 
+from pipeline import Pipeline, missing_slots, pipeline, quiet_until
 from sheetanchor.contract import STALE_AFTER_US
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
