@@ -1,0 +1,90 @@
+"""A real local exchange inside the test's own event loop, on a free port, and small clients that speak to it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from sheetanchor.exchange import Server, Terms, serving
+from sheetanchor.settings import ExchangeSettings
+
+API_KEY = "test-key"
+KEY_HEADER = {"X-MBX-APIKEY": API_KEY}
+
+
+class LocalExchange:
+    """A running exchange as tests use it."""
+
+    def __init__(self, server: Server, http: aiohttp.ClientSession) -> None:
+        self.server = server
+        self.http = http
+        self.port = server.port
+        self.rest_url = f"http://127.0.0.1:{server.port}"
+        self.ws_url = f"ws://127.0.0.1:{server.port}"
+
+    async def get(self, path: str, **params: Any) -> Any:
+        """GET a page and give its JSON; fails on any status but 200."""
+        async with self.http.get(self.rest_url + path, params=params) as response:
+            assert response.status == 200, await response.text()
+            return await response.json()
+
+    async def fault(self, kind: str, **params: Any) -> int:
+        """Put up a fault; gives its id. `for_` stands for `for`."""
+        body = {"kind": kind} | {name.rstrip("_"): value for name, value in params.items()}
+        async with self.http.post(self.rest_url + "/faults", json=body) as response:
+            answer = await response.json()
+            assert response.status == 201, answer
+            return int(answer["id"])
+
+    async def fault_done(self, fault_id: int, *, within_s: float = 10.0) -> dict[str, Any]:
+        """Wait until a fault has done its work; gives its report with `applied`."""
+        found: list[dict[str, Any]] = []
+
+        async def is_done() -> bool:
+            found[:] = [item for item in (await self.get("/faults"))["done"] if item["id"] == fault_id]
+            return bool(found)
+
+        await eventually(is_done, within_s=within_s, what=f"fault {fault_id} is done")
+        return found[0]
+
+    async def checkpoint(self, symbol: str = "BTCUSDT") -> dict[str, Any]:
+        """Give the exchange's whole book and its ids at this moment."""
+        answer: dict[str, Any] = await self.get("/checkpoint", symbol=symbol)
+        return answer
+
+    async def connections(self) -> list[dict[str, Any]]:
+        """List the open WebSocket connections."""
+        answer: list[dict[str, Any]] = (await self.get("/connections"))["connections"]
+        return answer
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float, what: str) -> None:
+    """Poll a condition until it holds; fail with what was awaited when the deadline passes."""
+    deadline = time.monotonic() + within_s
+    while not await condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def local_exchange(*, terms: Terms | None = None, **settings: Any) -> AsyncIterator[LocalExchange]:
+    """Run an exchange with settings of `ExchangeSettings`; it loops and listens on a free port unless they say otherwise."""
+    chosen = ExchangeSettings(**({"http_port": 0, "loop": True} | settings))
+    async with serving(chosen, terms=terms) as server, aiohttp.ClientSession() as http:
+        yield LocalExchange(server, http)
+
+
+StartExchange = Callable[..., AbstractAsyncContextManager[LocalExchange]]
+
+
+@pytest.fixture
+async def exchange() -> AsyncIterator[LocalExchange]:
+    """A running exchange that plays the shipped recording at its own pace, round and round."""
+    async with local_exchange() as running:
+        yield running
