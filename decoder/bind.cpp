@@ -240,8 +240,8 @@ nb::list to_list(const std::vector<sbe::Level>& levels) {
 }
 
 nb::tuple top(const Market& market, std::size_t depth) {
-  return nb::make_tuple(to_list(Market::levels(market.book().bids, depth)),
-                        to_list(Market::levels(market.book().asks, depth)));
+  return nb::make_tuple(to_list(market.book().bids.best_levels(depth)),
+                        to_list(market.book().asks.best_levels(depth)));
 }
 
 nb::list flat(const sheetanchor::detail::Fields& fields) {

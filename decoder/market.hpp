@@ -129,8 +129,8 @@ class Market {
     packed.event_us = event_us_;
     packed.stamp_us = stamp_us_;
     packed.line_ids = std::move(line_ids);
-    packed.bids = levels(book_.bids, book_.bids.size());
-    packed.asks = levels(book_.asks, book_.asks.size());
+    packed.bids = book_.bids.best_levels(LEVELS_MAX);
+    packed.asks = book_.asks.best_levels(LEVELS_MAX);
     if (!has_book_) throw std::invalid_argument("book: there is none yet");
     return pack(packed);
   }
@@ -186,15 +186,6 @@ class Market {
   }
 
   HotState hot_state(std::int64_t now_us) const;
-
-  // The best `depth` levels, best first.
-  template <class AnySide>
-  static std::vector<Level> levels(const AnySide& side, std::size_t depth) {
-    std::vector<Level> out;
-    out.reserve(std::min(depth, side.size()));
-    for (std::size_t rank = 0; rank < std::min(depth, side.size()); ++rank) out.push_back(side.at(rank));
-    return out;
-  }
 
   // Quantity traded after `start_us` up to and including `end_us`.
   double volume_between(std::int64_t start_us, std::int64_t end_us) const {
@@ -277,7 +268,7 @@ class Market {
 
   void on_frame(sbe::Bytes bytes) {
     ++counters_.frames;
-    sbe::Frame frame;
+    auto& frame = frame_;
     sbe::Error error;
     if (!sbe::parse(bytes, frame, error)) {
       ++counters_.decode_error[static_cast<std::size_t>(error.kind)];
@@ -359,7 +350,7 @@ class Market {
     const auto factors = adopt(frame.price_exponent, frame.qty_exponent);
     Level bid{}, ask{};
     if (!factors || !is_id(frame.last_update_id) || !convert(frame.bid, *factors, bid) ||
-        !convert(frame.ask, *factors, ask))
+        !convert(frame.ask, *factors, ask) || bid.qty == 0 || ask.qty == 0)
       return false;
     note_event(frame.event_time_us);
     if (frame.last_update_id <= best_id_) {
@@ -392,10 +383,7 @@ class Market {
   // A snapshot with fewer than 20 levels shows the whole side.
   template <class AnySide>
   static bool agrees(const AnySide& side, const std::vector<Level>& shown) {
-    if (side.size() < shown.size() || (shown.size() < 20 && side.size() != shown.size())) return false;
-    for (std::size_t rank = 0; rank < shown.size(); ++rank)
-      if (side.at(rank) != shown[rank]) return false;
-    return true;
+    return (shown.size() >= 20 || side.size() == shown.size()) && side.best_levels(shown.size()) == shown;
   }
 
   bool on_diff(const sbe::Frame& frame) {
@@ -422,8 +410,8 @@ class Market {
 
   void apply_diff(std::int64_t last, std::int64_t time_us, const std::vector<Level>& bids,
                   const std::vector<Level>& asks) {
-    for (const auto& level : bids) book_.bids.set(level);
-    for (const auto& level : asks) book_.asks.set(level);
+    book_.bids.apply(bids);
+    book_.asks.apply(asks);
     update_id_ = last;
     ++counters_.diffs_applied;
     book_event_us_ = std::max(book_event_us_, time_us);
@@ -498,7 +486,11 @@ class Market {
 
   // Holds no value yet, so that the next one decides the exponents.
   bool is_blank() const { return !has_book_ && best_id_ < 0 && trade_id_ < 0; }
-  std::optional<Factors> adopt(int price_exponent, int qty_exponent);
+  std::optional<Factors> adopt(int price_exponent, int qty_exponent) {
+    if (price_exponent == price_exponent_ && qty_exponent == qty_exponent_) return Factors{};
+    return adopt_other(price_exponent, qty_exponent);
+  }
+  std::optional<Factors> adopt_other(int price_exponent, int qty_exponent);
   bool rescale(Factors factors);
   template <class Visit>
   bool each_value(Visit visit);
@@ -563,6 +555,7 @@ class Market {
   std::int64_t book_event_us_ = -1;  // event time of the last change of book or best prices
   Source source_;
   Counters counters_;
+  sbe::Frame frame_;  // kept, since clearing it would cost more than reading a frame
   std::vector<Level> scratch_bids_, scratch_asks_;
   std::vector<PastTrade> scratch_trades_;
 };
@@ -576,7 +569,8 @@ bool Market::each_value(Visit visit) {
       return visit(level.price, level.qty, MANTISSA_MAX);
     });
   };
-  if (!all(book_.bids.raw()) || !all(book_.asks.raw())) return false;
+  const auto one = [&visit](std::int64_t& price, std::int64_t& qty) { return visit(price, qty, MANTISSA_MAX); };
+  if (!book_.bids.each(one) || !book_.asks.each(one)) return false;
   if (best_id_ >= 0 && (!visit(bid_.price, bid_.qty, MANTISSA_MAX) || !visit(ask_.price, ask_.qty, MANTISSA_MAX))) return false;
   for (auto& [id, diff] : pending_diffs_)
     if (!all(diff.bids) || !all(diff.asks)) return false;
@@ -605,13 +599,13 @@ inline bool Market::rescale(Factors factors) {
 }
 
 // The market keeps the finest exponents it has met; a coarser frame is multiplied up to them, exactly.
-inline std::optional<Market::Factors> Market::adopt(int price_exponent, int qty_exponent) {
+inline std::optional<Market::Factors> Market::adopt_other(int price_exponent, int qty_exponent) {
   if (std::abs(price_exponent) > EXPONENT_MAX || std::abs(qty_exponent) > EXPONENT_MAX) return std::nullopt;
   if (is_blank()) {
     price_exponent_ = price_exponent;
     qty_exponent_ = qty_exponent;
+    return Factors{};
   }
-  if (price_exponent == price_exponent_ && qty_exponent == qty_exponent_) return Factors{};
   const int price_to = std::min(price_exponent, price_exponent_), qty_to = std::min(qty_exponent, qty_exponent_);
   const Factors own{integer_power_of_ten(price_exponent_ - price_to), integer_power_of_ten(qty_exponent_ - qty_to)};
   const Factors frame{integer_power_of_ten(price_exponent - price_to), integer_power_of_ten(qty_exponent - qty_to)};
@@ -653,12 +647,12 @@ inline Fields window_fields(const WindowStats& stats, int price_exponent, int qt
   };
 }
 
-template <class AnySide>
-void level_fields(Fields& out, const AnySide& side, const char* name, int price_exponent, int qty_exponent) {
-  for (std::size_t rank = 0; rank < std::min(HOT_DEPTH, side.size()); ++rank) {
+inline void level_fields(Fields& out, const std::vector<Level>& levels, const char* name, int price_exponent,
+                         int qty_exponent) {
+  for (std::size_t rank = 0; rank < levels.size(); ++rank) {
     const auto stem = name + std::to_string(rank + 1);
-    out.emplace_back(stem + "_p", decimal(side.at(rank).price, price_exponent));
-    out.emplace_back(stem + "_q", decimal(side.at(rank).qty, qty_exponent));
+    out.emplace_back(stem + "_p", decimal(levels[rank].price, price_exponent));
+    out.emplace_back(stem + "_q", decimal(levels[rank].qty, qty_exponent));
   }
 }
 
@@ -673,7 +667,8 @@ inline HotState Market::hot_state(std::int64_t now_us) const {
   const auto [bid, ask] = *best_prices();
   const auto one = window_stats(history_.trades(), end_us, 1'000'000);
   const auto five = window_stats(history_.trades(), end_us, 5'000'000);
-  const Int128 bid_value = value_sum(book_.bids, HOT_DEPTH), ask_value = value_sum(book_.asks, HOT_DEPTH);
+  const auto bids = book_.bids.best_levels(HOT_DEPTH), asks = book_.asks.best_levels(HOT_DEPTH);
+  const Int128 bid_value = value_sum(bids), ask_value = value_sum(asks);
   const int value_exponent = price_exponent_ + qty_exponent_;
   const auto imbalance =
       shortest(static_cast<double>(bid_value - ask_value) / static_cast<double>(bid_value + ask_value));
@@ -688,8 +683,8 @@ inline HotState Market::hot_state(std::int64_t now_us) const {
       {"spread", shortest(scaled(ask.price - bid.price, price_exponent_))},
       {"spread_bp", spread_bp},
   };
-  detail::level_fields(hot.ob, book_.bids, "bid", price_exponent_, qty_exponent_);
-  detail::level_fields(hot.ob, book_.asks, "ask", price_exponent_, qty_exponent_);
+  detail::level_fields(hot.ob, bids, "bid", price_exponent_, qty_exponent_);
+  detail::level_fields(hot.ob, asks, "ask", price_exponent_, qty_exponent_);
   hot.ob.insert(hot.ob.end(), {{"bid_value_sum", shortest(scaled(bid_value, value_exponent))},
                                {"ask_value_sum", shortest(scaled(ask_value, value_exponent))},
                                {"ob_imbalance", imbalance},

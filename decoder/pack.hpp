@@ -108,17 +108,19 @@ inline void require(bool holds, const std::string& message) {
   if (!holds) throw std::invalid_argument("book: " + message);
 }
 
+inline bool is_sound(const Level& level) {
+  return level.price > 0 && level.price <= MANTISSA_MAX && level.qty > 0 && level.qty <= MANTISSA_MAX &&
+         Int128{level.price} * level.qty <= PRODUCT_MAX;
+}
+
 // A packed side lists prices strictly from the best to the worst, each with a quantity.
 inline void check_side(const std::vector<Level>& levels, bool descending, const char* side) {
   for (std::size_t at = 0; at < levels.size(); ++at) {
-    const auto& level = levels[at];
-    require(level.price > 0 && level.price <= MANTISSA_MAX && level.qty > 0 && level.qty <= MANTISSA_MAX &&
-                Int128{level.price} * level.qty <= PRODUCT_MAX,
-            std::string(side) + "[" + std::to_string(at) + "] is not a price with a quantity");
-    if (at == 0) continue;
-    const auto before = levels[at - 1].price;
-    require(descending ? before > level.price : before < level.price,
-            std::string(side) + "[" + std::to_string(at) + "] is not further out than the one before");
+    const bool ordered = at == 0 || (descending ? levels[at - 1].price > levels[at].price
+                                                : levels[at - 1].price < levels[at].price);
+    if (!ordered || !is_sound(levels[at]))
+      require(false, std::string(side) + "[" + std::to_string(at) +
+                         "]: expected a price further out than the one before, with a quantity");
   }
 }
 
@@ -133,9 +135,7 @@ inline void check(const PackedBook& book) {
   require(book.bids.size() <= LEVELS_MAX && book.asks.size() <= LEVELS_MAX, "a side has too many levels");
   check_side(book.bids, true, "bids");
   check_side(book.asks, false, "asks");
-  if (book.best_id < 0) return;
-  check_side({book.bid}, true, "best bid");
-  check_side({book.ask}, false, "best ask");
+  require(book.best_id < 0 || (is_sound(book.bid) && is_sound(book.ask)), "the best bid and ask are not prices");
 }
 
 }  // namespace detail

@@ -130,6 +130,9 @@ namespace detail {
 // Index of the first byte of the first malformed sequence, or the size if there is none (RFC 3629: no surrogates,
 // nothing overlong, nothing above U+10FFFF).
 inline std::size_t utf8_error(Bytes text) {
+  std::uint8_t any = 0;
+  for (const auto byte : text) any |= byte;
+  if (any < 0x80) return text.size();  // nearly every symbol
   std::size_t at = 0;
   while (at < text.size()) {
     const std::uint8_t lead = text[at];
@@ -296,9 +299,10 @@ void put(std::vector<std::uint8_t>& out, T value) {
 
 }  // namespace detail
 
-// Fills `out` and answers true, or fills `error` and answers false. `out` borrows from `frame`.
+// Fills `out` and answers true, or fills `error` and answers false. `out` borrows from `frame`; fields that its template
+// does not have keep what they held, but no group outlives its frame.
 inline bool parse(Bytes frame, Frame& out, Error& error) {
-  out = Frame{};
+  out.trades = out.bids = out.asks = Group{};
   return detail::Reader(frame, error).parse(out);
 }
 
