@@ -161,6 +161,20 @@ async def test_a_line_that_is_gone_is_noticed(redis: Redis) -> None:
     assert (trimmed.line, trimmed.asked_id, trimmed.first_id) == ("a", "5-0", "")
 
 
+async def test_a_line_that_has_gone_for_good_is_forgotten(redis: Redis) -> None:
+    """A dead line's stream ends by itself; then nobody reads it and a seek by time misses nothing."""
+    await LineWriter(redis, "BTCUSDT", "a").append([(1, b"x")])
+    life_ms = await redis.pttl(STREAM)
+    reader = LineReader(redis, "BTCUSDT")
+    await reader.discover()
+    await redis.delete(STREAM)
+    reader.seek_time(1_000_000)
+
+    assert 1_700_000 < life_ms <= 1_800_000
+    assert await reader.check_trimmed() == []
+    assert await LineReader(redis, "BTCUSDT").discover() == ()
+
+
 async def test_old_entries_go(redis: Redis) -> None:
     """What is older than the line keeps is cut off at the first append."""
     await _fill(redis, 1000)
