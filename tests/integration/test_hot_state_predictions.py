@@ -11,7 +11,7 @@ from sheetanchor.contract import SLOT_MS, slot_of
 from sheetanchor.hot_state import HotState
 
 
-async def _slot_with_time_left(redis: Redis, *, at_least_ms: int = 300, begun_ms: int = 0) -> int:
+async def _slot_with_time_left(redis: Redis, *, at_least_ms: int = 800, begun_ms: int = 0) -> int:
     """Give Redis' current slot when so much of it is left and gone; waits for one at most once per slot."""
     async with asyncio.timeout(10):
         while True:
@@ -105,7 +105,7 @@ async def test_a_slot_stays_committed_when_the_hash_is_gone(hot: HotState, redis
 
 async def test_a_replica_in_trouble_of_its_own_comes_second(hot: HotState, redis: Redis) -> None:
     """In the first half second a commit that is degraded for its own reasons is too early; a sound one is not."""
-    slot = await _slot_with_time_left(redis, at_least_ms=1600)
+    slot = await _slot_with_time_left(redis, at_least_ms=1900)
 
     early = await hot.commit_prediction(slot, {"mode": "none"}, own_degraded=True)
     sound = await hot.commit_prediction(slot, {"mode": "model"})
