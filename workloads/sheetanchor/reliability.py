@@ -197,7 +197,7 @@ class CircuitBreaker:
         """
         state = self.state
         if state is CircuitState.OPEN or (state is CircuitState.HALF_OPEN and self._probes >= PROBES_MAX):
-            raise CircuitOpen(f"{self.name} has failed {self.failure_count} times in a row and is left alone just now")
+            raise CircuitOpen(f"{self.name} failed {self.failure_count} times in a row and is left alone just now")
         self._probes += 1
         try:
             result = await operation()

@@ -1,0 +1,242 @@
+"""The gap rules: data, and pure functions that apply them to what a processor sees.
+
+A rule finds that something is missing or wrong, says how bad that is and what it asks for. Rules whose `suspects` is true
+also make the hot state suspect at once; the others only ask, because what is held may well be right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from sheetanchor.contract import Gap
+
+IMMEDIATE: Final = "immediate_reanchor"
+SCHEDULED: Final = "scheduled_reanchor"
+VALIDATION: Final = "validation_reanchor"
+EMERGENCY: Final = "emergency_reanchor"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a finding means.
+
+    Attributes:
+        condition: When it applies, in words; thresholds are settings.
+        severity: low, medium, high or critical.
+        action: What is asked for: emergency goes before everything, immediate starts now, scheduled waits for company,
+            validation compares with the exchange and rebuilds only on a difference.
+        suspects: Whether the state is suspect from that moment.
+    """
+
+    condition: str
+    severity: str
+    action: str
+    suspects: bool
+
+
+GAP_DETECTION_RULES: Final[dict[str, Rule]] = {
+    "sequence_gap": Rule("an update or trade id is missing on every live line", "high", IMMEDIATE, True),
+    "sequence_reset": Rule("frames arrive but their ids are below what is held", "high", IMMEDIATE, True),
+    "time_gap": Rule("no event on any line for more than time_gap_s", "medium", SCHEDULED, False),
+    "volume_anomaly": Rule("volume of five seconds more than volume_sigmas off its mean", "low", VALIDATION, False),
+    "price_discontinuity": Rule("the mid price jumps by more than price_jump", "high", IMMEDIATE, True),
+    "connection_loss": Rule("a line has no connection for more than connection_loss_s", "critical", EMERGENCY, False),
+    "redis_failover": Rule("Redis' replication id has changed", "high", IMMEDIATE, True),
+    "book_crossed": Rule("best bid at or above best ask after an update", "high", IMMEDIATE, True),
+    "book_mismatch": Rule("a top-20 snapshot of the feed disagrees with the book", "high", IMMEDIATE, True),
+    "book_unreadable": Rule("the stored book is missing, damaged or of another epoch", "high", IMMEDIATE, True),
+}
+
+SILENT_LINE_US: Final = 1_000_000
+"""A line without an entry for this long is not waited for; the busiest stream has ten entries in this time."""
+
+RESET_AFTER_US: Final = 2_000_000
+"""Frames that move nothing for this long are not late duplicates any more: lines differ by milliseconds."""
+
+VOLUME_BUCKET_US: Final = 5_000_000
+VOLUME_BUCKETS_MIN: Final = 12
+VOLUME_BUCKETS_MAX: Final = 120
+"""Volume is compared with the last ten minutes, and not before there is one minute of it."""
+
+PRICE_REFERENCE_US: Final = 5_000_000
+"""A price that is older than this is no reference: the time gap rule has spoken by then."""
+
+Hole = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """When the rules apply.
+
+    Attributes:
+        gap_threshold: Holes in a row that make a sequence gap.
+        gap_wait_us: How long a hole may wait for another line.
+        time_gap_us: Longest silence.
+        volume_sigmas: Standard deviations.
+        price_jump: Relative change.
+        suppressed: Rules that are ignored.
+    """
+
+    gap_threshold: int = 1
+    gap_wait_us: int = 200_000
+    time_gap_us: int = 5_000_000
+    volume_sigmas: float = 3.0
+    price_jump: float = 0.01
+    suppressed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule applies.
+
+    Attributes:
+        reason: One line for people.
+        cure_id: A rebuild below this update id does not help; 0 if any does.
+    """
+
+    rule: str
+    reason: str
+    cure_id: int = 0
+
+
+def gap_of(finding: Finding, symbol: str, source: str, at_us: int, epoch: int) -> Gap:
+    """Render a finding as the event that goes to the stream of gaps."""
+    rule = GAP_DETECTION_RULES[finding.rule]
+    return Gap(symbol, finding.rule, rule.severity, rule.action, finding.reason, source, at_us, epoch)
+
+
+def hole_is_final(hole: Hole, live_lines: int, now_us: int, wait_us: int) -> bool:
+    """Say whether no line can be expected to fill a hole any more.
+
+    Args:
+        hole: Expected id, found id, stamp of the first frame beyond it, bit per line that is beyond it.
+        live_lines: Bit per line that speaks.
+        now_us: Redis' clock.
+        wait_us: How long to wait for a line that has not passed.
+    """
+    _, _, since_us, lines_past = hole
+    return live_lines & ~lines_past == 0 or now_us - since_us >= wait_us
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """Holes in the ids of one stream: how many in a row. A message without a hole begins anew."""
+
+    in_a_row: int = 0
+
+    def hole(self, stream: str, hole: Hole, threshold: int) -> tuple[Sequence, Finding | None]:
+        """Take in a final hole."""
+        expected, found, _, _ = hole
+        after = Sequence(self.in_a_row + 1)
+        if after.in_a_row < threshold:
+            return after, None
+        reason = f"Sequence gap detected: {stream} {expected - 1} → {found}"
+        return Sequence(), Finding("sequence_gap", reason, found - 1 if stream == "depth" else 0)
+
+    def sound(self) -> Sequence:
+        """Take in messages without a hole."""
+        return Sequence() if self.in_a_row else self
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """How long nothing has come, and whether that has been said."""
+
+    told: bool = False
+
+    def look(self, last_us: int, now_us: int, limit_us: int) -> tuple[Silence, Finding | None]:
+        """Compare the last event's stamp with Redis' clock."""
+        quiet_us = now_us - last_us
+        if quiet_us <= limit_us:
+            return Silence(), None
+        if self.told:
+            return self, None
+        return Silence(told=True), Finding("time_gap", f"Time gap detected: {quiet_us / 1e6:.2f} seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """The last price seen and when; a jump is told once, the new price is the reference from then on."""
+
+    last: float = 0.0
+    at_us: int = 0
+
+    def look(self, price: float | None, at_us: int, limit: float) -> tuple[Price, Finding | None]:
+        """Compare a price with the one before."""
+        if price is None or price <= 0 or not math.isfinite(price):
+            return self, None
+        after = Price(price, at_us)
+        if self.last <= 0 or at_us - self.at_us > PRICE_REFERENCE_US:
+            return after, None
+        change = price / self.last - 1
+        if abs(change) <= limit:
+            return after, None
+        return after, Finding("price_discontinuity", f"price {self.last:.2f} → {price:.2f} ({change:+.3%})")
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """Volumes of the last five-second spans."""
+
+    history: tuple[float, ...] = ()
+    told: bool = False
+
+    def look(self, volume: float, sigmas: float) -> tuple[Volume, Finding | None]:
+        """Compare the volume of a complete span with those before it."""
+        after = replace(self, history=(*self.history[-(VOLUME_BUCKETS_MAX - 1) :], volume))
+        if not is_anomalous(volume, self.history, sigmas):
+            return replace(after, told=False), None
+        if self.told:
+            return after, None
+        mean = sum(self.history) / len(self.history)
+        reason = f"volume {volume:.4g} in 5 s, expected about {mean:.4g}"
+        return replace(after, told=True), Finding("volume_anomaly", reason)
+
+
+def is_anomalous(volume: float, history: Iterable[float], sigmas: float) -> bool:
+    """Say whether a volume is more than so many standard deviations off the mean of its history."""
+    past = tuple(history)
+    if len(past) < VOLUME_BUCKETS_MIN:
+        return False
+    mean = sum(past) / len(past)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in past) / len(past))
+    return deviation > 0 and abs(volume - mean) > sigmas * deviation
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Whether the ids move while frames arrive."""
+
+    marks: tuple[int, int, int] = (-1, -1, -1)
+    moved_us: int = 0
+    told: bool = False
+
+    def look(self, marks: tuple[int, int, int], frames_us: int, now_us: int) -> tuple[Progress, Finding | None]:
+        """Compare the ids held with those held before.
+
+        Args:
+            marks: Update id, best-price id and trade id.
+            frames_us: Stamp of the last entry that brought frames.
+            now_us: Redis' clock.
+        """
+        if marks != self.marks or self.moved_us == 0:
+            return Progress(marks, now_us), None
+        stuck_us = frames_us - self.moved_us
+        if self.told or stuck_us < RESET_AFTER_US:
+            return self, None
+        reason = f"frames have arrived for {stuck_us / 1e6:.1f} s with ids at or below {marks[0]}"
+        return replace(self, told=True), Finding("sequence_reset", reason)
+
+
+def detect_gap(
+    current_sequence: int,
+    last_sequence: int,
+    current_time_us: int,
+    last_time_us: int,
+    volume_inconsistent: bool = False,
+) -> bool:
+    """Say whether any of the three basic criteria holds: a jump of ids, five silent seconds, or a strange volume."""
+    return current_sequence - last_sequence > 1 or current_time_us - last_time_us > 5_000_000 or volume_inconsistent
