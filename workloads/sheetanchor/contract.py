@@ -201,6 +201,8 @@ class Receipt:
         exit_code: What the process exits with.
         checks: Names of the checks that passed.
         message: One line for people.
+        request_id: Id of the request, "" if it had none.
+        retry_at_us: Do not ask the exchange before this time: it has told us so; 0 if it has not.
     """
 
     id: str
@@ -218,6 +220,8 @@ class Receipt:
     message: str
     phases: dict[str, float] = field(default_factory=dict)
     checks: tuple[str, ...] = ()
+    request_id: str = ""
+    retry_at_us: int = 0
 
     def to_json(self) -> str:
         """Render as one line of JSON."""
