@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 import time
+from dataclasses import replace
 from typing import Any, Final, Self
 
 import aiohttp
@@ -20,8 +20,11 @@ from sheetanchor.errors import (
     ExchangeError,
     ExchangeRefused,
     ExchangeUnavailable,
+    MaxRetriesExceeded,
+    OperationFailed,
     RateLimited,
 )
+from sheetanchor.reliability import DEFAULT_RETRY, CircuitBreaker, RetryPolicy, retry
 from sheetanchor.rest_bodies import (
     Body,
     Depth,
@@ -54,10 +57,6 @@ RETRY_AFTER_DEFAULT_S: Final = 10.0
 RETRY_AFTER_MAX_S: Final = 3 * 86_400.0
 """The exchange's longest ban."""
 
-RETRIES: Final = 3
-RETRY_DELAY_S: Final = 1.0
-RETRY_JITTER: Final = 0.2
-
 DEPTH_WEIGHTS: Final = ((100, 5), (500, 25), (1000, 50), (5000, 250))
 TRADES_WEIGHT: Final = 25
 LIGHT_WEIGHT: Final = 2
@@ -65,8 +64,14 @@ LIGHT_WEIGHT: Final = 2
 log = logging.getLogger(__name__)
 
 
-class _Silent(ExchangeUnavailable):
+class Unresponsive(ExchangeError):
     """No answer within the whole time-out: waiting as long again would only hold up whoever asks."""
+
+
+def _speaks_against(error: BaseException) -> bool:
+    """Say whether a failure means that the exchange is not well; a wrong question or too many of them do not."""
+    cause = error.last_error if isinstance(error, MaxRetriesExceeded) else error
+    return isinstance(cause, (ExchangeUnavailable, Unresponsive))
 
 
 def depth_weight(limit: int) -> int:
@@ -108,14 +113,15 @@ class Weight:
 class Exchange:
     """A client of one exchange; use it as an asynchronous context manager.
 
-    Every method raises `ExchangeUnavailable`, `RateLimited`, `ExchangeRefused` or, for an answer that is not what it
-    should be, `ExchangeError`, each naming endpoint and field.
+    Every method raises `ExchangeUnavailable`, `Unresponsive`, `RateLimited`, `ExchangeRefused` or, for an answer that is
+    not what it should be, `ExchangeError`, each naming endpoint and field; `CircuitOpen` if it was not even asked.
 
     Args:
         rest_url: Origin; `/api/v3/…` is appended.
         timeout_s: Seconds that one request may take.
         patience_s: Longest wait for a `Retry-After` or for the next minute's weight; a longer one raises RateLimited.
-        retries: Tries after the first one, on failures that may pass.
+        retry_policy: How often failures that may pass are tried again.
+        breaker: Stops asking an exchange that keeps failing.
         weight_per_minute: What the exchange allows.
     """
 
@@ -125,13 +131,15 @@ class Exchange:
         *,
         timeout_s: float = TIMEOUT_S,
         patience_s: float = PATIENCE_S,
-        retries: int = RETRIES,
+        retry_policy: RetryPolicy = DEFAULT_RETRY,
+        breaker: CircuitBreaker | None = None,
         weight_per_minute: int = WEIGHT_PER_MINUTE,
     ) -> None:
         self._url = rest_url.rstrip("/")
         self._timeout_s = timeout_s
         self._patience_s = patience_s
-        self._retries = retries
+        self._retry_policy = replace(retry_policy, retry_after_max_s=patience_s)
+        self._breaker = breaker or CircuitBreaker("rest", counts=_speaks_against)
         self._weight = Weight(weight_per_minute)
         self._blocked_until = -math.inf
         self._session: aiohttp.ClientSession | None = None
@@ -151,6 +159,10 @@ class Exchange:
     def weight_remaining(self) -> int:
         """Give the request weight left in this minute."""
         return self._weight.remaining(time.time())
+
+    def stay_away(self, seconds: float) -> None:
+        """Ask nothing for some seconds, for instance because an earlier process was told so."""
+        self._blocked_until = max(self._blocked_until, time.monotonic() + seconds)
 
     @property
     def blocked_s(self) -> float:
@@ -190,19 +202,17 @@ class Exchange:
         await self._get("/api/v3/ping", {}, 1)
 
     async def _get(self, endpoint: str, query: dict[str, Any], weight: int) -> Body:
-        """Ask until there is an answer, the failure is one that lasts, or the tries are used up."""
-        for attempt in range(self._retries + 1):
+        async def once() -> bytes:
             await self._wait_for_permission(endpoint, weight)
-            try:
-                return Body(endpoint, await self._once(endpoint, query))
-            except (ExchangeUnavailable, RateLimited) as error:
-                if attempt == self._retries or isinstance(error, _Silent):
-                    raise
-                delay_s = 0.0 if isinstance(error, RateLimited) else _retry_delay_s(attempt, random.random())
-                log.warning("Attempt %d failed, retrying in %.1f s: %s", attempt + 1, delay_s or self.blocked_s, error)
-                metrics.RETRIES.labels("rest").inc()
-                await asyncio.sleep(delay_s)
-        raise AssertionError("the last attempt returns or raises")
+            return await self._once(endpoint, query)
+
+        try:
+            return Body(endpoint, await self._breaker.call(lambda: retry(once, "rest", self._retry_policy)))
+        except MaxRetriesExceeded as error:  # uncounted by the breaker: we were told to wait
+            raise error.last_error from error
+        except OperationFailed as error:
+            cause = error.__cause__
+            raise (cause.last_error if isinstance(cause, MaxRetriesExceeded) else cause or error) from error
 
     async def _wait_for_permission(self, endpoint: str, weight: int) -> None:
         """Sleep until the exchange may be asked.
@@ -219,7 +229,7 @@ class Exchange:
             return
         if wait_s > self._patience_s:
             raise RateLimited(f"GET {endpoint}: not asked: {why} for another {wait_s:.0f} s", retry_after_s=wait_s)
-        log.warning("Binance rate limit hit, waiting %gs", round(wait_s, 3))
+        log.info("waiting %.1f s: %s", wait_s, why)
         await asyncio.sleep(wait_s)
 
     async def _once(self, endpoint: str, query: dict[str, Any]) -> bytes:
@@ -245,7 +255,7 @@ class Exchange:
         except TimeoutError as error:
             status = "timeout"
             metrics.TIMEOUTS.labels("rest").inc()
-            raise _Silent(f"GET {endpoint}: no answer from {self._url} within {self._timeout_s:g} s") from error
+            raise Unresponsive(f"GET {endpoint}: no answer from {self._url} within {self._timeout_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
             status = "error"
             told = " ".join(str(error).split()) or type(error).__name__
@@ -261,16 +271,12 @@ class Exchange:
         text = f"GET {endpoint} answered {status}: {parse_complaint(raw)}"
         if status in (418, 429):
             wait_s = retry_after_s(response.headers.get("Retry-After"))
-            self._blocked_until = max(self._blocked_until, time.monotonic() + wait_s)
+            self.stay_away(wait_s)
+            log.warning("Binance rate limit hit, waiting %gs", wait_s)
             raise RateLimited(f"{text}; asks for {wait_s:g} s of silence", retry_after_s=wait_s, status=status)
         if status >= 500:
             raise ExchangeUnavailable(text)
         raise ExchangeRefused(text)
-
-
-def _retry_delay_s(attempt: int, jitter: float) -> float:
-    spread: float = 1 - RETRY_JITTER + 2 * RETRY_JITTER * jitter
-    return RETRY_DELAY_S * float(2**attempt) * spread
 
 
 async def _bounded_body(response: aiohttp.ClientResponse, endpoint: str) -> bytes:
