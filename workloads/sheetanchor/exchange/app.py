@@ -41,6 +41,7 @@ MESSAGE_MAX_BYTES: Final = 64 * 1024
 """A request to subscribe to 1,024 streams fits."""
 
 _STOP_WITHIN_S: Final = 2.0
+_CATCH_UP_COUNT: Final = 10_000  # messages made at a time; nobody is there to take them
 
 KEY_HEADER: Final = "X-MBX-APIKEY"
 
@@ -80,9 +81,10 @@ def build_venue(settings: ExchangeSettings, now_us: Callable[[], int]) -> Venue:
         raise BadSettings(f"burst = {settings.burst!r}: expected rate too, the messages per second between bursts")
     scripts = [prepare(item) for item in _recordings(settings)]
     start_us = now_us()
-    pace: Pace = RecordedPace(start_us, settings.speed)
+    began_us = min(start_us, round(settings.playing_since * 1e6)) or start_us
+    pace: Pace = RecordedPace(began_us, settings.speed)
     if settings.rate > 0:
-        pace = SteadyPace(start_us, settings.rate, burst)
+        pace = SteadyPace(began_us, settings.rate, burst)
     warmup_us = round(settings.warmup_s * 1e6)
     markets = {}
     for script in scripts:
@@ -92,6 +94,9 @@ def build_venue(settings: ExchangeSettings, now_us: Callable[[], int]) -> Venue:
                 f"that the recording of {script.symbol} lasts"
             )
         markets[script.symbol] = Market(script, pace, loop=settings.loop, warmup_us=warmup_us)
+    for market in markets.values():
+        while market.advance(start_us, count_max=_CATCH_UP_COUNT):
+            pass  # what would have been sent by now, had this exchange not been restarted
     venue = Venue(markets, now_us, start_us, settings.weight_limit)
     for kind, params in faults:
         venue.board.add(kind, params, start_us)

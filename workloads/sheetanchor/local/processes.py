@@ -185,17 +185,15 @@ class Child:
     Args:
         spec: What to run.
         relay: Where its log lines go.
-        on_death: Called when it died unasked, before it is started again.
     """
 
-    def __init__(self, spec: Spec, relay: Relay, on_death: Callable[[Child], None] | None = None) -> None:
+    def __init__(self, spec: Spec, relay: Relay) -> None:
         self.spec = spec
         self.port = spec.port
         self.restarts = 0
         self.started_at = 0.0
         self.last_error = ""
         self._relay = relay
-        self._on_death = on_death
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
 
@@ -234,8 +232,6 @@ class Child:
                 lived_s,
                 delay_s,
             )
-            if self._on_death is not None:
-                self._on_death(self)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._stopping.wait()

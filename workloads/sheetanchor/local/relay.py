@@ -60,7 +60,8 @@ def parse_line(source: str, line: str, now_us: int) -> tuple[str, Notice | None]
         # Not from our logging: the server's own lines, an interpreter's traceback, a message about bad settings.
         time_text = datetime.fromtimestamp(now_us / 1e6, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         entry = {"time": time_text, "level": "INFO", "logger": "output", "message": line}
-        if not source.startswith("redis"):
+        framing = line.startswith((" ", "Traceback ", "During handling", "The above exception")) or not line.strip()
+        if not source.startswith("redis") and not framing:
             entry["level"] = "WARNING"
         line = json.dumps({**entry, "service": source})
     level = str(entry.get("level", "INFO")).upper()

@@ -90,12 +90,14 @@ class Plan:
     Attributes:
         redis_url: Reaches children as a variable, as it may hold a password.
         environ: Environment that children inherit.
+        began_s: When the run began, in seconds since the epoch.
     """
 
     settings: LocalSettings
     market: Market
     redis_url: str
     environ: Mapping[str, str]
+    began_s: float
 
     def _spec(
         self, name: str, role: str, flags: Sequence[str], *, port: int = 0, key: bool = False, redis: bool = True
@@ -119,6 +121,8 @@ class Plan:
         """Say how the local exchange is run."""
         settings = self.settings
         flags = ["--speed", f"{settings.speed:g}", "--rate", f"{settings.rate:g}", "--loop"]
+        # A restarted exchange goes on where it would be, as a real one does, instead of going back in ids and time.
+        flags += ["--playing-since", f"{self.began_s:.3f}"]
         flags += [word for path in settings.recording for word in ("--recording", str(path))]
         flags += [word for fault in settings.fault for word in ("--fault", fault)]
         flags += ["--burst", settings.burst] if settings.burst else []

@@ -150,7 +150,7 @@ class Supervisor:
         self, group: asyncio.TaskGroup, redis: Redis, session: aiohttp.ClientSession, url: str, folder: Path
     ) -> None:
         await self._start_redis(group, redis, folder)
-        plan = Plan(self._settings, self._market, url, self._environ)
+        plan = Plan(self._settings, self._market, url, self._environ, time.time())
         tallies = self.board.tallies
         for tally in tallies:
             await leftovers.refuse_if_alive(redis, HotState(redis, tally.symbol))
@@ -192,22 +192,12 @@ class Supervisor:
             self._keep(group, spec)
 
     def _keep(self, group: asyncio.TaskGroup, spec: Spec) -> None:
-        child = Child(spec, self._relay, self._on_death)
+        child = Child(spec, self._relay)
         self.board.children.append(child)
         self._keepers.append(group.create_task(child.keep_running(), name=spec.name))
 
     def _spawn(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:
         self._background.append(group.create_task(work))
-
-    def _on_death(self, child: Child) -> None:
-        if child.spec.name != EXCHANGE:
-            return
-        # The market it plays begins anew: what is held now speaks of another one.
-        now_us = self.run.now_us()
-        for coordinator in self.board.coordinators:
-            coordinator.ask(
-                triggers.Request(triggers.IMMEDIATE, "the exchange was restarted", "restart", now_us, force=True)
-            )
 
     # -- working ------------------------------------------------------------------------------------------------------
 
