@@ -263,7 +263,7 @@ class ExchangeSettings(WithSymbols):
     loop: bool = setting(False, "start again at the end, ids rising on")
     warmup_s: float = setting(15.0, "recorded seconds that have passed before the first client sees the market", ge=0)
     playing_since: float = setting(
-        0.0, "play on as if begun then, in seconds since the epoch, for a restart that goes unnoticed; 0 begins now", ge=0
+        0.0, "play on as if begun then, seconds since the epoch, so that a restart goes unnoticed; 0 begins now", ge=0
     )
     fault: list[str] = setting([], "scripted fault, for instance drop:n=3,at=30,line=a; repeat for several")
     weight_limit: int = setting(6000, "REST request weight per minute", ge=1)
