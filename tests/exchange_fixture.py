@@ -74,7 +74,7 @@ async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: floa
 
 @asynccontextmanager
 async def local_exchange(*, terms: Terms | None = None, **settings: Any) -> AsyncIterator[LocalExchange]:
-    """Run an exchange with settings of `ExchangeSettings`; it loops and listens on a free port unless they say otherwise."""
+    """Run an exchange with some settings of `ExchangeSettings`; unless they say otherwise it loops, on a free port."""
     chosen = ExchangeSettings(**({"http_port": 0, "loop": True} | settings))
     async with serving(chosen, terms=terms) as server, aiohttp.ClientSession() as http:
         yield LocalExchange(server, http)

@@ -101,23 +101,33 @@ class Session:
 
     def send(self, data: bytes) -> None:
         """Write whole frames; cut the client off when too much waits for it."""
-        if not data or self._ended:
+        if not data or self._gone():
             return
         if self._backlog.holding:
             self._backlog.held.append(data)
             self._backlog.held_bytes += len(data)
         else:
             self._transport.write(data)
-        waiting = self._transport.get_write_buffer_size() + self._backlog.held_bytes
+        waiting = self._waiting_bytes()
         if waiting > self._terms.buffer_max_bytes:
             self.abort(f"slow consumer: {waiting} bytes wait for it")
+
+    def _gone(self) -> bool:
+        """Say whether nothing more can be written; the client may have left since the last tick."""
+        return self._ended or self._transport.is_closing()
+
+    def _unread_bytes(self) -> int:
+        return 0 if self._transport.is_closing() else self._transport.get_write_buffer_size()
+
+    def _waiting_bytes(self) -> int:
+        return self._unread_bytes() + self._backlog.held_bytes
 
     def is_special(self) -> bool:
         """Say whether messages have to be looked at one by one."""
         return bool(self._backlog.best) or self._is_slow()
 
     def _is_slow(self) -> bool:
-        return self._transport.get_write_buffer_size() > self._terms.backlog_bytes
+        return self._unread_bytes() > self._terms.backlog_bytes
 
     def send_each(self, events: Sequence[Event], wires: Sequence[bytes], edits: Mapping[int, Edit]) -> None:
         """Write those messages that it has subscribed to, with scripted edits, culling best prices when it is slow."""
@@ -174,7 +184,7 @@ class Session:
 
     def look_after(self, now_s: float) -> None:
         """Ping when it is time; end what has lived too long or does not answer."""
-        if self._ended:
+        if self._gone():
             return
         if self._ping is not None and now_s - self._ping.sent_s > PONG_WITHIN_PINGS * self._terms.ping_interval_s:
             self.close(WSCloseCode.POLICY_VIOLATION, "Pong timeout")
@@ -220,5 +230,5 @@ class Session:
             "streams": list(self.subscriptions.streams),
             "received": self.counts.received,
             "culled": self.counts.culled,
-            "waiting_bytes": self._transport.get_write_buffer_size() + self._backlog.held_bytes,
+            "waiting_bytes": self._waiting_bytes(),
         }
