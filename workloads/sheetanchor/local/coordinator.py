@@ -227,6 +227,6 @@ class Coordinator:
                 receipt = Receipt.from_json(fields[b"receipt"].decode())
             except (KeyError, ValueError):
                 continue
-            if receipt.id.startswith(request_id):
+            if receipt.request_id == request_id:
                 return receipt
         return None

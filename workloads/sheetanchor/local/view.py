@@ -44,6 +44,11 @@ def short_number(value: float | None, unit: str = "") -> str:
     return f"{value:.{digits}f}{unit}"
 
 
+def clean(text: str) -> str:
+    """Give a text without the control characters that would move the cursor or change the screen."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
 def duration_text(seconds: float) -> str:
     """Give a duration as H:MM:SS, or MM:SS within the hour."""
     whole = int(max(0.0, seconds))
@@ -125,7 +130,7 @@ def anchor_lines(symbol: SymbolStatus) -> Text:
     if anchor.rebuilding:
         text.append(" · rebuilding", style="yellow")
     if anchor.state != "anchored" and anchor.reason:
-        text.append(f" · {anchor.reason}", style="yellow")
+        text.append(f" · {clean(anchor.reason)}", style="yellow")
     else:
         text.append("  " + sparkline(prices[-60:]), style="cyan")
     return text
@@ -225,12 +230,14 @@ def events_panel(status: Status, symbol: SymbolStatus, rows: int) -> Panel:
     for receipt in symbol.receipts:
         took_s = (receipt.finished_at_us - receipt.started_at_us) / 1_000_000
         good = receipt.exit_code == 0
-        text = Text(f"{receipt.result} {receipt.reason} {took_s:.1f} s", style="green" if good else "red")
+        text = Text(clean(f"{receipt.result} {receipt.reason} {took_s:.1f} s"), style="green" if good else "red")
         events.append((receipt.finished_at_us, text))
-    events += [(gap.at_us, Text(f"{gap.rule} ({gap.source}): {gap.reason}", style="yellow")) for gap in symbol.gaps]
+    events += [
+        (gap.at_us, Text(clean(f"{gap.rule} ({gap.source}): {gap.reason}"), style="yellow")) for gap in symbol.gaps
+    ]
     for notice in status.notices:
         style = "dim" if notice.level == "warning" else "red"
-        events.append((notice.at_us, Text(f"{notice.source}: {notice.text}", style=style)))
+        events.append((notice.at_us, Text(clean(f"{notice.source}: {notice.text}"), style=style)))
     events.sort(key=lambda event: event[0], reverse=True)
     lines = [line_text(line) for line in symbol.lines]
     lines += [Text(_clock(at_us) + " ", style="dim") + event for at_us, event in events[: max(0, rows - len(lines))]]
@@ -270,7 +277,7 @@ def render(status: Status, height: int) -> Layout:
 def slot_line(symbol: str, prediction: Prediction) -> str:
     """Give the line that `--plain` prints for a prediction."""
     word = {1: "up", -1: "down", 0: "flat"}[prediction.direction]
-    doubt = f"  degraded: {prediction.reason}" if prediction.degraded else ""
+    doubt = f"  degraded: {clean(prediction.reason)}" if prediction.degraded else ""
     return (
         f"{slot_time_text(prediction.slot)} {symbol} {price_text(prediction.price_now)}"
         f" -> {price_text(prediction.predicted_price)} {word} confidence {prediction.confidence:.2f}"
