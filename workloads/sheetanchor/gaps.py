@@ -1,7 +1,7 @@
 """The gap rules: data, and pure functions that apply them to what a processor sees.
 
-A rule finds that something is missing or wrong, says how bad that is and what it asks for. Rules whose `suspects` is true
-also make the hot state suspect at once; the others only ask, because what is held may well be right.
+A rule finds that something is missing or wrong, says how bad that is and what it asks for. Rules whose `suspects` is
+true also make the hot state suspect at once; the others only ask, because what is held may well be right.
 """
 
 from __future__ import annotations

@@ -1,0 +1,172 @@
+"""What a processor looks out for: the gap rules applied to a market as it moves. Pure; time is an argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sheetanchor._decoder import Market
+from sheetanchor.gaps import (
+    SILENT_LINE_US,
+    VOLUME_BUCKET_US,
+    Finding,
+    Price,
+    Progress,
+    Sequence,
+    Silence,
+    Thresholds,
+    Volume,
+    hole_is_final,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What surrounds a market at a moment, on Redis' clock.
+
+    Attributes:
+        now_us: Redis' clock.
+        frames_us: Stamp of the newest entry of any line; 0 before the first.
+        live_lines: Bit per line that has spoken lately.
+        caught_up: False while entries of some line may still be unread: a hole may be filled by one of them.
+    """
+
+    now_us: int
+    frames_us: int
+    live_lines: int
+    caught_up: bool
+
+
+def live_lines(last_entry_us: dict[int, int], now_us: int) -> int:
+    """Give a bit per line that has brought an entry within the last second."""
+    return sum(1 << line for line, at_us in last_entry_us.items() if now_us - at_us <= SILENT_LINE_US)
+
+
+@dataclass(slots=True)
+class Lookout:
+    """The state of all rules for one symbol.
+
+    Args:
+        thresholds: When the rules apply.
+        since_us: Redis' clock when watching began; silence is counted from here.
+    """
+
+    thresholds: Thresholds
+    since_us: int
+    event_stamp_us: int = 0
+    gaps_today: int = 0
+    _day: int = 0
+    _depth: Sequence = field(default_factory=Sequence)
+    _trades: Sequence = field(default_factory=Sequence)
+    _silence: Silence = field(default_factory=Silence)
+    _price: Price = field(default_factory=Price)
+    _volume: Volume = field(default_factory=Volume)
+    _progress: Progress = field(default_factory=Progress)
+    _bucket_end_us: int = 0
+    _crossed: bool = False
+    _mismatches: int = 0
+
+    def reload(self, market: Market, now_us: int) -> None:
+        """Begin anew with a rebuilt or loaded market; what was learnt about volume stays."""
+        self._depth, self._trades = Sequence(), Sequence()
+        self._price, self._progress = Price(), Progress()
+        self._crossed = False
+        self._mismatches = market.counters()["depth20_mismatches"]
+        self.since_us = now_us
+
+    def look(self, market: Market, scene: Scene) -> list[Finding]:
+        """Apply every rule.
+
+        Final holes are skipped in the market, whether they make a gap or not.
+
+        Returns:
+            What was found, the suppressed rules left out.
+        """
+        marks = (market.update_id, market.bba_id, market.trade_id)
+        if marks != self._progress.marks and scene.frames_us:
+            self.event_stamp_us = max(self.event_stamp_us, market.stamp_us)
+        found = [*self._holes(market, scene), self._look_at_time(marks, scene), self._look_at_silence(scene)]
+        if market.has_book:
+            found += [self._look_at_price(market, scene), self._look_at_crossing(market), self._look_at_top(market)]
+        found.append(self._look_at_volume(market))
+        kept = [finding for finding in found if finding and finding.rule not in self.thresholds.suppressed]
+        self._count(len(kept), scene.now_us)
+        return kept
+
+    def _holes(self, market: Market, scene: Scene) -> list[Finding | None]:
+        if not scene.caught_up:
+            return []
+        found: list[Finding | None] = []
+        for stream in ("depth", "trade"):
+            hole = market.depth_hole if stream == "depth" else market.trade_hole
+            sequence = self._depth if stream == "depth" else self._trades
+            finding = None
+            if hole is None:
+                sequence = sequence.sound()
+            elif hole_is_final(hole, scene.live_lines, scene.now_us, self.thresholds.gap_wait_us):
+                sequence, finding = sequence.hole(stream, hole, self.thresholds.gap_threshold)
+                if stream == "depth":
+                    market.skip_depth_hole()
+                else:
+                    market.skip_trade_hole()
+            if stream == "depth":
+                self._depth = sequence
+            else:
+                self._trades = sequence
+            found.append(finding)
+        return found
+
+    def _look_at_time(self, marks: tuple[int, int, int], scene: Scene) -> Finding | None:
+        self._progress, finding = self._progress.look(marks, scene.frames_us, scene.now_us)
+        return finding
+
+    def _look_at_silence(self, scene: Scene) -> Finding | None:
+        last_us = max(scene.frames_us, self.since_us)
+        self._silence, finding = self._silence.look(last_us, scene.now_us, self.thresholds.time_gap_us)
+        return finding
+
+    def _look_at_price(self, market: Market, scene: Scene) -> Finding | None:
+        self._price, finding = self._price.look(market.mid, scene.now_us, self.thresholds.price_jump)
+        return finding
+
+    def _look_at_crossing(self, market: Market) -> Finding | None:
+        before, self._crossed = self._crossed, market.crossed
+        if not self._crossed or before:
+            return None
+        (bid,), (ask,) = market.top(1)
+        return Finding("book_crossed", f"book crossed: best bid {bid[0]} at or above best ask {ask[0]} (mantissas)")
+
+    def _look_at_top(self, market: Market) -> Finding | None:
+        mismatches = market.counters()["depth20_mismatches"]
+        before, self._mismatches = self._mismatches, mismatches
+        if mismatches <= before:
+            return None
+        return Finding("book_mismatch", f"the top 20 levels of the feed differ from the book at {market.update_id}")
+
+    def _look_at_volume(self, market: Market) -> Finding | None:
+        event_us = market.event_us
+        if event_us < self._bucket_end_us or event_us < 0:
+            return None
+        last_end_us = self._bucket_end_us
+        self._bucket_end_us = event_us - event_us % VOLUME_BUCKET_US + VOLUME_BUCKET_US
+        if last_end_us == 0 or self._bucket_end_us - last_end_us > VOLUME_BUCKET_US:
+            return None  # the first span is cut short, and spans without a view say nothing
+        volume = market.volume_between(last_end_us - VOLUME_BUCKET_US, last_end_us)
+        self._volume, finding = self._volume.look(volume, self.thresholds.volume_sigmas)
+        return finding
+
+    def _count(self, found: int, now_us: int) -> None:
+        day = now_us // 86_400_000_000
+        if day != self._day:
+            self._day, self.gaps_today = day, 0
+        self.gaps_today += found
+
+    def report(self, market: Market, now_us: int) -> dict[str, Any]:
+        """Describe the detector for health answers."""
+        return {
+            "status": "monitoring",
+            "last_check_time": datetime.fromtimestamp(now_us / 1e6, UTC).isoformat(timespec="milliseconds"),
+            "gaps_detected_today": self.gaps_today,
+            "last_sequence_id": market.update_id,
+        }

@@ -1,0 +1,248 @@
+"""`sheetanchor process`: the processor of one or more symbols.
+
+One process writes a symbol's hot keys, others stay warm and take over within a second or two of its last sign of life.
+Gaps go to the stream `gaps:{S}`; who starts a re-anchor then is a coordinator elsewhere. Only when none has started one
+within `self_reanchor_after_s` does this process run the same program itself, as a child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from sheetanchor.command_line import variable_of
+from sheetanchor.errors import BadSettings, RedisError, RedisUnavailable
+from sheetanchor.gaps import GAP_DETECTION_RULES, Thresholds
+from sheetanchor.hot_state import HotState
+from sheetanchor.settings import ProcessSettings, ReanchorSettings
+from sheetanchor.transport import check_connection, redis_client
+from sheetanchor.web import Check, CheckResult, Health, create_app, serve
+from sheetanchor.writer import Cadence, Role, SymbolWriter
+
+log = logging.getLogger(__name__)
+
+EXIT_LOCK_HELD: Final = 6
+FRESH_S: Final = 5.0
+"""A last write older than this is a failed check; the beat is every 100 ms."""
+
+WANTED_LOOK_S: Final = 1.0
+
+
+@dataclass(slots=True)
+class Wish:
+    """A rebuild that is wanted and since when.
+
+    Attributes:
+        trigger: Gap rule, `start` or `suspect`; "" when nothing is wanted.
+        since_s: Monotonic seconds.
+    """
+
+    trigger: str = ""
+    reason: str = ""
+    since_s: float = 0.0
+
+    def set(self, trigger: str, reason: str) -> None:
+        """Want something, or nothing; a standing wish keeps its time."""
+        if trigger and not self.trigger:
+            self.since_s = time.monotonic()
+        self.trigger, self.reason = trigger, reason
+
+
+def thresholds_of(settings: ProcessSettings) -> Thresholds:
+    """Give the gap rules their thresholds."""
+    return Thresholds(
+        gap_threshold=settings.gap_threshold,
+        gap_wait_us=settings.gap_wait_ms * 1_000,
+        time_gap_us=round(settings.time_gap_s * 1e6),
+        volume_sigmas=settings.volume_sigmas,
+        price_jump=settings.price_jump,
+        suppressed=frozenset(settings.suppress_rules),
+    )
+
+
+def writer_name() -> str:
+    """Make the name of this process; no other has had it."""
+    return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def reanchor_environment(settings: ProcessSettings, environ: dict[str, str]) -> dict[str, str]:
+    """Give a re-anchor child the settings that this process has."""
+    shared = dict(environ)
+    for name, info in ReanchorSettings.model_fields.items():
+        value = getattr(settings, name, None)
+        if value is not None and name != "symbol":
+            shared[variable_of(name, info)] = str(value)
+    return shared
+
+
+async def reanchor_as_child(settings: ProcessSettings, hot: HotState, symbol: str, wish: Wish) -> int:
+    """Run a re-anchor and wait for it; give its lock back if it was killed.
+
+    Returns:
+        Its exit code.
+
+    Raises:
+        RedisError: If the lock of a killed run could not be given back.
+    """
+    request_id = f"process-{uuid.uuid4().hex[:12]}"
+    command = [sys.executable, "-m", "sheetanchor", "reanchor", "--symbol", symbol, "--reason", wish.reason]
+    command += ["--trigger", wish.trigger, "--request-id", request_id]
+    environment = reanchor_environment(settings, dict(os.environ))
+    child = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        code = await child.wait()
+    finally:
+        if child.returncode is None:
+            child.terminate()
+            await child.wait()
+    holder = await hot.lock_holder()
+    if request_id in holder:
+        await hot.unlock(holder)
+    return code
+
+
+async def watch_wish(settings: ProcessSettings, hot: HotState, symbol: str, wish: Wish) -> None:
+    """Run a wanted re-anchor that nobody else has begun in time; until cancelled."""
+    while settings.self_reanchor_after_s > 0:
+        await asyncio.sleep(WANTED_LOOK_S)
+        if not wish.trigger or time.monotonic() - wish.since_s < settings.self_reanchor_after_s:
+            continue
+        try:
+            if await hot.lock_holder():
+                wish.since_s = time.monotonic()
+                continue
+            log.warning("%s: nobody has begun the re-anchor for %s: running it here", symbol, wish.trigger)
+            code = await reanchor_as_child(settings, hot, symbol, wish)
+        except RedisError as error:
+            log.warning("%s: re-anchor not begun: %s", symbol, error)
+            continue
+        wish.since_s = time.monotonic()
+        if code not in (0, EXIT_LOCK_HELD):
+            log.error("%s: the re-anchor ended with %d", symbol, code)
+
+
+def checks_of(writers: list[SymbolWriter]) -> list[Check]:
+    """What the health answers look at: cached state only."""
+
+    async def redis() -> CheckResult:
+        connected = all(writer.connected for writer in writers)
+        return CheckResult("healthy" if connected else "unhealthy", {"connected": connected})
+
+    async def anchored() -> CheckResult:
+        states = {writer.symbol: _state_of(writer) for writer in writers}
+        good = all(state["state"] == "anchored" for state in states.values())
+        return CheckResult("healthy" if good else "degraded", {"symbols": states})
+
+    async def lines() -> CheckResult:
+        ages = {writer.symbol: _age_ms(writer) for writer in writers}
+        good = all(age is not None and age < FRESH_S * 1000 for age in ages.values())
+        return CheckResult("healthy" if good else "degraded", {"last_event_age_ms": ages})
+
+    async def detector() -> CheckResult:
+        reports = [writer.lookout.report(writer.market, writer.now_us) for writer in writers if writer.clock.known]
+        return CheckResult("healthy", reports[0] if len(reports) == 1 else {"symbols": reports})
+
+    return [
+        Check("redis", redis),
+        Check("anchor", anchored, critical=False),
+        Check("lines", lines, critical=False),
+        Check("gap_detector", detector, critical=False, component=True),
+    ]
+
+
+def _state_of(writer: SymbolWriter) -> dict[str, Any]:
+    role = "writer" if writer.role is Role.WRITER else "warm"
+    anchor = writer.anchor
+    return {"role": role, "state": anchor.state, "epoch": anchor.epoch, "term": anchor.term, "reason": anchor.reason}
+
+
+def _age_ms(writer: SymbolWriter) -> int | None:
+    stamp_us = writer.lookout.event_stamp_us
+    return max(0, writer.now_us - stamp_us) // 1_000 if stamp_us else None
+
+
+async def run(settings: ProcessSettings) -> int:
+    """Run the processor until SIGTERM or SIGINT.
+
+    Returns:
+        0 after a clean end.
+
+    Raises:
+        BadSettings: If a setting cannot be used.
+        RedisRefused: If Redis wants another password.
+    """
+    unknown = sorted(set(settings.suppress_rules) - set(GAP_DETECTION_RULES))
+    if unknown:
+        known = ", ".join(sorted(GAP_DETECTION_RULES))
+        raise BadSettings(f"suppress_rules = {', '.join(unknown)}: expected some of {known}")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    name = writer_name()
+    clients = [redis_client(settings.redis_url, settings.redis_password_file) for _ in (*settings.symbol, "shared")]
+    shared = clients[-1]
+    health = Health(settings.service_name or "sheetanchor-process", [], settings.health_check_interval_seconds)
+    wishes = {symbol: Wish() for symbol in settings.symbol}
+    cadence = Cadence(round(settings.flush_ms * 1e3), round(settings.book_interval_s * 1e6))
+    writers = [
+        SymbolWriter(
+            shared,
+            reading,
+            symbol,
+            name,
+            thresholds_of(settings),
+            cadence,
+            wanted=wishes[symbol].set,
+            beat=health.beat,
+        )
+        for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)
+    ]
+    health.checks = checks_of(writers)
+    try:
+        async with serve(create_app(health), health, settings.http_host, settings.http_port):
+            await check_if_reachable(shared)
+            await _work(settings, writers, wishes, shared, stop)
+            health.draining = True
+    finally:
+        for client in clients:
+            await client.aclose()
+    log.info("Shutdown complete")
+    return 0
+
+
+async def check_if_reachable(redis: Redis) -> None:
+    """Find out now about a wrong password; a server that is not up yet is waited for later."""
+    try:
+        await check_connection(redis)
+    except RedisUnavailable as error:
+        log.warning("Redis does not answer yet: %s", error)
+
+
+async def _work(
+    settings: ProcessSettings, writers: list[SymbolWriter], wishes: dict[str, Wish], shared: Redis, stop: asyncio.Event
+) -> None:
+    watchers = [
+        asyncio.create_task(watch_wish(settings, HotState(shared, symbol), symbol, wish))
+        for symbol, wish in wishes.items()
+    ]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for writer in writers:
+                group.create_task(writer.run(stop))
+    except* RedisError as refused:
+        raise refused.exceptions[0] from None
+    finally:
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)

@@ -1,0 +1,441 @@
+"""The processor of one symbol: from line entries to hot keys, as the writer or ready to become it.
+
+Owns the market in memory and the decision when to write. It never waits for anything but Redis. When Redis is gone it
+keeps what it holds and comes back by itself; whether its next write is still wanted is decided by the fences in Redis,
+never here. A start, a takeover and a finished rebuild are the same thing: load the stored book, replay the lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from redis.asyncio import Redis
+
+from sheetanchor import metrics
+from sheetanchor._decoder import Market
+from sheetanchor.clock import RedisClock
+from sheetanchor.contract import BEAT_INTERVAL_US, TAKEOVER_AFTER_US
+from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
+from sheetanchor.gaps import GAP_DETECTION_RULES, VALIDATION, Finding, Thresholds, gap_of
+from sheetanchor.hot_state import Anchor, ApplyReply, ApplyStatus, HotState, TakeStatus
+from sheetanchor.lookout import Lookout, Scene, live_lines
+from sheetanchor.reliability import Backoff
+from sheetanchor.transport import Batch, LineReader, ServerIdentity, server_identity
+
+log = logging.getLogger(__name__)
+
+READ_COUNT: Final = 256
+"""Entries per line and read: at one entry every 5 ms, more than a second's worth."""
+
+REPLAY_US: Final = 10_000_000
+"""Windows reach back five seconds; twice that covers what a line may lag."""
+
+FAILOVER_REWIND_US: Final = 30_000_000
+"""Twice what ingestors append again after a failover."""
+
+IDENTITY_INTERVAL_US: Final = 1_000_000
+WARM_LOOK_US: Final = 200_000
+"""A warm processor looks at the writer's beat five times within the second that it waits for."""
+
+BEHIND_MAX_US: Final = 3_000_000
+"""A replay is done within this; an update id that is still below the stored one then is from another world."""
+
+REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
+
+
+class Role(Enum):
+    """Whether this process writes."""
+
+    WARM = 0
+    WRITER = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """How often things are written, in µs."""
+
+    flush_us: int
+    book_us: int
+
+
+def monotonic_us() -> int:
+    """Give this process' monotonic clock in µs."""
+    return time.monotonic_ns() // 1_000
+
+
+class SymbolWriter:
+    """Keeps one symbol's hot state.
+
+    Args:
+        redis: Client for writes.
+        reading: Client whose connection may block in reads.
+        symbol: Trading pair.
+        name: Unique name of this process, the writer's name in Redis.
+        thresholds: When the gap rules apply.
+        cadence: How often to write.
+        wanted: Told when a rebuild is wanted (with its rule and reason) and when it no longer is ("", "").
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        reading: Redis,
+        symbol: str,
+        name: str,
+        thresholds: Thresholds,
+        cadence: Cadence,
+        *,
+        wanted: Callable[[str, str], None] = lambda rule, reason: None,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.symbol = symbol
+        self.name = name
+        self.role = Role.WARM
+        self.market = Market(symbol)
+        self.anchor = Anchor()
+        self.clock = RedisClock()
+        self.connected = False
+        self.last_write_us = 0
+        self._redis = redis
+        self._hot = HotState(redis, symbol)
+        self._reader = LineReader(reading, symbol)
+        self._lines: dict[str, int] = {}
+        self._entry_us: dict[int, int] = {}
+        self._cadence = cadence
+        self._wanted = wanted
+        self._beat = beat
+        self._term = 0
+        self._epoch = 0
+        self._identity: ServerIdentity | None = None
+        self._findings: list[Finding] = []
+        self._told: set[str] = set()
+        self._loaded = False
+        self._caught_up = False
+        self._dirty = False
+        self._received_us: list[int] = []
+        self._applied_us = self._booked_us = self._looked_us = self._identified_us = 0
+        self._behind_since_us = 0
+        self._counted: dict[str, int] = {}
+        self.lookout = Lookout(thresholds, 0)
+
+    # The loop
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until told to stop; then write the book once more.
+
+        Raises:
+            RedisRefused: A wrong password or a missing permission: trying again will not help.
+        """
+        delays = REDIS_BACKOFF.delays(random.random)
+        while not stop.is_set():
+            self._beat()
+            try:
+                await self._turn()
+                if not self.connected:
+                    self.connected = True
+                    delays = REDIS_BACKOFF.delays(random.random)
+            except (RedisUnavailable, RedisOutOfMemory) as error:
+                if self.connected or not self._loaded:
+                    log.warning("%s: waiting for Redis: %s", self.symbol, error)
+                self.connected = False
+                self._identified_us = 0  # who answers next has to be asked who it is
+                await asyncio.sleep(next(delays))
+        await self._last_words()
+
+    async def _last_words(self) -> None:
+        if self.role is not Role.WRITER or not self.market.has_book:
+            return
+        try:
+            self._booked_us = 0
+            await self._write(monotonic_us())
+        except (RedisUnavailable, RedisOutOfMemory) as error:
+            log.warning("%s: the book could not be written at the end: %s", self.symbol, error)
+
+    async def _turn(self) -> None:
+        await self._identify()
+        if not self._loaded:
+            await self.load()
+        batches = await self._reader.read(self._block_ms(), READ_COUNT, now_us=monotonic_us())
+        self._feed(batches)
+        now_us = monotonic_us()
+        if self.role is Role.WARM and now_us - self._looked_us >= WARM_LOOK_US:
+            await self._look_at_writer()
+        await self._judge()
+        if self._due(now_us):
+            await self._write(now_us)
+
+    def _block_ms(self) -> int:
+        if not self._caught_up:
+            return 0
+        since_us = monotonic_us() - self._applied_us
+        if self._dirty:
+            return max(1, (self._cadence.flush_us - since_us) // 1_000)
+        return max(1, min(BEAT_INTERVAL_US, BEAT_INTERVAL_US - since_us) // 1_000)
+
+    def _due(self, now_us: int) -> bool:
+        if self.role is not Role.WRITER or not self._caught_up:
+            return self.role is Role.WRITER and now_us - self._applied_us >= BEAT_INTERVAL_US
+        since_us = now_us - self._applied_us
+        return since_us >= BEAT_INTERVAL_US * 9 // 10 or (self._dirty and since_us >= self._cadence.flush_us)
+
+    # Reading
+
+    def _feed(self, batches: list[Batch]) -> None:
+        counts: dict[str, int] = {}
+        for batch in batches:
+            line = self._lines.setdefault(batch.line, len(self._lines) % 16)
+            counts[batch.line] = counts.get(batch.line, 0) + 1
+            self._entry_us[line] = batch.stamp_us
+            try:
+                frames = self.market.feed(line, batch.frames, batch.stamp_us)
+            except ValueError as error:
+                metrics.DECODE_ERRORS.labels(self.symbol, "envelope").inc()
+                log.error("%s: entry %s of line %s skipped: %s", self.symbol, batch.entry_id, batch.line, error)
+                continue
+            metrics.FRAMES_PROCESSED.labels(self.symbol, batch.line).inc(frames)
+            if self._caught_up:
+                self._received_us.append(batch.first_received_us)
+        self._dirty = self._dirty or bool(batches)
+        # A line that gave as much as was asked for has more: until then a hole may still be filled.
+        self._caught_up = all(count < READ_COUNT for count in counts.values())
+
+    async def load(self) -> None:
+        """Load the stored book and go back on the lines to where it ends, or ten seconds, whichever is earlier.
+
+        Raises:
+            RedisError: If Redis does not answer.
+        """
+        anchor = await self._read_anchor()
+        self._epoch = anchor.epoch
+        self.market = Market(self.symbol)
+        self._counted = {}
+        self._findings = []
+        packed = await self._hot.book() if anchor.epoch > 0 else None
+        ids: dict[str, str] = {}
+        if packed is not None:
+            ids = self._load_book(packed, anchor)
+        elif anchor.epoch > 0:
+            self._find(Finding("book_unreadable", "the stored book is missing"))
+        await self._rewind(ids, REPLAY_US)
+        self._loaded = True
+        self._told.clear()
+        self._caught_up = False
+        self._received_us.clear()
+        self.lookout.reload(self.market, self.now_us)
+        log.info("%s: loaded epoch %d at update %d", self.symbol, anchor.epoch, self.market.update_id)
+
+    def _load_book(self, packed: bytes, anchor: Anchor) -> dict[str, str]:
+        try:
+            epoch, ids = self.market.load_book(packed)
+        except ValueError as error:
+            self._find(Finding("book_unreadable", f"the stored book is damaged: {error}"))
+            return {}
+        # The book keeps the epoch it was packed in; a swap renames a book that was packed for the epoch it makes.
+        if epoch != anchor.epoch:
+            self._find(Finding("book_unreadable", f"the stored book is of epoch {epoch}, expected {anchor.epoch}"))
+        return ids
+
+    async def _rewind(self, ids: dict[str, str], back_us: int) -> None:
+        self._reader.seek_time((self.now_us - back_us) // 1_000)
+        await self._reader.discover()
+        by_time = self._reader.ids
+        earlier = {line: ids[line] for line in ids if line in by_time and _order(ids[line]) < _order(by_time[line])}
+        self._reader.seek(earlier)
+        for trimmed in await self._reader.check_trimmed():
+            log.warning("%s: line %s begins at %s only", self.symbol, trimmed.line, trimmed.first_id or "nothing")
+
+    @property
+    def now_us(self) -> int:
+        """Redis' clock."""
+        return self.clock.now_us(monotonic_us())
+
+    async def _read_anchor(self) -> Anchor:
+        sent_us = monotonic_us()
+        read = await self._hot.read()
+        self.clock.learn(sent_us, monotonic_us(), read.now_us)
+        self.anchor = Anchor.parse(read.anchor)
+        self._term = max(self._term, self.anchor.term)
+        return self.anchor
+
+    async def _identify(self) -> None:
+        now_us = monotonic_us()
+        if self._identified_us and now_us - self._identified_us < IDENTITY_INTERVAL_US:
+            return
+        identity = await server_identity(self._redis)
+        self._identified_us = now_us
+        before, self._identity = self._identity, identity
+        self._count()
+        if before is None or before.replication_id == identity.replication_id:
+            return
+        log.warning("%s: Redis' replication id has changed", self.symbol)
+        self._find(Finding("redis_failover", "Redis' replication id has changed: acknowledged writes may be gone"))
+        await self._rewind({}, FAILOVER_REWIND_US)
+        self._caught_up = False
+        await self._look_at_writer()
+
+    # Becoming and being the writer
+
+    async def _look_at_writer(self) -> None:
+        """Take the pen if its holder has gone; follow it into a new epoch if not."""
+        self._looked_us = monotonic_us()
+        highest = self._term
+        anchor = await self._read_anchor()
+        if anchor.epoch > self._epoch and self.role is Role.WARM:
+            await self.load()
+            return
+        held = self.role is Role.WRITER and anchor.writer == self.name and anchor.term == highest
+        alive = anchor.writer not in ("", self.name) and self.now_us - anchor.beat_us <= TAKEOVER_AFTER_US
+        if held or alive:
+            return
+        reply = await self._hot.take(self._term + 1, self.name, anchor.term, anchor.writer)
+        if reply.status is not TakeStatus.OK:
+            return
+        self._term = reply.term
+        self.role = Role.WRITER
+        self._told.clear()
+        log.info("%s: writing under term %d", self.symbol, reply.term)
+        if (await self._read_anchor()).epoch < self._epoch:
+            # Redis has gone back in time: it holds less than it has acknowledged, and epochs never fall.
+            self._find(Finding("redis_failover", "Redis holds an older state than it has acknowledged"))
+        if self.anchor.state == "suspect":
+            self._wanted("start" if self._epoch == 0 else "suspect", self.anchor.reason or "nothing anchored yet")
+
+    def _find(self, finding: Finding) -> None:
+        """Keep a finding until it has been declared; one of each rule is enough."""
+        if all(finding.rule != known.rule for known in self._findings):
+            self._findings.append(finding)
+
+    async def _judge(self) -> None:
+        """Apply the gap rules, and say what they find.
+
+        A warm processor does not speak: what makes it doubt its state it says when it takes over.
+        """
+        if not self.clock.known:
+            return
+        now_us = self.now_us
+        frames_us = max(self._entry_us.values(), default=0)
+        scene = Scene(now_us, frames_us, live_lines(self._entry_us, now_us), self._caught_up)
+        for finding in self.lookout.look(self.market, scene):
+            if self.role is Role.WRITER or GAP_DETECTION_RULES[finding.rule].suspects:
+                self._find(finding)
+        while self._findings and self.role is Role.WRITER:
+            # Declared first and forgotten then: Redis may be gone in between.
+            if await self._declare(self._findings[0]):
+                self._findings.pop(0)
+
+    async def _declare(self, finding: Finding) -> bool:
+        """Make the state suspect if the rule says so, and tell the stream of gaps.
+
+        Returns:
+            False if this process turned out not to be the writer any more.
+        """
+        rule = GAP_DETECTION_RULES[finding.rule]
+        if rule.suspects:
+            reply = await self._hot.suspect(self._term, self.name, self._epoch, finding.cure_id, finding.reason)
+            if not reply.ok:
+                self._step_back(reply.term)
+                return False
+            self._epoch = reply.epoch
+            if finding.rule in self._told:
+                return True  # still the same doubt; it has only grown
+            self._told.add(finding.rule)
+        log.warning("%s: %s: %s", self.symbol, finding.rule, finding.reason)
+        metrics.GAPS.labels(self.symbol, finding.rule, rule.action).inc()
+        await self._hot.add_gap(gap_of(finding, self.symbol, "process", self.now_us, self._epoch))
+        if rule.action != VALIDATION:
+            self._wanted(finding.rule, finding.reason)
+        return True
+
+    def _step_back(self, term: int) -> None:
+        if self.role is Role.WRITER:
+            log.warning("%s: no longer the writer: term %d is another's", self.symbol, term)
+        self.role = Role.WARM
+        self._looked_us = 0
+
+    # Writing
+
+    async def _write(self, now_us: int) -> None:
+        """Write the hot keys, or only a sign of life while there is nothing to write."""
+        redis_us = self.clock.now_us(now_us)
+        behind = self.market.update_id < self.anchor.update_id
+        sound = self.market.has_book and not behind
+        lists = self._lists(redis_us) if sound else ([], [], [], [])
+        book = b""
+        if sound and now_us - self._booked_us >= self._cadence.book_us:
+            book = self.market.pack_book(self._epoch, self._reader.ids)
+        update_id = self.anchor.update_id if behind else self.market.update_id
+        stamp_us = self.lookout.event_stamp_us if sound else 0
+        received, self._received_us = self._received_us, []
+        sent_us = monotonic_us()
+        self._dirty = False
+        reply = await self._hot.apply(self._term, self.name, self._epoch, update_id, stamp_us, *lists, book=book)
+        self.clock.learn(sent_us, monotonic_us(), reply.now_us)
+        metrics.HOT_WRITES.labels(self.symbol, reply.status).inc()
+        self._applied_us = now_us
+        if reply.status is ApplyStatus.OK:
+            self._booked_us = now_us if book else self._booked_us
+            self._written(reply, received, behind)
+        else:
+            await self._refused(reply)
+
+    def _lists(self, redis_us: int) -> tuple[list[str], list[str], list[str], list[str]]:
+        try:
+            ob, tr_1s, tr_5s, feat = self.market.hot_state(redis_us)
+        except ValueError:  # a side of the book is empty: nothing can be said, only that we live
+            return [], [], [], []
+        return [*ob, "source", "sbe"], tr_1s, tr_5s, feat
+
+    def _written(self, reply: ApplyReply, received: list[int], behind: bool) -> None:
+        self.last_write_us = reply.now_us
+        for received_us in received:
+            metrics.FRAME_TO_HOT.labels(self.symbol).observe(max(0, reply.now_us - received_us) / 1e6)
+        if reply.state != self.anchor.state:
+            self.anchor = replace(self.anchor, state=reply.state)
+        metrics.ANCHORED.labels(self.symbol).set(reply.state == "anchored")
+        if reply.state == "anchored":
+            self._told.clear()
+            self._wanted("", "")
+        now_us = monotonic_us()
+        if not behind or self._behind_since_us == 0:
+            self._behind_since_us = now_us if behind else 0
+        elif now_us - self._behind_since_us > BEHIND_MAX_US and self._caught_up:
+            self._behind_since_us = now_us
+            reason = f"the lines end at update {self.market.update_id}, the stored state at {self.anchor.update_id}"
+            self._find(Finding("sequence_reset", reason))
+
+    async def _refused(self, reply: ApplyReply) -> None:
+        if reply.status is ApplyStatus.FENCED:
+            self._step_back(reply.term)
+        elif reply.status is ApplyStatus.EPOCH and reply.epoch > self._epoch:
+            log.info("%s: rebuilt: epoch %d", self.symbol, reply.epoch)
+            await self.load()
+        elif reply.status is ApplyStatus.EPOCH:
+            self._find(Finding("redis_failover", f"Redis is at epoch {reply.epoch}, it has acknowledged {self._epoch}"))
+        else:
+            await self._read_anchor()
+
+    def _count(self) -> None:
+        """Export what the market has counted since last time."""
+        counters = self.market.counters()
+        for name, count in counters.items():
+            if name.startswith("decode_error.") or name in ("bad_value", "foreign_symbol", "pending_overflow"):
+                grown = count - self._counted.get(name, 0)
+                if grown > 0:
+                    metrics.DECODE_ERRORS.labels(self.symbol, name.removeprefix("decode_error.")).inc(grown)
+        self._counted = counters
+        metrics.EPOCH.labels(self.symbol).set(self._epoch)
+        metrics.TERM.labels(self.symbol).set(self._term)
+        metrics.WRITER.labels(self.symbol).set(self.role.value)
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    """Give a stream id as something that compares."""
+    first, _, second = entry_id.partition("-")
+    return int(first), int(second or 0)
