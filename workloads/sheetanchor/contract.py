@@ -196,7 +196,8 @@ class Receipt:
 
     Attributes:
         id: Unique id of the run; also the owner of the lock.
-        result: swapped, validated (nothing to do), dry_run, failed, lock_held or superseded.
+        result: swapped, validated (nothing to do), dry_run, repeated (answered before), failed, lock_held or
+            superseded.
         phases: Phase name to its duration in seconds.
         exit_code: What the process exits with.
         checks: Names of the checks that passed.

@@ -68,7 +68,7 @@ class Unresponsive(ExchangeError):
     """No answer within the whole time-out: waiting as long again would only hold up whoever asks."""
 
 
-def _speaks_against(error: BaseException) -> bool:
+def speaks_against(error: BaseException) -> bool:
     """Say whether a failure means that the exchange is not well; a wrong question or too many of them do not."""
     cause = error.last_error if isinstance(error, MaxRetriesExceeded) else error
     return isinstance(cause, (ExchangeUnavailable, Unresponsive))
@@ -113,8 +113,9 @@ class Weight:
 class Exchange:
     """A client of one exchange; use it as an asynchronous context manager.
 
-    Every method raises `ExchangeUnavailable`, `Unresponsive`, `RateLimited`, `ExchangeRefused` or, for an answer that is
-    not what it should be, `ExchangeError`, each naming endpoint and field; `CircuitOpen` if it was not even asked.
+    Every method raises `ExchangeUnavailable`, `Unresponsive`, `RateLimited`, `ExchangeRefused` or, for an answer
+    that is not what it should be, `ExchangeError`, each naming endpoint and field; `CircuitOpen` if it was not even
+    asked.
 
     Args:
         rest_url: Origin; `/api/v3/…` is appended.
@@ -139,7 +140,7 @@ class Exchange:
         self._timeout_s = timeout_s
         self._patience_s = patience_s
         self._retry_policy = replace(retry_policy, retry_after_max_s=patience_s)
-        self._breaker = breaker or CircuitBreaker("rest", counts=_speaks_against)
+        self._breaker = breaker or CircuitBreaker("rest", counts=speaks_against)
         self._weight = Weight(weight_per_minute)
         self._blocked_until = -math.inf
         self._session: aiohttp.ClientSession | None = None
@@ -256,6 +257,10 @@ class Exchange:
             status = "timeout"
             metrics.TIMEOUTS.labels("rest").inc()
             raise Unresponsive(f"GET {endpoint}: no answer from {self._url} within {self._timeout_s:g} s") from error
+        except aiohttp.ClientConnectorError as error:
+            status = "error"
+            told = error.os_error.strerror or error.os_error
+            raise ExchangeUnavailable(f"GET {endpoint}: cannot connect to {self._url}: {told}") from error
         except (aiohttp.ClientError, OSError) as error:
             status = "error"
             told = " ".join(str(error).split()) or type(error).__name__

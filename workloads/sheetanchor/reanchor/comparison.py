@@ -1,0 +1,104 @@
+"""Whether the live state is what the exchange says, told at one and the same update id."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from redis.asyncio import Redis
+
+from sheetanchor._decoder import Market
+from sheetanchor.hot_state import HotState
+from sheetanchor.reanchor.replay import Replay
+from sheetanchor.reanchor.snapshot import Snapshot, build, references
+from sheetanchor.rest_bodies import EXPONENT
+from sheetanchor.validation import (
+    Levels,
+    Limits,
+    book_differences,
+    check_consistency,
+    check_features,
+    check_order_book,
+    check_prices,
+    check_trade_window,
+)
+
+POLL_S: Final = 0.1
+"""The full book is written once a second; a tenth of that is soon enough."""
+
+
+async def compare(hot: HotState, redis: Redis, snapshot: Snapshot, limits: Limits, *, wait_s: float) -> list[str]:
+    """Name the differences between the live state and the exchange; none means that it is sound.
+
+    Args:
+        hot: The live state.
+        redis: Where the lines are.
+        snapshot: What the exchange says.
+        limits: How far off prices may be.
+        wait_s: Longest wait for a live book that the lines lead to from the snapshot.
+
+    Raises:
+        RedisError: Redis does not answer.
+    """
+    told = await _live_state(hot, snapshot, limits)
+    return told or await _live_book(hot, redis, snapshot, wait_s)
+
+
+async def _live_state(hot: HotState, snapshot: Snapshot, limits: Limits) -> list[str]:
+    """Check what readers see, as a rebuilt state is checked."""
+    read = await hot.read()
+    if read.anchor.get("state") != "anchored":
+        return [f"the state is suspect: {read.anchor.get('reason', 'there is none yet')}"]
+    if read.incomplete:
+        return [f"the state is incomplete: {read.incomplete}"]
+    told = references(snapshot)
+    return [
+        *check_order_book(read.ob, told.estimate, limits.price_deviation_max),
+        *check_prices(read.ob, told.prices, limits.price_tolerance),
+        *check_trade_window(read.tr_1s, None, None),
+        *check_trade_window(read.tr_5s, None, None),
+        *check_features(read.feat),
+        *check_consistency(read.ob, read.feat),
+    ]
+
+
+async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, wait_s: float) -> list[str]:
+    """Lead the snapshot to the update of a live book and compare level by level."""
+    deadline_s = time.monotonic() + wait_s
+    tried_id = -1
+    while True:
+        live = Market(snapshot.symbol)
+        packed = await hot.book()
+        try:
+            live.load_book(packed or b"")
+        except ValueError as error:
+            return [f"the packed book cannot be read: {error}" if packed else "there is no packed book"]
+        if live.update_id >= snapshot.depth.last_update_id and live.update_id != tried_id:
+            tried_id = live.update_id
+            fresh = await _exchange_book(redis, snapshot, tried_id, max(0.0, deadline_s - time.monotonic()))
+            if fresh is not None:
+                return book_differences(_levels(live), _levels(fresh))
+        if time.monotonic() > deadline_s:
+            return [
+                f"the live book at update {live.update_id} cannot be reached from the exchange's at "
+                f"{snapshot.depth.last_update_id} within {wait_s:g} s"
+            ]
+        await asyncio.sleep(POLL_S)
+
+
+async def _exchange_book(redis: Redis, snapshot: Snapshot, update_id: int, wait_s: float) -> Market | None:
+    market = build(snapshot)
+    replay = Replay(redis, market, snapshot.asked_us, min(wait_s, 1.0))
+    return market if await replay.reach(update_id) else None
+
+
+def _levels(market: Market) -> tuple[Levels, Levels]:
+    """Give both sides at the exponents of the REST interface, whatever the lines use."""
+    price_factor = 10 ** (market.price_exponent - EXPONENT)
+    qty_factor = 10 ** (market.qty_exponent - EXPONENT)
+    bids, asks = market.levels()
+    return (
+        [(price * price_factor, qty * qty_factor) for price, qty in bids],
+        [(price * price_factor, qty * qty_factor) for price, qty in asks],
+    )

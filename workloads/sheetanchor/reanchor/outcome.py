@@ -1,0 +1,89 @@
+"""How a run ended: its result, its exit code and one line for people. Pure."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from sheetanchor.errors import (
+    CircuitOpen,
+    ExchangeError,
+    LockHeld,
+    RateLimited,
+    RedisError,
+    Superseded,
+    ValidationFailed,
+)
+from sheetanchor.rest import Unresponsive
+
+EXIT_EXCHANGE: Final = 3
+EXIT_VALIDATION: Final = 4
+EXIT_REDIS: Final = 5
+EXIT_LOCK_HELD: Final = 6
+EXIT_SUPERSEDED: Final = 7
+EXIT_STOPPED: Final = 143
+"""128 + SIGTERM, what a process ended by that signal shows."""
+
+WORST_LAST: Final = (
+    0,
+    EXIT_SUPERSEDED,
+    EXIT_LOCK_HELD,
+    EXIT_STOPPED,
+    EXIT_VALIDATION,
+    EXIT_EXCHANGE,
+    EXIT_REDIS,
+)
+
+PHASE_EXITS: Final = {"fetch": EXIT_EXCHANGE, "catch_up": EXIT_EXCHANGE, "compare": EXIT_EXCHANGE}
+"""Who was being waited for when the time was up; in every other phase it is Redis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        result: As in the receipt.
+        retry_at_us: When the exchange may be asked again; 0 if it may at once.
+    """
+
+    result: str
+    exit_code: int
+    message: str
+    retry_at_us: int = 0
+
+
+def outcome_of(error: BaseException, phase: str, timeout_s: float, now_us: int) -> Outcome:
+    """Say what an error means for whoever started the run."""
+    text = str(error)
+    if isinstance(error, asyncio.CancelledError):
+        return Outcome("failed", EXIT_STOPPED, f"stopped during {phase}")
+    if isinstance(error, LockHeld):
+        return Outcome("lock_held", EXIT_LOCK_HELD, text)
+    if isinstance(error, Superseded):
+        return Outcome("superseded", EXIT_SUPERSEDED, text)
+    if isinstance(error, ValidationFailed):
+        return Outcome("failed", EXIT_VALIDATION, text)
+    if isinstance(error, (ExchangeError, CircuitOpen)):
+        retry_at_us = now_us + int(error.retry_after_s * 1e6) if isinstance(error, RateLimited) else 0
+        return Outcome("failed", EXIT_EXCHANGE, _collection(error, phase), retry_at_us)
+    if isinstance(error, RedisError):
+        return Outcome("failed", EXIT_REDIS, text)
+    if isinstance(error, TimeoutError):
+        told = f"not done within {timeout_s:g} s; the time was up during {phase}"
+        return Outcome("failed", PHASE_EXITS.get(phase, EXIT_REDIS), told)
+    return Outcome("failed", 1, f"{type(error).__name__}: {text}")
+
+
+def _collection(error: Exception, phase: str) -> str:
+    if isinstance(error, Unresponsive):
+        return f"Data collection timeout - REST APIs unresponsive: {error}"
+    return f"Data collection failed: {error}" if phase == "fetch" else str(error)
+
+
+def worst(exit_codes: list[int]) -> int:
+    """Pick the exit code of a process that did several runs."""
+    return max(
+        exit_codes, key=lambda code: WORST_LAST.index(code) if code in WORST_LAST else len(WORST_LAST), default=0
+    )

@@ -1,0 +1,112 @@
+"""What a run is to do, how far it has come, and the receipts of it and of earlier runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from redis.asyncio import Redis
+
+from sheetanchor.contract import LOCK_TTL_S, RECEIPTS_LENGTH_MAX, Receipt, keys
+from sheetanchor.reanchor.outcome import Outcome
+from sheetanchor.transport import clear_errors
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one run is to do; the fields are those of the settings."""
+
+    symbol: str
+    reason: str = "manual"
+    trigger: str = "manual"
+    request_id: str = ""
+    validate_only: bool = False
+    dry_run: bool = False
+    depth_limit: int = 5000
+    timeout_s: float = 120.0
+    price_deviation_max: float = 0.1
+    catch_up_s: float = 10.0
+    lock_ttl_s: int = LOCK_TTL_S
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come; the receipt is made from it."""
+
+    id: str
+    started_us: int
+    phase: str = "lock"
+    phases: dict[str, float] = field(default_factory=dict)
+    checks: tuple[str, ...] = ()
+    epoch_before: int = 0
+    epoch_after: int = 0
+    snapshot_id: int = 0
+    update_id: int = 0
+    locked: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def new_id(symbol: str, request_id: str, now_us: int) -> str:
+    """Make the id of a run: unique even within a second, and ending in the request's id if there is one."""
+    suffix = f":{request_id}" if request_id else ""
+    return f"reanchor_{symbol}_{now_us // 1_000_000}_{uuid4().hex[:12]}{suffix}"
+
+
+def receipt_of(order: Order, progress: Progress, outcome: Outcome, now_us: int) -> Receipt:
+    """Make the receipt of a run that has ended.
+
+    Args:
+        order: What it was to do.
+        progress: How far it came.
+        outcome: How it ended.
+        now_us: When it ended.
+    """
+    return Receipt(
+        id=progress.id,
+        symbol=order.symbol,
+        reason=order.reason,
+        trigger=order.trigger,
+        result=outcome.result,
+        started_at_us=progress.started_us,
+        finished_at_us=now_us,
+        epoch_before=progress.epoch_before,
+        epoch_after=progress.epoch_after or progress.epoch_before,
+        snapshot_id=progress.snapshot_id,
+        update_id=progress.update_id,
+        exit_code=outcome.exit_code,
+        message="; ".join([outcome.message, *progress.notes]),
+        phases=progress.phases,
+        checks=progress.checks,
+        request_id=order.request_id,
+        retry_at_us=outcome.retry_at_us,
+    )
+
+
+async def redis_now_us(redis: Redis) -> int:
+    """Read Redis' clock in µs.
+
+    Raises:
+        RedisError: If Redis does not answer.
+    """
+    with clear_errors("TIME"):
+        seconds, microseconds = await redis.time()
+    return int(seconds) * 1_000_000 + int(microseconds)
+
+
+async def earlier_receipts(redis: Redis, symbol: str) -> list[Receipt]:
+    """Read the receipts of a symbol, newest first; what cannot be read is left out.
+
+    Raises:
+        RedisError: If Redis does not answer.
+    """
+    stream = keys(symbol).receipts
+    with clear_errors(f"XREVRANGE {stream}"):
+        entries: Any = await redis.xrevrange(stream, count=RECEIPTS_LENGTH_MAX)
+    receipts = []
+    for _, fields in entries:
+        try:
+            receipts.append(Receipt.from_json(fields.get(b"receipt", b"").decode()))
+        except ValueError:
+            continue  # of another version; it cannot speak of this request
+    return receipts

@@ -1,0 +1,372 @@
+"""One re-anchor from lock to receipt.
+
+The phases are lock, fetch, build, catch_up, stage, validate, swap and verify. Whatever happens in any of them, the hot
+keys are either as they were or wholly new, this run's staging is gone, and only its own lock is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from redis.asyncio import Redis
+
+from sheetanchor import metrics
+from sheetanchor._decoder import Market
+from sheetanchor.contract import Receipt
+from sheetanchor.errors import (
+    ExchangeError,
+    LockHeld,
+    RedisError,
+    RedisRefused,
+    RedisUnavailable,
+    SheetAnchorError,
+    Superseded,
+    ValidationFailed,
+)
+from sheetanchor.hot_state import Anchor, HotState, SwapReply, SwapStatus
+from sheetanchor.reanchor.comparison import compare
+from sheetanchor.reanchor.outcome import Outcome, outcome_of
+from sheetanchor.reanchor.receipts import Order, Progress, earlier_receipts, new_id, receipt_of, redis_now_us
+from sheetanchor.reanchor.replay import Reached, Replay
+from sheetanchor.reanchor.snapshot import Snapshot, build, fetch, references, tell_time
+from sheetanchor.rest import Exchange
+from sheetanchor.validation import LEVELS_MIN, Candidate, Limits, validate
+
+log = logging.getLogger(__name__)
+
+FETCHES_MAX: Final = 3
+"""Snapshots asked for in one run; each of the default depth costs 279 of 6,000 units of request weight a minute."""
+
+REFETCH_DELAY_S: Final = 0.5
+SWAPS_MAX: Final = 50
+"""Tries to be newer than a live state; each takes some milliseconds, and diffs come at most every 50 ms."""
+
+BEHIND_DELAY_S: Final = 0.005
+SWAP_REPLIES_MAX: Final = 3
+"""Times that the swap is asked for when its reply is lost; asking again is safe."""
+
+REPLY_DELAY_S: Final = 0.5
+CLEAN_UP_S: Final = 5.0
+COMPARISONS: Final = 2
+"""A live state is replaced only if it differs from the exchange this many times in a row."""
+
+Hook = Callable[[str], Awaitable[None]]
+"""Called as `before:PHASE` and `after:PHASE`; tests break runs in it."""
+
+
+async def _no_hook(_: str) -> None:
+    return
+
+
+class Reanchor:
+    """One run.
+
+    Args:
+        order: What to do.
+        redis: Client of the server that holds the hot state.
+        exchange: Open client of the exchange.
+        hook: Called before and after each phase.
+    """
+
+    def __init__(self, order: Order, redis: Redis, exchange: Exchange, hook: Hook = _no_hook) -> None:
+        now_us = time.time_ns() // 1000
+        self.order = order
+        self.progress = Progress(new_id(order.symbol, order.request_id, now_us), now_us)
+        self._redis = redis
+        self._hot = HotState(redis, order.symbol)
+        self._exchange = exchange
+        self._hook = hook
+
+    async def run(self, report: Callable[[Receipt], None]) -> Receipt:
+        """Do it.
+
+        Args:
+            report: Is given the receipt at the end, however the run ended.
+
+        Raises:
+            CancelledError: The run was cancelled; it has cleaned up and reported.
+        """
+        order, progress = self.order, self.progress
+        log.info("re-anchor %s of %s begins: %s (%s)", progress.id, order.symbol, order.reason, order.trigger)
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            async with asyncio.timeout(order.timeout_s):
+                outcome = await self._phases()
+        except (SheetAnchorError, TimeoutError) as error:
+            outcome = outcome_of(error, progress.phase, order.timeout_s, time.time_ns() // 1000)
+        except asyncio.CancelledError as error:
+            outcome = outcome_of(error, progress.phase, order.timeout_s, time.time_ns() // 1000)
+            cancelled = error
+        finally:
+            await self._clean_up()
+        receipt = receipt_of(order, progress, outcome, time.time_ns() // 1000)
+        await self._leave(receipt)
+        report(receipt)
+        if cancelled is not None:
+            raise cancelled
+        return receipt
+
+    async def _phases(self) -> Outcome:
+        progress = self.progress
+        async with self._phase("lock"):
+            anchor = await self._lock()
+        answered = await self._heed_earlier_runs(anchor)
+        if answered is not None:
+            return answered
+        if self.order.validate_only:
+            differences = await self._differences()
+            if not differences:
+                progress.epoch_after = progress.epoch_before
+                return Outcome("validated", 0, "the live state is what the exchange says: nothing to do")
+            progress.notes.append(f"the live state was wrong: {'; '.join(differences)}")
+        replay, snapshot = await self._rebuild()
+        reply = await self._finish(replay, snapshot)
+        if reply is None:
+            progress.epoch_after = progress.epoch_before
+            return Outcome("dry_run", 0, "everything was done but the swap")
+        progress.epoch_after = reply.epoch
+        async with self._phase("verify"):
+            await self._verify(reply)
+        if reply.state != "anchored":
+            progress.notes.append("the state stays suspect: the doubt is about a later update than this one")
+        return Outcome("swapped", 0, f"epoch {reply.epoch} at update {progress.update_id}")
+
+    @asynccontextmanager
+    async def _phase(self, name: str) -> AsyncIterator[None]:
+        """Run a phase between its two hooks and add up its time."""
+        self.progress.phase = name
+        started_s = time.monotonic()
+        await self._hook(f"before:{name}")
+        try:
+            yield
+        finally:
+            spent_s = time.monotonic() - started_s
+            self.progress.phases[name] = round(self.progress.phases.get(name, 0.0) + spent_s, 6)
+        await self._hook(f"after:{name}")
+
+    async def _lock(self) -> Anchor:
+        """Take the lock and see which rebuild is the current one.
+
+        Raises:
+            LockHeld: Somebody else has it.
+        """
+        if not await self._hot.lock(self.progress.id, self.order.lock_ttl_s):
+            holder = await self._hot.lock_holder()
+            raise LockHeld(f"Re-anchor already in progress for {self.order.symbol}: the lock is held by {holder}")
+        self.progress.locked = True
+        anchor = await self._hot.anchor()
+        self.progress.epoch_before = anchor.epoch
+        return anchor
+
+    async def _heed_earlier_runs(self, anchor: Anchor) -> Outcome | None:
+        """Do not repeat a request that was answered, nor undercut a Retry-After that an earlier run was given."""
+        receipts = await earlier_receipts(self._redis, self.order.symbol)
+        now_us = await redis_now_us(self._redis)
+        retry_at_us = max((receipt.retry_at_us for receipt in receipts), default=0)
+        if retry_at_us > now_us:
+            self._exchange.stay_away((retry_at_us - now_us) / 1e6)
+        request_id = self.order.request_id
+        if not request_id:
+            return None
+        same = [receipt for receipt in receipts if receipt.request_id == request_id and receipt.result != "lock_held"]
+        if not same and anchor.receipt.partition(":")[2] != request_id:
+            return None
+        self.progress.epoch_after = self.progress.epoch_before
+        told = f": {same[0].result}, {same[0].message}" if same else ""
+        return Outcome("repeated", same[0].exit_code if same else 0, f"request {request_id} was answered before{told}")
+
+    async def _fetch(self) -> Snapshot:
+        async with self._phase("fetch"):
+            asked_us = await redis_now_us(self._redis)
+            snapshot = await fetch(self._exchange, self.order.symbol, self.order.depth_limit, asked_us, time.monotonic)
+        self.progress.snapshot_id = snapshot.depth.last_update_id
+        return snapshot
+
+    async def _differences(self) -> list[str]:
+        """Compare the live state with the exchange; a difference counts only if a second look finds one too."""
+        differences: list[str] = []
+        for _ in range(COMPARISONS):
+            snapshot = await self._fetch()
+            async with self._phase("compare"):
+                differences = await compare(
+                    self._hot, self._redis, snapshot, self._limits(), wait_s=self.order.catch_up_s
+                )
+            if not differences:
+                self.progress.checks = ("live_state", "live_book")
+                return []
+            log.warning("the live state of %s differs: %s", self.order.symbol, "; ".join(differences))
+        return differences
+
+    async def _rebuild(self) -> tuple[Replay, Snapshot]:
+        """Fetch, build and catch up; with a newer snapshot when the lines do not join this one.
+
+        Raises:
+            ExchangeError: No snapshot joined the lines.
+        """
+        for attempt in range(FETCHES_MAX):
+            if attempt:
+                await asyncio.sleep(REFETCH_DELAY_S * (0.8 + 0.4 * random.random()))
+            snapshot = await self._fetch()
+            async with self._phase("build"):
+                market = build(snapshot)
+                log.debug("Temporary state built for %s", self.order.symbol)
+            replay = Replay(self._redis, market, snapshot.asked_us, self.order.catch_up_s)
+            async with self._phase("catch_up"):
+                reached = await replay.catch_up()
+            if reached is not Reached.HOLE:
+                if reached is not Reached.LIVE:
+                    tell_time(market, snapshot)
+                    self.progress.notes.append(reached.value)
+                return replay, snapshot
+            log.info("snapshot %d does not join the lines: %s", snapshot.depth.last_update_id, _hole(market))
+        raise ExchangeError(
+            f"no snapshot joined the lines in {FETCHES_MAX} tries: the last was {snapshot.depth.last_update_id}, "
+            f"{_hole(market)}"
+        )
+
+    async def _finish(self, replay: Replay, snapshot: Snapshot) -> SwapReply | None:
+        """Stage, validate and swap; as often as the live state was newer than what was staged.
+
+        Raises:
+            ValidationFailed: Nothing was swapped.
+            LockHeld, Superseded: As `_refusal` says.
+            ExchangeError: The live state was always newer.
+        """
+        for attempt in range(SWAPS_MAX):
+            if attempt:
+                await asyncio.sleep(BEHIND_DELAY_S * (0.5 + random.random()))
+                await self._catch_up_again(replay)
+            async with self._phase("stage"):
+                candidate = await self._stage(replay.market, replay.line_ids)
+            async with self._phase("validate"):
+                self._validate(candidate, replay, snapshot)
+            if self.order.dry_run:
+                return None
+            async with self._phase("swap"):
+                reply = await self._swap(replay.market)
+            if reply.ok:
+                log.info("Atomic swap completed successfully for %s", self.order.symbol)
+                return reply
+            if reply.status is not SwapStatus.BEHIND:
+                log.warning("Atomic swap failed: %s %s", reply.status, reply.detail)
+                raise await self._refusal(reply.status, reply.epoch, reply.detail)
+        raise Superseded(f"the live state was newer than the rebuilt one {SWAPS_MAX} times: {reply.detail}")
+
+    async def _catch_up_again(self, replay: Replay) -> None:
+        async with self._phase("catch_up"):
+            if await replay.catch_up() is Reached.HOLE:
+                raise ExchangeError(f"the lines have a hole after the snapshot: {_hole(replay.market)}")
+
+    async def _stage(self, market: Market, line_ids: dict[str, str]) -> Candidate:
+        now_us = await redis_now_us(self._redis)
+        try:
+            ob, tr_1s, tr_5s, feat = market.hot_state(now_us)
+        except ValueError as error:
+            raise ValidationFailed(f"Order book validation failed: {error}") from error
+        ob = [*ob, "source", "rest"]
+        book = market.pack_book(self.progress.epoch_before + 1, line_ids)
+        self.progress.update_id = market.update_id
+        if not await self._hot.stage(self.progress.id, ob, tr_1s, tr_5s, feat, book):
+            raise await self._refusal(SwapStatus.LOCK_LOST, (await self._hot.anchor()).epoch, "")
+        bids, asks = market.levels()
+        return Candidate(_pairs(ob), _pairs(tr_1s), _pairs(tr_5s), _pairs(feat), bids, asks)
+
+    def _limits(self) -> Limits:
+        levels_min = min(LEVELS_MIN, self.order.depth_limit)
+        return Limits(price_deviation_max=self.order.price_deviation_max, levels_min=levels_min)
+
+    def _validate(self, candidate: Candidate, replay: Replay, snapshot: Snapshot) -> None:
+        told = references(snapshot, replay.traded.low, replay.traded.high)
+        verdict = validate(candidate, told, self._limits())
+        self.progress.checks = verdict.passed
+        if not verdict.valid:
+            raise ValidationFailed("; ".join(verdict.failures))
+
+    async def _swap(self, market: Market) -> SwapReply:
+        """Ask for the swap, again if its reply is lost."""
+        progress = self.progress
+        for attempt in range(SWAP_REPLIES_MAX):
+            try:
+                return await self._hot.swap(
+                    progress.id, progress.epoch_before, progress.update_id, market.stamp_us, progress.id
+                )
+            except RedisUnavailable:
+                if attempt == SWAP_REPLIES_MAX - 1:
+                    raise
+                await asyncio.sleep(REPLY_DELAY_S * (0.8 + 0.4 * random.random()))
+        raise AssertionError("the last try returns or raises")
+
+    async def _refusal(self, status: SwapStatus, epoch: int, detail: str) -> SheetAnchorError:
+        """Say in words why this run may not go on."""
+        if epoch != self.progress.epoch_before:
+            return Superseded(f"the state is at epoch {epoch} now; this run began at {self.progress.epoch_before}")
+        if status is SwapStatus.MISSING:
+            return RedisRefused(f"Temporary key missing: {detail}")
+        holder = await self._hot.lock_holder()
+        if holder:
+            return LockHeld(f"the lock was lost to {holder}")
+        return Superseded("the lock ran out before this run was done")
+
+    async def _verify(self, reply: SwapReply) -> None:
+        """Read back what was swapped in.
+
+        Raises:
+            RedisRefused: It is not there as a whole.
+        """
+        read = await self._hot.read()
+        if read.epoch < reply.epoch:
+            raise RedisRefused(f"after the swap: expected epoch {reply.epoch}, found {read.epoch}")
+        if read.incomplete:
+            raise RedisRefused(f"after the swap: {read.incomplete}")
+        packed = await self._hot.book()
+        try:
+            epoch, _ = Market(self.order.symbol).load_book(packed or b"")
+        except ValueError as error:
+            raise RedisRefused(f"after the swap: the packed book cannot be read: {error}") from error
+        if epoch < reply.epoch:
+            raise RedisRefused(f"after the swap: expected the packed book of epoch {reply.epoch}, found {epoch}")
+
+    async def _clean_up(self) -> None:
+        """Remove own staging and give back the own lock; after a swap there is neither."""
+        if not self.progress.locked:
+            return
+        try:
+            async with asyncio.timeout(CLEAN_UP_S):
+                await self._hot.unlock(self.progress.id)
+        except (RedisError, TimeoutError) as error:
+            self.progress.notes.append("lock and staging are left to expire")
+            log.warning("cannot give back the lock of %s: %s", self.order.symbol, error)
+
+    async def _leave(self, receipt: Receipt) -> None:
+        """Write the receipt and count the run; a receipt that cannot be written is no failure of the run."""
+        duration_s = (receipt.finished_at_us - receipt.started_at_us) / 1e6
+        metrics.REANCHORS.labels(receipt.symbol, receipt.result, receipt.trigger).inc()
+        metrics.REANCHOR_DURATION.labels(receipt.symbol).observe(duration_s)
+        metrics.REANCHOR_SUCCESS_RATE.labels(receipt.symbol).set(float(receipt.exit_code == 0))
+        if receipt.result == "failed":
+            metrics.ALERTS.labels("REANCHOR_FAILED").inc()
+        if receipt.exit_code == 0:
+            log.info("Re-anchor completed for %s in %.2fs: %s", receipt.symbol, duration_s, receipt.message)
+        if receipt.result == "repeated":
+            return
+        try:
+            async with asyncio.timeout(CLEAN_UP_S):
+                await self._hot.add_receipt(receipt)
+        except (RedisError, TimeoutError) as error:
+            log.warning("the receipt of %s could not be written to Redis: %s", receipt.symbol, error)
+
+
+def _hole(market: Market) -> str:
+    hole = market.depth_hole or market.trade_hole
+    what = "update" if market.depth_hole else "trade"
+    return f"expected {what} {hole[0]}, found {hole[1]}" if hole else "no hole any more"
+
+
+def _pairs(flat: list[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -1,0 +1,157 @@
+"""What the exchange's REST interface says about a symbol at one moment, and the market that is built from it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from sheetanchor import sbe
+from sheetanchor._decoder import Market
+from sheetanchor.contract import pack_frames
+from sheetanchor.errors import ExchangeError, RateLimited
+from sheetanchor.rest import Exchange
+from sheetanchor.rest_bodies import EXPONENT, Depth, Kline, Ticker, Trade
+from sheetanchor.validation import References
+
+TRADES_LIMIT: Final = 1000
+KLINES_LIMIT: Final = 5
+TRADE_AGE_MAX_US: Final = 600_000_000
+"""Trades older than ten minutes belong to no window and to no estimate."""
+
+RECENT_TRADES: Final = 5
+"""Trades whose median stands for the last price; one odd print among them does not show."""
+
+CLOCK_LINE: Final = 15
+"""Number of the line by which the exchange's own clock is fed; real lines are numbered from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Answers that belong together.
+
+    Attributes:
+        asked_us: Redis' clock just before they were asked for.
+        told_us: Redis' clock when the ticker's answer came, which tells the exchange's clock.
+    """
+
+    symbol: str
+    depth: Depth
+    trades: tuple[Trade, ...]
+    klines: tuple[Kline, ...]
+    ticker: Ticker
+    asked_us: int
+    told_us: int
+
+    @property
+    def exchange_us(self) -> int:
+        """Give the exchange's clock at `told_us`."""
+        return max(self.ticker.close_us, self.trades[-1].time_us)
+
+    @property
+    def recent_trades(self) -> tuple[Trade, ...]:
+        """Give the trades of the last ten minutes."""
+        oldest_us = self.exchange_us - TRADE_AGE_MAX_US
+        return tuple(trade for trade in self.trades if trade.time_us >= oldest_us)
+
+
+async def fetch(
+    exchange: Exchange, symbol: str, depth_limit: int, asked_us: int, clock_s: Callable[[], float]
+) -> Snapshot:
+    """Ask for depth, trades, klines and the ticker at once.
+
+    Args:
+        exchange: Whom to ask.
+        symbol: Trading pair.
+        depth_limit: Levels a side.
+        asked_us: Redis' clock now.
+        clock_s: A monotonic clock.
+
+    Raises:
+        ExchangeError: The first failure; the other requests are given up.
+    """
+    started_s = clock_s()
+
+    async def ticker() -> tuple[Ticker, int]:
+        answer = await exchange.ticker_24hr(symbol)
+        return answer, asked_us + int((clock_s() - started_s) * 1e6)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            depth = group.create_task(exchange.depth(symbol, depth_limit))
+            trades = group.create_task(exchange.trades(symbol, TRADES_LIMIT))
+            klines = group.create_task(exchange.klines(symbol, "1m", KLINES_LIMIT))
+            told = group.create_task(ticker())
+    except ExceptionGroup as group_error:
+        raise _most_telling(group_error) from group_error
+    answer, told_us = told.result()
+    return Snapshot(symbol, depth.result(), tuple(trades.result()), tuple(klines.result()), answer, asked_us, told_us)
+
+
+def _most_telling(group: ExceptionGroup[Exception]) -> Exception:
+    """Pick the failure to report: a rate limit says when to come back, a plain bug must not be hidden."""
+    unexpected = [error for error in group.exceptions if not isinstance(error, ExchangeError)]
+    limited = [error for error in group.exceptions if isinstance(error, RateLimited)]
+    return (unexpected or limited or list(group.exceptions))[0]
+
+
+def build(snapshot: Snapshot) -> Market:
+    """Make the market that the snapshot describes.
+
+    Raises:
+        ExchangeError: The levels or trades cannot be a market, for instance because a price comes twice.
+    """
+    market = Market(snapshot.symbol)
+    depth = snapshot.depth
+    # Without recent trades the last one still says which id comes next.
+    trades = snapshot.recent_trades or snapshot.trades[-1:]
+    try:
+        market.load_snapshot(depth.last_update_id, EXPONENT, EXPONENT, depth.bids, depth.asks, snapshot.told_us)
+        market.seed_trades(list(trades), EXPONENT, EXPONENT)
+    except ValueError as error:
+        raise ExchangeError(f"Invalid depth or trades data received: {error}") from error
+    return market
+
+
+def tell_time(market: Market, snapshot: Snapshot) -> None:
+    """Let the market know the exchange's clock where no line does, so that its windows end in the right place."""
+    tick = sbe.Trades(
+        event_time_us=snapshot.exchange_us,
+        symbol=snapshot.symbol,
+        price_exponent=EXPONENT,
+        qty_exponent=EXPONENT,
+        transact_time_us=snapshot.exchange_us,
+        trades=(),
+    )
+    market.feed(CLOCK_LINE, pack_frames([(snapshot.told_us, sbe.encode(tick))]), snapshot.told_us)
+
+
+def value(mantissa: int) -> float:
+    """Turn a mantissa of the REST interface into a number, for comparisons only."""
+    return mantissa * 10.0**EXPONENT
+
+
+def references(snapshot: Snapshot, traded_min: float = math.inf, traded_max: float = -math.inf) -> References:
+    """Gather the prices that a book is compared with.
+
+    Args:
+        snapshot: What the exchange says.
+        traded_min: Lowest price of trades known from elsewhere.
+        traded_max: Highest such price.
+    """
+    last = value(int(median(trade.price for trade in snapshot.trades[-RECENT_TRADES:])))
+    prices = {"last trades": (last, last)}
+    if snapshot.klines:
+        kline = snapshot.klines[-1]
+        prices["kline"] = (value(kline.low), value(kline.high))
+    ticker = snapshot.ticker
+    if ticker.bid and ticker.ask:
+        prices["ticker"] = (value(ticker.bid), value(ticker.ask))
+    else:
+        prices["ticker"] = (value(ticker.last), value(ticker.last))
+    known = [value(trade.price) for trade in snapshot.recent_trades]
+    low, high = min([traded_min, *known]), max([traded_max, *known])
+    return References(prices, low if low < math.inf else None, high if high > -math.inf else None)
