@@ -212,7 +212,7 @@ class Coordinator:
         """Give a dead run's lock back, and find its receipt."""
         try:
             observed = await self.look()
-            if observed.lock_holder.startswith(request_id):
+            if observed.lock_holder.endswith(request_id):
                 log.warning(
                     "%s: the run %s has ended without giving its lock back: done for it", self.symbol, request_id
                 )
