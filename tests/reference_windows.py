@@ -8,7 +8,8 @@ from itertools import pairwise
 
 def scaled(mantissa: int, exponent: int) -> float:
     """Value of a mantissa, rounded as the native side rounds: once to a double, once by the power of ten."""
-    return float(mantissa) / 10.0**-exponent if exponent < 0 else float(mantissa) * 10.0**exponent
+    power = float(f"1e{abs(exponent)}")
+    return float(mantissa) / power if exponent < 0 else float(mantissa) * power
 
 
 def decimal(mantissa: int, exponent: int) -> str:
