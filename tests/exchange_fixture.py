@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
+from sheetanchor import recording
 from sheetanchor.exchange import Server, Terms, serving
 from sheetanchor.settings import ExchangeSettings
 
@@ -87,4 +89,20 @@ StartExchange = Callable[..., AbstractAsyncContextManager[LocalExchange]]
 async def exchange() -> AsyncIterator[LocalExchange]:
     """A running exchange that plays the shipped recording at its own pace, round and round."""
     async with local_exchange() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def short_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 3,000 messages of the shipped recording as frames: quick to load and quick to go round."""
+    whole = recording.load(recording.default_path())
+    path = tmp_path_factory.mktemp("recording") / "short.frames.gz"
+    recording.save(recording.Recording(whole.symbol, whole.snapshot, whole.snapshot_us, whole.events[:3_000]), path)
+    return path
+
+
+@pytest.fixture
+async def fast_exchange(short_recording: Path) -> AsyncIterator[LocalExchange]:
+    """An exchange that plays 2,000 messages a second, so that tests need not wait for the market."""
+    async with local_exchange(recording=[short_recording], warmup_s=5, rate=2_000) as running:
         yield running
