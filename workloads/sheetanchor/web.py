@@ -36,6 +36,9 @@ _GAUGE: dict[Status, float] = {"healthy": 1.0, "degraded": 0.5, "unhealthy": 0.0
 CHECK_TIMEOUT_S = 2.0
 """A check that takes longer is a failed check; well inside the smallest interval between two rounds times two."""
 
+UNWELL_INTERVAL_S = 1.0
+"""While something is wrong, and at the start, checks come more often: recovery should show at once."""
+
 LOOP_STALL_MAX_S = 10.0
 """A role whose own loop has not turned for this long is not alive; five slots."""
 
@@ -111,7 +114,9 @@ class Health:
         """Run all checks again and again until cancelled."""
         while True:
             await asyncio.gather(*(self._run(check) for check in self.checks))
-            await asyncio.sleep(self.interval_s)
+            await asyncio.sleep(
+                self.interval_s if self.status == "healthy" else min(self.interval_s, UNWELL_INTERVAL_S)
+            )
 
     async def _run(self, check: Check) -> None:
         started = time.perf_counter()
@@ -127,7 +132,8 @@ class Health:
         metrics.HEALTH_STATUS.labels(self.service, check.name).set(_GAUGE[result.status])
         if before is not None and before[0].status != result.status:
             text = "Health check failed" if result.status == "unhealthy" else "Health check changed"
-            log.warning("%s: %s is %s", text, check.name, result.status)
+            level = logging.INFO if result.status == "healthy" else logging.WARNING
+            log.log(level, "%s: %s is %s", text, check.name, result.status)
 
     def _result(self, check: Check) -> tuple[CheckResult, float]:
         return self._results.get(check.name, (CheckResult("unhealthy", {"message": "not checked yet"}), 0.0))
