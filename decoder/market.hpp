@@ -161,7 +161,8 @@ class Market {
   }
 
   std::optional<Hole> depth_hole() const {
-    if (pending_diffs_.empty()) return std::nullopt;
+    // After a stop, what waits may be next already.
+    if (pending_diffs_.empty() || pending_diffs_.begin()->first <= update_id_ + 1) return std::nullopt;
     Hole hole{update_id_ + 1, pending_diffs_.begin()->first, INT64_MAX, overflow_lines_};
     for (const auto& [id, diff] : pending_diffs_) widen(hole, diff.source);
     return hole;
@@ -176,7 +177,7 @@ class Market {
   // Gives up waiting: goes on from what is pending. The caller has declared the gap.
   void skip_depth_hole() {
     if (pending_diffs_.empty()) return;
-    update_id_ = pending_diffs_.begin()->first - 1;
+    update_id_ = std::max(update_id_, pending_diffs_.begin()->first - 1);
     drain_diffs();
   }
   void skip_trade_hole() {

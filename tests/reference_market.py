@@ -389,7 +389,7 @@ class Market:
 
     @property
     def depth_hole(self) -> tuple[int, int, int, int] | None:
-        if not self.pending_diffs:
+        if not self.pending_diffs or min(self.pending_diffs) <= self.update_id + 1:
             return None
         return hole(self.update_id, self.pending_diffs, self.overflow_lines)
 
@@ -399,7 +399,7 @@ class Market:
 
     def skip_depth_hole(self) -> None:
         if self.pending_diffs:
-            self.update_id = min(self.pending_diffs) - 1
+            self.update_id = max(self.update_id, min(self.pending_diffs) - 1)
             self.drain_diffs()
 
     def skip_trade_hole(self) -> None:

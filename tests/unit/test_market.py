@@ -161,9 +161,19 @@ def test_stopping_among_waiting_diffs(market: Market) -> None:
 
     market.feed(1, batch(diff(101, 102)), 1000, 104)
 
-    assert 104 == market.update_id
+    assert (104, None) == (market.update_id, market.depth_hole)
     market.feed(1, b"", 1000)
     assert 106 == market.update_id
+
+
+def test_giving_up_never_goes_back(market: Market) -> None:
+    """Skipping while a stop left overlapping diffs waiting applies them and keeps the update id rising."""
+    market.feed(0, batch(diff(103, 110), diff(104, 112)), 1000)
+    market.feed(1, batch(diff(101, 102)), 1000, 110)
+
+    market.skip_depth_hole()
+
+    assert (112, None) == (market.update_id, market.depth_hole)
 
 
 def test_before_the_book(make: Any) -> None:
