@@ -95,9 +95,10 @@ def mantissa(text: str) -> int:
     Raises:
         ValueError: It is no plain decimal number, or has digits beyond the eighth decimal.
     """
+    fixed = text[:-9] + text[-8:]
+    if text[-9:-8] == "." and fixed.isdigit() and fixed.isascii() and _DIGITS < len(fixed) <= _NUMBER_DIGITS_MAX:
+        return int(fixed)  # how the exchange writes every number; the rest is for other people's files
     whole, _, decimals = text.partition(".")
-    if len(decimals) == _DIGITS and text.isascii() and (whole + decimals).isdigit() and 0 < len(whole) <= 10:
-        return int(whole + decimals)  # how the exchange writes every number; the rest is for other people's files
     digits = whole + decimals.ljust(_DIGITS, "0")
     excess = len(decimals) - _DIGITS
     if excess > 0:
