@@ -69,6 +69,9 @@ class Backoff:
             attempt += 1
 
 
+DEFAULT_BACKOFF: Final = Backoff()
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often and when to try again.
@@ -80,7 +83,7 @@ class RetryPolicy:
     """
 
     retries: int = 3
-    backoff: Backoff = Backoff()
+    backoff: Backoff = DEFAULT_BACKOFF
     retry_after_max_s: float = 60.0
 
 

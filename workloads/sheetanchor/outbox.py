@@ -1,0 +1,95 @@
+"""Frames on their way to Redis: a bounded queue that sheds what is least missed, and what was sent of late."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from sheetanchor.contract import pack_frames
+
+RESEND_US: Final = 15_000_000
+"""What is appended again when Redis turns out to be another one; readers then go back twice as far."""
+
+RESEND_BYTES_MAX: Final = 64 * 1024 * 1024
+FRAME_OVERHEAD_BYTES: Final = 120
+"""What a queued frame costs in memory beside its bytes: two objects and a tuple."""
+
+BATCH_FRAMES_MAX: Final = 4_096
+"""An entry stays well below a mebibyte at the usual mix of frames."""
+
+Frame = tuple[int, bytes, bool]
+"""(receive time in µs, frame, whether it can be spared: best prices are, since the next one says all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What goes into one stream entry."""
+
+    count: int
+    first_received_us: int
+    packed: bytes
+
+
+@dataclass(slots=True)
+class Outbox:
+    """The queue of one symbol.
+
+    Args:
+        bytes_max: Bytes that may wait, overhead included.
+    """
+
+    bytes_max: int
+    bytes_waiting: int = 0
+    _waiting: list[Frame] = field(default_factory=list)
+    _sent: deque[Batch] = field(default_factory=deque)
+    _sent_bytes: int = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, received_us: int, frame: bytes, spare: bool) -> list[bytes]:
+        """Queue a frame.
+
+        Returns:
+            Frames that were shed to make room: best prices first, then the oldest.
+        """
+        self._waiting.append((received_us, frame, spare))
+        self.bytes_waiting += len(frame) + FRAME_OVERHEAD_BYTES
+        return self._shed() if self.bytes_waiting > self.bytes_max else []
+
+    def _shed(self) -> list[bytes]:
+        # A tenth goes at once, so that a full queue is not searched for every frame.
+        target = self.bytes_max * 9 // 10
+        shed: list[bytes] = []
+        for spare_only in (True, False):
+            kept: list[Frame] = []
+            for frame in self._waiting:
+                if self.bytes_waiting > target and (frame[2] or not spare_only):
+                    self.bytes_waiting -= len(frame[1]) + FRAME_OVERHEAD_BYTES
+                    shed.append(frame[1])
+                else:
+                    kept.append(frame)
+            self._waiting = kept
+        return shed
+
+    def take(self) -> Batch | None:
+        """Take the oldest frames as one batch; None when nothing waits."""
+        if not self._waiting:
+            return None
+        taken, self._waiting = self._waiting[:BATCH_FRAMES_MAX], self._waiting[BATCH_FRAMES_MAX:]
+        self.bytes_waiting -= sum(len(frame) for _, frame, _ in taken) + len(taken) * FRAME_OVERHEAD_BYTES
+        return Batch(len(taken), taken[0][0], pack_frames((received_us, frame) for received_us, frame, _ in taken))
+
+    def sent(self, batch: Batch, now_us: int) -> None:
+        """Remember a batch that Redis has taken, for as long as it may have to be sent again."""
+        self._sent.append(batch)
+        self._sent_bytes += len(batch.packed)
+        while self._sent and (
+            now_us - self._sent[0].first_received_us > RESEND_US or self._sent_bytes > RESEND_BYTES_MAX
+        ):
+            self._sent_bytes -= len(self._sent.popleft().packed)
+
+    def recent(self) -> tuple[Batch, ...]:
+        """Give what was sent of late, oldest first."""
+        return tuple(self._sent)
