@@ -19,7 +19,7 @@ import uvloop
 
 from sheetanchor import __version__, logs, settings
 from sheetanchor.command_line import add_flags, load
-from sheetanchor.errors import BadSettings, SheetAnchorError
+from sheetanchor.errors import BadRecording, BadSettings, SheetAnchorError
 
 EXIT_BAD_SETTINGS = 2
 EXIT_FAILED = 1
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         logs.set_up(getattr(loaded, "service_name", "") or f"sheetanchor-{name}", loaded.log_level)
         run: Callable[[Any], Coroutine[Any, Any, int]] = importlib.import_module(f"sheetanchor.{name}").run
         return uvloop.run(run(loaded))
-    except BadSettings as error:
+    except (BadSettings, BadRecording) as error:
         print(f"sheetanchor {name}: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     except SheetAnchorError as error:

@@ -64,19 +64,20 @@ class Listeners:
     on_missed: Callable[[str, int], None]
 
 
-async def wait_for_port(port: int, within_s: float) -> None:
-    """Wait until a server accepts connections on a loopback port.
+async def wait_for_port(child: Child, within_s: float) -> None:
+    """Wait until a process accepts connections on its port.
 
     Raises:
-        ExchangeUnavailable: If none does in time.
+        ExchangeUnavailable: If it does not in time; says what it said last.
     """
     deadline = time.monotonic() + within_s
     while True:
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            _, writer = await asyncio.open_connection("127.0.0.1", child.port)
         except OSError as error:
             if time.monotonic() > deadline:
-                raise ExchangeUnavailable(f"nothing listens on port {port} within {within_s:g} s") from error
+                said = child.last_error or "it has said nothing"
+                raise ExchangeUnavailable(f"{child.spec.name} does not listen within {within_s:g} s: {said}") from error
             await asyncio.sleep(POLL_S)
         else:
             writer.close()
@@ -182,19 +183,20 @@ class Supervisor:
     async def _start_roles(self, group: asyncio.TaskGroup, plan: Plan) -> None:
         local = self._market.kind == "local"
         if local:
-            self._keep(group, plan.exchange())
+            exchange = self._keep(group, plan.exchange())
         # The readers load while the exchange does; the ingestors would only be refused until it listens.
         for spec in plan.readers(free_port):
             self._keep(group, spec)
         if local:
-            await wait_for_port(self._market.exchange_port, EXCHANGE_WITHIN_S)
+            await wait_for_port(exchange, EXCHANGE_WITHIN_S)
         for spec in plan.ingestors(free_port):
             self._keep(group, spec)
 
-    def _keep(self, group: asyncio.TaskGroup, spec: Spec) -> None:
+    def _keep(self, group: asyncio.TaskGroup, spec: Spec) -> Child:
         child = Child(spec, self._relay)
         self.board.children.append(child)
         self._keepers.append(group.create_task(child.keep_running(), name=spec.name))
+        return child
 
     def _spawn(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:
         self._background.append(group.create_task(work))
