@@ -36,3 +36,4 @@ def set_up(service: str, level: str = "info") -> None:
     # One line per HTTP request would drown what matters; the count is a metric.
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
