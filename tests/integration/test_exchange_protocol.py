@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import websockets
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
 from exchange_client import (
@@ -30,6 +30,8 @@ from exchange_client import (
 )
 from exchange_fixture import KEY_HEADER, LocalExchange, eventually, local_exchange
 from sheetanchor import sbe
+from sheetanchor._decoder import Market
+from sheetanchor.contract import pack_frames
 from sheetanchor.errors import BadSettings
 from sheetanchor.exchange import Terms
 
@@ -224,6 +226,40 @@ async def test_a_book_kept_by_the_rules_equals_the_exchanges_over_many_seams(sho
 
         span = running.server.venue.markets["BTCUSDT"].script.id_shift
         assert book.update_id - first_id > 2 * span
+
+
+async def test_the_pipelines_market_equals_the_exchanges_over_many_seams(short_recording: Path) -> None:
+    """The C++ market follows the streams without a hole, and its book equals every checkpoint."""
+    async with (
+        local_exchange(recording=[short_recording], warmup_s=5, rate=8_000) as running,
+        client(running) as socket,
+    ):
+        market = Market("BTCUSDT")
+        await feed(socket, market, 50)
+        snapshot = await running.get("/api/v3/depth", symbol="BTCUSDT", limit=5000)
+        sides = [[(mantissa(price), mantissa(qty)) for price, qty in snapshot[side]] for side in ("bids", "asks")]
+        market.load_snapshot(snapshot["lastUpdateId"], -8, -8, *sides, stamp_us=1)
+        for _ in range(4):
+            await feed(socket, market, 2_500)
+            checkpoint = await running.checkpoint()
+            while market.update_id < checkpoint["update_id"]:
+                await feed(socket, market, 1, stop_at=checkpoint["update_id"])
+            levels = [
+                [(mantissa(price), mantissa(qty)) for price, qty in checkpoint[side]] for side in ("bids", "asks")
+            ]
+
+            assert tuple(levels) == market.levels()
+            assert (None, None, False) == (market.depth_hole, market.trade_hole, market.crossed)
+
+    assert running.server.venue.markets["BTCUSDT"].script.id_shift * 2 < market.update_id - snapshot["lastUpdateId"]
+
+
+async def feed(socket: ClientConnection, market: Market, count: int, *, stop_at: int = 0) -> None:
+    """Hand so many frames to a market as an ingestor would."""
+    for _ in range(count):
+        frame = await asyncio.wait_for(socket.recv(), 10)
+        assert isinstance(frame, bytes)
+        assert 1 == market.feed(0, pack_frames([(1, frame)]), 1, stop_at)
 
 
 async def test_rest_depth_is_the_book_after_the_last_diff(fast_exchange: LocalExchange) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-TRADES_MAX: Final = 100_000
-"""Trades that can be asked for; at the busiest replay more than a minute, at the recorded pace an hour."""
+TRADES_MAX: Final = 20_000
+"""Trades that can be asked for: twelve minutes at the recorded pace, and twenty of the longest answers."""
 
 SECONDS_MAX: Final = 7_200
 MINUTES_MAX: Final = 10_080
