@@ -33,7 +33,8 @@ def set_up(service: str, level: str = "info") -> None:
     root = logging.getLogger()
     root.handlers[:] = [log_lines]
     root.setLevel(level.upper())
-    # One line per HTTP request would drown what matters; the count is a metric.
+    # One line per HTTP request, and five about a server's start, would drown what matters.
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
