@@ -88,7 +88,11 @@ class Lookout:
             self.event_stamp_us = max(self.event_stamp_us, market.stamp_us)
         found = self._holes(market, scene)
         if market.has_book:  # before the first anchor there is nothing that could be lost or stand still
-            found += [self._look_at_time(marks, scene), self._look_at_silence(scene), self._look_at_price(market, scene)]
+            found += [
+                self._look_at_time(marks, scene),
+                self._look_at_silence(scene),
+                self._look_at_price(market, scene),
+            ]
             found += [self._look_at_crossing(market), self._look_at_top(market)]
         found.append(self._look_at_volume(market))
         kept = [finding for finding in found if finding and finding.rule not in self.thresholds.suppressed]
