@@ -126,7 +126,8 @@ def test_bad_settings_name_the_setting(flags: dict[str, Any], named: str) -> Non
 def test_redis_password_is_in_no_command_line() -> None:
     """Command lines are for everybody to read, so the URL travels in the environment."""
     specs = [
-        *plan().readers(pick_port),
+        plan().processor(pick_port),
+        *plan().replicas(pick_port),
         *plan().ingestors(pick_port),
         plan().reanchor("BTCUSDT", start("rebuild"), "id"),
     ]
@@ -138,7 +139,7 @@ def test_redis_password_is_in_no_command_line() -> None:
 def test_key_reaches_only_the_ingestors() -> None:
     """Who does not need a secret does not get it."""
     p = plan()
-    specs = [p.exchange(), *p.readers(pick_port), *p.ingestors(pick_port)]
+    specs = [p.exchange(), p.processor(pick_port), *p.replicas(pick_port), *p.ingestors(pick_port)]
 
     assert ["ingest/a", "ingest/b"] == [spec.name for spec in specs if "BINANCE_API_KEY" in spec.environ]
 
@@ -158,7 +159,7 @@ def test_validation_is_told_to_the_run(kind: triggers.Kind, flagged: bool) -> No
 def test_every_symbol_reaches_every_role() -> None:
     """Symbols are handed on one flag each."""
     p = plan(symbol=["BTCUSDT", "ETHUSDT"])
-    specs = [p.exchange(), *p.readers(pick_port), *p.ingestors(pick_port)]
+    specs = [p.exchange(), p.processor(pick_port), *p.replicas(pick_port), *p.ingestors(pick_port)]
 
     assert {2} == {spec.command.count("--symbol") for spec in specs}
 

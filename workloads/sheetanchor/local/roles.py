@@ -137,19 +137,18 @@ class Plan:
             for line in LINES
         ]
 
-    def readers(self, pick_port: Callable[[], int]) -> list[Spec]:
-        """Say how the processor and the inference replicas are run."""
-        settings = self.settings
-        suppressed = [word for rule in settings.suppress_rules for word in ("--suppress-rules", rule)]
-        models = [] if settings.models is None else ["--models", str(settings.models)]
-        processor = self._spec(
-            "process", "process", ["--rest-url", self.market.rest_url, *suppressed], port=pick_port()
-        )
-        replicas = [
+    def processor(self, pick_port: Callable[[], int]) -> Spec:
+        """Say how the processor is run."""
+        suppressed = [word for rule in self.settings.suppress_rules for word in ("--suppress-rules", rule)]
+        return self._spec("process", "process", ["--rest-url", self.market.rest_url, *suppressed], port=pick_port())
+
+    def replicas(self, pick_port: Callable[[], int]) -> list[Spec]:
+        """Say how the inference replicas are run."""
+        models = [] if self.settings.models is None else ["--models", str(self.settings.models)]
+        return [
             self._spec(f"infer/{replica}", "infer", ["--replica", replica, *models], port=pick_port())
             for replica in REPLICAS
         ]
-        return [processor, *replicas]
 
     def reanchor(self, symbol: str, start: triggers.Start, request_id: str) -> Spec:
         """Say how one rebuild is run."""

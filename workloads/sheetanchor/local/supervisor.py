@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 FIRST_SLOT_WITHIN_S: Final = 60.0
 EXCHANGE_WITHIN_S: Final = 30.0
-FEED_WITHIN_S: Final = 15.0
-"""How long the first anchor waits for a line of frames; without one it fails, and its receipt says why."""
+FEED_WITHIN_S: Final = 10.0
+"""How long the first anchor and the replicas wait for a line of frames, so that the first prediction is a sound one."""
 
 SETTLE_S: Final = 3.0
 """A rebuild that is under way when the time is over may end; most take less than two seconds."""
@@ -165,9 +165,14 @@ class Supervisor:
         self.board.probe = probe = Probe(session, redis, self._settings.symbol)
         self._spawn(group, self._watcher.run())
         self._spawn(group, self._look_around(probe))
-        await self._start_roles(group, plan)
+        await self._start_feed(group, plan)
+        await self._wait_for_lines(redis)
+        for spec in plan.replicas(free_port):
+            self._keep(group, spec)
         for coordinator in self.board.coordinators:
-            self._spawn(group, self._coordinate(redis, coordinator))
+            start = triggers.Request(triggers.IMMEDIATE, "start", "start", self.run.now_us(), force=True)
+            coordinator.ask(start)
+            self._spawn(group, coordinator.run())
 
     async def _start_redis(self, group: asyncio.TaskGroup, redis: Redis, folder: Path) -> None:
         if self._settings.redis_url:
@@ -180,17 +185,26 @@ class Supervisor:
         self._keep(group, spec)
         await redis_server.wait_until_up(redis)
 
-    async def _start_roles(self, group: asyncio.TaskGroup, plan: Plan) -> None:
+    async def _start_feed(self, group: asyncio.TaskGroup, plan: Plan) -> None:
         local = self._market.kind == "local"
         if local:
             exchange = self._keep(group, plan.exchange())
-        # The readers load while the exchange does; the ingestors would only be refused until it listens.
-        for spec in plan.readers(free_port):
-            self._keep(group, spec)
+        # The processor loads while the exchange does; the ingestors would only be refused until it listens.
+        self._keep(group, plan.processor(free_port))
         if local:
             await wait_for_port(exchange, EXCHANGE_WITHIN_S)
         for spec in plan.ingestors(free_port):
             self._keep(group, spec)
+
+    async def _wait_for_lines(self, redis: Redis) -> None:
+        """Wait until every symbol has a line of frames; not for ever, as a prediction that says why is better than none."""
+        deadline = time.monotonic() + FEED_WITHIN_S
+        names = [keys(coordinator.symbol).lines for coordinator in self.board.coordinators]
+        while time.monotonic() < deadline:
+            with contextlib.suppress(RedisError), clear_errors(f"EXISTS {' '.join(names)}"):
+                if await redis.exists(*names) == len(names):
+                    return
+            await asyncio.sleep(POLL_S)
 
     def _keep(self, group: asyncio.TaskGroup, spec: Spec) -> Child:
         child = Child(spec, self._relay)
@@ -202,18 +216,6 @@ class Supervisor:
         self._background.append(group.create_task(work))
 
     # -- working ------------------------------------------------------------------------------------------------------
-
-    async def _coordinate(self, redis: Redis, coordinator: Coordinator) -> None:
-        deadline = time.monotonic() + FEED_WITHIN_S
-        lines = keys(coordinator.symbol).lines
-        while time.monotonic() < deadline:
-            with contextlib.suppress(RedisError), clear_errors(f"EXISTS {lines}"):
-                await coordinator.look()
-                if await redis.exists(lines):
-                    break
-            await asyncio.sleep(POLL_S)
-        coordinator.ask(triggers.Request(triggers.IMMEDIATE, "start", "start", self.run.now_us(), force=True))
-        await coordinator.run()
 
     def _take_gap(self, symbol: str, gap: Gap) -> None:
         for coordinator in self.board.coordinators:
