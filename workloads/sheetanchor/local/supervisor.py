@@ -197,7 +197,7 @@ class Supervisor:
             self._keep(group, spec)
 
     async def _wait_for_lines(self, redis: Redis) -> None:
-        """Wait until every symbol has a line of frames; not for ever, as a prediction that says why is better than none."""
+        """Wait for a line of frames of every symbol; not for ever: a prediction that says why is better than none."""
         deadline = time.monotonic() + FEED_WITHIN_S
         names = [keys(coordinator.symbol).lines for coordinator in self.board.coordinators]
         while time.monotonic() < deadline:
