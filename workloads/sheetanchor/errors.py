@@ -4,6 +4,7 @@
     ├── BadSettings          a flag, variable or file entry is wrong
     ├── BadRecording         a recording cannot be read
     ├── BadModel             a model file or its manifest cannot be used
+    ├── ModelConflict        somebody else has changed which model is in use
     ├── DecodeError          (in `sheetanchor.sbe`) a frame is not one of the four known messages
     ├── ExchangeError        the exchange's REST interface did not give what was asked
     │   ├── ExchangeUnavailable   no answer, a 5xx, or a refused connection: worth another try
@@ -40,6 +41,10 @@ class BadRecording(SheetAnchorError):
 
 class BadModel(SheetAnchorError):
     """A model file or its manifest cannot be used; the text says which and why."""
+
+
+class ModelConflict(SheetAnchorError):
+    """Somebody else has changed which model is in use since it was looked at; nothing was changed."""
 
 
 class ExchangeError(SheetAnchorError):

@@ -1,0 +1,281 @@
+"""The prediction record: what is doubted, what is said, and how it is written down. Pure.
+
+A record never holds NaN or infinity. Where nothing is known, the field is empty in Redis and null over HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from sheetanchor.contract import SLOT_MS, STALE_AFTER_US
+from sheetanchor.outcomes import Direction, direction_of
+from sheetanchor.vector import Fields, mid_of
+
+Mode = Literal["model", "fallback", "linear_trend", "none"]
+
+RETURN_MAX: Final = 0.1
+"""A tenth in ten seconds, ten times what counts as a price discontinuity: a model that says more has failed."""
+
+TREND_CONFIDENCE: Final = 0.1
+
+NO_DATA_AFTER_US: Final = 120_000_000
+"""The life of the features in Redis: what is older says nothing about the next ten seconds."""
+
+REASON_LENGTH_MAX: Final = 300
+
+StateDoubt = Literal["suspect", "incomplete", "stale", "redis"]
+_PRICE_DOUBTS: Final = frozenset({"suspect", "incomplete", "stale", "redis"})
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """One reason why a prediction is degraded.
+
+    Attributes:
+        kind: suspect, incomplete, stale or redis (the state); symbols, model or features (this replica's answer).
+        text: One line for people.
+    """
+
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What was read for a slot.
+
+    Attributes:
+        now_us: Redis' clock at the read, or now if the read failed and this is an earlier one's content.
+        stamp_us: Redis-clock time of the last market event; 0 if none is known.
+        failure: Why Redis could not be read, "" if it could.
+    """
+
+    now_us: int
+    epoch: int
+    anchored: bool
+    suspect_reason: str
+    incomplete: str
+    stamp_us: int
+    hashes: Mapping[str, Fields]
+    failure: str = ""
+
+    @property
+    def price(self) -> float | None:
+        """Middle of the best bid and ask."""
+        return mid_of(self.hashes.get("ob", {}))
+
+    @property
+    def age_us(self) -> int | None:
+        """Time since the last market event; None if there was none."""
+        return max(0, self.now_us - self.stamp_us) if self.stamp_us else None
+
+
+def nothing_read(now_us: int, failure: str) -> State:
+    """Give the state of a replica that has never read anything."""
+    return State(now_us, 0, False, "", "nothing was ever read", 0, {}, failure)
+
+
+def aged(state: State, now_us: int, failure: str) -> State:
+    """Give what was read earlier as it counts now."""
+    return replace(state, now_us=max(now_us, state.now_us), failure=failure)
+
+
+def doubts_of(state: State) -> list[Doubt]:
+    """Name all that is wrong with a state; a rebuild that is in progress is not."""
+    found = []
+    if state.failure:
+        found.append(Doubt("redis", state.failure))
+    if state.incomplete:
+        found.append(Doubt("incomplete", state.incomplete))
+    elif not state.anchored:
+        found.append(Doubt("suspect", state.suspect_reason or "not anchored"))
+    age_us = state.age_us
+    if age_us is None:
+        found.append(Doubt("stale", "no market event known"))
+    elif age_us > STALE_AFTER_US:
+        found.append(Doubt("stale", f"last market event {age_us / 1e6:.1f} s ago"))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is predicted from a state.
+
+    Attributes:
+        predicted_return: Relative change of the price over the horizon, finite.
+        confidence: 0 to 1.
+        model: `name@hash`, "" without a model.
+        doubts: Why this answer is less than it should be, for this replica's own reasons.
+    """
+
+    mode: Mode
+    predicted_return: float
+    confidence: float
+    model: str = ""
+    doubts: tuple[Doubt, ...] = ()
+
+    @property
+    def own_degraded(self) -> bool:
+        """Whether another replica may do better."""
+        return bool(self.doubts)
+
+
+def is_usable(predicted_return: float) -> bool:
+    """Say whether a model's output can be a return over ten seconds."""
+    return math.isfinite(predicted_return) and abs(predicted_return) <= RETURN_MAX
+
+
+def confidence_of(predicted_return: float, residual_std: float) -> float:
+    """Say how sure a model may be of its direction.
+
+    With errors spread normally around the prediction as they were in training, the direction is right with probability
+    P = Φ(|predicted return| / residual std). The confidence is 2P − 1: 0 is a coin toss, 1 is certainty.
+
+    Args:
+        predicted_return: The model's output.
+        residual_std: Standard deviation of its errors on data it was not fitted to; 0 if unknown.
+    """
+    if residual_std <= 0:
+        return 0.0
+    return math.erf(abs(predicted_return) / (residual_std * math.sqrt(2)))
+
+
+def without_model(trend: float | None, doubts: Sequence[Doubt]) -> Answer:
+    """Answer without a model: the trend of the last prices, or nothing.
+
+    Args:
+        trend: Return by the trend; None if there is no trend.
+        doubts: Why there is no model's answer.
+    """
+    if trend is None or not is_usable(trend):
+        return Answer("none", 0.0, 0.0, doubts=tuple(doubts))
+    return Answer("linear_trend", trend, TREND_CONFIDENCE, doubts=tuple(doubts))
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One slot's prediction.
+
+    Attributes:
+        ts: The slot's time, seconds since the epoch on Redis' clock.
+        feature_ts: Time of the last market event behind it, on the same clock, in seconds; None if none is known.
+        price_now: Middle of the best bid and ask; None if the book could not be read.
+        latency_ms: From the slot's time to its commit; None while it is not committed.
+        committed: Whether Redis holds it.
+    """
+
+    slot: int
+    ts: int
+    feature_ts: float | None
+    price_now: float | None
+    direction: Direction
+    predicted_return: float
+    predicted_price: float | None
+    confidence: float
+    mode: str
+    model: str
+    epoch: int
+    degraded: bool
+    reason: str
+    replica: str
+    latency_ms: float | None = None
+    committed: bool = False
+
+    def fields(self) -> dict[str, str]:
+        """Render for Redis; `slot` and `latency_ms` are written there."""
+        return {
+            "ts": str(self.ts),
+            "feature_ts": _text(self.feature_ts),
+            "price_now": _text(self.price_now),
+            "direction": self.direction,
+            "predicted_return": _text(self.predicted_return),
+            "predicted_price": _text(self.predicted_price),
+            "confidence": _text(self.confidence),
+            "mode": self.mode,
+            "model": self.model,
+            "epoch": str(self.epoch),
+            "degraded": str(int(self.degraded)),
+            "reason": self.reason,
+            "replica": self.replica,
+        }
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, str]) -> Prediction:
+        """Read back a committed record.
+
+        Raises:
+            KeyError: If a field is missing.
+            ValueError: If a number is not one.
+        """
+        direction = fields["direction"]
+        return cls(
+            slot=int(fields["slot"]),
+            ts=int(fields["ts"]),
+            feature_ts=_number(fields["feature_ts"]),
+            price_now=_number(fields["price_now"]),
+            direction="up" if direction == "up" else "down" if direction == "down" else "flat",
+            predicted_return=float(fields["predicted_return"]),
+            predicted_price=_number(fields["predicted_price"]),
+            confidence=float(fields["confidence"]),
+            mode=fields["mode"],
+            model=fields["model"],
+            epoch=int(fields["epoch"]),
+            degraded=fields["degraded"] == "1",
+            reason=fields["reason"],
+            replica=fields.get("replica", ""),
+            latency_ms=_number(fields.get("latency_ms", "")),
+            committed=True,
+        )
+
+    @property
+    def sound_price(self) -> float | None:
+        """The price, if nothing about the state was in doubt; what made the answer worse does not touch it."""
+        kinds = {part.partition(":")[0] for part in self.reason.split("; ")}
+        return None if self.degraded and kinds & _PRICE_DOUBTS else self.price_now
+
+    def to_json(self) -> dict[str, Any]:
+        """Render for HTTP, with numbers as numbers."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def build(slot: int, state: State, answer: Answer, replica: str) -> Prediction:
+    """Put a slot's prediction together.
+
+    Args:
+        slot: The slot.
+        state: What was read for it.
+        answer: What is predicted from it.
+        replica: Name of this replica.
+    """
+    doubts = [*doubts_of(state), *answer.doubts]
+    price = state.price
+    return Prediction(
+        slot=slot,
+        ts=slot * SLOT_MS // 1_000,
+        feature_ts=state.stamp_us / 1e6 if state.stamp_us else None,
+        price_now=price,
+        direction=direction_of(answer.predicted_return),
+        predicted_return=answer.predicted_return,
+        predicted_price=None if price is None else price * (1 + answer.predicted_return),
+        confidence=answer.confidence,
+        mode=answer.mode,
+        model=answer.model,
+        epoch=state.epoch,
+        degraded=bool(doubts),
+        reason="; ".join(str(doubt).replace(";", ",") for doubt in doubts)[:REASON_LENGTH_MAX],
+        replica=replica,
+    )
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None

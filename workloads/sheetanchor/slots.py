@@ -1,0 +1,67 @@
+"""When to predict: which slot is next, and whether it is still worth beginning. Pure; all times are Redis' clock.
+
+Slot `s` is read at `s * SLOT_MS` and open for a commit until the slot after it ends. A replica that starts or wakes in
+the middle of a slot still serves it, because a late prediction is better than a missed slot, but not when the slot is
+as good as over: then the next one matters more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sheetanchor.contract import SLOT_MS, slot_of, slot_start_us
+
+SLOT_US: Final = SLOT_MS * 1_000
+
+LATE_MAX_US: Final = 1_500_000
+"""A slot is begun at most this late; the half second that remains is what one round of bounded calls may take."""
+
+OWN_DEGRADED_WAIT_US: Final = 600_000
+"""A replica that is degraded for its own reasons commits this long after the slot, so that a sound one comes first."""
+
+COMMIT_UNTIL_US: Final = 1_850_000
+"""No try to commit begins later than this after the slot: what is not readable by the slot's end is missed anyway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What to do next.
+
+    Attributes:
+        slot: The slot to serve.
+        wait_us: Time until it begins; 0 when it has begun.
+        skipped: Slots since the last one served that cannot be served any more.
+    """
+
+    slot: int
+    wait_us: int
+    skipped: int = 0
+
+
+def next_turn(now_us: int, served: int | None) -> Turn:
+    """Choose the slot to serve next.
+
+    Args:
+        now_us: Redis' clock.
+        served: The slot served last; None before the first.
+    """
+    current = slot_of(now_us)
+    late = now_us - slot_start_us(current) > LATE_MAX_US
+    earliest = current + late
+    # A served slot beyond the next one can only stem from a clock that has been set back since.
+    known = served if served is not None and served <= current + 1 else None
+    slot = earliest if known is None else max(known + 1, earliest)
+    skipped = 0 if known is None else slot - known - 1
+    return Turn(slot, max(0, slot_start_us(slot) - now_us), skipped)
+
+
+def until_us(slot: int, now_us: int, offset_us: int) -> int:
+    """Give the time until a moment within a slot, 0 when it has passed.
+
+    Args:
+        slot: The slot.
+        now_us: Redis' clock.
+        offset_us: The moment, counted from the slot's beginning.
+    """
+    return max(0, slot_start_us(slot) + offset_us - now_us)
