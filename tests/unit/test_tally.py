@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from local_samples import FIRST_SLOT, gap, prediction, receipt
@@ -12,7 +14,6 @@ from sheetanchor.local.tally import (
     Tally,
     end_after,
     judge,
-    parse_direction,
     percentile,
     slot_time_text,
     summary,
@@ -28,6 +29,10 @@ FIELDS = {
     "degraded": "0",
     "reason": "",
     "latency_ms": "7.125",
+    "ts": "1800000000",
+    "feature_ts": "1799999999.9",
+    "predicted_return": "0.00001",
+    "model": "mlp@1",
     "epoch": "3",
 }
 
@@ -84,12 +89,10 @@ def test_missing_price_is_none(value: str) -> None:
     assert Prediction.parse("1-0", FIELDS | {"price_now": value}).price_now is None
 
 
-@pytest.mark.parametrize(
-    ("text", "sign"), [("up", 1), ("UP", 1), ("1", 1), ("down", -1), ("-1", -1), ("flat", 0), ("0", 0), ("", 0)]
-)
+@pytest.mark.parametrize(("text", "sign"), [("up", 1), ("down", -1), ("flat", 0)])
 def test_directions(text: str, sign: int) -> None:
-    """Words and numbers are understood; anything else is no direction."""
-    assert sign == parse_direction(text)
+    """A direction is a sign."""
+    assert sign == Prediction.parse("1-0", FIELDS | {"direction": text}).direction
 
 
 def test_slots_are_predictions_plus_missed() -> None:
@@ -184,13 +187,36 @@ def test_first_anchor_counts_though_it_came_before_the_first_slot() -> None:
 )
 def test_direction_is_judged_by_the_later_price(direction: int, later: float, hit: bool) -> None:
     """Up is right when the price is higher ten seconds later."""
-    assert hit is judge(prediction(1, price_now=100.0, direction=direction), later).hit
+    judged = judge(prediction(1, price_now=100.0, direction=direction), prediction(6, price_now=later))
+
+    assert (later, hit) == (judged.outcome_price, judged.hit)
 
 
-@pytest.mark.parametrize(("direction", "price", "later"), [(0, 100.0, 101.0), (1, 100.0, 100.0), (1, None, 100.0)])
-def test_nothing_to_be_right_about(direction: int, price: float | None, later: float) -> None:
-    """No direction, no movement or no price: neither hit nor miss."""
-    assert judge(prediction(1, price_now=price, direction=direction), later).hit is None
+@pytest.mark.parametrize(("direction", "later"), [(0, 101.0), (1, 100.0)])
+def test_nothing_to_be_right_about(direction: int, later: float) -> None:
+    """No direction or no movement: the outcome is known, but it is neither hit nor miss."""
+    judged = judge(prediction(1, price_now=100.0, direction=direction), prediction(6, price_now=later))
+
+    assert (later, None) == (judged.outcome_price, judged.hit)
+
+
+@pytest.mark.parametrize("doubted", [{"price_now": None}, {"price_is_sound": False}])
+def test_price_in_doubt_decides_nothing(doubted: dict[str, Any]) -> None:
+    """Neither a doubtful price then nor a doubtful price now makes an outcome."""
+    sound, doubtful = prediction(1), prediction(6, **doubted)
+
+    assert sound == judge(sound, doubtful)
+    assert doubtful == judge(doubtful, sound)
+
+
+def test_doubts_about_the_state_are_doubts_about_its_price() -> None:
+    """A suspect state's price is not judged by; a replica without a model still has a good price."""
+    found = [
+        Prediction.parse("1-0", FIELDS | {"degraded": "1", "reason": reason}).price_is_sound
+        for reason in ("suspect: a hole", "model: no model", "model: no model; stale: 6 s")
+    ]
+
+    assert [False, True, False] == found
 
 
 def test_outcome_is_known_five_slots_later() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from sheetanchor import outcomes, prediction
 from sheetanchor.contract import HORIZON_SLOTS, SLOT_MS, Gap, Receipt, slot_of, slot_start_us
 
 HISTORY_SLOTS: Final = 450
@@ -23,6 +24,9 @@ EVENTS_KEPT: Final = 20
 
 LATENCIES_MAX: Final = 500_000
 """More than eleven days of slots; percentiles of longer runs are those of the last eleven days."""
+
+WORDS: Final[dict[int, outcomes.Direction]] = {1: "up", -1: "down", 0: "flat"}
+SIGNS: Final = {word: sign for sign, word in WORDS.items()}
 
 VALIDATION_ACTION: Final = "validation_reanchor"
 REQUEST_RULE: Final = "request"
@@ -36,6 +40,7 @@ class Prediction:
         committed_us: When it became readable, by Redis' clock.
         direction: 1 up, -1 down, 0 neither.
         latency_ms: From the slot's time to the commit.
+        price_is_sound: Whether the price may be judged by: nothing about the state was in doubt.
         outcome_price: Price ten seconds after the slot; None while unknown.
         hit: Whether the direction came true; None while unknown or where there was nothing to be right about.
     """
@@ -51,6 +56,7 @@ class Prediction:
     reason: str
     latency_ms: float
     epoch: int
+    price_is_sound: bool = True
     outcome_price: float | None = None
     hit: bool | None = None
 
@@ -62,41 +68,34 @@ class Prediction:
             KeyError: If the slot is missing.
             ValueError: If a number is not one.
         """
+        said = prediction.Prediction.parse(fields)
         return cls(
-            slot=int(fields["slot"]),
+            slot=said.slot,
             committed_us=int(entry_id.partition("-")[0]) * 1_000,
-            price_now=_number(fields.get("price_now", "")),
-            predicted_price=_number(fields.get("predicted_price", "")),
-            direction=parse_direction(fields.get("direction", "")),
-            confidence=_number(fields.get("confidence", "")) or 0.0,
-            mode=fields.get("mode", ""),
-            degraded=fields.get("degraded", "0") == "1",
-            reason=fields.get("reason", ""),
-            latency_ms=_number(fields.get("latency_ms", "")) or 0.0,
-            epoch=int(fields.get("epoch") or 0),
+            price_now=_finite(said.price_now),
+            predicted_price=_finite(said.predicted_price),
+            direction=SIGNS[said.direction],
+            confidence=_finite(said.confidence) or 0.0,
+            mode=said.mode,
+            degraded=said.degraded,
+            reason=said.reason,
+            latency_ms=_finite(said.latency_ms) or 0.0,
+            epoch=said.epoch,
+            price_is_sound=_finite(said.sound_price) is not None,
         )
 
 
-def _number(text: str) -> float | None:
-    if not text:
-        return None
-    value = float(text)
-    return value if math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
-def parse_direction(text: str) -> int:
-    """Read a direction as a sign: `up`, `down` and numbers are understood, anything else is no direction."""
-    words = {"up": 1, "down": -1, "+1": 1, "1": 1, "-1": -1, "1.0": 1, "-1.0": -1}
-    return words.get(text.strip().lower(), 0)
-
-
-def judge(prediction: Prediction, outcome_price: float) -> Prediction:
-    """Give the prediction with its outcome; no direction, or a price that did not move, is neither hit nor miss."""
-    moved = 0.0 if prediction.price_now is None else outcome_price - prediction.price_now
-    decided = prediction.direction != 0 and moved != 0.0
-    return replace(
-        prediction, outcome_price=outcome_price, hit=(prediction.direction > 0) == (moved > 0) if decided else None
-    )
+def judge(earlier: Prediction, later: Prediction) -> Prediction:
+    """Give a prediction with its outcome, which is the price ten seconds later; in doubt where either price is."""
+    before, after = earlier.price_now, later.price_now
+    if before is None or after is None or not (earlier.price_is_sound and later.price_is_sound):
+        return earlier
+    outcome = outcomes.score(earlier.slot, WORDS[earlier.direction], before, after)
+    return replace(earlier, outcome_price=outcome.price, hit=outcome.hit)
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -136,10 +135,10 @@ class Tally:
         self.recent_receipts: deque[Receipt] = deque(maxlen=EVENTS_KEPT)
         self._latest_slot = -1
 
-    def add_prediction(self, prediction: Prediction) -> bool:
+    def add_prediction(self, made: Prediction) -> bool:
         """Count one entry of the stream; false if it does not count (too late, counted already, after the end)."""
-        slot = prediction.slot
-        if prediction.committed_us >= slot_start_us(slot + 1) or slot in self.history:
+        slot = made.slot
+        if made.committed_us >= slot_start_us(slot + 1) or slot in self.history:
             return False
         if self.first_slot is not None and slot < self.first_slot:
             return False
@@ -148,20 +147,20 @@ class Tally:
         if self.first_slot is None:
             self.first_slot = slot
         self.predictions += 1
-        self.degraded += prediction.degraded
-        self.latencies_ms.append(prediction.latency_ms)
+        self.degraded += made.degraded
+        self.latencies_ms.append(made.latency_ms)
         self._latest_slot = max(self._latest_slot, slot)
-        self.history[slot] = prediction
-        self._judge_earlier(prediction)
+        self.history[slot] = made
+        self._judge_earlier(made)
         while len(self.history) > HISTORY_SLOTS:
             del self.history[min(self.history)]
         return True
 
     def _judge_earlier(self, later: Prediction) -> None:
         earlier = self.history.get(later.slot - HORIZON_SLOTS)
-        if earlier is None or later.price_now is None or earlier.outcome_price is not None:
+        if earlier is None or earlier.outcome_price is not None:
             return
-        judged = judge(earlier, later.price_now)
+        judged = judge(earlier, later)
         self.history[earlier.slot] = judged
         if judged.hit is not None:
             self.judged += 1

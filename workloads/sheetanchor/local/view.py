@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from sheetanchor.local.status import LineStatus, RoleStatus, StageLatency, Status, SymbolStatus
-from sheetanchor.local.tally import Prediction, slot_time_text
+from sheetanchor.local.tally import WORDS, Prediction, slot_time_text
 
 REFRESH_S: Final = 0.5
 """Two drawings a second are as many as a person can follow, and cost about two hundredths of a core."""
@@ -276,7 +276,7 @@ def render(status: Status, height: int) -> Layout:
 
 def slot_line(symbol: str, prediction: Prediction) -> str:
     """Give the line that `--plain` prints for a prediction."""
-    word = {1: "up", -1: "down", 0: "flat"}[prediction.direction]
+    word = WORDS[prediction.direction]
     doubt = f"  degraded: {clean(prediction.reason)}" if prediction.degraded else ""
     return (
         f"{slot_time_text(prediction.slot)} {symbol} {price_text(prediction.price_now)}"
