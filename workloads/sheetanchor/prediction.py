@@ -135,7 +135,7 @@ def confidence_of(predicted_return: float, residual_std: float) -> float:
     """Say how sure a model may be of its direction.
 
     With errors spread normally around the prediction as they were in training, the direction is right with probability
-    P = Φ(|predicted return| / residual std). The confidence is 2P − 1: 0 is a coin toss, 1 is certainty.
+    P = Φ(|predicted return| / residual std). The confidence is 2P - 1: 0 is a coin toss, 1 is certainty.
 
     Args:
         predicted_return: The model's output.

@@ -1,0 +1,329 @@
+"""One symbol's beat: every two seconds a consistent read, an answer, one commit.
+
+The loop goes on whatever happens: every call is bounded, a slot that cannot be read is answered from what was read
+last, one that cannot be committed is still answered over HTTP. Nothing is queued from one slot to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from redis.asyncio import Redis
+
+from sheetanchor import metrics
+from sheetanchor.clock import RedisClock
+from sheetanchor.contract import SLOT_MS, keys
+from sheetanchor.errors import RedisError, RedisUnavailable
+from sheetanchor.hot_state import CommitReply, CommitStatus, HotRead, HotState
+from sheetanchor.outcomes import SLOTS_24H, Outcome, Outcomes, has_degraded
+from sheetanchor.prediction import (
+    NO_DATA_AFTER_US,
+    Answer,
+    Doubt,
+    Prediction,
+    State,
+    aged,
+    build,
+    doubts_of,
+    nothing_read,
+    without_model,
+)
+from sheetanchor.predictor import Predictor
+from sheetanchor.slots import COMMIT_UNTIL_US, OWN_DEGRADED_WAIT_US, next_turn, until_us
+from sheetanchor.transport import clear_errors
+from sheetanchor.trend import TREND_POINTS_MAX, linear_return
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CALL_TIMEOUT_S: Final = 0.4
+"""For each call of Redis. Two of them and the wait of a degraded replica fit into a slot."""
+
+READ_UNTIL_US: Final = 500_000
+"""After this a slot is answered from what was read before, so that its commit still has time."""
+
+RETRY_S: Final = 0.05
+WARM_BEFORE_S: Final = 0.006
+"""Time for the dry runs before a slot: some ten times what they take."""
+
+SPIN_S: Final = 0.0012
+"""Timers of the event loop have a resolution of a millisecond; the last one is waited for by turning the loop."""
+
+HISTORY_MAX: Final = 450
+"""Records kept for HTTP: fifteen minutes, as long as raw frames are kept."""
+
+PAGE: Final = 500
+"""Entries per read when the last day's predictions are scored at the start."""
+
+
+class Forecast:
+    """The predictions of one symbol.
+
+    Args:
+        redis: Client to use; its replies must not be decoded.
+        symbol: Trading pair.
+        replica: Name of this replica.
+        predictor: The chain of models.
+        warm_runs: Dry runs of the model just before a slot.
+        beat: Called whenever the loop turns.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        symbol: str,
+        replica: str,
+        predictor: Predictor,
+        *,
+        warm_runs: int = 3,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.symbol = symbol
+        self.connected = False
+        self.state: State | None = None
+        self.last_slot: int | None = None
+        self._redis = redis
+        self._hot = HotState(redis, symbol)
+        self._replica = replica
+        self._predictor = predictor
+        self._warm_runs = warm_runs
+        self._beat = beat
+        self._clock = RedisClock()
+        self._records: deque[Prediction] = deque(maxlen=HISTORY_MAX)
+        self._outcomes_by_slot: dict[int, Outcome] = {}
+        self._outcomes = Outcomes()
+        self._mids: deque[tuple[int, float]] = deque(maxlen=TREND_POINTS_MAX)
+        self._alerted = False
+
+    @property
+    def now_us(self) -> int:
+        """Redis' clock; this machine's until Redis has answered once."""
+        monotonic_us = time.monotonic_ns() // 1_000
+        return self._clock.now_us(monotonic_us) if self._clock.known else time.time_ns() // 1_000
+
+    @property
+    def age_us(self) -> int | None:
+        """Time since the last market event as far as this replica knows."""
+        return None if self.state is None else aged(self.state, self.now_us, "").age_us
+
+    def accuracy(self) -> dict[str, float | None]:
+        """Give the directional accuracy over the last hour and day."""
+        return {"1h": self._outcomes.last_1h.value, "24h": self._outcomes.last_24h.value}
+
+    def latest(self, limit: int) -> list[tuple[Prediction, Outcome | None]]:
+        """Give the last predictions, newest first, with their outcomes where they are known."""
+        records = list(self._records)[-limit:]
+        return [(record, self._outcomes_by_slot.get(record.slot)) for record in reversed(records)]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve slot after slot until told to stop; the slot in hand is finished."""
+        await self._look_back()
+        while not stop.is_set():
+            self._beat()
+            turn = next_turn(self.now_us, self.last_slot)
+            if turn.skipped:
+                log.warning("%s: %d slots were not served before slot %d", self.symbol, turn.skipped, turn.slot)
+            if await self._wait(turn.slot, stop):
+                await self._serve(turn.slot)
+                self.last_slot = turn.slot
+
+    async def _wait(self, slot: int, stop: asyncio.Event) -> bool:
+        """Wait for a slot to begin; false when told to stop before."""
+        early_s = until_us(slot, self.now_us, 0) / 1e6 - WARM_BEFORE_S
+        if early_s > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(early_s):
+                    await stop.wait()
+                return False
+            await self._predictor.warm(self._warm_runs, self.state)
+        while True:
+            left_s = until_us(slot, self.now_us, 0) / 1e6
+            if left_s <= 0:
+                return True
+            await asyncio.sleep(max(0.0, left_s - SPIN_S))
+
+    async def _serve(self, slot: int) -> None:
+        state = await self._read(slot)
+        answer = await self._answer(slot, state)
+        prediction = build(slot, state, answer, self._replica)
+        self._remember(prediction)
+        committed = await self._commit(prediction, answer.own_degraded or bool(state.failure))
+        if committed is not None:
+            self._remember(committed)
+        self._report(state, committed or prediction)
+
+    async def _read(self, slot: int) -> State:
+        """Read the state, again if it fails and there is time; else give what was read before."""
+        while True:
+            started = time.perf_counter()
+            try:
+                read = await self._timed(self._hot.read, lambda read: read.now_us)
+            except RedisError as error:
+                failure = str(error)
+                self.connected = False
+            else:
+                metrics.STAGE_DURATION.labels("read").observe(time.perf_counter() - started)
+                self.connected = True
+                self.state = _state_of(read)
+                return self.state
+            if until_us(slot, self.now_us, READ_UNTIL_US) <= 0:
+                before = self.state or nothing_read(self.now_us, failure)
+                return aged(before, self.now_us, failure)
+            await asyncio.sleep(RETRY_S * (1 + random.random()))
+
+    async def _answer(self, slot: int, state: State) -> Answer:
+        doubts = doubts_of(state)
+        price = state.price
+        if price is not None and not doubts:
+            self._mids.append((state.now_us, price))
+        age_us = state.age_us
+        if price is None or age_us is None or age_us > NO_DATA_AFTER_US:
+            return without_model(None, [] if doubts else [Doubt("model", "there is no price")])
+        trend = linear_return(list(self._mids), state.now_us)
+        recover_s = until_us(slot, self.now_us, OWN_DEGRADED_WAIT_US) / 1e6
+        return await self._predictor.answer(self.symbol, state, trend, recover_s)
+
+    async def _commit(self, prediction: Prediction, own_degraded: bool) -> Prediction | None:
+        """Commit, again if it fails and there is time; give what Redis holds for the slot, None if that is unknown."""
+        slot = prediction.slot
+        if own_degraded:
+            await asyncio.sleep(until_us(slot, self.now_us, OWN_DEGRADED_WAIT_US) / 1e6)
+        while until_us(slot, self.now_us, COMMIT_UNTIL_US) > 0:
+            started = time.perf_counter()
+            try:
+                reply = await self._timed(
+                    lambda: self._hot.commit_prediction(slot, prediction.fields(), own_degraded=own_degraded),
+                    lambda reply: reply.now_us,
+                )
+            except RedisError as error:
+                self.connected = False
+                log.warning("%s: slot %d not committed: %s", self.symbol, slot, error)
+            else:
+                metrics.STAGE_DURATION.labels("commit").observe(time.perf_counter() - started)
+                self.connected = True
+                if reply.status != CommitStatus.EARLY:
+                    return await self._committed(prediction, reply)
+            await asyncio.sleep(RETRY_S * (1 + random.random()))
+        return None
+
+    async def _committed(self, prediction: Prediction, reply: CommitReply) -> Prediction | None:
+        metrics.PREDICTIONS.labels(self.symbol, prediction.mode, str(reply.status)).inc()
+        if reply.status == CommitStatus.COMMITTED:
+            metrics.PREDICTION_LATENCY.labels(self.symbol).observe(reply.latency_ms / 1_000)
+            return replace(prediction, latency_ms=reply.latency_ms, committed=True)
+        if reply.status == CommitStatus.REFUSED:
+            log.warning("%s: %s", self.symbol, reply.detail)
+            return None
+        try:
+            return await self._timed(lambda: self._stored(prediction.slot), lambda _: 0)
+        except RedisError as error:
+            log.warning("%s: slot %d is committed, but cannot be read: %s", self.symbol, prediction.slot, error)
+            return None
+
+    async def _stored(self, slot: int) -> Prediction | None:
+        """Read the record that another replica has committed for a slot."""
+        with clear_errors(f"HGETALL {keys(self.symbol).pred}"):
+            raw: Any = await self._redis.hgetall(keys(self.symbol).pred)
+        stored = _parse(raw)
+        return stored if stored is not None and stored.slot == slot else None
+
+    async def _timed(self, call: Callable[[], Awaitable[T]], redis_us: Callable[[T], int]) -> T:
+        """Make a bounded call and learn Redis' time from its reply.
+
+        Raises:
+            RedisError: It failed or was out of time.
+        """
+        sent_us = time.monotonic_ns() // 1_000
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                result = await call()
+        except TimeoutError:
+            raise RedisUnavailable(f"Redis did not answer within {CALL_TIMEOUT_S * 1000:.0f} ms") from None
+        if (told_us := redis_us(result)) > 0:
+            self._clock.learn(sent_us, time.monotonic_ns() // 1_000, told_us)
+        return result
+
+    def _remember(self, prediction: Prediction) -> None:
+        """Keep a record; a committed one takes the place of what this replica had said."""
+        if self._records and self._records[-1].slot == prediction.slot:
+            self._records[-1] = prediction
+        else:
+            self._records.append(prediction)
+
+    def _report(self, state: State, prediction: Prediction) -> None:
+        self._score(prediction)
+        self._show_accuracy()
+        if state.age_us is not None:
+            metrics.FEATURE_AGE.labels(self.symbol).set(state.age_us / 1e6)
+        if prediction.degraded:
+            kind = prediction.reason.partition(":")[0]
+            metrics.DEGRADED_PREDICTIONS.labels(self.symbol, kind).inc()
+
+    def _score(self, prediction: Prediction) -> None:
+        outcome = self._outcomes.add(prediction.slot, prediction.direction, prediction.sound_price)
+        if outcome is None:
+            return
+        self._outcomes_by_slot[outcome.slot] = outcome
+        while len(self._outcomes_by_slot) > HISTORY_MAX:
+            del self._outcomes_by_slot[next(iter(self._outcomes_by_slot))]
+
+    def _show_accuracy(self) -> None:
+        for window, value in self.accuracy().items():
+            if value is not None:
+                metrics.ACCURACY.labels(self.symbol, window).set(value)
+        degraded = has_degraded(self._outcomes.last_1h, self._predictor.baseline_accuracy)
+        if degraded and not self._alerted:
+            metrics.ALERTS.labels("MODEL_ACCURACY").inc()
+            log.error("MODEL_ACCURACY: %s: %s over the last hour", self.symbol, self._outcomes.last_1h.value)
+        self._alerted = degraded
+
+    async def _look_back(self) -> None:
+        """Score what was committed within the last day, so that a restart does not forget it."""
+        begin = f"{max(0, self.now_us // 1_000 - SLOTS_24H * SLOT_MS)}-0"
+        try:
+            while begin:
+                begin = await self._timed(partial(self._look_at_page, begin), lambda _: 0)
+        except RedisError as error:
+            log.warning("%s: earlier predictions cannot be scored: %s", self.symbol, error)
+
+    async def _look_at_page(self, begin: str) -> str:
+        """Score a page of the history; give where the next one begins, "" after the last."""
+        stream = keys(self.symbol).preds
+        with clear_errors(f"XRANGE {stream}"):
+            page: Any = await self._redis.xrange(stream, min=begin, count=PAGE)
+        for _, fields in page:
+            record = _parse(fields)
+            if record is not None and (not self._records or record.slot > self._records[-1].slot):
+                self._remember(record)
+                self._score(record)
+        return f"({page[-1][0].decode()}" if len(page) == PAGE else ""
+
+
+def _state_of(read: HotRead) -> State:
+    anchor = read.anchor
+    return State(
+        now_us=read.now_us,
+        epoch=read.epoch,
+        anchored=anchor.get("state") == "anchored",
+        suspect_reason=anchor.get("reason", ""),
+        incomplete=read.incomplete,
+        stamp_us=int(anchor.get("stamp_us", 0)),
+        hashes={"ob": read.ob, "tr_1s": read.tr_1s, "tr_5s": read.tr_5s, "feat": read.feat},
+    )
+
+
+def _parse(raw: dict[bytes, bytes]) -> Prediction | None:
+    try:
+        return Prediction.parse({name.decode(): value.decode() for name, value in raw.items()})
+    except (KeyError, ValueError):
+        return None  # written by another version, or by nobody
