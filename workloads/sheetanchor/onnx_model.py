@@ -7,7 +7,7 @@ A run that is out of time is told to end; its thread is left behind and replaced
 from __future__ import annotations
 
 import asyncio
-import logging
+import math
 import queue
 import threading
 from collections.abc import Callable
@@ -18,10 +18,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from sheetanchor.errors import BadModel
-from sheetanchor.prediction import is_usable
+from sheetanchor.prediction import RETURN_MAX, is_usable
 from sheetanchor.registry import ModelRecord
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -90,23 +88,28 @@ class OnnxModel:
         Raises:
             BadModel: The model failed, or said what cannot be a return.
         """
-        try:
-            output = self._session.run(None, {self._input: vector.reshape(1, -1)}, self._options)[0]
-        except Exception as error:
-            raise BadModel(f"{self._path}: failed: {' '.join(str(error).split())[:200]}") from error
-        value = float(np.asarray(output).reshape(-1)[0]) if np.size(output) else float("nan")
+        value = self._output(vector)
         if not is_usable(value):
-            raise BadModel(f"{self._path}: expected a return of at most ±0.1, found {value}")
+            raise BadModel(f"{self._path}: expected a return of at most ±{RETURN_MAX}, found {value}")
         return value
 
     def test(self) -> None:
-        """Run the model on inputs that it has to survive.
+        """Run the model on inputs that it has to survive with a finite output.
 
         Raises:
             BadModel: It did not.
         """
         for value in _EXTREMES:
-            self.run(np.full(len(self.manifest.features), value, dtype=np.float32))
+            output = self._output(np.full(len(self.manifest.features), value, dtype=np.float32))
+            if not math.isfinite(output):
+                raise BadModel(f"{self._path}: expected a finite output for inputs of {value:g}, found {output}")
+
+    def _output(self, vector: NDArray[np.float32]) -> float:
+        try:
+            output = self._session.run(None, {self._input: vector.reshape(1, -1)}, self._options)[0]
+        except Exception as error:
+            raise BadModel(f"{self._path}: failed: {' '.join(str(error).split())[:200]}") from error
+        return float(np.asarray(output).reshape(-1)[0]) if np.size(output) else math.nan
 
     def stop(self) -> None:
         """Tell a run that hangs to end; this model is of no use afterwards."""
