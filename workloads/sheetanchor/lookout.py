@@ -103,24 +103,26 @@ class Lookout:
         if not scene.caught_up:
             return []
         found: list[Finding | None] = []
-        for stream in ("depth", "trade"):
-            hole = market.depth_hole if stream == "depth" else market.trade_hole
-            sequence = self._depth if stream == "depth" else self._trades
-            finding = None
-            if hole is None:
-                sequence = sequence.sound()
-            elif hole_is_final(hole, scene.live_lines, scene.now_us, self.thresholds.gap_wait_us):
-                sequence, finding = sequence.hole(stream, hole, self.thresholds.gap_threshold)
-                if stream == "depth":
-                    market.skip_depth_hole()
-                else:
-                    market.skip_trade_hole()
-            if stream == "depth":
-                self._depth = sequence
-            else:
-                self._trades = sequence
-            found.append(finding)
+        self._depth = self._follow("depth", self._depth, market, scene, found)
+        self._trades = self._follow("trade", self._trades, market, scene, found)
         return found
+
+    def _follow(
+        self, stream: str, sequence: Sequence, market: Market, scene: Scene, found: list[Finding | None]
+    ) -> Sequence:
+        """Pass every final hole of a stream; behind one there may be another."""
+        passed = False
+        while hole := market.depth_hole if stream == "depth" else market.trade_hole:
+            if not hole_is_final(hole, scene.live_lines, scene.now_us, self.thresholds.gap_wait_us):
+                return sequence
+            sequence, finding = sequence.hole(stream, hole, self.thresholds.gap_threshold)
+            found.append(finding)
+            if stream == "depth":
+                market.skip_depth_hole()
+            else:
+                market.skip_trade_hole()
+            passed = True
+        return sequence if passed else sequence.sound()
 
     def _look_at_time(self, marks: tuple[int, int, int], scene: Scene) -> Finding | None:
         self._progress, finding = self._progress.look(marks, scene.frames_us, scene.now_us)

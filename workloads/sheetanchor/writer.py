@@ -308,9 +308,12 @@ class SymbolWriter:
             self._wanted("start" if self._epoch == 0 else "suspect", self.anchor.reason or "nothing anchored yet")
 
     def _find(self, finding: Finding) -> None:
-        """Keep a finding until it has been declared; one of each rule is enough."""
-        if all(finding.rule != known.rule for known in self._findings):
-            self._findings.append(finding)
+        """Keep a finding until it has been declared: one of each rule, with the highest id that cures them all."""
+        for at, known in enumerate(self._findings):
+            if known.rule == finding.rule:
+                self._findings[at] = replace(known, cure_id=max(known.cure_id, finding.cure_id))
+                return
+        self._findings.append(finding)
 
     async def _judge(self) -> None:
         """Apply the gap rules, and say what they find.
