@@ -101,7 +101,7 @@ async def _page(supervisor: Supervisor, settings: LocalSettings) -> AsyncIterato
         async with serve(app, health, settings.http_host, settings.http_port) as port:
             host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "") else settings.http_host
             board.page_url = f"http://{host}:{port}/"
-            beat = asyncio.create_task(_beat(health))
+            beat = asyncio.create_task(_beat(health, supervisor))
             try:
                 yield
             finally:
@@ -115,9 +115,10 @@ async def _page(supervisor: Supervisor, settings: LocalSettings) -> AsyncIterato
         ) from error
 
 
-async def _beat(health: Health) -> None:
+async def _beat(health: Health, supervisor: Supervisor) -> None:
     while True:
         health.beat()
+        health.draining = supervisor.run.phase == "ending"
         await asyncio.sleep(BEAT_S)
 
 
