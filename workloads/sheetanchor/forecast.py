@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 
 from sheetanchor import metrics
 from sheetanchor.clock import RedisClock
-from sheetanchor.contract import SLOT_MS, keys
+from sheetanchor.contract import SLOT_MS, keys, slot_start_us
 from sheetanchor.errors import RedisError, RedisUnavailable
 from sheetanchor.hot_state import CommitReply, CommitStatus, HotRead, HotState
 from sheetanchor.outcomes import SLOTS_24H, Outcome, Outcomes, has_degraded
@@ -38,7 +38,7 @@ from sheetanchor.prediction import (
     without_model,
 )
 from sheetanchor.predictor import Predictor
-from sheetanchor.slots import COMMIT_UNTIL_US, OWN_DEGRADED_WAIT_US, next_turn, until_us
+from sheetanchor.slots import COMMIT_UNTIL_US, OWN_DEGRADED_WAIT_US, first_served, next_turn, until_us
 from sheetanchor.transport import clear_errors
 from sheetanchor.trend import TREND_POINTS_MAX, linear_return
 
@@ -90,6 +90,7 @@ class Forecast:
     ) -> None:
         self.symbol = symbol
         self.connected = False
+        self.last_failure = ""
         self.state: State | None = None
         self.last_slot: int | None = None
         self._redis = redis
@@ -128,13 +129,13 @@ class Forecast:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve slot after slot until told to stop; the slot in hand is finished."""
         await self._look_back()
+        self.last_slot = first_served(self.now_us, self._records[-1].slot if self._records else None)
         while not stop.is_set():
             self._beat()
             turn = next_turn(self.now_us, self.last_slot)
             if turn.skipped:
                 log.warning("%s: %d slots were not served before slot %d", self.symbol, turn.skipped, turn.slot)
-            if await self._wait(turn.slot, stop):
-                await self._serve(turn.slot)
+            if await self._wait(turn.slot, stop) and await self._serve(turn.slot):
                 self.last_slot = turn.slot
 
     async def _wait(self, slot: int, stop: asyncio.Event) -> bool:
@@ -152,8 +153,11 @@ class Forecast:
                 return True
             await asyncio.sleep(max(0.0, left_s - SPIN_S))
 
-    async def _serve(self, slot: int) -> None:
+    async def _serve(self, slot: int) -> bool:
+        """Serve a slot; false when it turns out not to have begun yet by Redis' clock."""
         state = await self._read(slot)
+        if not state.failure and state.now_us < slot_start_us(slot):
+            return False
         answer = await self._answer(slot, state)
         prediction = build(slot, state, answer, self._replica)
         self._remember(prediction)
@@ -161,6 +165,7 @@ class Forecast:
         if committed is not None:
             self._remember(committed)
         self._report(state, committed or prediction)
+        return True
 
     async def _read(self, slot: int) -> State:
         """Read the state, again if it fails and there is time; else give what was read before."""
@@ -168,14 +173,19 @@ class Forecast:
             started = time.perf_counter()
             try:
                 read = await self._timed(self._hot.read, lambda read: read.now_us)
+                state = _state_of(read)
             except RedisError as error:
                 failure = str(error)
-                self.connected = False
+                self._lost(failure)
+            except ValueError as error:
+                # Somebody has written what is no hot state: it is replaced by the next rebuild.
+                failure = f"the hot state cannot be read: {error}"
+                self._lost(failure)
             else:
                 metrics.STAGE_DURATION.labels("read").observe(time.perf_counter() - started)
-                self.connected = True
-                self.state = _state_of(read)
-                return self.state
+                self._found()
+                self.state = state
+                return state
             if until_us(slot, self.now_us, READ_UNTIL_US) <= 0:
                 before = self.state or nothing_read(self.now_us, failure)
                 return aged(before, self.now_us, failure)
@@ -206,15 +216,26 @@ class Forecast:
                     lambda reply: reply.now_us,
                 )
             except RedisError as error:
-                self.connected = False
-                log.warning("%s: slot %d not committed: %s", self.symbol, slot, error)
+                self._lost(str(error))
             else:
                 metrics.STAGE_DURATION.labels("commit").observe(time.perf_counter() - started)
-                self.connected = True
+                self._found()
                 if reply.status != CommitStatus.EARLY:
                     return await self._committed(prediction, reply)
             await asyncio.sleep(RETRY_S * (1 + random.random()))
+        metrics.PREDICTIONS.labels(self.symbol, prediction.mode, "UNREACHABLE").inc()
         return None
+
+    def _lost(self, failure: str) -> None:
+        """Say once that Redis does not do its part; predictions name it as long as it lasts."""
+        if self.connected or self.last_failure == "":
+            log.warning("%s: going on with what was read last: %s", self.symbol, failure)
+        self.connected, self.last_failure = False, failure
+
+    def _found(self) -> None:
+        if not self.connected and self.last_failure:
+            log.info("%s: Redis answers again", self.symbol)
+        self.connected, self.last_failure = True, ""
 
     async def _committed(self, prediction: Prediction, reply: CommitReply) -> Prediction | None:
         metrics.PREDICTIONS.labels(self.symbol, prediction.mode, str(reply.status)).inc()
@@ -306,6 +327,8 @@ class Forecast:
             if record is not None and (not self._records or record.slot > self._records[-1].slot):
                 self._remember(record)
                 self._score(record)
+                if (price := record.sound_price) is not None:
+                    self._mids.append((record.ts, price))
         return f"({page[-1][0].decode()}" if len(page) == PAGE else ""
 
 

@@ -44,15 +44,13 @@ def replica_name(given: str) -> str:
 
 def record_json(record: Prediction, outcome: Outcome | None) -> dict[str, Any]:
     """Render a record with its outcome, null while that is unknown."""
-    known = None
-    if outcome is not None:
-        known = {
-            "price": outcome.price,
-            "actual_return": outcome.actual_return,
-            "direction": outcome.direction,
-            "hit": outcome.hit,
-        }
-    return {**record.to_json(), "outcome": known}
+    known = {
+        "actual_price": outcome and outcome.price,
+        "actual_return": outcome and outcome.actual_return,
+        "actual_direction": outcome and outcome.direction,
+        "correct": outcome and outcome.hit,
+    }
+    return {**record.to_json(), **known}
 
 
 def add_routes(app: FastAPI, forecasts: Sequence[Forecast]) -> None:

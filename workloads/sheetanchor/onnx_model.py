@@ -207,16 +207,20 @@ def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
 async def load(record: ModelRecord, thread: ModelThread) -> OnnxModel:
     """Load a model and run it on what it has to survive.
 
+    Args:
+        record: Its files.
+        thread: Another one than that of the runs, which must not wait for a large model.
+
     Raises:
         BadModel: If it cannot be used.
     """
-
-    def make() -> OnnxModel:
-        model = OnnxModel(record)
-        model.test()
-        return model
-
-    return await thread.call(make, LOAD_TIMEOUT_S)
+    model = await thread.call(lambda: OnnxModel(record), LOAD_TIMEOUT_S)
+    try:
+        await thread.call(model.test, RUN_TIMEOUT_S * len(_EXTREMES))
+    except BadModel:
+        model.stop()
+        raise
+    return model
 
 
 async def run(model: OnnxModel, vector: NDArray[np.float32], thread: ModelThread) -> float:

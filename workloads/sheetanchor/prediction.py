@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from sheetanchor.contract import SLOT_MS, STALE_AFTER_US
+from sheetanchor.contract import STALE_AFTER_US, slot_start_us
 from sheetanchor.outcomes import Direction, direction_of
 from sheetanchor.vector import Fields, mid_of
 
@@ -163,8 +163,8 @@ class Prediction:
     """One slot's prediction.
 
     Attributes:
-        ts: The slot's time, seconds since the epoch on Redis' clock.
-        feature_ts: Time of the last market event behind it, on the same clock, in seconds; None if none is known.
+        ts: The slot's time in µs since the epoch, on Redis' clock.
+        feature_ts: Time of the last market event behind it in µs, on the same clock; None if none is known.
         price_now: Middle of the best bid and ask; None if the book could not be read.
         latency_ms: From the slot's time to its commit; None while it is not committed.
         committed: Whether Redis holds it.
@@ -172,7 +172,7 @@ class Prediction:
 
     slot: int
     ts: int
-    feature_ts: float | None
+    feature_ts: int | None
     price_now: float | None
     direction: Direction
     predicted_return: float
@@ -191,7 +191,7 @@ class Prediction:
         """Render for Redis; `slot` and `latency_ms` are written there."""
         return {
             "ts": str(self.ts),
-            "feature_ts": _text(self.feature_ts),
+            "feature_ts": "" if self.feature_ts is None else str(self.feature_ts),
             "price_now": _text(self.price_now),
             "direction": self.direction,
             "predicted_return": _text(self.predicted_return),
@@ -217,7 +217,7 @@ class Prediction:
         return cls(
             slot=int(fields["slot"]),
             ts=int(fields["ts"]),
-            feature_ts=_number(fields["feature_ts"]),
+            feature_ts=int(fields["feature_ts"]) if fields["feature_ts"] else None,
             price_now=_number(fields["price_now"]),
             direction="up" if direction == "up" else "down" if direction == "down" else "flat",
             predicted_return=float(fields["predicted_return"]),
@@ -257,8 +257,8 @@ def build(slot: int, state: State, answer: Answer, replica: str) -> Prediction:
     price = state.price
     return Prediction(
         slot=slot,
-        ts=slot * SLOT_MS // 1_000,
-        feature_ts=state.stamp_us / 1e6 if state.stamp_us else None,
+        ts=slot_start_us(slot),
+        feature_ts=state.stamp_us or None,
         price_now=price,
         direction=direction_of(answer.predicted_return),
         predicted_return=answer.predicted_return,

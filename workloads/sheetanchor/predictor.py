@@ -44,6 +44,7 @@ class Predictor:
     def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
         self._thread = ModelThread()
+        self._loading = ModelThread()
         self._model: OnnxModel | None = None
         self._mode: Mode = "none"
         self._seen = b""
@@ -77,6 +78,7 @@ class Predictor:
             self._recovery.cancel()
             await asyncio.gather(self._recovery, return_exceptions=True)
         self._thread.close()
+        self._loading.close()
 
     async def refresh(self) -> None:
         """Look whether the model in use has changed, and load it; to be called between slots."""
@@ -185,7 +187,7 @@ class Predictor:
         try:
             record = await self._registry.get_current_model()
             self._check_failures(record.version)
-            model = await onnx_model.load(record, self._thread)
+            model = await onnx_model.load(record, self._loading)
         except BadModel as error:
             self.trouble = str(error)
             self._alert("reload", error)
@@ -201,7 +203,7 @@ class Predictor:
         for record in await self._registry.get_fallback_models():
             try:
                 self._check_failures(record.version)
-                model = await onnx_model.load(record, self._thread)
+                model = await onnx_model.load(record, self._loading)
             except BadModel as error:
                 self._alert("fallback", error)
                 continue

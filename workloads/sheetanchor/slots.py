@@ -20,8 +20,8 @@ LATE_MAX_US: Final = 1_500_000
 OWN_DEGRADED_WAIT_US: Final = 600_000
 """A replica that is degraded for its own reasons commits this long after the slot, so that a sound one comes first."""
 
-COMMIT_UNTIL_US: Final = 1_850_000
-"""No try to commit begins later than this after the slot: what is not readable by the slot's end is missed anyway."""
+COMMIT_UNTIL_US: Final = 1_600_000
+"""No try to commit begins later than this after the slot, so that the last one has ended when the next slot begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,25 @@ class Turn:
     slot: int
     wait_us: int
     skipped: int = 0
+
+
+RUNNING_US: Final = 60_000_000
+"""A pipeline that has predicted within this time is expected to have every slot predicted."""
+
+
+def first_served(now_us: int, last_known: int | None) -> int | None:
+    """Say which slot a starting replica regards as served.
+
+    Where a pipeline runs, the slot in hand may need this replica, late as it is. Where none runs, nobody misses it, and
+    the first prediction should rather be a punctual one.
+
+    Args:
+        now_us: Redis' clock.
+        last_known: Slot of the last prediction that anybody has committed.
+    """
+    current = slot_of(now_us)
+    running = last_known is not None and abs(current - last_known) * SLOT_US <= RUNNING_US
+    return None if running else current
 
 
 def next_turn(now_us: int, served: int | None) -> Turn:
