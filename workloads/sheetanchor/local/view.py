@@ -14,8 +14,8 @@ from rich.text import Text
 from sheetanchor.local.status import LineStatus, RoleStatus, StageLatency, Status, SymbolStatus
 from sheetanchor.local.tally import WORDS, Prediction, slot_time_text
 
-REFRESH_S: Final = 0.5
-"""Two drawings a second are as many as a person can follow, and cost about two hundredths of a core."""
+REFRESH_S: Final = 1.0
+"""Twice per slot; a drawing costs about a hundredth of a core-second, and the pipeline needs the cores."""
 
 NONE: Final = "-"
 SPARK: Final = "▁▂▃▄▅▆▇█"
@@ -144,8 +144,8 @@ def totals(status: Status) -> Text:
     text.append(f" slots {s['slots']}  ")
     text.append(f"missed {s['missed']}", style="bold red" if s["missed"] else "green")
     text.append(f"  degraded {s['degraded']}", style="yellow" if s["degraded"] else "")
-    text.append(f"  gaps {s['gaps']}  checks {s['validations']}  re-anchors {s['reanchors']}")
-    text.append(f"  p99 {short_number(s['latency_ms']['p99'])} ms  right {accuracy}")
+    text.append(f"  gaps {s['gaps']}  re-anchors {s['reanchors']}")
+    text.append(f"  p99 {short_number(s['latency_ms']['p99'])} ms  right {accuracy}  checks {s['validations']}")
     return text
 
 

@@ -253,8 +253,8 @@ function drawEvents(body, symbol) {
     ms: r.finished_at_us / 1000,
     title: r.result,
     classes: r.exit_code === 0 ? "good" : "bad",
-    text: `${r.reason}, ${((r.finished_at_us - r.started_at_us) / 1e6).toFixed(2)} s, epoch ${r.epoch_before} → ${r.epoch_after}`,
-    more: [r.exit_code === 0 ? "" : r.message, ...Object.entries(r.phases).map(([name, s]) => `${name} ${Number(s).toFixed(2)} s`)].filter(Boolean).join(" · "),
+    text: `${r.reason}, ${age((r.finished_at_us - r.started_at_us) / 1000)}, epoch ${r.epoch_before} → ${r.epoch_after}`,
+    more: [r.exit_code === 0 ? "" : r.message, ...Object.entries(r.phases).map(([name, s]) => `${name} ${age(1000 * Number(s))}`)].filter(Boolean).join(" · "),
   })), "none yet");
   events("gaps", symbol.gaps.map((g) => ({
     ms: g.at_us / 1000, title: g.rule, classes: "warn", text: g.reason, more: `${g.severity} · ${g.action} · found by ${g.source}`,
