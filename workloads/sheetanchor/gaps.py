@@ -50,8 +50,9 @@ GAP_DETECTION_RULES: Final[dict[str, Rule]] = {
     "book_unreadable": Rule("the stored book is missing, damaged or of another epoch", "high", IMMEDIATE, True),
 }
 
-SILENT_LINE_US: Final = 1_000_000
-"""A line without an entry for this long is not waited for; the busiest stream has ten entries in this time."""
+SILENT_LINE_US: Final = 10_000_000
+"""A line without an entry for this long is not waited for. In a quiet market both lines may say nothing for seconds; to
+wait 200 ms for a line that is dead costs little, not to wait for one that lives would be a false gap."""
 
 RESET_AFTER_US: Final = 2_000_000
 """Frames that move nothing for this long are not late duplicates any more: lines differ by milliseconds."""

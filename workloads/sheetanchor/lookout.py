@@ -39,7 +39,7 @@ class Scene:
 
 
 def live_lines(last_entry_us: dict[int, int], now_us: int) -> int:
-    """Give a bit per line that has brought an entry within the last second."""
+    """Give a bit per line that has brought an entry of late."""
     return sum(1 << line for line, at_us in last_entry_us.items() if now_us - at_us <= SILENT_LINE_US)
 
 
