@@ -209,27 +209,36 @@ def is_anomalous(volume: float, history: Iterable[float], sigmas: float) -> bool
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Whether the ids move while frames arrive."""
+    """Whether the ids move while frames arrive.
+
+    Attributes:
+        marks: Update id, best-price id and trade id when they last moved.
+        frames_us: Stamp of the newest entry at that moment.
+        stuck_us: Stamp of the first entry since then that moved nothing; 0 before there is one.
+    """
 
     marks: tuple[int, int, int] = (-1, -1, -1)
-    moved_us: int = 0
+    frames_us: int = 0
+    stuck_us: int = 0
     told: bool = False
 
-    def look(self, marks: tuple[int, int, int], frames_us: int, now_us: int) -> tuple[Progress, Finding | None]:
+    def look(self, marks: tuple[int, int, int], frames_us: int) -> tuple[Progress, Finding | None]:
         """Compare the ids held with those held before.
 
         Args:
             marks: Update id, best-price id and trade id.
-            frames_us: Stamp of the last entry that brought frames.
-            now_us: Redis' clock.
+            frames_us: Stamp of the newest entry that brought frames.
         """
-        if marks != self.marks or self.moved_us == 0:
-            return Progress(marks, now_us), None
-        stuck_us = frames_us - self.moved_us
-        if self.told or stuck_us < RESET_AFTER_US:
+        if marks != self.marks:
+            return Progress(marks, frames_us), None
+        if frames_us <= self.frames_us or self.told:
             return self, None
-        reason = f"frames have arrived for {stuck_us / 1e6:.1f} s with ids at or below {marks[0]}"
-        return replace(self, told=True), Finding("sequence_reset", reason)
+        after = replace(self, stuck_us=self.stuck_us or frames_us)
+        spent_us = frames_us - after.stuck_us
+        if spent_us < RESET_AFTER_US:
+            return after, None
+        reason = f"frames have arrived for {spent_us / 1e6:.1f} s with ids at or below {marks[0]}"
+        return replace(after, told=True), Finding("sequence_reset", reason)
 
 
 def detect_gap(

@@ -125,7 +125,7 @@ class Lookout:
         return sequence if passed else sequence.sound()
 
     def _look_at_time(self, marks: tuple[int, int, int], scene: Scene) -> Finding | None:
-        self._progress, finding = self._progress.look(marks, scene.frames_us, scene.now_us)
+        self._progress, finding = self._progress.look(marks, scene.frames_us)
         return finding
 
     def _look_at_silence(self, scene: Scene) -> Finding | None:
