@@ -6,6 +6,7 @@ every call raises `RedisUnavailable` within seconds; nothing is queued here.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -106,6 +107,29 @@ class _PackedInC:
             return [hiredis.pack_command((*words[0].split(), *words[1:]))]
         except TypeError as error:
             raise exceptions.DataError(str(error)) from error
+
+    async def send_packed_command(self: Any, command: bytes | Iterable[bytes], check_health: bool = True) -> None:
+        """Send as the client does, but without its `asyncio.wait_for`.
+
+        Before Python 3.12 that swallows a cancellation that comes when the write is done, so that a task which writes
+        often could not be stopped; and it costs a task per command.
+        """
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        if check_health:
+            await self.check_health()
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                self._writer.writelines([command] if isinstance(command, bytes) else command)
+                await self._writer.drain()
+        except BaseException as error:
+            # What was sent of the command is not known: the connection cannot be used any more.
+            await self.disconnect(nowait=True)
+            if isinstance(error, TimeoutError):
+                raise exceptions.TimeoutError("Timeout writing to socket") from None
+            if isinstance(error, OSError):
+                raise exceptions.ConnectionError(f"Error while writing to socket. {error}") from error
+            raise
 
 
 def redis_client(
