@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from conftest import RedisServer
+from local_samples import receipt
 from sheetanchor.contract import keys
 from sheetanchor.errors import BadSettings, RedisUnavailable
 from sheetanchor.hot_state import HotState
@@ -43,7 +44,7 @@ async def test_old_market_is_gone_and_epoch_and_term_stay(redis: Redis) -> None:
     """Frames, hot keys, staging and lock are removed; what must never go back does not."""
     hot = await leave_a_run(redis)
 
-    await clear(redis, "BTCUSDT")
+    await clear(redis, "BTCUSDT", same_market=False)
 
     assert [KEY.anchor.encode()] == await redis.keys("*")
     anchor = await hot.anchor()
@@ -53,7 +54,7 @@ async def test_old_market_is_gone_and_epoch_and_term_stay(redis: Redis) -> None:
 async def test_first_anchor_of_the_new_run_cures(redis: Redis) -> None:
     """An id of the old market that the new one never reaches does not keep the state suspect."""
     hot = await leave_a_run(redis)
-    await clear(redis, "BTCUSDT")
+    await clear(redis, "BTCUSDT", same_market=False)
 
     await hot.lock("new")
     await hot.stage(
@@ -66,9 +67,19 @@ async def test_first_anchor_of_the_new_run_cures(redis: Redis) -> None:
 
 async def test_empty_server_is_ready_as_it_is(redis: Redis) -> None:
     """There is nothing to remove, and the state is suspect from the start."""
-    await clear(redis, "BTCUSDT")
+    await clear(redis, "BTCUSDT", same_market=False)
 
     assert "suspect" == (await HotState(redis, "BTCUSDT").anchor()).state
+
+
+@pytest.mark.parametrize("same_market", [True, False])
+async def test_receipts_stay_while_they_speak_of_the_same_exchange(redis: Redis, same_market: bool) -> None:
+    """A ban by the real exchange outlives the run that earned it; one by a local exchange means nothing to the next."""
+    await HotState(redis, "BTCUSDT").add_receipt(receipt("failed", exit_code=3))
+
+    await clear(redis, "BTCUSDT", same_market=same_market)
+
+    assert int(same_market) == await redis.exists(KEY.receipts)
 
 
 async def test_keys_of_others_are_left_alone(redis: Redis) -> None:
@@ -76,7 +87,7 @@ async def test_keys_of_others_are_left_alone(redis: Redis) -> None:
     await redis.set("mine", "1")
     await LineWriter(redis, "ETHUSDT", "a").append([(1, b"frame")])
 
-    await clear(redis, "BTCUSDT")
+    await clear(redis, "BTCUSDT", same_market=False)
 
     assert {b"mine", b"sbe:{ETHUSDT}:a", b"lines:{ETHUSDT}"} < set(await redis.keys("*"))
 

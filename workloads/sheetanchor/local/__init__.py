@@ -84,7 +84,7 @@ class Printer:
         """Print a line."""
         try:
             print(line, flush=True)
-        except BrokenPipeError:
+        except OSError:  # a closed pipe, or a terminal that is gone
             self.stop.set()
             # What is still buffered cannot be written either; without this the interpreter complains at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -62,8 +62,14 @@ async def refuse_if_alive(redis: Redis, hot: HotState) -> None:
         await asyncio.sleep(POLL_S)
 
 
-async def clear(redis: Redis, symbol: str) -> None:
+async def clear(redis: Redis, symbol: str, *, same_market: bool) -> None:
     """Remove what an earlier run left of a symbol, and declare its anchor suspect.
+
+    Args:
+        redis: Client of the server.
+        symbol: Trading pair.
+        same_market: Whether the earlier run may have spoken to the same exchange. Its receipts then stay: they say how
+            long that exchange has asked not to be called.
 
     Raises:
         RedisError: If Redis cannot do it.
@@ -78,7 +84,8 @@ async def clear(redis: Redis, symbol: str) -> None:
         streams = [line_stream(symbol, raw.decode()) for raw in members]
         staging = [key.ob_new, key.book_new, key.tr_1s_new, key.tr_5s_new, key.feat_new]
         hot_keys = [key.ob, key.book, key.tr_1s, key.tr_5s, key.feat, key.pred]
-        await redis.unlink(*streams, *staging, *hot_keys, key.lines)
+        history = [] if same_market else [key.receipts]
+        await redis.unlink(*streams, *staging, *hot_keys, *history, key.lines)
         # A rebuild must not have to reach an id of the old market before it counts as a cure.
         await redis.hdel(key.anchor, "suspect_id", "suspect_by", "update_id", "stamp_us")
     anchor = await hot.anchor()

@@ -52,6 +52,7 @@ MISSED_TOLD_AFTER_US: Final = 500_000
 """A prediction committed in the last moment of its slot takes a while to be read here."""
 
 POLL_S: Final = 0.05
+ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDING_ORDER: Final = (("infer/", "process", "ingest/"), (EXCHANGE,), ("redis",))
 """Readers and writers first, then what they depend on."""
 
@@ -155,7 +156,7 @@ class Supervisor:
         tallies = self.board.tallies
         for tally in tallies:
             await leftovers.refuse_if_alive(redis, HotState(redis, tally.symbol))
-            await leftovers.clear(redis, tally.symbol)
+            await leftovers.clear(redis, tally.symbol, same_market=self._market.kind == "live")
         self._watcher = Watcher(redis, tallies, self._listeners.on_prediction, self._take_gap)
         await self._watcher.begin()
         policy = triggers.Policy(suppressed=frozenset(self._settings.suppress_rules))
@@ -316,12 +317,12 @@ class Supervisor:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING_SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ENDING_SIGNALS:
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
