@@ -37,7 +37,7 @@ class Side {
       const auto at = locate(change.price, end);
       if (at < prices_.size() && prices_[at] == change.price) overwrite(at, change.qty);
       else if (change.qty != 0) insert(at, change);
-      end = std::min(at + 1, prices_.size());
+      end = std::min(at, prices_.size());
       before = &change;
     }
   }

@@ -19,7 +19,8 @@ inline constexpr int EXPONENT_MAX = 18;
 // Bid plus ask still fits 64 bits.
 inline constexpr std::int64_t MANTISSA_MAX = std::int64_t{1} << 61;
 // 2^18 products (the most trades kept) of this size still sum up below 2^127.
-inline constexpr Int128 PRODUCT_MAX = Int128{1} << 107;
+inline constexpr int PRODUCT_BITS = 107;
+inline constexpr Int128 PRODUCT_MAX = (Int128{1} << PRODUCT_BITS) - 1;
 
 inline double power_of_ten(int exponent) {
   static const auto table = [] {

@@ -501,9 +501,13 @@ class Market {
   }
   // A price above 0 and a quantity of 0 (removed) or more, within the bounds that keep every sum exact.
   static bool convert(const Level& wire, Factors factors, Level& out) {
-    out = wire;
-    return wire.price > 0 && wire.qty >= 0 && times(out.price, factors.price, MANTISSA_MAX) &&
-           times(out.qty, factors.qty, MANTISSA_MAX) && Int128{out.price} * out.qty <= PRODUCT_MAX;
+    std::int64_t price = 0, qty = 0;
+    const bool overflow =
+        __builtin_mul_overflow(wire.price, factors.price, &price) | __builtin_mul_overflow(wire.qty, factors.qty, &qty);
+    out.price = price;
+    out.qty = qty;
+    return !overflow && price > 0 && qty >= 0 && price <= MANTISSA_MAX && qty <= MANTISSA_MAX &&
+           Int128{price} * qty <= PRODUCT_MAX;
   }
   static bool convert_trade(PastTrade& trade, Factors factors) {
     Level level{};
@@ -523,9 +527,21 @@ class Market {
   }
   static bool convert_group(const sbe::Group& group, Factors factors, std::vector<Level>& out) {
     out.resize(group.count);
+    if (factors.price == 1 && factors.qty == 1) return copy_group(group, out.data());
     for (std::uint32_t at = 0; at < group.count; ++at)
       if (!convert(group.level(at), factors, out[at])) return false;
     return true;
+  }
+  // What `convert` checks, without a branch per level, for frames at the market's own exponents: nearly all of them.
+  static bool copy_group(const sbe::Group& group, Level* out) {
+    std::uint64_t signs = 0, beyond = 0;
+    for (std::uint32_t at = 0; at < group.count; ++at) {
+      out[at] = group.level(at);
+      const auto price = static_cast<std::uint64_t>(out[at].price), qty = static_cast<std::uint64_t>(out[at].qty);
+      signs |= price | (price - 1) | qty | (MANTISSA_MAX - price) | (MANTISSA_MAX - qty);
+      beyond |= static_cast<std::uint64_t>((static_cast<unsigned __int128>(price) * qty) >> PRODUCT_BITS);
+    }
+    return (signs >> 63) == 0 && beyond == 0;
   }
   bool convert_sides(const sbe::Frame& frame) {
     const auto factors = adopt(frame.price_exponent, frame.qty_exponent);

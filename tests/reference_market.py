@@ -16,7 +16,7 @@ from sheetanchor import sbe
 ID_LIMIT = 2**62
 TIME_LIMIT_US = 2**52
 MANTISSA_MAX = 2**61
-PRODUCT_MAX = 2**107
+PRODUCT_MAX = 2**107 - 1
 HISTORY_US = 120_000_000
 
 Pair = tuple[int, int]
