@@ -34,4 +34,5 @@ async def main(redis_url: str, rest_url: str, place: str, signal_name: str, lock
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main(*sys.argv[1:5], int(sys.argv[5]))))
+    redis_url, rest_url, place, signal_name, lock_ttl_s = sys.argv[1:]
+    sys.exit(asyncio.run(main(redis_url, rest_url, place, signal_name, int(lock_ttl_s))))

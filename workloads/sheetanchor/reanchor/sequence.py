@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from sheetanchor import metrics
 from sheetanchor._decoder import Market
-from sheetanchor.contract import Receipt
+from sheetanchor.contract import STALE_AFTER_US, Receipt
 from sheetanchor.errors import (
     ExchangeError,
     LockHeld,
@@ -256,7 +256,19 @@ class Reanchor:
             if reply.status is not SwapStatus.BEHIND:
                 log.warning("Atomic swap failed: %s %s", reply.status, reply.detail)
                 raise await self._refusal(reply.status, reply.epoch, reply.detail)
+            await self._doubt_old_state()
         raise Superseded(f"the live state was newer than the rebuilt one {SWAPS_MAX} times: {reply.detail}")
+
+    async def _doubt_old_state(self) -> None:
+        """A state that nobody feeds any more must not keep a rebuild out by its higher update id.
+
+        Ids may go back from one epoch to the next, for instance when an earlier run used another exchange.
+        """
+        anchor = await self._hot.anchor()
+        age_us = await redis_now_us(self._redis) - anchor.stamp_us
+        if anchor.epoch == self.progress.epoch_before and age_us > STALE_AFTER_US:
+            reason = f"no market event for {age_us / 1e6:.0f} s"
+            await self._hot.suspect(0, "", anchor.epoch, 0, reason)
 
     async def _catch_up_again(self, replay: Replay) -> None:
         async with self._phase("catch_up"):
