@@ -255,6 +255,13 @@ def test_any_other_line_becomes_a_json_line(line: str) -> None:
     assert notice is not None
 
 
+def test_receipt_on_stdout_is_no_warning() -> None:
+    """What a run prints as its result goes on as a line of its own kind."""
+    passed, notice = parse_line("reanchor", '{"id": "r", "message": "epoch 1"}', 5)
+
+    assert ("INFO", None) == (json.loads(passed)["level"], notice)
+
+
 def test_long_lines_are_cut() -> None:
     """One line cannot fill the memory."""
     passed, _ = parse_line("process", "x" * 10 * LINE_LENGTH_MAX, 5)

@@ -56,12 +56,13 @@ def parse_line(source: str, line: str, now_us: int) -> tuple[str, Notice | None]
         entry: Any = json.loads(line)
     except ValueError:
         entry = None
-    if not isinstance(entry, dict) or "message" not in entry:
+    printed = isinstance(entry, dict) and "message" in entry and "level" not in entry  # a receipt on stdout
+    if printed or not isinstance(entry, dict) or "message" not in entry:
         # Not from our logging: the server's own lines, an interpreter's traceback, a message about bad settings.
         time_text = datetime.fromtimestamp(now_us / 1e6, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         entry = {"time": time_text, "level": "INFO", "logger": "output", "message": line}
         framing = line.startswith((" ", "Traceback ", "During handling", "The above exception")) or not line.strip()
-        if not source.startswith("redis") and not framing:
+        if not printed and not source.startswith("redis") and not framing:
             entry["level"] = "WARNING"
         line = json.dumps({**entry, "service": source})
     level = str(entry.get("level", "INFO")).upper()
