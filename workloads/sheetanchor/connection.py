@@ -16,6 +16,13 @@ from sheetanchor.reliability import Backoff, TokenBucket
 HEALTHY_WITHIN_S: Final = 10.0
 """A new connection that has brought no message by then is as good as none."""
 
+OVERLAP_S: Final = 2.0
+"""A connection is kept this long beside the one that replaces it: what is on its way would be lost otherwise."""
+
+PING_INTERVAL_S: Final = 180.0
+PONG_WITHIN_S: Final = 10.0
+"""The exchange pings every 20 s and speaks all the time; these pings only find a peer that speaks but does not hear."""
+
 CLIENT_MESSAGES_PER_S: Final = 5
 """The exchange closes a connection that sends more, pings and pongs counted."""
 
@@ -81,9 +88,28 @@ class Tries:
             return 0.0
         return policy.backoff.delay_s(self.count - policy.immediate_tries + 1, draw)
 
-    def made(self) -> Tries:
-        """Count a try."""
+    def failed(self) -> Tries:
+        """Count a try that came to nothing."""
         return Tries(self.count + 1)
+
+    def exhausted(self, policy: Policy) -> bool:
+        """Say whether the last try before degraded mode has just failed."""
+        return self.count == policy.immediate_tries + policy.backoff_tries
+
+
+def pause_s(tries: Tries, policy: Policy, draw: float, *, refused: bool = False, asked_s: float = 0.0) -> float:
+    """Give the seconds from the end of a failed try to the next one.
+
+    Args:
+        tries: Tries made, the failed one included.
+        policy: The numbers.
+        draw: Uniform random number from 0 to 1.
+        refused: The exchange will not have us, for instance because of the key: coming back soon would not change that.
+        asked_s: Seconds that the exchange has asked to be left alone for.
+    """
+    if refused:
+        return policy.backoff.max_s * (1 - policy.backoff.jitter * draw)
+    return max(asked_s, tries.delay_s(policy, draw))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +134,20 @@ class Outage:
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """What is known of one connection, in monotonic seconds.
+    """What is known of one connection, in monotonic seconds; None for what has not happened.
 
     Attributes:
-        opened_s: When it was open; None while connecting.
-        begun_s: When connecting began.
-        last_message_s: When its last market message came; None before the first.
+        opened_s: When it was open.
+        last_message_s: When its last market message came.
+        unanswered_s: When the ping was sent that no pong has answered.
+        replaced_s: When another connection took over from it.
         leaving: The exchange has announced that it will close it.
     """
 
-    begun_s: float
     opened_s: float | None = None
     last_message_s: float | None = None
+    unanswered_s: float | None = None
+    replaced_s: float | None = None
     leaving: bool = False
 
     @property
@@ -129,36 +157,44 @@ class Vitals:
 
 
 class Verdict(Enum):
-    """What to do with a connection."""
+    """What to do with a connection; the values of those that end it say why."""
 
-    KEEP = "keep"
-    REPLACE = "replace"  # open another beside it; close it when that one is healthy
-    SILENT = "silent"  # close it: nothing has come for too long
-    MUTE = "mute"  # close it: nothing has ever come
+    KEEP = "all is well"
+    REPLACE = "open another beside it"
+    RETIRE = "replaced by another connection"
+    SILENT = "no message for too long"
+    MUTE = "never a message since it was opened"
+    DEAF = "no pong came back"
 
 
 def judge(vitals: Vitals, now_s: float, policy: Policy) -> Verdict:
     """Decide about one connection."""
     if vitals.opened_s is None:
         return Verdict.KEEP  # the connect call has its own time-out
+    if vitals.replaced_s is not None and now_s - vitals.replaced_s > OVERLAP_S:
+        return Verdict.RETIRE
     if vitals.last_message_s is None:
         return Verdict.MUTE if now_s - vitals.opened_s > HEALTHY_WITHIN_S else Verdict.KEEP
     if now_s - vitals.last_message_s > policy.silence_s:
         return Verdict.SILENT
-    if vitals.leaving or now_s - vitals.opened_s > policy.rotate_after_s:
-        return Verdict.REPLACE
-    return Verdict.KEEP
+    if vitals.unanswered_s is not None and now_s - vitals.unanswered_s > PONG_WITHIN_S:
+        return Verdict.DEAF
+    old = vitals.leaving or now_s - vitals.opened_s > policy.rotate_after_s
+    return Verdict.REPLACE if old and vitals.replaced_s is None else Verdict.KEEP
 
 
 @dataclass(slots=True)
 class SequenceWatch:
-    """Jumps of ids on one connection, by symbol and stream. Only counted: another line may have what this one lacks."""
+    """Jumps of ids on one connection, by symbol and kind of message.
 
-    _last: dict[tuple[str, str], int] = field(default_factory=dict)
+    They are only counted: another line may have what this one lacks.
+    """
 
-    def jumped(self, symbol: str, stream: str, first_id: int, last_id: int) -> bool:
-        """Take in a message and say whether ids are missing before it."""
-        key = (symbol, stream)
+    _last: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def jumped(self, symbol: str, template: int, first_id: int, last_id: int) -> bool:
+        """Take in a message of a template and say whether ids are missing before it."""
+        key = (symbol, template)
         last = self._last.get(key)
         if last is None or last_id > last:
             self._last[key] = last_id

@@ -1,7 +1,7 @@
 """One connection to the exchange's SBE stream.
 
-Owns the socket. Hands every binary frame on as it came, answers pings, and ends when the other side ends it or the
-caller closes it. It decides nothing about reconnecting.
+Owns the socket. Hands every binary frame on as it came, answers pings, and ends when the other side ends it or its task
+is cancelled; either way the exchange is sent a CLOSE frame. It decides nothing about reconnecting.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Final
 import aiohttp
 
 from sheetanchor import __version__
-from sheetanchor.connection import Vitals, message_budget
-from sheetanchor.errors import ExchangeRefused, ExchangeUnavailable
+from sheetanchor.connection import PING_INTERVAL_S, Vitals, message_budget
+from sheetanchor.errors import ExchangeError, ExchangeRefused, ExchangeUnavailable, RateLimited
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ FRAME_BYTES_MAX: Final = 4 * 1024 * 1024
 
 CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
+RETRY_AFTER_DEFAULT_S: Final = 60.0
+"""Limits of the exchange are counted by the minute."""
 
 OnFrame = Callable[[bytes, int], None]
 """(frame, receive time in µs since 1970)"""
@@ -38,24 +40,29 @@ class Connection:
         api_key: Sent as `X-MBX-APIKEY`.
         line: Name of the line, part of the User-Agent.
         on_frame: Told every binary frame.
+        ping_interval_s: Seconds between two pings of ours.
     """
 
-    def __init__(self, url: str, api_key: str, line: str, on_frame: OnFrame) -> None:
+    def __init__(
+        self, url: str, api_key: str, line: str, on_frame: OnFrame, *, ping_interval_s: float = PING_INTERVAL_S
+    ) -> None:
         self._url = url
         self._headers = {"X-MBX-APIKEY": api_key, "User-Agent": f"sheetanchor/{__version__} line={line}"}
         self._on_frame = on_frame
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._ping_interval_s = ping_interval_s
         self._budget = message_budget(time.monotonic)
-        self._begun_s = time.monotonic()
         self._opened_s: float | None = None
         self._last_message_s: float | None = None
+        self._last_ping_s = 0.0
+        self._unanswered_s: float | None = None
         self._leaving = False
+        self.replaced_s: float | None = None
         self.unknown_texts = 0
 
     @property
     def vitals(self) -> Vitals:
         """What is known of the connection."""
-        return Vitals(self._begun_s, self._opened_s, self._last_message_s, self._leaving)
+        return Vitals(self._opened_s, self._last_message_s, self._unanswered_s, self.replaced_s, self._leaving)
 
     async def run(self, session: aiohttp.ClientSession) -> str:
         """Connect, and receive until the connection ends.
@@ -65,27 +72,31 @@ class Connection:
 
         Raises:
             ExchangeRefused: The key or the request was refused.
+            RateLimited: Too many connections or requests.
             ExchangeUnavailable: No connection could be made.
         """
+        socket = await self._connect(session)
+        self._opened_s = self._last_ping_s = time.monotonic()
+        try:
+            return await self._receive(socket)
+        except (aiohttp.ClientError, OSError) as error:  # a pong finds the connection gone before a read does
+            return f"broken: {error or type(error).__name__}"
+        finally:
+            await _close(socket)
+
+    async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
         timeout = aiohttp.ClientWSTimeout(ws_receive=None, ws_close=CLOSE_TIMEOUT_S)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                self._socket = await session.ws_connect(
+                return await session.ws_connect(
                     self._url, headers=self._headers, autoping=False, max_msg_size=FRAME_BYTES_MAX, timeout=timeout
                 )
         except aiohttp.WSServerHandshakeError as error:
-            if 400 <= error.status < 500 and error.status not in (418, 429):
-                hint = ": is the API key right? It must be an Ed25519 key" if error.status in (401, 403) else ""
-                raise ExchangeRefused(f"the exchange answered {error.status} to the WebSocket upgrade{hint}") from error
-            raise ExchangeUnavailable(f"the exchange answered {error.status} to the WebSocket upgrade") from error
+            retry_after = error.headers.get("Retry-After", "") if error.headers else ""
+            raise upgrade_error(error.status, retry_after) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            text = str(error) or type(error).__name__
+            text = str(error) or f"no answer within {CONNECT_TIMEOUT_S:g} s"
             raise ExchangeUnavailable(f"no connection to the exchange: {text}") from error
-        self._opened_s = time.monotonic()
-        try:
-            return await self._receive(self._socket)
-        finally:
-            await self._socket.close()
 
     async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> str:
         while True:
@@ -93,16 +104,25 @@ class Connection:
             if message.type is aiohttp.WSMsgType.BINARY:
                 self._last_message_s = time.monotonic()
                 self._on_frame(message.data, time.time_ns() // 1_000)
+                if self._last_message_s - self._last_ping_s > self._ping_interval_s:
+                    await self._ping(socket)
             elif message.type is aiohttp.WSMsgType.PING:
                 await self._pong(socket, message.data)
             elif message.type is aiohttp.WSMsgType.TEXT:
                 self._on_text(message.data)
             elif message.type is aiohttp.WSMsgType.PONG:
-                continue
+                self._unanswered_s = None
             elif message.type is aiohttp.WSMsgType.ERROR:
                 return f"protocol error: {socket.exception()}"
             else:
                 return f"closed with code {socket.close_code}"
+
+    async def _ping(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        # One token is left for the pong that the exchange may want within the same second.
+        if self._budget.available >= 2 and self._budget.take():
+            self._last_ping_s = time.monotonic()
+            self._unanswered_s = self._unanswered_s or self._last_ping_s
+            await socket.ping()
 
     async def _pong(self, socket: aiohttp.ClientWebSocketResponse, payload: bytes) -> None:
         # The exchange closes a connection that does not copy the payload, or that sends more than it may.
@@ -115,14 +135,35 @@ class Connection:
         if '"serverShutdown"' in text:
             log.info("the exchange announces the end of this connection")
             self._leaving = True
-        else:
-            self.unknown_texts += 1
-            log.warning("unexpected text from the exchange: %.200s", text)
+            return
+        self.unknown_texts += 1
+        if self.unknown_texts == 1:
+            log.warning("unexpected text from the exchange (further ones are only counted): %.200s", text)
 
-    async def close(self) -> None:
-        """Send a CLOSE frame and end the connection."""
-        if self._socket is not None:
-            await self._socket.close()
+
+async def _close(socket: aiohttp.ClientWebSocketResponse) -> None:
+    """Send a CLOSE frame and wait for the answer, but not for ever: a peer may go on sending instead."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await socket.close()
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        log.debug("the connection ended without an answer to our CLOSE: %s", error)
+
+
+def upgrade_error(status: int, retry_after: str = "") -> ExchangeError:
+    """Say what the exchange's answer to an upgrade means.
+
+    Args:
+        status: HTTP status.
+        retry_after: The header of that name, "" without one.
+    """
+    told = f"the exchange answered {status} to the WebSocket upgrade"
+    if status in (418, 429):
+        wait_s = float(retry_after) if retry_after.isdecimal() else RETRY_AFTER_DEFAULT_S
+        return RateLimited(f"{told}: too many requests", retry_after_s=wait_s, status=status)
+    if status in (401, 403):
+        return ExchangeRefused(f"{told}: it does not accept the API key, which must be an Ed25519 key")
+    return ExchangeRefused(told) if 400 <= status < 500 else ExchangeUnavailable(told)
 
 
 def stream_url(origin: str, symbols: Sequence[str], streams: Sequence[str]) -> str:

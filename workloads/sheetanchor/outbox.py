@@ -16,7 +16,8 @@ FRAME_OVERHEAD_BYTES: Final = 120
 """What a queued frame costs in memory beside its bytes: two objects and a tuple."""
 
 BATCH_FRAMES_MAX: Final = 4_096
-"""An entry stays well below a mebibyte at the usual mix of frames."""
+BATCH_BYTES_MAX: Final = 1024 * 1024
+"""Half a second of the busiest market: larger entries would hold up everybody else's commands at the server."""
 
 Frame = tuple[int, bytes, bool]
 """(receive time in µs, frame, whether it can be spared: best prices are, since the next one says all)."""
@@ -31,6 +32,22 @@ class Batch:
     packed: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Shed:
+    """How many frames were given up to make room.
+
+    Attributes:
+        spare: Best prices.
+        other: Trades and book updates: they are missed, and found missing by their ids.
+    """
+
+    spare: int = 0
+    other: int = 0
+
+
+NOTHING_SHED: Final = Shed()
+
+
 @dataclass(slots=True)
 class Outbox:
     """The queue of one symbol.
@@ -42,54 +59,62 @@ class Outbox:
     bytes_max: int
     bytes_waiting: int = 0
     _waiting: list[Frame] = field(default_factory=list)
-    _sent: deque[Batch] = field(default_factory=deque)
+    _sent: deque[tuple[int, Batch]] = field(default_factory=deque)
     _sent_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, received_us: int, frame: bytes, spare: bool) -> list[bytes]:
+    def put(self, received_us: int, frame: bytes, spare: bool) -> Shed:
         """Queue a frame.
 
         Returns:
-            Frames that were shed to make room: best prices first, then the oldest.
+            What was shed to make room: best prices first, then the oldest.
         """
         self._waiting.append((received_us, frame, spare))
         self.bytes_waiting += len(frame) + FRAME_OVERHEAD_BYTES
-        return self._shed() if self.bytes_waiting > self.bytes_max else []
+        return self._shed() if self.bytes_waiting > self.bytes_max else NOTHING_SHED
 
-    def _shed(self) -> list[bytes]:
+    def _shed(self) -> Shed:
         # A tenth goes at once, so that a full queue is not searched for every frame.
         target = self.bytes_max * 9 // 10
-        shed: list[bytes] = []
-        for spare_only in (True, False):
-            kept: list[Frame] = []
-            for frame in self._waiting:
-                if self.bytes_waiting > target and (frame[2] or not spare_only):
-                    self.bytes_waiting -= len(frame[1]) + FRAME_OVERHEAD_BYTES
-                    shed.append(frame[1])
-                else:
-                    kept.append(frame)
-            self._waiting = kept
-        return shed
+        spare = self._drop(target, spare_only=True)
+        return Shed(spare, self._drop(target, spare_only=False))
+
+    def _drop(self, target: int, *, spare_only: bool) -> int:
+        if self.bytes_waiting <= target:
+            return 0
+        kept: list[Frame] = []
+        for frame in self._waiting:
+            if self.bytes_waiting > target and (frame[2] or not spare_only):
+                self.bytes_waiting -= len(frame[1]) + FRAME_OVERHEAD_BYTES
+            else:
+                kept.append(frame)
+        dropped = len(self._waiting) - len(kept)
+        self._waiting = kept
+        return dropped
 
     def take(self) -> Batch | None:
         """Take the oldest frames as one batch; None when nothing waits."""
-        if not self._waiting:
+        size = count = 0
+        for _, frame, _ in self._waiting:
+            size += len(frame)
+            if count and (size > BATCH_BYTES_MAX or count == BATCH_FRAMES_MAX):
+                break
+            count += 1
+        if not count:
             return None
-        taken, self._waiting = self._waiting[:BATCH_FRAMES_MAX], self._waiting[BATCH_FRAMES_MAX:]
-        self.bytes_waiting -= sum(len(frame) for _, frame, _ in taken) + len(taken) * FRAME_OVERHEAD_BYTES
-        return Batch(len(taken), taken[0][0], pack_frames((received_us, frame) for received_us, frame, _ in taken))
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        self.bytes_waiting -= sum(len(frame) for _, frame, _ in taken) + count * FRAME_OVERHEAD_BYTES
+        return Batch(count, taken[0][0], pack_frames((received_us, frame) for received_us, frame, _ in taken))
 
     def sent(self, batch: Batch, now_us: int) -> None:
         """Remember a batch that Redis has taken, for as long as it may have to be sent again."""
-        self._sent.append(batch)
+        self._sent.append((now_us, batch))
         self._sent_bytes += len(batch.packed)
-        while self._sent and (
-            now_us - self._sent[0].first_received_us > RESEND_US or self._sent_bytes > RESEND_BYTES_MAX
-        ):
-            self._sent_bytes -= len(self._sent.popleft().packed)
+        while self._sent and (now_us - self._sent[0][0] > RESEND_US or self._sent_bytes > RESEND_BYTES_MAX):
+            self._sent_bytes -= len(self._sent.popleft()[1].packed)
 
     def recent(self) -> tuple[Batch, ...]:
         """Give what was sent of late, oldest first."""
-        return tuple(self._sent)
+        return tuple(batch for _, batch in self._sent)

@@ -285,6 +285,17 @@ class LineWriter:
                 await self._trim(entry_id, now_ms)
         return entry_id
 
+    async def trim_age(self) -> None:
+        """Cut what is too old without appending anything, for a server that has no memory left to append with.
+
+        Raises:
+            RedisError: If it could not be cut.
+        """
+        with clear_errors(f"XTRIM {self._stream}"):
+            seconds, _ = await self._redis.time()
+            oldest = f"{max(0, seconds * 1000 - self._age_max_ms)}-0"
+            await self._redis.xtrim(self._stream, minid=oldest, approximate=True)
+
     async def _measure(self) -> None:
         """Count what an earlier run left, as if it had been written evenly over its time."""
         size = int(await self._redis.memory_usage(self._stream) or 0)
