@@ -1,0 +1,214 @@
+"""Bodies of REST answers: exact numbers, and one clear error for each that is wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sheetanchor.errors import ExchangeError
+from sheetanchor.rest import Weight, depth_weight, retry_after_s
+from sheetanchor.rest_bodies import (
+    Body,
+    Depth,
+    Trade,
+    parse_complaint,
+    parse_depth,
+    parse_klines,
+    parse_server_time,
+    parse_ticker,
+    parse_trades,
+)
+
+TRADE = {
+    "id": 28457,
+    "price": "4.00000100",
+    "qty": "12.00000000",
+    "quoteQty": "48.000012",
+    "time": 1499865549590,
+    "isBuyerMaker": True,
+    "isBestMatch": True,
+}
+KLINE = [
+    1499040000000,
+    "0.016",
+    "0.8",
+    "0.015",
+    "0.0158",
+    "148976.1",
+    1499644799999,
+    "2434.1",
+    308,
+    "1756",
+    "28.4",
+    "0",
+]
+TICKER = {"lastPrice": "4.00000200", "bidPrice": "4.00000000", "askPrice": "0.00000000", "closeTime": 1499869899040}
+
+
+def body(value: Any, endpoint: str = "/api/v3/depth") -> Body:
+    return Body(endpoint, json.dumps(value).encode())
+
+
+def test_depth_is_exact() -> None:
+    """Decimal text becomes mantissas at eight decimals without any rounding."""
+    depth = parse_depth(body({"lastUpdateId": 7, "bids": [["4.1", "431.00000001"]], "asks": [["5", "0.5", []]]}), 100)
+
+    assert Depth(7, [(410000000, 43100000001)], [(500000000, 50000000)]) == depth
+
+
+@given(st.integers(min_value=1, max_value=2**62 - 1))
+def test_any_mantissa_survives(mantissa: int) -> None:
+    """Every number that fits is read back exactly."""
+    text = f"{mantissa // 10**8}.{mantissa % 10**8:08d}"
+
+    assert mantissa == body({}).decimal(text, "price")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused_or_read(raw: bytes) -> None:
+    """No bytes at all lead to anything but a value or one clear error."""
+    for parse in (lambda b: parse_depth(b, 100), lambda b: parse_trades(b, 100), parse_ticker):
+        with pytest.raises(ExchangeError, match="GET /api/v3/depth"):
+            parse(Body("/api/v3/depth", raw))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([], "body = []: expected an object"),
+        ({}, "lastUpdateId is missing"),
+        ({"lastUpdateId": "7"}, "lastUpdateId = '7': expected a whole number of at least 0"),
+        ({"lastUpdateId": -1}, "lastUpdateId = -1: expected a whole number"),
+        ({"lastUpdateId": True}, "lastUpdateId = True: expected a whole number"),
+        ({"lastUpdateId": 7, "bids": {}}, "bids = {}: expected a list"),
+        ({"lastUpdateId": 7, "bids": []}, "Invalid depth data received: bids is empty"),
+        ({"lastUpdateId": 7, "bids": [["1", "1"]], "asks": []}, "Invalid depth data received: asks is empty"),
+        ({"lastUpdateId": 7, "bids": [["1"]]}, "bids[0] = ['1']: expected a price and a quantity"),
+        ({"lastUpdateId": 7, "bids": [[1.5, "1"]]}, "bids[0] = 1.5: expected a decimal number as text"),
+        ({"lastUpdateId": 7, "bids": [["1", "0.0"]]}, "bids[0] = '0.0': expected a number above 0"),
+        ({"lastUpdateId": 7, "bids": [["-1", "1"]]}, "bids[0] = '-1': expected a decimal number"),
+        ({"lastUpdateId": 7, "bids": [["1e5", "1"]]}, "bids[0] = '1e5': expected a decimal number"),
+        ({"lastUpdateId": 7, "bids": [["nan", "1"]]}, "bids[0] = 'nan': expected a decimal number"),
+        ({"lastUpdateId": 7, "bids": [["1.000000001", "1"]]}, "bids[0] = '1.000000001': expected at most 8 decimals"),
+        ({"lastUpdateId": 7, "bids": [["9" * 12, "1"]]}, "expected a number below"),
+        ({"lastUpdateId": 7, "bids": [["1", "1"]] * 101}, "bids: expected at most 100 entries, found 101"),
+    ],
+)
+def test_bad_depth_is_named(value: Any, words: str) -> None:
+    """Each wrong field of a depth answer is named with what was expected and found."""
+    with pytest.raises(ExchangeError) as caught:
+        parse_depth(body(value), 100)
+
+    assert str(caught.value).startswith("GET /api/v3/depth: ")
+    assert words in str(caught.value)
+
+
+def test_trailing_zeros_are_no_decimals() -> None:
+    """More than eight decimals are fine as long as they are zeros."""
+    assert 123 == body({}).decimal("0.0000012300000", "qty")
+
+
+@pytest.mark.parametrize(("time", "time_us"), [(1499865549590, 1499865549590000), (1499865549590123, 1499865549590123)])
+def test_times_in_either_unit(time: int, time_us: int) -> None:
+    """Milliseconds and microseconds are told apart by their size."""
+    trade = parse_trades(body([TRADE | {"time": time}]), 10)[0]
+
+    assert Trade(28457, 400000100, 1200000000, time_us, True) == trade
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([], "No recent trades data received"),
+        ({"code": 1}, "body = {'code': 1}: expected a list"),
+        ([TRADE | {"isBuyerMaker": 1}], "[0].isBuyerMaker = 1: expected true or false"),
+        ([TRADE | {"qty": "x"}], "[0].qty = 'x': expected a decimal number"),
+        ([7], "[0]. = 7: expected an object"),
+        ([TRADE, TRADE], "id: expected rising trade ids"),
+    ],
+)
+def test_bad_trades_are_named(value: Any, words: str) -> None:
+    """Each wrong field of a trades answer is named."""
+    with pytest.raises(ExchangeError) as caught:
+        parse_trades(body(value), 10)
+
+    assert words in str(caught.value)
+
+
+def test_kline_and_ticker() -> None:
+    """Candles and the ticker are read; a best price of zero counts as not told."""
+    kline = parse_klines(body([KLINE]), 5)[0]
+    ticker = parse_ticker(body(TICKER))
+
+    assert (1499040000000000, 1600000, 80000000, 1500000, 1580000) == (
+        kline.open_us,
+        kline.open,
+        kline.high,
+        kline.low,
+        kline.close,
+    )
+    assert (400000200, 400000000, None, 1499869899040000) == (ticker.last, ticker.bid, ticker.ask, ticker.close_us)
+    assert 1499827319559000 == parse_server_time(body({"serverTime": 1499827319559}))
+
+
+@pytest.mark.parametrize(
+    ("parse", "value", "words"),
+    [
+        (lambda b: parse_klines(b, 5), [KLINE[:5]], "expected at least 7 values"),
+        (lambda b: parse_klines(b, 5), [[*KLINE[:4], None, *KLINE[5:]]], "[0].close = None: expected a decimal"),
+        (parse_ticker, TICKER | {"lastPrice": ""}, "lastPrice = '': expected a decimal number"),
+        (parse_ticker, {"lastPrice": "1"}, "closeTime is missing"),
+    ],
+)
+def test_bad_candles_and_tickers_are_named(parse: Any, value: Any, words: str) -> None:
+    """Each wrong field of the smaller answers is named."""
+    with pytest.raises(ExchangeError) as caught:
+        parse(body(value))
+
+    assert words in str(caught.value)
+
+
+def test_complaints_of_the_exchange() -> None:
+    """Code and message are told where there are any, otherwise the beginning of what came."""
+    assert "-1121 Invalid symbol." == parse_complaint(b'{"code":-1121,"msg":"Invalid symbol."}')
+    assert "'<html>'" == parse_complaint(b"<html>")
+
+
+@pytest.mark.parametrize(
+    ("limit", "weight"), [(5, 5), (100, 5), (101, 25), (500, 25), (1000, 50), (1001, 250), (5000, 250)]
+)
+def test_weight_of_depth(limit: int, weight: int) -> None:
+    """The weight of a depth request depends on its limit as the exchange says."""
+    assert weight == depth_weight(limit)
+
+
+def test_weight_of_a_minute() -> None:
+    """Nine tenths of the allowed weight may be used; beyond that the next minute is waited for."""
+    weight = Weight(1000)
+    weight.note("895", 60.0)
+
+    assert 5 == weight.remaining(61.0)
+    assert 0.0 == weight.wait_s(5, 61.0)
+    assert 59.0 == weight.wait_s(6, 61.0)
+    assert 900 == weight.remaining(120.0)
+
+
+@pytest.mark.parametrize("header", [None, "", "many", "-5"])
+def test_unreadable_weight_changes_nothing(header: str | None) -> None:
+    """A header that is no number is as good as none."""
+    weight = Weight(1000)
+    weight.note(header, 60.0)
+
+    assert 900 == weight.remaining(60.0)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("7", 7.0), (None, 10.0), ("soon", 10.0), ("-1", 10.0), ("9" * 30, 259_200.0)]
+)
+def test_retry_after(header: str | None, seconds: float) -> None:
+    """Retry-After is read in seconds, bounded by the longest ban."""
+    assert seconds == retry_after_s(header)
