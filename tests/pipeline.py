@@ -78,7 +78,6 @@ class Pipeline:
             stdout=subprocess.DEVNULL,
             stderr=self.exchange_log,
         )
-        wait_until(lambda: answers(self.exchange_url + "/api/v3/ping"), within_s=20, what="the exchange answers")
         self.page_port = free_port_number()
         self.out = (folder / "local.out").open("wb")
         self.log = (folder / "local.log").open("wb")
@@ -179,6 +178,7 @@ def pipeline(exchange_flags: tuple[str, ...] = (), local_flags: tuple[str, ...] 
     with tempfile.TemporaryDirectory(prefix="sheetanchor-test-") as folder:
         running = Pipeline(Path(folder), exchange_flags, local_flags)
         try:
+            running.wait(lambda: running.exchange.poll() is None, 1, "the exchange has not ended at once")
             running.wait(lambda: running.anchored, 60, "the first anchor")
             running.wait(lambda: bool(running.predictions()), 20, "the first prediction")
             yield running

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 @pytest.fixture(scope="module")
 def running() -> Iterator[Pipeline]:
     """A pipeline that is anchored and predicting."""
-    with pipeline(exchange_flags=("--warmup", "15")) as started:
+    with pipeline(exchange_flags=("--warmup-s", "15")) as started:
         yield started
 
 

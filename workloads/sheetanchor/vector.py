@@ -90,4 +90,5 @@ def mid_of(ob: Fields) -> float | None:
         mid = (float(ob["best_bid"]) + float(ob["best_ask"])) / 2
     except (KeyError, ValueError):
         return None
-    return mid if math.isfinite(mid) and mid > 0 else None
+    # Prices have eight decimals, so a mid has nine: what is beyond them is the float's, not the market's.
+    return round(mid, 9) if math.isfinite(mid) and mid > 0 else None
