@@ -50,6 +50,9 @@ GAP_DETECTION_RULES: Final[dict[str, Rule]] = {
     "book_unreadable": Rule("the stored book is missing, damaged or of another epoch", "high", IMMEDIATE, True),
 }
 
+CONSEQUENCES: Final = frozenset({"book_crossed", "book_mismatch"})
+"""What a book in doubt may well show: it deepens the doubt, but is no gap of its own."""
+
 SILENT_LINE_US: Final = 10_000_000
 """A line without an entry for this long is not waited for. In a quiet market both lines may say nothing for seconds; to
 wait 200 ms for a line that is dead costs little, not to wait for one that lives would be a false gap."""

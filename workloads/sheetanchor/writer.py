@@ -23,7 +23,7 @@ from sheetanchor._decoder import Market
 from sheetanchor.clock import RedisClock
 from sheetanchor.contract import BEAT_INTERVAL_US, TAKEOVER_AFTER_US
 from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
-from sheetanchor.gaps import GAP_DETECTION_RULES, VALIDATION, Finding, Thresholds, gap_of
+from sheetanchor.gaps import CONSEQUENCES, GAP_DETECTION_RULES, VALIDATION, Finding, Thresholds, gap_of
 from sheetanchor.hot_state import Anchor, ApplyReply, ApplyStatus, HotState, TakeStatus
 from sheetanchor.lookout import Lookout, Scene, live_lines
 from sheetanchor.reliability import Backoff
@@ -43,6 +43,15 @@ FAILOVER_REWIND_US: Final = 30_000_000
 IDENTITY_INTERVAL_US: Final = 1_000_000
 WARM_LOOK_US: Final = 200_000
 """A warm processor looks at the writer's beat five times within the second that it waits for."""
+
+WARM_READ_US: Final = 20_000
+"""A warm processor reads this often: it has nothing to write, and keeps up all the same."""
+
+HOLE_LOOK_US: Final = 10_000
+"""While a hole waits for another line, nobody has to speak for its time to run out."""
+
+LOAD_TRIES: Final = 3
+"""A rebuild may be swapped in between two reads; twice in a row it is not."""
 
 BEHIND_MAX_US: Final = 3_000_000
 """A replay is done within this; an update id that is still below the stored one then is from another world."""
@@ -162,22 +171,37 @@ class SymbolWriter:
         await self._identify()
         if not self._loaded:
             await self.load()
-        batches = await self._reader.read(self._block_ms(), READ_COUNT, now_us=monotonic_us())
+        await self._let_gather()
+        asked_us = monotonic_us()
+        batches = await self._reader.read(self._block_ms(), READ_COUNT, now_us=asked_us)
         self._feed(batches)
         now_us = monotonic_us()
         if self.role is Role.WARM and now_us - self._looked_us >= WARM_LOOK_US:
             await self._look_at_writer()
-        await self._judge()
+        await self._judge(asked_us)
         if self._due(now_us):
             await self._write(now_us)
+
+    async def _let_gather(self) -> None:
+        """Leave entries where they are while nothing may be written: one read then does the work of many."""
+        if not self._caught_up:
+            return
+        is_writer = self.role is Role.WRITER
+        wait_us = self._applied_us + self._cadence.flush_us - monotonic_us() if is_writer else WARM_READ_US
+        if wait_us > 0:
+            await asyncio.sleep(wait_us / 1e6)
 
     def _block_ms(self) -> int:
         if not self._caught_up:
             return 0
-        since_us = monotonic_us() - self._applied_us
-        if self._dirty:
-            return max(1, (self._cadence.flush_us - since_us) // 1_000)
-        return max(1, min(BEAT_INTERVAL_US, BEAT_INTERVAL_US - since_us) // 1_000)
+        if self._dirty:  # the timer has fired a little early: what is held must not wait for the next entry
+            return 1
+        longest_us = BEAT_INTERVAL_US
+        if self.role is Role.WRITER:
+            longest_us -= monotonic_us() - self._applied_us
+        if self.market.depth_hole or self.market.trade_hole:
+            longest_us = min(longest_us, HOLE_LOOK_US)
+        return max(1, longest_us // 1_000)
 
     def _due(self, now_us: int) -> bool:
         if self.role is not Role.WRITER or not self._caught_up:
@@ -212,12 +236,12 @@ class SymbolWriter:
         Raises:
             RedisError: If Redis does not answer.
         """
-        anchor = await self._read_anchor()
+        self._loaded = False
+        anchor, packed = await self._read_book()
         self._epoch = anchor.epoch
         self.market = Market(self.symbol)
         self._counted = {}
         self._findings = []
-        packed = await self._hot.book() if anchor.epoch > 0 else None
         ids: dict[str, str] = {}
         if packed is not None:
             ids = self._load_book(packed, anchor)
@@ -230,6 +254,16 @@ class SymbolWriter:
         self._received_us.clear()
         self.lookout.reload(self.market, self.now_us)
         log.info("%s: loaded epoch %d at update %d", self.symbol, anchor.epoch, self.market.update_id)
+
+    async def _read_book(self) -> tuple[Anchor, bytes | None]:
+        """Read anchor and book as they belong together."""
+        anchor = await self._read_anchor()
+        for _ in range(LOAD_TRIES):
+            packed = await self._hot.book() if anchor.epoch > 0 else None
+            before, anchor = anchor, await self._read_anchor()
+            if anchor.epoch == before.epoch:
+                break
+        return anchor, packed
 
     def _load_book(self, packed: bytes, anchor: Anchor) -> dict[str, str]:
         try:
@@ -270,15 +304,17 @@ class SymbolWriter:
             return
         identity = await server_identity(self._redis)
         self._identified_us = now_us
-        before, self._identity = self._identity, identity
         self._count()
+        before = self._identity
         if before is None or before.replication_id == identity.replication_id:
+            self._identity = identity
             return
         log.warning("%s: Redis' replication id has changed", self.symbol)
         self._find(Finding("redis_failover", "Redis' replication id has changed: acknowledged writes may be gone"))
         await self._rewind({}, FAILOVER_REWIND_US)
         self._caught_up = False
         await self._look_at_writer()
+        self._identity = identity  # only now: all of this has to be done again if Redis went away during it
 
     # Becoming and being the writer
 
@@ -291,7 +327,7 @@ class SymbolWriter:
             await self.load()
             return
         held = self.role is Role.WRITER and anchor.writer == self.name and anchor.term == highest
-        alive = anchor.writer not in ("", self.name) and self.now_us - anchor.beat_us <= TAKEOVER_AFTER_US
+        alive = anchor.writer not in ("", self.name) and abs(self.now_us - anchor.beat_us) <= TAKEOVER_AFTER_US
         if held or alive:
             return
         reply = await self._hot.take(self._term + 1, self.name, anchor.term, anchor.writer)
@@ -301,6 +337,8 @@ class SymbolWriter:
         self.role = Role.WRITER
         self._told.clear()
         log.info("%s: writing under term %d", self.symbol, reply.term)
+        if not self.market.has_book and anchor.epoch == self._epoch > 0:
+            await self.load()  # what could not be read at the start may have been written since
         if (await self._read_anchor()).epoch < self._epoch:
             # Redis has gone back in time: it holds less than it has acknowledged, and epochs never fall.
             self._find(Finding("redis_failover", "Redis holds an older state than it has acknowledged"))
@@ -315,14 +353,18 @@ class SymbolWriter:
                 return
         self._findings.append(finding)
 
-    async def _judge(self) -> None:
+    async def _judge(self, asked_us: int) -> None:
         """Apply the gap rules, and say what they find.
 
         A warm processor does not speak: what makes it doubt its state it says when it takes over.
+
+        Args:
+            asked_us: Local monotonic time when the last read was asked for. What was appended until then has been read;
+                of what came later, after a pause of this process say, nothing is known yet.
         """
         if not self.clock.known:
             return
-        now_us = self.now_us
+        now_us = self.clock.now_us(asked_us)
         frames_us = max(self._entry_us.values(), default=0)
         scene = Scene(now_us, frames_us, live_lines(self._entry_us, now_us), self._caught_up)
         for finding in self.lookout.look(self.market, scene):
@@ -345,13 +387,14 @@ class SymbolWriter:
             if not reply.ok:
                 self._step_back(reply.term)
                 return False
-            self._epoch = reply.epoch
-            if finding.rule in self._told:
+            self.anchor = replace(self.anchor, state=reply.state)
+            if finding.rule in self._told or (self._told and finding.rule in CONSEQUENCES):
                 return True  # still the same doubt; it has only grown
-            self._told.add(finding.rule)
+        await self._hot.add_gap(gap_of(finding, self.symbol, "process", self.now_us, self._epoch))
         log.warning("%s: %s: %s", self.symbol, finding.rule, finding.reason)
         metrics.GAPS.labels(self.symbol, finding.rule, rule.action).inc()
-        await self._hot.add_gap(gap_of(finding, self.symbol, "process", self.now_us, self._epoch))
+        if rule.suspects:
+            self._told.add(finding.rule)
         if rule.action != VALIDATION:
             self._wanted(finding.rule, finding.reason)
         return True
@@ -401,6 +444,8 @@ class SymbolWriter:
             metrics.FRAME_TO_HOT.labels(self.symbol).observe(max(0, reply.now_us - received_us) / 1e6)
         if reply.state != self.anchor.state:
             self.anchor = replace(self.anchor, state=reply.state)
+            if reply.state == "suspect":
+                self._wanted("suspect", "somebody else doubts the state")
         metrics.ANCHORED.labels(self.symbol).set(reply.state == "anchored")
         if reply.state == "anchored":
             self._told.clear()
@@ -431,7 +476,9 @@ class SymbolWriter:
             if name.startswith("decode_error.") or name in ("bad_value", "foreign_symbol", "pending_overflow"):
                 grown = count - self._counted.get(name, 0)
                 if grown > 0:
-                    metrics.DECODE_ERRORS.labels(self.symbol, name.removeprefix("decode_error.")).inc(grown)
+                    kind = name.removeprefix("decode_error.")
+                    log.warning("%s: %d frames left out: %s", self.symbol, grown, kind)
+                    metrics.DECODE_ERRORS.labels(self.symbol, kind).inc(grown)
         self._counted = counters
         metrics.EPOCH.labels(self.symbol).set(self._epoch)
         metrics.TERM.labels(self.symbol).set(self._term)
