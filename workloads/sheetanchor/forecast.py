@@ -160,11 +160,12 @@ class Forecast:
             return False
         answer = await self._answer(slot, state)
         prediction = build(slot, state, answer, self._replica)
-        self._remember(prediction)
-        committed = await self._commit(prediction, answer.own_degraded or bool(state.failure))
-        if committed is not None:
-            self._remember(committed)
-        self._report(state, committed or prediction)
+        if state.failure:
+            # Redis may stay away for the whole slot: whoever asks over HTTP gets an answer now.
+            self._remember(prediction)
+        record = await self._commit(prediction, answer.own_degraded or bool(state.failure)) or prediction
+        self._remember(record)
+        self._report(state, record)
         return True
 
     async def _read(self, slot: int) -> State:
@@ -217,6 +218,7 @@ class Forecast:
                 )
             except RedisError as error:
                 self._lost(str(error))
+                self._remember(prediction)
             else:
                 metrics.STAGE_DURATION.labels("commit").observe(time.perf_counter() - started)
                 self._found()
