@@ -1,426 +1,484 @@
-"""The processor as a process of its own, on a real server, fed from the shipped recording."""
+"""The processor as its user runs it: real processes, a real Redis server, frames on two lines."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import json
+import random
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 
 from conftest import RedisServer
-from sheetanchor import recording, sbe
+from process_parts import KEYS, SYMBOL, Lines, Processor, Stage, ended, moving, said, until
+from reference_market import Market as ReferenceMarket
+from sheetanchor import recording
 from sheetanchor._decoder import Market
-from sheetanchor.contract import Gap, keys, pack_frames
-from sheetanchor.hot_state import Anchor, HotState
-from sheetanchor.recording import Recording
-from sheetanchor.transport import LineWriter, redis_client
+from sheetanchor.contract import line_stream, pack_frames
+from sheetanchor.transport import redis_client
 
-pytestmark = pytest.mark.timeout(90)
-
-SYMBOL = "BTCUSDT"
-KEYS = keys(SYMBOL)
-LINES = ("a", "b")
-
-
-@pytest.fixture(scope="module")
-def recorded() -> Recording:
-    """The shipped recording."""
-    return recording.load(recording.default_path())
-
-
-class Bench:
-    """A server, two lines that are fed by hand, and the processors that follow them."""
-
-    def __init__(self, server: RedisServer, recorded: Recording) -> None:
-        self.server = server
-        self.recorded = recorded
-        self.redis: Redis = redis_client(server.url)
-        self.hot = HotState(self.redis, SYMBOL)
-        self.writers = {line: LineWriter(self.redis, SYMBOL, line) for line in LINES}
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.fed: list[bytes] = []
-        self.logs: list[Any] = []
-
-    def start(self, **settings: object) -> subprocess.Popen[bytes]:
-        """Start a processor."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("SHEETANCHOR_")}
-        variables = {f"SHEETANCHOR_{name.upper()}": str(value) for name, value in settings.items()}
-        environment = {**clean, "SHEETANCHOR_SELF_REANCHOR_AFTER_S": "0", **variables}
-        log = (self.server.folder / f"process-{len(self.processes)}.log").open("wb")
-        self.logs.append(log)
-        command = [sys.executable, "-m", "sheetanchor", "process", "--redis-url", self.server.url]
-        process = subprocess.Popen([*command, "--http-host", "127.0.0.1"], env=environment, stderr=log)
-        self.processes.append(process)
-        return process
-
-    async def feed(self, frames: Iterable[bytes], lines: Iterable[str] = LINES) -> None:
-        """Append frames to lines, a handful an entry."""
-        batch = [(time.time_ns() // 1_000, frame) for frame in frames]
-        self.fed += [frame for _, frame in batch]
-        for at in range(0, len(batch), 20):
-            for line in lines:
-                await self.writers[line].append(batch[at : at + 20])
-
-    def frames(self, begin: int, end: int) -> list[bytes]:
-        """Frames of the recording."""
-        return [frame for _, frame in self.recorded.events[begin:end]]
-
-    def expected(self) -> Market:
-        """A market that was given all that was fed, in one piece."""
-        market = Market(SYMBOL)
-        snapshot = self.recorded.snapshot
-        levels = list(snapshot.bids), list(snapshot.asks)
-        market.load_snapshot(snapshot.book_update_id, snapshot.price_exponent, snapshot.qty_exponent, *levels, 0)
-        market.feed(0, pack_frames((0, frame) for frame in self.fed), 0)
-        return market
-
-    async def anchor_now(self) -> Anchor:
-        """Rebuild by hand from what was fed so far, and wait until the writer has followed."""
-        market = self.expected()
-        anchor = await self.until(lambda found: found.writer != "", "a writer")
-        seconds, _ = await self.redis.time()
-        ob, tr_1s, tr_5s, feat = market.hot_state(seconds * 1_000_000)
-        assert await self.hot.lock("test")
-        book = market.pack_book(anchor.epoch + 1, {})
-        assert await self.hot.stage("test", [*ob, "source", "rest"], tr_1s, tr_5s, feat, book)
-        assert (await self.hot.swap("test", anchor.epoch, market.update_id, seconds * 1_000_000, "r")).ok
-        epoch = anchor.epoch + 1
-        return await self.until(lambda found: found.epoch == epoch and found.state == "anchored", "anchored")
-
-    async def until(self, condition: Callable[[Anchor], bool], what: str, within_s: float = 10.0) -> Anchor:
-        """Poll the anchor."""
-        deadline = time.monotonic() + within_s
-        while not condition(anchor := await self.hot.anchor()):
-            assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}; {anchor}"
-            await asyncio.sleep(0.02)
-        return anchor
-
-    async def gaps(self) -> list[Gap]:
-        """All gap events."""
-        entries = await self.redis.xrange(KEYS.gaps)
-        return [Gap.parse({k.decode(): v.decode() for k, v in fields.items()}) for _, fields in entries]
-
-    async def stored_market(self) -> Market:
-        """The packed book as it is stored."""
-        packed = await self.hot.book()
-        assert packed is not None
-        market = Market(SYMBOL)
-        market.load_book(packed)
-        return market
-
-    async def book_at(self, update_id: int, within_s: float = 10.0) -> Market:
-        """Wait until the stored book is that of an update."""
-        deadline = time.monotonic() + within_s
-        while (market := await self.stored_market()).update_id != update_id:
-            assert time.monotonic() < deadline, f"book at {market.update_id}, expected {update_id}"
-            await asyncio.sleep(0.05)
-        return market
-
-    async def close(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGCONT)
-                process.kill()
-            process.wait()
-        for log in self.logs:
-            log.close()
-        await self.redis.aclose()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-async def bench(redis_server: RedisServer, recorded: Recording) -> AsyncIterator[Bench]:
-    """A bench without a processor yet."""
-    made = Bench(redis_server, recorded)
-    yield made
-    await made.close()
+async def stage(redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Stage]:
+    """An empty server, and whatever is started on it is ended."""
+    client = redis_client(redis_server.url)
+    with ended(Stage(client, redis_server.url, tmp_path)) as made:
+        yield made
+    await client.aclose()
 
 
-@asynccontextmanager
-async def anchored(bench: Bench, frames: int = 400, **settings: object) -> AsyncIterator[subprocess.Popen[bytes]]:
-    """A processor that has been anchored after some frames."""
-    process = bench.start(**settings)
-    await bench.feed(bench.frames(0, frames))
-    await bench.anchor_now()
-    yield process
+# What it writes
 
 
-def depth_positions(frames: list[bytes]) -> list[int]:
-    """Where the diffs are."""
-    return [at for at, frame in enumerate(frames) if isinstance(sbe.decode(frame), sbe.DepthDiff)]
+def without_writer(fields: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if name not in ("epoch", "source")}
 
 
-def trade_positions(frames: list[bytes]) -> list[int]:
-    """Where the trades are."""
-    return [at for at, frame in enumerate(frames) if isinstance(sbe.decode(frame), sbe.Trades)]
+def pairs(flat: list[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
-async def test_the_hot_state_is_what_the_frames_say(bench: Bench) -> None:
-    """After thousands of frames on two lines, book and top ten are those of an independent replay."""
-    async with anchored(bench):
-        await bench.feed(bench.frames(400, 6000))
-        expected = bench.expected()
+async def test_hot_keys_equal_an_independent_recomputation(stage: Stage) -> None:
+    """A recorded market on two lines that each lose, repeat and delay frames: every field as the plain twin has it."""
+    recorded = recording.load(recording.default_path())
+    first = recorded.snapshot
+    market, twin = Market(SYMBOL), ReferenceMarket(SYMBOL)
+    for made in (market, twin):
+        levels = (list(first.bids), list(first.asks))
+        made.load_snapshot(first.book_update_id, first.price_exponent, first.qty_exponent, *levels, 0)
+    frames = [frame for _, frame in recorded.events[:2_000]]
+    await stage.rebuild(market)
+    processor = stage.start()
+    await stage.has_writer()
+    chance = random.Random(4)
 
-        await bench.until(lambda anchor: anchor.update_id == expected.update_id, "all frames are applied")
-        stored = await bench.book_at(expected.update_id)
-        read = await bench.hot.read()
+    for start in range(0, len(frames), 20):
+        batch = frames[start : start + 20]
+        lost = chance.sample(range(20), 8)
+        stamp_us = await stage.lines.carry([f for at, f in enumerate(batch) if at not in lost[:4]], "a")
+        await stage.lines.carry([f for at, f in enumerate(batch) if at not in lost[4:]] + batch[:3], "b")
+        twin.feed(0, pack_frames([(0, frame) for frame in batch]), stamp_us)
+    await stage.holds(twin.update_id)
+    read = await stage.hot.read()
 
-    assert expected.levels() == stored.levels()
-    best, _ = expected.top(1)
-    assert "" == read.incomplete
-    assert best[0][0] == round(float(read.ob["bid1_p"]) * 1e8)
-    assert "sbe" == read.ob["source"]
-    assert [] == await bench.gaps()
-
-
-async def test_windows_are_empty_after_silence_and_their_keys_live_on(bench: Bench) -> None:
-    """Trades leave the windows although no other comes; the keys' lives are renewed all the same."""
-    async with anchored(bench):
-        await bench.feed(bench.frames(400, 1500))
-        await asyncio.sleep(6)
-
-        read = await bench.hot.read()
-        lives = [await bench.redis.ttl(key) for key in (KEYS.ob, KEYS.book, KEYS.tr_1s, KEYS.tr_5s, KEYS.feat)]
-
-    assert ("0", "0") == (read.tr_1s["count"], read.tr_5s["count"])
-    assert [-1, -1] == lives[:2]
-    assert all(295 <= life <= 300 for life in lives[2:4])
-    assert 115 <= lives[4] <= 120
+    written = [without_writer(fields) for fields in (read.ob, read.tr_1s, read.tr_5s, read.feat)]
+    possible = ([pairs(flat) for flat in twin.hot_state(read.now_us - ago)] for ago in range(0, 400_000, 500))
+    assert any(written == expected for expected in possible)
+    assert ("1", "sbe", []) == (read.ob["epoch"], read.ob["source"], await stage.gaps())
+    assert 0 == processor.stop()
 
 
-async def test_what_one_line_loses_the_other_has(bench: Bench) -> None:
-    """Losses on one line only, trades and diffs alike, are no gap."""
-    async with anchored(bench):
-        frames = bench.frames(400, 1400)
-        lost = {*depth_positions(frames)[5:9], *trade_positions(frames)[3:6]}
-        for begin in range(0, len(frames), 20):
-            part = range(begin, min(begin + 20, len(frames)))
-            await bench.feed([frames[at] for at in part if at not in lost], ["a"])
-            await bench.feed([frames[at] for at in part], ["b"])
+async def test_keys_live_as_long_as_they_should(stage: Stage) -> None:
+    """Book for ever, trades 300 s, features 120 s; renewed by every write."""
+    await stage.started()
 
-        await bench.until(lambda anchor: anchor.update_id == bench.expected().update_id, "all frames are applied")
+    ttls = [await stage.redis.ttl(key) for key in (KEYS.ob, KEYS.tr_1s, KEYS.tr_5s, KEYS.feat)]
 
-    assert [] == await bench.gaps()
+    assert -1 == ttls[0]
+    assert 295 <= ttls[1] <= 300
+    assert 295 <= ttls[2] <= 300
+    assert 115 <= ttls[3] <= 120
 
 
-@pytest.mark.parametrize("stream", ["depth", "trade"])
-async def test_what_no_line_has_is_a_gap_that_a_rebuild_heals(bench: Bench, stream: str) -> None:
-    """Suspect and one event at once; `book` stays what it was; the next epoch is followed without anybody saying so."""
-    async with anchored(bench):
-        await bench.feed(bench.frames(400, 800))
-        await bench.book_at(bench.expected().update_id)
-        before = await bench.hot.book()
-        frames = bench.frames(800, 1400)
-        lost = (depth_positions(frames) if stream == "depth" else trade_positions(frames))[4]
-        await bench.feed([frame for at, frame in enumerate(frames) if at != lost])
+async def test_windows_run_empty_in_silence(stage: Stage) -> None:
+    """Old trades leave the windows although no new one comes; the silence is told, and asks only."""
+    await stage.started()
+    await stage.lines.carry([stage.feed.trade()])
 
-        suspect = await bench.until(lambda anchor: anchor.state == "suspect", "suspect", within_s=3)
+    async def is_empty() -> bool:
+        return (await stage.hot.read()).tr_5s["count"] == "0"
+
+    await until(is_empty, 8, "an empty window")
+    gap = await stage.told("time_gap")
+    assert ("scheduled_reanchor", "anchored") == (gap.action, (await stage.hot.anchor()).state)
+
+
+async def test_redelivered_frames_do_not_count_twice(stage: Stage) -> None:
+    """The same trades again, on either line: the same statistics."""
+    await stage.started()
+    trades = [stage.feed.trade() for _ in range(20)]
+    await stage.lines.carry(trades)
+
+    async def has_all() -> bool:
+        return (await stage.hot.read()).tr_5s["count"] == "21"
+
+    await until(has_all, 4, "all trades")
+    await stage.lines.carry(trades, "b")
+    await stage.lines.carry(trades, "a")
+    await stage.lines.carry([stage.feed.diff()])
+    await stage.holds(stage.feed.update_id)
+    assert "21" == (await stage.hot.read()).tr_5s["count"]
+
+
+async def test_poison_is_counted_and_passed(stage: Stage) -> None:
+    """Garbage, a broken envelope and another symbol's frame between good ones: the good ones are all there."""
+    processor = await stage.started()
+    good = [stage.feed.diff() for _ in range(4)]
+
+    await stage.lines.carry([good[0], b"\x00garbage", good[1][:30], good[1], good[2].replace(b"BTC", b"ETH"), good[2]])
+    for line in "ab":
+        await stage.redis.xadd(line_stream(SYMBOL, line), {"n": 1, "t": 1, "f": b"\xff\xff\xff\x7f"})
+    await stage.lines.carry([good[3]])
+
+    await stage.holds(stage.feed.update_id)
+    assert [] == await stage.gaps()
+    await said(processor, "frames left out: foreign_symbol")
+    metrics = processor.get("/metrics").decode()
+    for kind in ("envelope", "truncated", "foreign_symbol"):
+        assert f'processor_decode_errors_total{{kind="{kind}",symbol="BTCUSDT"}} 2.0' in metrics
+
+
+# Gaps
+
+
+async def test_what_one_line_loses_is_no_gap(stage: Stage) -> None:
+    """Each line loses every fifth message, never the same one."""
+    await stage.started()
+
+    for step in range(100):
+        frames = stage.feed.step()
+        await stage.lines.carry(frames[1:] if step % 5 == 0 else frames, "a")
+        await stage.lines.carry(frames[:-1] if step % 5 == 2 else frames, "b")
+
+    await stage.holds(stage.feed.update_id)
+    assert ([], "anchored") == (await stage.gaps(), (await stage.hot.anchor()).state)
+
+
+async def test_what_both_lines_lose_is_a_gap_that_a_rebuild_heals(stage: Stage) -> None:
+    """Suspect at once, one event, the book goes on meanwhile; anchored again by a swap, without another event."""
+    await stage.started()
+    for _ in range(3):
+        stage.feed.diff()
+
+    stamp_us = await stage.lines.carry([stage.feed.diff()])
+    gap = await stage.told("sequence_gap")
+    await stage.follows()
+    suspect = await stage.hot.read()
+    await stage.rebuild(stage.feed.starting_market(), epoch=1)
+    await stage.follows()
+
+    assert ("high", "immediate_reanchor", "process", 1) == (gap.severity, gap.action, gap.source, gap.epoch)
+    assert "depth 1003 → 1013" in gap.reason
+    assert gap.at_us - stamp_us < 1_000_000
+    assert "suspect" == suspect.anchor["state"]
+    healed = await stage.hot.anchor()
+    assert ("anchored", 2, ["sequence_gap"]) == (healed.state, healed.epoch, await stage.rules())
+
+
+async def test_a_hole_waits_for_the_slower_line(stage: Stage) -> None:
+    """What comes by the other line within 200 ms is no gap; what does not come is one after that time."""
+    await stage.started()
+    late, soon = stage.feed.diff(), stage.feed.diff()
+    await stage.lines.carry([soon], "a")
+    await asyncio.sleep(0.1)
+    await stage.lines.carry([late, soon], "b")
+    await stage.holds(stage.feed.update_id)
+    assert [] == await stage.gaps()
+
+    stage.feed.diff()
+    stamp_us = await stage.lines.carry([stage.feed.diff()], "a")
+
+    gap = await stage.told("sequence_gap")
+    assert 200_000 <= gap.at_us - stamp_us < 1_200_000
+
+
+async def test_a_lost_trade_is_a_gap(stage: Stage) -> None:
+    """Trade ids have no holes; a quiet trade stream has nothing to lose."""
+    await stage.started()
+    stage.feed.trade()
+
+    await stage.lines.carry([stage.feed.trade()])
+
+    assert "trade 501 → 503" in (await stage.told("sequence_gap")).reason
+
+
+async def test_a_crossed_book_is_doubted(stage: Stage) -> None:
+    """Ids without a hole, but a bid above the best ask: something is wrong all the same."""
+    await stage.started()
+
+    await stage.lines.carry([stage.feed.diff(bids=((60_000_10, 5),))])
+
+    await stage.told("book_crossed")
+    await stage.is_state("suspect")
+
+
+async def test_a_suppressed_rule_says_nothing(stage: Stage) -> None:
+    """The book goes on behind the hole."""
+    await stage.started("--suppress-rules", "sequence_gap")
+    stage.feed.diff()
+
+    await stage.follows()
+
+    assert ([], "anchored") == (await stage.gaps(), (await stage.hot.anchor()).state)
+
+
+# Starts and ends
+
+
+async def test_a_restart_goes_on_where_the_killed_one_was(stage: Stage) -> None:
+    """SIGKILL, messages meanwhile, a new process: the same book as the plain twin's, no gap."""
+    twin = ReferenceMarket(SYMBOL)
+    start = stage.feed.starting_market()
+    twin.load_snapshot(1_000, -2, -2, *start.levels(), 0)
+    killed = await stage.started()
+    async with moving(stage.lines, stage.feed):
         await asyncio.sleep(1.5)
-        book_while_suspect = await bench.hot.book()
-        gaps = await bench.gaps()
-        bench.fed = bench.frames(0, 1400)
-        await bench.anchor_now()
-        await bench.feed(bench.frames(1400, 1500))
-        healed = await bench.until(lambda anchor: anchor.update_id == bench.expected().update_id, "follows again")
+        killed.kill()
+        await asyncio.sleep(0.5)
+    before = await stage.hot.anchor()
 
-    assert f"Sequence gap detected: {stream}" in suspect.reason
-    assert before == book_while_suspect
-    assert [("sequence_gap", "immediate_reanchor", 1)] == [(gap.rule, gap.action, gap.epoch) for gap in gaps]
-    assert ("anchored", 2) == (healed.state, healed.epoch)
+    stage.start()
+    writer = await stage.has_writer(other_than=before.writer)
+    await stage.follows()
 
+    twin.feed(0, pack_frames([(0, frame) for frame in stage.lines.carried]), 1)
+    packed = await stage.redis.get(KEYS.book)
+    loaded = Market(SYMBOL)
+    assert packed is not None
 
-async def test_a_killed_processor_comes_back_to_the_same_book(bench: Bench) -> None:
-    """A restart loads the stored book and replays the lines; what came meanwhile is in it."""
-    async with anchored(bench) as process:
-        await bench.feed(bench.frames(400, 1500))
-        await bench.book_at(bench.expected().update_id)
-        process.kill()
-        process.wait()
-        await bench.feed(bench.frames(1500, 2500))
-        bench.start()
+    async def book_is_written() -> bool:
+        loaded.load_book(await stage.redis.get(KEYS.book) or b"")
+        return loaded.update_id == stage.feed.update_id
 
-        expected = bench.expected()
-        again = await bench.until(lambda anchor: anchor.update_id == expected.update_id, "caught up")
-        stored = await bench.book_at(expected.update_id)
-
-    assert expected.levels() == stored.levels()
-    assert (2, 1, "anchored") == (again.term, again.epoch, again.state)
-    assert [] == await bench.gaps()
+    await until(book_is_written, 5, "the book of the newest update")
+    assert twin.levels() == loaded.levels()
+    anchor = await stage.hot.anchor()
+    assert (writer, before.term + 1, "anchored", []) == (
+        anchor.writer,
+        anchor.term,
+        anchor.state,
+        await stage.gaps(),
+    )
 
 
-async def test_a_warm_processor_takes_over_without_a_step_back(bench: Bench) -> None:
-    """Within two seconds of the writer's last beat another writes, and no update id goes back."""
-    async with anchored(bench) as first:
-        bench.start()
-        await bench.feed(bench.frames(400, 1000))
-        await asyncio.sleep(1.5)  # the second one has started and follows
-        writer = (await bench.hot.anchor()).writer
-        first.kill()
-        died_s = time.monotonic()
-        ids = []
-        for at in range(1000, 2000, 50):
-            await bench.feed(bench.frames(at, at + 50))
-            ids.append((await bench.hot.anchor()).update_id)
-            await asyncio.sleep(0.1)
-        taken = await bench.until(lambda anchor: anchor.writer != writer, "another writer")
+async def test_a_warm_processor_takes_over(stage: Stage) -> None:
+    """The writer is killed while the market moves: another writes within two seconds; no id goes back, no gap."""
+    killed = await stage.started()
+    writer = await stage.has_writer()
+    warm = stage.start()
+    await said(warm, "loaded epoch 1", within_s=30)
+    seen: list[tuple[float, int]] = []
 
-        await bench.until(lambda anchor: anchor.update_id == bench.expected().update_id, "caught up")
+    async def watch() -> None:
+        while True:
+            read = await stage.hot.read()
+            seen.append((asyncio.get_running_loop().time(), int(read.ob["update_id"])))
+            await asyncio.sleep(0.01)
 
-    assert 2 == taken.term
+    async with moving(stage.lines, stage.feed):
+        watcher = asyncio.create_task(watch())
+        await asyncio.sleep(0.5)
+        killed.kill()
+        await stage.has_writer(other_than=writer)
+        await asyncio.sleep(1)
+        watcher.cancel()
+
+    ids = [update_id for _, update_id in seen]
+    moves = [at for (at, now), (_, before) in zip(seen[1:], seen, strict=False) if now != before]
     assert sorted(ids) == ids
-    assert time.monotonic() - died_s < 10
-    assert [] == await bench.gaps()
+    assert max(after - before for before, after in zip(moves, moves[1:], strict=False)) < 2.5
+    assert ([], "anchored") == (await stage.gaps(), (await stage.hot.anchor()).state)
 
 
-async def test_a_stopped_writer_cannot_write_when_it_wakes(bench: Bench) -> None:
-    """Stopped past its beat and then continued, the old writer is fenced off and follows warm."""
-    async with anchored(bench) as first:
-        await bench.feed(bench.frames(400, 800))
-        await bench.until(lambda anchor: anchor.update_id == bench.expected().update_id, "applied")
-        first.send_signal(signal.SIGSTOP)
-        bench.start()
-        taken = await bench.until(lambda anchor: anchor.term == 2, "taken over")
-        await bench.feed(bench.frames(800, 1600))
-        first.send_signal(signal.SIGCONT)
+async def test_a_paused_writer_changes_nothing_when_it_wakes(stage: Stage) -> None:
+    """SIGSTOP for longer than any limit, a takeover, SIGCONT: fenced, warm, and no false silence."""
+    paused = await stage.started()
+    writer = await stage.has_writer()
+    warm = stage.start()
+    await said(warm, "loaded epoch 1", within_s=30)
 
-        await bench.until(lambda anchor: anchor.update_id == bench.expected().update_id, "applied by the new writer")
-        await asyncio.sleep(1.5)
-        after = await bench.hot.anchor()
+    async with moving(stage.lines, stage.feed):
+        paused.signal(signal.SIGSTOP)
+        successor = await stage.has_writer(other_than=writer, within_s=5)
+        await asyncio.sleep(5)
+        paused.signal(signal.SIGCONT)
+        await said(paused, "no longer the writer")
+        await asyncio.sleep(0.5)
 
-    assert (taken.writer, 2) == (after.writer, after.term)
-    assert first.poll() is None
-    assert [] == await bench.gaps()
-
-
-async def test_frames_that_repeat_count_once(bench: Bench) -> None:
-    """Redelivery changes neither book nor windows."""
-    async with anchored(bench):
-        frames = bench.frames(400, 900)
-        await bench.feed(frames)
-        once = bench.expected()
-        await bench.until(lambda anchor: anchor.update_id == once.update_id, "applied")
-        first = await bench.hot.read()
-        await bench.feed(frames)
-        bench.fed = bench.frames(0, 900)
-        await asyncio.sleep(0.3)
-
-        second = await bench.hot.read()
-
-    assert int(second.tr_5s["count"]) <= int(first.tr_5s["count"])
-    assert once.update_id == int(second.ob["update_id"])
+    await stage.follows()
+    anchor = await stage.hot.anchor()
+    assert (successor, "anchored", []) == (anchor.writer, anchor.state, await stage.gaps())
 
 
-async def test_poison_does_not_stop_the_stream(bench: Bench) -> None:
-    """Garbage frames and a broken entry are passed over; what follows is applied."""
-    async with anchored(bench):
-        await bench.writers["a"].append([(0, b"\x00" * 40), (0, b"")])
-        await bench.writers["a"].append_packed(1, 0, b"\xff\xff")
-        await bench.feed(bench.frames(400, 900))
+async def test_a_pause_of_the_only_processor_is_no_silence(stage: Stage) -> None:
+    """The lines went on meanwhile: who was asleep cannot say that they were silent."""
+    paused = await stage.started()
 
-        await bench.until(lambda anchor: anchor.update_id == bench.expected().update_id, "applied")
+    async with moving(stage.lines, stage.feed):
+        paused.signal(signal.SIGSTOP)
+        await asyncio.sleep(6)
+        paused.signal(signal.SIGCONT)
+        await asyncio.sleep(0.5)
 
-    assert [] == await bench.gaps()
-
-
-async def test_an_exchange_whose_ids_went_back_is_not_taken_for_fresh(bench: Bench) -> None:
-    """State of an earlier run, frames of a new one with lower ids: suspect soon, and never a fresh stamp before."""
-    async with anchored(bench, frames=3000):
-        await asyncio.sleep(1)  # the replay after the rebuild is over
-        before = await bench.hot.anchor()
-        bench.fed = []
-        for at in range(0, 1500, 50):
-            await bench.feed(bench.frames(at, at + 50))
-            await asyncio.sleep(0.1)
-
-        suspect = await bench.until(lambda anchor: anchor.state == "suspect", "suspect", within_s=6)
-
-    assert before.stamp_us == suspect.stamp_us
-    assert ["sequence_reset"] == [gap.rule for gap in await bench.gaps()]
+    await stage.follows()
+    assert ([], "anchored") == (await stage.gaps(), (await stage.hot.anchor()).state)
 
 
-async def test_an_emptied_redis_is_noticed_and_its_epoch_does_not_fall(bench: Bench) -> None:
-    """A server that restarts empty: the writer takes again, says what it knew, and asks for a rebuild."""
-    async with anchored(bench):
-        await bench.feed(bench.frames(400, 800))
-        await bench.until(lambda anchor: anchor.update_id == bench.expected().update_id, "applied")
-        bench.server.stop()
-        bench.server.start()
+async def test_a_new_epoch_is_loaded(stage: Stage) -> None:
+    """A swap needs no message: the next write is refused, the book loaded, and the lines go on from it."""
+    await stage.started()
+    async with moving(stage.lines, stage.feed):
+        corrected = Market(SYMBOL)
+        bids, asks = stage.feed.starting_market().levels()
+        corrected.load_snapshot(stage.feed.update_id, -2, -2, [*bids, (59_000_00, 4_321)], asks, 0)
+        await stage.rebuild(corrected, epoch=1)
+        await asyncio.sleep(0.5)
+    await stage.follows()
 
-        back = await bench.until(lambda anchor: anchor.epoch == 1, "its epoch is back", within_s=15)
+    loaded = Market(SYMBOL)
 
-    assert "suspect" == back.state
-    assert back.term >= 2
-    assert "redis_failover" in [gap.rule for gap in await bench.gaps()]
+    async def book_is_written() -> bool:
+        epoch, _ = loaded.load_book(await stage.redis.get(KEYS.book) or b"")
+        return (epoch, loaded.update_id) == (2, stage.feed.update_id)
 
-
-async def test_a_stopped_redis_is_waited_for(bench: Bench) -> None:
-    """Four seconds without an answer: the processor goes on where it was, no restart, no gap."""
-    async with anchored(bench) as process:
-        await bench.feed(bench.frames(400, 800))
-        await bench.until(lambda anchor: anchor.update_id == bench.expected().update_id, "applied")
-        assert bench.server.process is not None
-        bench.server.process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(4)
-        bench.server.process.send_signal(signal.SIGCONT)
-        await bench.feed(bench.frames(800, 1200))
-
-        again = await bench.until(lambda anchor: anchor.update_id == bench.expected().update_id, "goes on", within_s=15)
-
-    assert (None, "anchored", 1) == (process.poll(), again.state, again.epoch)
+    await until(book_is_written, 5, "the book of the newest update")
+    assert (59_000_00, 4_321) in loaded.levels()[0]
+    assert ([], "anchored") == (await stage.gaps(), (await stage.hot.anchor()).state)
 
 
-async def test_sigterm_writes_the_book_and_ends_with_zero(bench: Bench) -> None:
-    """The last book is that of the last frame."""
-    async with anchored(bench, book_interval_s=60) as process:
-        await bench.feed(bench.frames(400, 1000))
-        expected = bench.expected()
-        await bench.until(lambda anchor: anchor.update_id == expected.update_id, "applied")
+async def test_a_trimmed_line_is_an_ordinary_gap(stage: Stage) -> None:
+    """What went by while no processor ran, and is gone from the streams, is missing: suspect, one event."""
+    first = await stage.started()
+    assert 0 == first.stop()
+    for _ in range(10):
+        await stage.lines.carry([stage.feed.diff()])
+    for line in "ab":
+        await stage.redis.xtrim(line_stream(SYMBOL, line), maxlen=2, approximate=False)
 
-        process.terminate()
-        code = process.wait(timeout=10)
-        stored = await bench.stored_market()
+    stage.start()
 
-    assert 0 == code
-    assert expected.update_id == stored.update_id
+    await stage.told("sequence_gap", within_s=30)
+    await stage.is_state("suspect")
+    assert ["sequence_gap"] == await stage.rules()
 
 
-async def test_a_wrong_password_is_one_clear_line(tmp_path: Path, recorded: Recording) -> None:
-    """Exit code 1, and the line says what Redis said."""
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    server = RedisServer(folder, "--requirepass", "right").start()
-    command = [sys.executable, "-m", "sheetanchor", "process", "--http-host", "127.0.0.1"]
-    url = server.url.replace("redis://", "redis://:wrong@")
+async def test_a_damaged_book_is_doubted_and_healed(stage: Stage) -> None:
+    """A start does not trust what fails its checksum; the rebuild is loaded."""
+    first = await stage.started()
+    assert 0 == first.stop()
+    book = bytearray(await stage.redis.get(KEYS.book) or b"")
+    book[len(book) // 2] ^= 1
+    await stage.redis.set(KEYS.book, bytes(book))
+
+    stage.start()
+    gap = await stage.told("book_unreadable", within_s=30)
+    suspect = await stage.hot.anchor()
+    await stage.rebuild(stage.feed.starting_market(), epoch=1)
+    await stage.follows()
+
+    assert ("damaged" in gap.reason, "suspect") == (True, suspect.state)
+    assert ("anchored", ["book_unreadable"]) == ((await stage.hot.anchor()).state, await stage.rules())
+
+
+async def test_the_last_thing_written_is_the_book(stage: Stage) -> None:
+    """SIGTERM: exit code 0, the book at the newest update, and a last line that says so."""
+    processor = await stage.started("--book-interval-s", "60")
+    for _ in range(20):
+        await stage.follows()
+
+    code = processor.stop()
+
+    loaded = Market(SYMBOL)
+    loaded.load_book(await stage.redis.get(KEYS.book) or b"")
+    assert (0, stage.feed.update_id) == (code, loaded.update_id)
+    assert "Shutdown complete" == processor.lines()[-1]["message"]
+
+
+# Redis
+
+
+async def test_an_emptied_redis_is_filled_again(stage: Stage, redis_server: RedisServer) -> None:
+    """Redis restarts empty: suspect, told as a failover, the epoch never falls, and a rebuild heals."""
+    processor = await stage.started()
+    await stage.rebuild(stage.feed.starting_market(), epoch=1)
+    await stage.follows()
+    redis_server.stop()
+    await said(processor, "waiting for Redis")
+
+    redis_server.start()
+    stage.lines = Lines(stage.redis)
+    gap = await stage.told("redis_failover")
+    await stage.follows()
+    doubted = await stage.hot.anchor()
+    await stage.rebuild(stage.feed.starting_market(), epoch=2)
+    await stage.follows()
+
+    assert ("high", "suspect", 2) == (gap.severity, doubted.state, doubted.epoch)
+    healed = await stage.hot.anchor()
+    assert ("anchored", 3, ["redis_failover"]) == (healed.state, healed.epoch, await stage.rules())
+
+
+async def test_a_full_redis_is_waited_for(stage: Stage) -> None:
+    """Out of memory: nothing is written, nothing ends; it goes on when there is memory again."""
+    processor = await stage.started()
+    await stage.redis.config_set("maxmemory", "1")
+    await said(processor, "out of memory")
+
+    await stage.redis.config_set("maxmemory", "0")
+
+    await stage.follows()
+    assert (None, []) == (processor.process.poll(), await stage.gaps())
+
+
+async def test_a_hung_redis_is_no_reason_to_be_restarted(stage: Stage, redis_server: RedisServer) -> None:
+    """While Redis does not answer the processor lives, is not ready, and answers at once."""
+    processor = await stage.started("--health-check-interval-seconds", "1")
+    assert redis_server.process is not None
+    redis_server.process.send_signal(signal.SIGSTOP)
     try:
-        ended = await asyncio.to_thread(
-            subprocess.run, [*command, "--redis-url", url], capture_output=True, text=True, timeout=30, check=False
-        )
+        await said(processor, "waiting for Redis", within_s=20)
+        live = await asyncio.to_thread(processor.get, "/health/live")
     finally:
-        server.stop()
+        redis_server.process.send_signal(signal.SIGCONT)
 
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("sheetanchor process:")]
-    assert 1 == ended.returncode
-    assert "password" in line.lower()
-    assert "wrong@" not in ended.stderr
+    assert {"status": "live"} == json.loads(live)
+    await stage.follows()
 
 
-async def test_nobody_starts_a_rebuild_so_the_processor_does(bench: Bench) -> None:
-    """Without a coordinator the same program runs as a child; here it fails for want of an exchange, and is told."""
-    bench.start(self_reanchor_after_s=1, rest_url="http://127.0.0.1:9")
-    await bench.feed(bench.frames(0, 100))
+# Health and first anchor
 
-    deadline = time.monotonic() + 20
-    while not (receipts := await bench.redis.xrange(KEYS.receipts)):
-        assert time.monotonic() < deadline, "no receipt"
-        await asyncio.sleep(0.1)
 
-    assert b'"result":"failed"' in receipts[0][1][b"receipt"]
+async def test_health_says_what_it_watches(stage: Stage) -> None:
+    """The gap detector's state, the anchor's, and the lines' age."""
+    processor = await stage.started("--health-check-interval-seconds", "1")
+
+    async def is_healthy() -> bool:
+        await stage.follows()
+        return json.loads(await asyncio.to_thread(processor.get, "/health"))["status"] == "healthy"
+
+    await until(is_healthy, 10, "healthy")
+    body = json.loads(processor.get("/health"))
+
+    detector = body["components"]["gap_detector"]
+    assert ("monitoring", 0) == (detector["status"], detector["gaps_detected_today"])
+    assert 1_000 < detector["last_sequence_id"] <= stage.feed.update_id
+    assert "anchored" == body["checks"]["anchor"]["symbols"][SYMBOL]["state"]
+    assert "redis://" not in json.dumps(body)
+
+
+async def test_without_an_anchor_it_waits(stage: Stage) -> None:
+    """Nothing is anchored: it takes the pen, shows that it lives, and writes no hot key."""
+    stage.start()
+    await stage.has_writer()
+    await stage.lines.carry(stage.feed.step())
+    before = await stage.hot.anchor()
+
+    async def beats() -> bool:
+        return (await stage.hot.anchor()).beat_us > before.beat_us
+
+    await until(beats, 5, "a sign of life")
+    assert ("suspect", 0) == ((await stage.hot.anchor()).state, await stage.redis.exists(KEYS.ob))
+
+
+def test_an_unknown_rule_is_a_bad_setting(redis_url: str, tmp_path: Path) -> None:
+    """One line that names the setting, the value and what was expected; exit code 2."""
+    processor = Processor(redis_url, tmp_path / "log", "--suppress-rules", "sequence_gpa")
+
+    code = processor.process.wait(timeout=30)
+
+    assert 2 == code
+    assert processor.said("suppress_rules = sequence_gpa: expected some of")
