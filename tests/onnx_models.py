@@ -21,7 +21,7 @@ def model(
     features: int = len(FEATURES),
     output_width: int = 1,
     element: int = TensorProto.FLOAT,
-    divide_by_input: bool = False,
+    infinite_at: float | None = None,
 ) -> bytes:
     """Give a model that answers with a constant, whatever it is asked.
 
@@ -30,7 +30,7 @@ def model(
         features: Width of its input.
         output_width: Width of its output.
         element: Type of input and output.
-        divide_by_input: Answer with the constant divided by the sum of the inputs instead: 0 gives infinity or NaN.
+        infinite_at: Answer with infinity where the sum of the inputs is exactly this, with something small elsewhere.
     """
     dtype = helper.tensor_dtype_to_np_dtype(element)
     weights = np.zeros((features, output_width), dtype=dtype)
@@ -38,18 +38,19 @@ def model(
         onnx.numpy_helper.from_array(weights, "weights"),
         onnx.numpy_helper.from_array(np.full(output_width, value, dtype=dtype), "constant"),
         onnx.numpy_helper.from_array(np.ones((features, 1), dtype=dtype), "ones"),
+        onnx.numpy_helper.from_array(np.array([infinite_at or 0.0], dtype=dtype), "pole"),
     ]
     nodes = [helper.make_node("MatMul", ["x", "weights"], ["zero"])]
-    if divide_by_input:
-        nodes += [helper.make_node("MatMul", ["x", "ones"], ["sum"])]
-        nodes += [helper.make_node("Div", ["constant", "sum"], ["y"])]
+    if infinite_at is not None:
+        nodes += [helper.make_node("MatMul", ["x", "ones"], ["sum"]), helper.make_node("Sub", ["sum", "pole"], ["gap"])]
+        nodes += [helper.make_node("Div", ["constant", "gap"], ["y"])]
     else:
         nodes += [helper.make_node("Add", ["zero", "constant"], ["y"])]
     return _assembled(nodes, constants, features, output_width, element)
 
 
-def endless_model(rounds: int = 10**12) -> bytes:
-    """Give a model that loops for as good as ever, unless it is told to end."""
+def endless_model(at: float) -> bytes:
+    """Give a model that never ends where the sum of its inputs is exactly this, unless it is told to."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["going"], ["going_on"]),
@@ -68,11 +69,15 @@ def endless_model(rounds: int = 10**12) -> bytes:
         [onnx.numpy_helper.from_array(np.zeros((1, 1), dtype=np.float32), "step")],
     )
     constants = [
-        onnx.numpy_helper.from_array(np.array(rounds, dtype=np.int64), "rounds"),
-        onnx.numpy_helper.from_array(np.array(True), "go"),
+        onnx.numpy_helper.from_array(np.array(10**12, dtype=np.int64), "rounds"),
+        onnx.numpy_helper.from_array(np.array(at, dtype=np.float32), "trap"),
         onnx.numpy_helper.from_array(np.zeros((1, 1), dtype=np.float32), "begin"),
     ]
-    nodes = [helper.make_node("Loop", ["rounds", "go", "begin"], ["y"], body=body)]
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Equal", ["sum", "trap"], ["go"]),
+        helper.make_node("Loop", ["rounds", "go", "begin"], ["y"], body=body),
+    ]
     return _assembled(nodes, constants, len(FEATURES), 1, TensorProto.FLOAT)
 
 

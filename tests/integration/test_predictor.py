@@ -1,177 +1,238 @@
-"""The chain of models, run by the real runtime on tiny models."""
+"""The chain of models with real ONNX files: who answers when the one in use cannot."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from inference_parts import RETURN, constant_model, hanging_model, hashes, infinite_model, promoted
-from sheetanchor.prediction import Answer, State
+from onnx_models import endless_model, model, promote, put
+from sheetanchor.onnx_model import RUN_TIMEOUT_S
+from sheetanchor.prediction import State
 from sheetanchor.predictor import Predictor
 from sheetanchor.registry import ModelRegistry
 
-SOUND = State(10_000_000, 1, True, "", "", 9_900_000, hashes())
 TREND = 0.0002
+RECOVER_S = 0.6
+TRAP = 0.5
+"""The sum of the features of `STATE`."""
+
+
+def state(ret_1s: str = "0.25", ret_5s: str = "0.25", incomplete: str = "") -> State:
+    feat = {} if incomplete else {"ret_1s": ret_1s, "ret_5s": ret_5s}
+    ob = {"best_bid": "99", "best_ask": "101"}
+    now_us = 1_700_000_000_000_000
+    return State(now_us, 1, True, "", incomplete, now_us, {"ob": ob, "tr_1s": {}, "tr_5s": {}, "feat": feat})
+
+
+STATE = state()
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> ModelRegistry:
-    return ModelRegistry(tmp_path / "models")
-
-
-@pytest.fixture
-async def predictor(registry: ModelRegistry) -> AsyncIterator[Predictor]:
-    made = Predictor(registry)
+async def predictor(tmp_path: Path) -> AsyncIterator[Predictor]:
+    """A predictor over an empty registry, not started."""
+    made = Predictor(ModelRegistry(tmp_path))
     yield made
     await made.close()
 
 
-async def _answer(predictor: Predictor, state: State = SOUND, symbol: str = "BTCUSDT") -> Answer:
-    return await predictor.answer(symbol, state, TREND, 5.0)
-
-
-async def test_the_model_in_use_answers(registry: ModelRegistry, predictor: Predictor) -> None:
-    """A sound model's output is the predicted return, without any doubt."""
-    made = promoted(registry, constant_model())
+async def test_the_model_in_use_answers(predictor: Predictor, tmp_path: Path) -> None:
+    """Mode, name, return and confidence are the model's, and nothing is doubted."""
+    promote(tmp_path, model(0.0005), residual_std=0.0005)
     await predictor.start()
 
-    answer = await _answer(predictor)
+    answer = await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)
 
-    assert ("model", f"test@{made.sha256[:8]}", ()) == (answer.mode, answer.model, answer.doubts)
-    assert pytest.approx(RETURN) == answer.predicted_return
-    assert 0 < answer.confidence < 1
+    assert ("model", ()) == (answer.mode, answer.doubts)
+    assert (pytest.approx(0.0005), pytest.approx(0.6827, abs=1e-4)) == (answer.predicted_return, answer.confidence)
+    assert [answer.model] == predictor.loaded
+
+
+async def test_another_symbols_model_answers_but_is_doubted(predictor: Predictor, tmp_path: Path) -> None:
+    """A model that was trained on other symbols degrades its predictions and says on which."""
+    promote(tmp_path, model(), symbols=["ETHUSDT"])
+    await predictor.start()
+
+    answer = await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)
+
+    assert ("model", ["symbols: the model was trained on ETHUSDT"]) == (answer.mode, [str(d) for d in answer.doubts])
 
 
 async def test_without_any_model_the_trend_answers(predictor: Predictor) -> None:
-    """An empty registry gives the linear trend with a confidence of 0.1, and says that it is degraded."""
+    """An empty registry is no reason to say nothing; without a trend either, nothing is said with confidence 0."""
     await predictor.start()
 
-    answer = await _answer(predictor)
+    line = await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)
+    nothing = await predictor.answer("BTCUSDT", STATE, None, RECOVER_S)
 
-    assert ("linear_trend", TREND, 0.1) == (answer.mode, answer.predicted_return, answer.confidence)
-    assert ["model"] == [doubt.kind for doubt in answer.doubts]
+    assert ("linear_trend", TREND, 0.1) == (line.mode, line.predicted_return, line.confidence)
+    assert ("none", 0.0, 0.0) == (nothing.mode, nothing.predicted_return, nothing.confidence)
+    assert "there is no model in use" in str(line.doubts[0])
+    assert ([], "linear_trend") == (predictor.loaded, predictor.mode)
+
+
+async def test_the_first_sound_earlier_model_is_taken(predictor: Predictor, tmp_path: Path) -> None:
+    """Current: unreadable; before it: fails its test; before that: sound. The third answers and is named."""
+    promote(tmp_path, model(3e-5))
+    promote(tmp_path, model(2e-5, infinite_at=0.0))
+    bad = promote(tmp_path, model(1e-5)).current
+    assert bad is not None
+    (tmp_path / bad[0] / bad[1] / "model.onnx").write_bytes(b"")
+
+    await predictor.start()
+    answer = await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)
+
+    assert ("fallback", pytest.approx(3e-5)) == (answer.mode, answer.predicted_return)
+    assert answer.own_degraded
+    assert "sha256" in str(answer.doubts[0])
+
+
+async def test_an_impossible_answer_moves_the_slot_to_the_model_before(predictor: Predictor, tmp_path: Path) -> None:
+    """Infinity on real data: loaded again once, then passed over, all within the slot that met it."""
+    promote(tmp_path, model(3e-5))
+    promote(tmp_path, model(infinite_at=TRAP))
+    await predictor.start()
+    assert "model" == predictor.mode
+
+    began = time.monotonic()
+    answer = await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)
+
+    assert time.monotonic() - began < 1
+    assert ("fallback", pytest.approx(3e-5)) == (answer.mode, answer.predicted_return)
+    assert "expected a return of at most" in predictor.trouble
+
+
+async def test_an_impossible_answer_with_nothing_before_it_leaves_the_trend(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    """The only model fails twice: the line answers, in the same slot."""
+    promote(tmp_path, model(infinite_at=TRAP))
+    await predictor.start()
+
+    answer = await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)
+    again = await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)
+
+    assert ["linear_trend"] * 2 == [answer.mode, again.mode]
     assert [] == predictor.loaded
 
 
-async def test_without_model_and_trend_the_confidence_is_zero(predictor: Predictor) -> None:
-    """The end of the chain is a flat prediction that claims nothing."""
+async def test_a_model_that_hangs_costs_its_time_and_no_more(predictor: Predictor, tmp_path: Path) -> None:
+    """A run that never ends is given up after its budget, told to end, and the model before it answers."""
+    promote(tmp_path, model(3e-5))
+    promote(tmp_path, endless_model(at=TRAP))
+    await predictor.start()
+    assert "model" == (await predictor.answer("BTCUSDT", state("0.1", "0.2"), TREND, RECOVER_S)).mode
+
+    began = time.monotonic()
+    answer = await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)
+
+    assert RUN_TIMEOUT_S <= time.monotonic() - began < RECOVER_S + 2 * RUN_TIMEOUT_S
+    assert ("fallback", pytest.approx(3e-5)) == (answer.mode, answer.predicted_return)
+
+
+async def test_hanging_models_do_not_stop_the_event_loop(predictor: Predictor, tmp_path: Path) -> None:
+    """While a run hangs the loop turns, and other symbols get their answers."""
+    promote(tmp_path, model(3e-5))
+    promote(tmp_path, endless_model(at=TRAP))
+    await predictor.start()
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.005)
+            turns += 1
+
+    turning = asyncio.create_task(turn())
+    answers = await asyncio.gather(*(predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S) for _ in range(3)))
+    turning.cancel()
+
+    assert turns >= 5
+    assert {answer.mode for answer in answers} <= {"fallback", "linear_trend"}
+
+
+async def test_a_missing_feature_is_told_and_the_model_stays(predictor: Predictor, tmp_path: Path) -> None:
+    """The state's fault is not the model's: the trend answers for this slot, the model for the next."""
+    promote(tmp_path, model(3e-5))
     await predictor.start()
 
-    answer = await predictor.answer("BTCUSDT", SOUND, None, 1.0)
+    without = await predictor.answer("BTCUSDT", state(ret_1s="nan"), TREND, RECOVER_S)
+    incomplete = await predictor.answer("BTCUSDT", state(incomplete="feat missing"), TREND, RECOVER_S)
+    after = await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)
 
-    assert ("none", 0.0, 0.0) == (answer.mode, answer.predicted_return, answer.confidence)
-
-
-@pytest.mark.parametrize(
-    ("broken", "told"),
-    [
-        pytest.param(infinite_model(), "at most", id="infinite output"),
-        pytest.param(hanging_model(), "did not answer within", id="hangs"),
-        pytest.param(constant_model(0.5), "at most", id="a return of a half"),
-    ],
-)
-async def test_a_model_that_fails_in_a_slot_is_replaced_within_it(
-    registry: ModelRegistry, predictor: Predictor, broken: bytes, told: str
-) -> None:
-    """The model before it answers the same slot; the reason names what the failed one did."""
-    earlier = promoted(registry, constant_model())
-    promoted(registry, broken, "broken")
-    await predictor.start()
-    assert ["broken"] == [version.partition("@")[0] for version in predictor.loaded]
-
-    answer = await _answer(predictor)
-
-    assert ("fallback", f"test@{earlier.sha256[:8]}") == (answer.mode, answer.model)
-    assert told in str(answer.doubts[0])
+    assert "features: feature feat.ret_1s: expected a finite number, found 'nan'" == str(without.doubts[0])
+    assert ["linear_trend", "linear_trend", "model"] == [without.mode, incomplete.mode, after.mode]
+    assert not incomplete.own_degraded  # no other replica could make more of such a state
 
 
-async def test_a_hanging_model_does_not_hold_up_a_slot(registry: ModelRegistry, predictor: Predictor) -> None:
-    """With nothing to fall back on, the trend answers well before the slot's end, again and again."""
-    promoted(registry, hanging_model())
-    await predictor.start()
-
-    started = time.monotonic()
-    modes = [(await predictor.answer("BTCUSDT", SOUND, TREND, 0.3)).mode for _ in range(6)]
-
-    assert ["linear_trend"] * 6 == modes
-    assert time.monotonic() - started < 6 * 2.0
-
-
-@pytest.mark.parametrize(
-    ("onnx", "told"),
-    [
-        pytest.param(constant_model(width=3), "shape [batch, 2]", id="input of another width"),
-        pytest.param(constant_model(outputs=2), "shape [batch, 1]", id="two outputs"),
-        pytest.param(b"no model at all", "cannot be loaded", id="no ONNX"),
-    ],
-)
-async def test_a_model_that_cannot_be_used_never_replaces_one_that_works(
-    registry: ModelRegistry, predictor: Predictor, onnx: bytes, told: str
-) -> None:
-    """A promotion of a wrong file is seen, named and not taken over."""
-    promoted(registry, constant_model())
+async def test_a_promotion_is_taken_up(predictor: Predictor, tmp_path: Path) -> None:
+    """The next look at the registry loads what is current now; a look without change loads nothing."""
+    promote(tmp_path, model(1e-5))
     await predictor.start()
     before = predictor.loaded
 
-    promoted(registry, onnx, "wrong")
     await predictor.refresh()
-
     assert before == predictor.loaded
-    assert told in predictor.trouble
-    assert "model" == (await _answer(predictor)).mode
-
-
-async def test_a_damaged_file_is_refused_at_the_start(registry: ModelRegistry, predictor: Predictor) -> None:
-    """A model whose bytes are not those of its name is passed over for the one before it."""
-    earlier = promoted(registry, constant_model())
-    later = promoted(registry, constant_model(0.001), "later")
-    path = registry.root / "later" / later.sha256 / "model.onnx"
-    path.write_bytes(path.read_bytes() + b"\0")
-
-    await predictor.start()
-
-    assert [f"test@{earlier.sha256[:8]}"] == predictor.loaded
-    assert "sha256" in predictor.trouble
-    assert "fallback" == (await _answer(predictor)).mode
-
-
-async def test_a_promotion_is_taken_over_between_slots(registry: ModelRegistry, predictor: Predictor) -> None:
-    """A change of the pointer is found by the next look at the registry."""
-    promoted(registry, constant_model())
-    await predictor.start()
-
-    later = promoted(registry, constant_model(-0.001), "later")
+    promote(tmp_path, model(2e-5))
     await predictor.refresh()
-    answer = await _answer(predictor)
 
-    assert ("model", f"later@{later.sha256[:8]}") == (answer.mode, answer.model)
-    assert pytest.approx(-0.001) == answer.predicted_return
-
-
-async def test_a_model_of_another_symbol_answers_with_a_doubt(registry: ModelRegistry, predictor: Predictor) -> None:
-    """Trained on BTCUSDT, asked about ETHUSDT: an answer, but a degraded one."""
-    promoted(registry, constant_model())
-    await predictor.start()
-
-    answer = await _answer(predictor, symbol="ETHUSDT")
-
-    assert ("model", ["symbols"]) == (answer.mode, [doubt.kind for doubt in answer.doubts])
+    assert before != predictor.loaded
+    assert 2e-5 == pytest.approx((await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)).predicted_return)
 
 
-async def test_a_missing_feature_is_a_doubt_only_in_a_complete_state(
-    registry: ModelRegistry, predictor: Predictor
+async def test_a_promotion_that_cannot_be_used_changes_nothing_but_is_told(
+    predictor: Predictor, tmp_path: Path
 ) -> None:
-    """What an incomplete state lacks is no fault of the replica, which then need not wait for others."""
-    promoted(registry, constant_model())
+    """The last known good model goes on, undoubted; the trouble is there for health to show until it is mended."""
+    promote(tmp_path, model(1e-5))
     await predictor.start()
-    lacking = {**hashes(), "feat": {}}
+    before = predictor.loaded
+    promote(tmp_path, model(2e-5, infinite_at=0.0))
 
-    complete = await _answer(predictor, State(10_000_000, 1, True, "", "", 9_900_000, lacking))
-    incomplete = await _answer(predictor, State(10_000_000, 1, True, "", "feat", 9_900_000, lacking))
+    await predictor.refresh()
+    during = await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)
+    trouble = predictor.trouble
+    promote(tmp_path, model(3e-5))
+    await predictor.refresh()
 
-    assert ("linear_trend", "linear_trend") == (complete.mode, incomplete.mode)
-    assert ["features"] == [doubt.kind for doubt in complete.doubts]
-    assert () == incomplete.doubts
+    assert (before, "model", ()) == ([during.model], during.mode, during.doubts)
+    assert "expected a finite output" in trouble
+    assert ("", pytest.approx(3e-5)) == (
+        predictor.trouble,
+        (await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)).predicted_return,
+    )
+
+
+async def test_a_model_that_appears_ends_the_trend(predictor: Predictor, tmp_path: Path) -> None:
+    """A registry that was empty at the start is looked at again."""
+    await predictor.start()
+    assert "linear_trend" == predictor.mode
+
+    promote(tmp_path, model(1e-5))
+    await predictor.refresh()
+
+    assert ("model", "") == (predictor.mode, predictor.trouble)
+
+
+async def test_dry_runs_hurt_nobody(predictor: Predictor, tmp_path: Path) -> None:
+    """Without a model, before the first read, and on a state without features: no error, the same answer after."""
+    await predictor.warm(3, None)
+    promote(tmp_path, model(1e-5))
+    await predictor.start()
+
+    await predictor.warm(3, None)
+    await predictor.warm(3, state(incomplete="feat missing"))
+
+    assert "model" == (await predictor.answer("BTCUSDT", STATE, TREND, RECOVER_S)).mode
+
+
+async def test_a_registry_of_unpromoted_models_is_no_model_in_use(predictor: Predictor, tmp_path: Path) -> None:
+    """A stored model that nobody promoted does not serve."""
+    put(tmp_path, model(1e-5))
+
+    await predictor.start()
+
+    assert "linear_trend" == predictor.mode

@@ -115,7 +115,7 @@ def test_a_model_that_does_not_fit_is_refused(onnx_bytes: bytes, expected: str, 
 
 def test_a_model_that_cannot_survive_zeros_is_refused(tmp_path: Path) -> None:
     """A window without trades is all zeros; the answer has to be a number."""
-    promote(tmp_path, model(divide_by_input=True))
+    promote(tmp_path, model(infinite_at=0.0))
     loaded = OnnxModel(ModelRegistry(tmp_path).current())
 
     with pytest.raises(BadModel, match=r"expected a finite output for inputs of 0, found (inf|nan)"):

@@ -1,8 +1,8 @@
 """Measure what a slot of inference costs, stage by stage, at a cadence at which caches have gone cold in between.
 
 A process that sleeps between its slots is far slower than the same code in a hot loop, so every measurement follows
-half a second of doing nothing. The kinds of dry run take turns, so that whatever else the machine does meets them alike.
-Prints a table; `--ticks N` sets the number of measurements per kind.
+half a second of doing nothing. The kinds of dry run take turns, so that whatever else the machine does meets them
+alike. Prints a table; `--ticks N` sets the number of measurements per kind.
 """
 
 from __future__ import annotations
