@@ -194,10 +194,22 @@ def test_budget_of_an_hour() -> None:
     state = State(rebuilt_us=(NOW - 600 * SECOND, NOW - 300 * SECOND))
     state, _ = ask(state, wish(), policy)
 
-    _, decision = decide(state, SUSPECT, NOW, policy)
-    _, later = decide(state, SUSPECT, NOW + 3000 * SECOND, policy)
+    _, decision = decide(state, SOUND, NOW, policy)
+    _, later = decide(state, SOUND, NOW + 3000 * SECOND, policy)
 
     assert Wait(NOW + 3000 * SECOND, "the budget of 2 rebuilds an hour is used up") == decision
+    assert isinstance(later, Start)
+
+
+def test_suspect_state_is_rebuilt_once_a_minute_without_budget() -> None:
+    """A used-up budget slows the repair of a suspect state down to once a minute, and no further."""
+    policy = Policy(rebuilds_per_hour=2)
+    state = State(rebuilt_us=(NOW - 30 * SECOND, NOW - 20 * SECOND))
+
+    _, decision = decide(state, SUSPECT, NOW + SECOND, policy)
+    _, later = decide(state, SUSPECT, NOW + 40 * SECOND, policy)
+
+    assert Wait(NOW + 40 * SECOND, "the budget of 2 rebuilds an hour is used up") == decision
     assert isinstance(later, Start)
 
 

@@ -48,6 +48,8 @@ class Policy:
             suspect normally comes first.
         rebuilds_per_hour: Most rebuilds that succeeded within an hour; at 279 units of request weight each, 60 are a
             twentieth of what the exchange allows.
+        suspect_interval_us: A suspect state is rebuilt this often even when the budget is used up: what would otherwise
+            be wrong for up to an hour is worth the request weight.
         backoff_us: Delay before the first retry of a failed run; doubles.
         backoff_max_us: Longest such delay.
         tries_max: Failed runs after which a request is given up; a suspect state is retried for ever.
@@ -61,6 +63,7 @@ class Policy:
     validation_cooldown_us: int = 60 * SECOND_US
     suspect_grace_us: int = SECOND_US // 2
     rebuilds_per_hour: int = 60
+    suspect_interval_us: int = 60 * SECOND_US
     backoff_us: int = SECOND_US
     backoff_max_us: int = 30 * SECOND_US
     tries_max: int = 5
@@ -307,6 +310,8 @@ def _waits(state: State, request: Request, seen: Seen, policy: Policy) -> list[W
         waits.append(Wait(state.rebuilt_us[-1] + policy.cooldown_us, "cooling down after the last rebuild"))
     if len(state.rebuilt_us) >= policy.rebuilds_per_hour:
         free_us = state.rebuilt_us[-policy.rebuilds_per_hour] + HOUR_US
+        if seen.suspect:
+            free_us = min(free_us, state.rebuilt_us[-1] + policy.suspect_interval_us)
         waits.append(Wait(free_us, f"the budget of {policy.rebuilds_per_hour} rebuilds an hour is used up"))
     return waits
 
