@@ -219,4 +219,4 @@ def test_the_summary_tells_what_happened(running: Pipeline) -> None:
     assert 0 == ended.summary["missed"]
     assert ended.summary["gaps"] >= 6
     assert ended.summary["reanchors"] >= 6
-    assert ended.summary["slots"] == ended.summary["predictions"] > 60
+    assert ended.summary["slots"] == ended.summary["predictions"] > 40
