@@ -26,9 +26,9 @@ PONG_WITHIN_S: Final = 10.0
 CLIENT_MESSAGES_PER_S: Final = 5
 """The exchange closes a connection that sends more, pings and pongs counted."""
 
-ATTEMPTS_PER_S: Final = 0.9
+ATTEMPTS_PER_S: Final = 0.4
 ATTEMPTS_BURST: Final = 20
-"""The exchange allows 300 connections in five minutes from an address; all lines of a host share that."""
+"""The exchange allows 300 connections in five minutes from an address; two lines on one host stay below that."""
 
 
 DEFAULT_BACKOFF: Final = Backoff(initial_s=1.0, max_s=60.0)

@@ -61,9 +61,10 @@ def describe(keeper: Keeper, sender: Sender) -> dict[str, dict[str, Any]]:
     last_s = numbers.last_message_s
     age_ms = None if last_s is None else round((time.perf_counter() - last_s) * 1000)
     tries = numbers.sent + numbers.failed
+    lost = "degraded" if keeper.degraded else "disconnected"
     return {
         "sbe_websocket": {
-            "status": "connected" if keeper.connected else "disconnected",
+            "status": "connected" if keeper.connected else lost,
             "last_message_age_ms": age_ms,
             "messages_per_second": round(numbers.rate_per_s, 1),
             "reconnect_count": numbers.reconnects,
@@ -74,6 +75,7 @@ def describe(keeper: Keeper, sender: Sender) -> dict[str, dict[str, Any]]:
             "success_rate": round(numbers.sent / tries, 4) if tries else 1.0,
             "avg_latency_ms": round(1000 * numbers.send_s / numbers.sent, 3) if numbers.sent else 0.0,
             "buffer_size": sender.waiting,
+            "buffer_bytes": sender.bytes_waiting,
         },
         "sbe_decoder": {
             "status": "loaded",
@@ -145,28 +147,44 @@ async def run(settings: IngestSettings) -> int:
         RedisRefused: If Redis wants another password.
     """
     api_key = api_key_of(settings)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    service = settings.service_name or f"sheetanchor-ingest-{settings.line}"
+    health = Health(service, [], settings.health_check_interval_seconds)
+    stop = stop_on_signals(health)
     redis = redis_client(settings.redis_url, settings.redis_password_file)
     intake = Intake(settings.symbol, settings.queue_bytes_max)
     sender = Sender(redis, settings.line, intake, settings.flush_ms / 1000)
-    service = settings.service_name or f"sheetanchor-ingest-{settings.line}"
-    health = Health(service, [], settings.health_check_interval_seconds)
     url = stream_url(settings.ws_url, settings.symbol, settings.streams)
     try:
         async with aiohttp.ClientSession() as session:
             keeper = Keeper(url, settings.line, settings.symbol, api_key, session, intake, policy_of(settings))
             health.checks = checks_of(keeper, sender)
             app = create_app(health)
-            app.add_api_route("/stats", lambda: {"service": service, "sbe_stats": describe(keeper, sender)})
+
+            async def stats() -> dict[str, Any]:
+                return {"service": service, "sbe_stats": describe(keeper, sender)}
+
+            app.add_api_route("/stats", stats)
             async with serve(app, health, settings.http_host, settings.http_port):
                 await _work(keeper, sender, redis, stop, health)
     finally:
         await redis.aclose()
     log.info("Shutdown complete")
     return 0
+
+
+def stop_on_signals(health: Health) -> asyncio.Event:
+    """Have SIGTERM and SIGINT set an event; from then on the role is not ready any more."""
+    stop = asyncio.Event()
+
+    def end(name: str) -> None:
+        log.info("%s: closing the connection, then sending what waits", name)
+        health.draining = True
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number.name)
+    return stop
 
 
 async def _work(keeper: Keeper, sender: Sender, redis: Redis, stop: asyncio.Event, health: Health) -> None:
@@ -176,11 +194,6 @@ async def _work(keeper: Keeper, sender: Sender, redis: Redis, stop: asyncio.Even
     async def keep() -> None:
         await keeper.run(stop, health)
         closed.set()
-
-    async def drain() -> None:
-        await stop.wait()
-        log.info("stopping: closing the connection, then sending what waits")
-        health.draining = True
 
     async def send() -> None:
         await sender.run(closed)
@@ -192,10 +205,16 @@ async def _work(keeper: Keeper, sender: Sender, redis: Redis, stop: asyncio.Even
             side = [
                 group.create_task(publish_gaps(redis, keeper.gaps)),
                 group.create_task(measure_rate(keeper.intake.numbers)),
-                group.create_task(sender.watch_identity()),
-                group.create_task(drain()),
             ]
             group.create_task(keep())
             group.create_task(send())
     except* RedisError as refused:
-        raise refused.exceptions[0] from None
+        raise first_of(refused) from None
+
+
+def first_of(group: BaseExceptionGroup[RedisError]) -> BaseException:
+    """Give the one error that a person has to see, without the groups around it."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

@@ -14,7 +14,7 @@ from prometheus_client import Counter
 from sheetanchor import metrics
 from sheetanchor._decoder import validate_frame
 from sheetanchor.connection import SequenceWatch
-from sheetanchor.outbox import Outbox
+from sheetanchor.outbox import RESEND_BYTES_MAX, Outbox
 from sheetanchor.sbe import DecodeError
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,9 @@ class Intake:
     """
 
     def __init__(self, symbols: Sequence[str], bytes_max: int) -> None:
-        self.outboxes = {symbol: Outbox(bytes_max // len(symbols)) for symbol in symbols}
+        self.outboxes = {
+            symbol: Outbox(bytes_max // len(symbols), RESEND_BYTES_MAX // len(symbols)) for symbol in symbols
+        }
         self.numbers = Numbers()
         self.arrived = asyncio.Event()
         self._channels = {symbol: Channel(symbol, outbox) for symbol, outbox in self.outboxes.items()}
@@ -105,7 +107,7 @@ class Intake:
         numbers.last_message_s = started + spent_s
         channel = self._channels.get(symbol)
         if channel is None:
-            numbers.foreign += 1
+            self._count_foreign(symbol)
             return
         channel.count(template)
         if template in CHAINED and count and watch.jumped(symbol, template, first_id, last_id):
@@ -113,6 +115,12 @@ class Intake:
             metrics.SBE_SEQUENCE_GAPS.labels(symbol, STREAM_NAMES[template]).inc()
         self._put(channel, frame, received_us, template)
         self.arrived.set()
+
+    def _count_foreign(self, symbol: str) -> None:
+        self.numbers.foreign += 1
+        metrics.FOREIGN_FRAMES.inc()
+        if self.numbers.foreign == 1:
+            log.warning("a frame of %s, not subscribed to, was dropped; more are only counted", symbol or "no symbol")
 
     def _put(self, channel: Channel, frame: bytes, received_us: int, template: int) -> None:
         shed = channel.outbox.put(received_us, frame, template == BEST_BID_ASK)
@@ -130,7 +138,8 @@ class Intake:
 async def measure_rate(numbers: Numbers) -> None:
     """Keep the rate of messages up to date; until cancelled."""
     while True:
-        before = numbers.messages
+        before, began_s = numbers.messages, time.monotonic()
         await asyncio.sleep(1.0)
+        rate_per_s = (numbers.messages - before) / (time.monotonic() - began_s)
         share = 1.0 / RATE_SPAN_S if numbers.rate_per_s else 1.0
-        numbers.rate_per_s += share * (numbers.messages - before - numbers.rate_per_s)
+        numbers.rate_per_s += share * (rate_per_s - numbers.rate_per_s)

@@ -87,6 +87,11 @@ class Keeper:
     _pause_s: float = 0.0
     _ever_healthy: bool = False
 
+    @property
+    def degraded(self) -> bool:
+        """Whether all tries of this outage were in vain; it goes on trying."""
+        return not self.connected and self.tries.stage(self.policy) is Stage.DEGRADED
+
     async def run(self, stop: asyncio.Event, health: Health) -> None:
         """Keep the connection until told to stop, then close it."""
         self._outage = self._outage.begin(time.monotonic())

@@ -37,6 +37,7 @@ RECORDS_SENT: Final = Counter(
 FRAMES_SHED: Final = Counter(
     "ingestor_frames_shed", "Frames dropped because the bounded queue was full.", ["symbol", "stream"]
 )
+FOREIGN_FRAMES: Final = Counter("ingestor_foreign_frames", "Frames of symbols that were not subscribed to.")
 QUEUE_BYTES: Final = Gauge("ingestor_queue_bytes", "Bytes of frames waiting for Redis.")
 RECONNECTION_ATTEMPTS: Final = Counter("reconnection_attempts", "Tries to connect again.", ["service", "result"])
 INGEST_DELAY: Final = Histogram(

@@ -54,9 +54,11 @@ class Outbox:
 
     Args:
         bytes_max: Bytes that may wait, overhead included.
+        resend_bytes_max: Bytes that are kept of what was sent.
     """
 
     bytes_max: int
+    resend_bytes_max: int = RESEND_BYTES_MAX
     bytes_waiting: int = 0
     _waiting: list[Frame] = field(default_factory=list)
     _sent: deque[tuple[int, Batch]] = field(default_factory=deque)
@@ -112,7 +114,7 @@ class Outbox:
         """Remember a batch that Redis has taken, for as long as it may have to be sent again."""
         self._sent.append((now_us, batch))
         self._sent_bytes += len(batch.packed)
-        while self._sent and (now_us - self._sent[0][0] > RESEND_US or self._sent_bytes > RESEND_BYTES_MAX):
+        while self._sent and (now_us - self._sent[0][0] > RESEND_US or self._sent_bytes > self.resend_bytes_max):
             self._sent_bytes -= len(self._sent.popleft()[1].packed)
 
     def recent(self) -> tuple[Batch, ...]:

@@ -25,7 +25,7 @@ from sheetanchor.transport import LineWriter, server_identity
 log = logging.getLogger(__name__)
 
 REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
-IDENTITY_INTERVAL_S: Final = 1.0
+LOOK_INTERVAL_S: Final = 1.0
 """Well inside the 15 s that are appended again."""
 
 FLUSH_AT_END_S: Final = 5.0
@@ -50,6 +50,7 @@ class Sender:
         self._records = {symbol: metrics.RECORDS_SENT.labels(line_stream(symbol, line)) for symbol in intake.outboxes}
         self._in_hand: dict[str, Batch] = {}
         self._replication_id = ""
+        self._look_due = True
         self._waits = False
         self._emptied = asyncio.Event()
         self.connected = False
@@ -60,14 +61,20 @@ class Sender:
         queued = sum(len(outbox) for outbox in self._intake.outboxes.values())
         return queued + sum(batch.count for batch in self._in_hand.values())
 
+    @property
+    def bytes_waiting(self) -> int:
+        """Bytes of the frames that wait in the queues."""
+        return sum(outbox.bytes_waiting for outbox in self._intake.outboxes.values())
+
     async def run(self, stop: asyncio.Event) -> None:
         """Send until told to stop, then what still waits, for a few seconds at most.
 
         Raises:
             RedisRefused: A wrong password, a missing permission, or a key of another type.
         """
+        self._intake.arrived.set()  # the first look: a wrong password is told although no frame has come yet
         sending = asyncio.create_task(self._send_for_ever())
-        stopping = asyncio.create_task(stop.wait())
+        stopping, looking = asyncio.create_task(stop.wait()), asyncio.create_task(self._ask_for_looks())
         try:
             await asyncio.wait([sending, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
@@ -75,9 +82,9 @@ class Sender:
             if sending.done():
                 await sending
         finally:
-            sending.cancel()
-            stopping.cancel()
-            await asyncio.gather(sending, stopping, return_exceptions=True)
+            for task in (sending, stopping, looking):
+                task.cancel()
+            await asyncio.gather(sending, stopping, looking, return_exceptions=True)
 
     async def _drain(self, sending: asyncio.Task[None]) -> None:
         self._emptied.clear()
@@ -104,7 +111,8 @@ class Sender:
                 log.info("Redis takes frames again")
                 delays = REDIS_BACKOFF.delays(random.random)
             self._waits, self.connected = False, True
-            self._emptied.set()
+            if not self.waiting:
+                self._emptied.set()
             rest_s = self._flush_s - (time.monotonic() - began_s)
             if rest_s > 0:
                 await asyncio.sleep(rest_s)
@@ -113,7 +121,9 @@ class Sender:
         if not self._waits:
             log.warning("frames wait for Redis: %s", error)
         self._waits, self.connected = True, False
+        self._look_due = True  # whatever answers next may be another server
         self._intake.numbers.failed += 1
+        metrics.QUEUE_BYTES.set(self.bytes_waiting)
         self._intake.arrived.set()
         if isinstance(error, RedisOutOfMemory):
             await self._make_room()
@@ -127,13 +137,15 @@ class Sender:
                 log.debug("no room was made: %s", error)
 
     async def _send_all(self) -> None:
+        if self._look_due:
+            await self._look()
         for symbol, outbox in self._intake.outboxes.items():
             while (batch := self._in_hand.get(symbol) or outbox.take()) is not None:
                 self._in_hand[symbol] = batch
                 await self._send(symbol, batch)
                 outbox.sent(batch, time.time_ns() // 1_000)
                 del self._in_hand[symbol]
-        metrics.QUEUE_BYTES.set(sum(outbox.bytes_waiting for outbox in self._intake.outboxes.values()))
+        metrics.QUEUE_BYTES.set(self.bytes_waiting)
 
     async def _send(self, symbol: str, batch: Batch) -> None:
         started = time.perf_counter()
@@ -144,27 +156,23 @@ class Sender:
         self._records[symbol].inc()
         metrics.INGEST_DELAY.observe(max(0.0, time.time() - batch.first_received_us / 1e6))
 
-    async def watch_identity(self) -> None:
-        """Append what was sent of late again when Redis turns out to hold another data set; until cancelled.
+    async def _look(self) -> None:
+        """Append what was sent of late again when Redis turns out to hold another data set.
 
-        Raises:
-            RedisRefused: A wrong password or a missing permission.
+        Done between two appends, never beside them, so that a stream holds frames in their order.
         """
-        while True:
-            try:
-                await self._look_at_identity()
-                self.connected = not self._waits
-            except (RedisUnavailable, RedisOutOfMemory) as error:
-                self.connected = False
-                log.debug("Redis' identity is not known just now: %s", error)
-            await asyncio.sleep(IDENTITY_INTERVAL_S)
-
-    async def _look_at_identity(self) -> None:
         found = (await server_identity(self._redis)).replication_id
         if self._replication_id not in ("", found):
             log.warning("Redis' replication id has changed: appending the last 15 s again")
             for symbol, outbox in self._intake.outboxes.items():
                 for batch in outbox.recent():
-                    await self._send(symbol, batch)
+                    await self._writers[symbol].append_packed(batch.count, batch.first_received_us, batch.packed)
+            metrics.RECOVERY_ATTEMPTS.labels("append_again", "success").inc()
         # Only now: an attempt that stopped half-way has to be made again.
-        self._replication_id = found
+        self._replication_id, self._look_due = found, False
+
+    async def _ask_for_looks(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            self._look_due = True
+            self._intake.arrived.set()
