@@ -61,9 +61,11 @@ RESET_AFTER_US: Final = 2_000_000
 """Frames that move nothing for this long are not late duplicates any more: lines differ by milliseconds."""
 
 VOLUME_BUCKET_US: Final = 5_000_000
-VOLUME_BUCKETS_MIN: Final = 12
+VOLUME_BUCKETS_MIN: Final = 60
 VOLUME_BUCKETS_MAX: Final = 120
-"""Volume is compared with the last ten minutes, and not before there is one minute of it."""
+"""Volume is compared with the last ten minutes, and not before there are five: volumes are so unevenly spread that in a
+minute's worth one busy moment of a sound market passes for an anomaly, six times in the six minutes of the recording.
+"""
 
 PRICE_REFERENCE_US: Final = 5_000_000
 """A price that is older than this is no reference: the time gap rule has spoken by then."""
