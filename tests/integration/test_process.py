@@ -7,12 +7,14 @@ import json
 import random
 import signal
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from conftest import RedisServer
 from process_parts import KEYS, SYMBOL, Lines, Processor, Stage, ended, moving, said, until
+from reanchor_parts import exchange_process, fed_line
 from reference_market import Market as ReferenceMarket
 from sheetanchor import recording
 from sheetanchor._decoder import Market
@@ -280,7 +282,7 @@ async def test_a_warm_processor_takes_over(stage: Stage) -> None:
     ids = [update_id for _, update_id in seen]
     moves = [at for (at, now), (_, before) in zip(seen[1:], seen, strict=False) if now != before]
     assert sorted(ids) == ids
-    assert max(after - before for before, after in zip(moves, moves[1:], strict=False)) < 2.5
+    assert max(after - before for before, after in pairwise(moves)) < 2.5
     assert ([], "anchored") == (await stage.gaps(), (await stage.hot.anchor()).state)
 
 
@@ -472,6 +474,21 @@ async def test_without_an_anchor_it_waits(stage: Stage) -> None:
 
     await until(beats, 5, "a sign of life")
     assert ("suspect", 0) == ((await stage.hot.anchor()).state, await stage.redis.exists(KEYS.ob))
+
+
+async def test_nobody_comes_so_it_anchors_by_itself(stage: Stage) -> None:
+    """Without a coordinator it runs the re-anchor as a child once the time is over; the exchange is all it needs."""
+    with exchange_process() as exchange:
+        async with fed_line(stage.redis, exchange.ws_url):
+            stage.start("--self-reanchor-after-s", "1", "--rest-url", exchange.rest_url)
+            await stage.is_state("anchored", within_s=60)
+
+            async def is_followed() -> bool:
+                read = await stage.hot.read()
+                return read.ob.get("source") == "sbe" and not read.incomplete
+
+            await until(is_followed, 10, "the processor writes the new epoch")
+    assert (1, []) == ((await stage.hot.anchor()).epoch, await stage.rules())
 
 
 def test_an_unknown_rule_is_a_bad_setting(redis_url: str, tmp_path: Path) -> None:
