@@ -46,6 +46,7 @@ ROLES: dict[str, Role] = {
         "6 lock held elsewhere, 7 superseded",
     ),
     "train": Role(settings.TrainSettings, "learn a model from recorded markets and add it to a registry"),
+    "model": Role(settings.ModelSettings, "list the models of a registry, add one, choose the one in use, go back"),
     "exchange": Role(settings.ExchangeSettings, "serve a recorded market over the exchange's real protocols"),
     "capture": Role(settings.CaptureSettings, "record the raw frames that flow through Redis to a file"),
 }

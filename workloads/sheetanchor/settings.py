@@ -249,6 +249,15 @@ class TrainSettings(Common):
     hidden: list[int] = setting([16], "hidden layer size to try; repeat for several", yaml=())
 
 
+class ModelSettings(Common):
+    """`sheetanchor model`."""
+
+    models: Path = setting(Path("models"), "folder of the model registry")
+    add: Path | None = setting(None, "folder with a model.onnx and its manifest.json to add")
+    use: str = setting("", "model to put in use, as NAME@ and any beginning of its hash from four digits")
+    roll_back: bool = setting(False, "put the model in use that was in use before")
+
+
 class ExchangeSettings(WithSymbols):
     """`sheetanchor exchange`."""
 
