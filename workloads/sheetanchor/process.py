@@ -21,11 +21,12 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from sheetanchor.command_line import variable_of
+from sheetanchor.contract import keys
 from sheetanchor.errors import BadSettings, RedisError, RedisUnavailable
 from sheetanchor.gaps import GAP_DETECTION_RULES, Thresholds
 from sheetanchor.hot_state import HotState
 from sheetanchor.settings import ProcessSettings, ReanchorSettings
-from sheetanchor.transport import check_connection, redis_client
+from sheetanchor.transport import check_connection, clear_errors, redis_client
 from sheetanchor.web import Check, CheckResult, Health, create_app, serve
 from sheetanchor.writer import Cadence, Role, SymbolWriter
 
@@ -111,15 +112,30 @@ async def reanchor_as_child(settings: ProcessSettings, hot: HotState, symbol: st
     return code
 
 
-async def watch_wish(settings: ProcessSettings, hot: HotState, symbol: str, wish: Wish) -> None:
+async def newest_receipt(redis: Redis, symbol: str) -> str:
+    """Give the stream id of the newest receipt of any re-anchor of a symbol, "" if there is none.
+
+    Raises:
+        RedisError: If Redis does not answer.
+    """
+    stream = keys(symbol).receipts
+    with clear_errors(f"XREVRANGE {stream}"):
+        newest: Any = await redis.xrevrange(stream, count=1)
+    return newest[0][0].decode() if newest else ""
+
+
+async def watch_wish(settings: ProcessSettings, redis: Redis, symbol: str, wish: Wish) -> None:
     """Run a wanted re-anchor that nobody else has begun in time; until cancelled."""
+    hot = HotState(redis, symbol)
+    known = ""
     while settings.self_reanchor_after_s > 0:
         await asyncio.sleep(WANTED_LOOK_S)
-        if not wish.trigger or time.monotonic() - wish.since_s < settings.self_reanchor_after_s:
-            continue
         try:
-            if await hot.lock_holder():
+            before, known = known, await newest_receipt(redis, symbol)
+            # A run may be over between two looks; its receipt shows that somebody takes care.
+            if wish.trigger and (known != before or await hot.lock_holder()):
                 wish.since_s = time.monotonic()
+            if not wish.trigger or time.monotonic() - wish.since_s < settings.self_reanchor_after_s:
                 continue
             log.warning("%s: nobody has begun the re-anchor for %s: running it here", symbol, wish.trigger)
             code = await reanchor_as_child(settings, hot, symbol, wish)
@@ -232,10 +248,7 @@ async def check_if_reachable(redis: Redis) -> None:
 async def _work(
     settings: ProcessSettings, writers: list[SymbolWriter], wishes: dict[str, Wish], shared: Redis, stop: asyncio.Event
 ) -> None:
-    watchers = [
-        asyncio.create_task(watch_wish(settings, HotState(shared, symbol), symbol, wish))
-        for symbol, wish in wishes.items()
-    ]
+    watchers = [asyncio.create_task(watch_wish(settings, shared, symbol, wish)) for symbol, wish in wishes.items()]
     try:
         async with asyncio.TaskGroup() as group:
             for writer in writers:
