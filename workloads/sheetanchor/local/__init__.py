@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from rich.console import Console
 from rich.live import Live
 
-from sheetanchor.errors import BadSettings
+from sheetanchor.errors import BadRecording, BadSettings, SheetAnchorError
 from sheetanchor.local import page, relay, view
 from sheetanchor.local.supervisor import Listeners, Supervisor
 from sheetanchor.local.tally import Prediction
@@ -39,7 +39,6 @@ async def run(settings: LocalSettings) -> int:
 
     Raises:
         BadSettings: If a setting is wrong.
-        RedisError: If the Redis that was named does not answer.
     """
     live = not settings.plain and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     log_relay = relay.for_terminal(live)
@@ -50,13 +49,24 @@ async def run(settings: LocalSettings) -> int:
         supervisor = Supervisor(settings, os.environ, log_relay, listeners)
         printer.stop = supervisor.run.stop
         async with _page(supervisor, settings), _view(supervisor, live):
-            code = await supervisor.supervise()
+            code = await _outcome(supervisor)
     finally:
         log_relay.close()
     if supervisor.run.failure:
         print(f"sheetanchor local: {supervisor.run.failure}", file=sys.stderr)
     printer.print(json.dumps(supervisor.board.summary()))
     return code
+
+
+async def _outcome(supervisor: Supervisor) -> int:
+    """Supervise; a failure that is not a bad setting is told with the summary, like any other end."""
+    try:
+        return await supervisor.supervise()
+    except (BadSettings, BadRecording):
+        raise
+    except SheetAnchorError as error:
+        supervisor.run.failure = str(error)
+        return 1
 
 
 class Printer:
