@@ -1,9 +1,8 @@
-// An order book: sorted arrays with the best level at the end, where most changes happen.
+// An order book: each side a row of small blocks, in order among each other and in no order inside.
 //
-// Three changes in four remove a level or put one where there was none, often at the same price as a moment ago. So a
-// removed level stays in its place with quantity 0, a gap: it comes back for nothing, and a new neighbour takes its place
-// over by moving a few entries instead of hundreds. Where there is no gap, several are made at once. Prices ascend from
-// worst to best, gaps included, but a gap may repeat the price of the level before it.
+// Three changes in four remove a level or put one where there was none, so keeping levels sorted would mean moving them
+// all the time. Here a change finds its block by walking on from the change before, and its place in the block by
+// comparing with every price there, without a branch that could be mispredicted. Order is made when somebody reads.
 #pragma once
 
 #include <algorithm>
@@ -27,31 +26,47 @@ enum class Which { bid, ask };
 template <Which which>
 class Side {
  public:
+  Side() { replace({}); }
+
   // Sets each level to its new quantity; 0 removes it. The wire lists changes best first, so each search goes on from
   // the one before; in any other order it starts again at the best level.
   void apply(const std::vector<Level>& changes) {
-    std::size_t end = prices_.size();
+    std::size_t at = 0;
     const Level* before = nullptr;
     for (const auto& change : changes) {
-      if (before != nullptr && !worse(change.price, before->price)) end = prices_.size();
-      const auto at = locate(change.price, end);
-      if (at < prices_.size() && prices_[at] == change.price) overwrite(at, change.qty);
-      else if (change.qty != 0) insert(at, change);
-      end = std::min(at, prices_.size());
+      if (before == nullptr || !worse(change.price, before->price)) at = floors_.size() - 1;
       before = &change;
+      while (at > 0 && worse(change.price, floors_[at])) --at;
+      if (block(at).count == BLOCK) at += split(at, change.price);
+      set(block(at), change);
+      if (block(at).count == 0 && floors_.size() > 1) at = drop(at);
     }
+    tidy();
   }
 
-  bool empty() const { return prices_.empty(); }
-  std::size_t size() const { return prices_.size() - gaps_; }
-  Level best() const { return {prices_.back(), qtys_.back()}; }
+  bool empty() const { return size_ == 0; }
+  std::size_t size() const { return size_; }
+
+  // Only of a side that is not empty.
+  Level best() const {
+    const auto& last = blocks_[order_.back()];
+    std::size_t found = 0;
+    for (std::size_t at = 1; at < last.count; ++at)
+      if (worse(last.prices[found], last.prices[at])) found = at;
+    return {last.prices[found], last.qtys[found]};
+  }
 
   // At most `depth` levels, best first.
   std::vector<Level> best_levels(std::size_t depth) const {
     std::vector<Level> out;
-    out.reserve(std::min(depth, size()));
-    for (std::size_t at = prices_.size(); at-- > 0 && out.size() < depth;)
-      if (qtys_[at] != 0) out.push_back({prices_[at], qtys_[at]});
+    out.reserve(std::min(depth, size_) + BLOCK);
+    for (std::size_t at = floors_.size(); at-- > 0 && out.size() < depth;) {
+      const auto& from = blocks_[order_[at]];
+      const auto sorted = static_cast<std::ptrdiff_t>(out.size());
+      for (std::size_t nth = 0; nth < from.count; ++nth) out.push_back({from.prices[nth], from.qtys[nth]});
+      std::sort(out.begin() + sorted, out.end(), [](const Level& a, const Level& b) { return worse(b.price, a.price); });
+    }
+    if (out.size() > depth) out.resize(depth);
     return out;
   }
 
@@ -61,124 +76,107 @@ class Side {
     const auto twice = std::adjacent_find(levels.begin(), levels.end(),
                                           [](const Level& a, const Level& b) { return a.price == b.price; });
     if (twice != levels.end()) return false;
-    assign(levels.begin(), levels.end());
+    blocks_.assign(levels.size() / (BLOCK / 2) + 1, Block{});
+    floors_.assign(blocks_.size(), 0);
+    order_.resize(blocks_.size());
+    unused_.clear();
+    size_ = 0;
+    for (std::size_t at = 0; at < blocks_.size(); ++at) order_[at] = static_cast<std::uint32_t>(at);
+    for (const auto& level : levels) {
+      const auto at = size_ / (BLOCK / 2);
+      if (block(at).count == 0) floors_[at] = level.price;
+      set(block(at), level);
+    }
+    if (blocks_.back().count == 0 && floors_.size() > 1) drop(floors_.size() - 1);
     return true;
   }
 
-  // Calls `visit(price, qty)` on every level, to be changed in place, until it answers false.
+  // Calls `visit(price, qty)` on every level, to be changed in place in a way that keeps their order; false when it is.
   template <class Visit>
   bool each(Visit visit) {
-    close_gaps(size());
-    for (std::size_t at = 0; at < prices_.size(); ++at)
-      if (!visit(prices_[at], qtys_[at])) return false;
-    return true;
+    replace(best_levels(size_));  // so that every floor is a level's price
+    for (const auto id : order_)
+      for (std::size_t nth = 0; nth < blocks_[id].count; ++nth)
+        if (!visit(blocks_[id].prices[nth], blocks_[id].qtys[nth])) return false;
+    std::int64_t none = 0;
+    return std::all_of(floors_.begin(), floors_.end(), [&](std::int64_t& floor) { return visit(floor, none); });
   }
 
  private:
-  // How far a new level looks for a gap: two cache lines of quantities instead of moving the whole tail.
-  static constexpr std::size_t REACH = 10;
+  // Two cache lines of prices: comparing with all of them costs less than one mispredicted branch.
   static constexpr std::size_t BLOCK = 16;
-  static constexpr std::size_t ROOM = 8;
+
+  struct Block {
+    std::uint32_t count = 0;
+    std::int64_t prices[BLOCK]{};
+    std::int64_t qtys[BLOCK]{};
+  };
 
   static bool worse(std::int64_t a, std::int64_t b) { return which == Which::bid ? a < b : a > b; }
 
-  // The first place that is not worse than `price`, known to be at or before `end`. Neighbours are near, so blocks are
-  // tried from there; in the block, and further out, counting and masks replace branches that could not be predicted.
-  std::size_t locate(std::int64_t price, std::size_t end) const {
-    const auto* prices = prices_.data();
-    for (int block = 0; block < 32; ++block) {
-      if (end <= BLOCK) return count_worse(0, end, price);
-      if (worse(prices[end - BLOCK], price)) return count_worse(end - BLOCK, BLOCK, price);
-      end -= BLOCK;
+  Block& block(std::size_t at) { return blocks_[order_[at]]; }
+
+  // Overwrites the level of that price or appends one, and takes it out again if its quantity is 0. The block has room.
+  // Places not in use hold price 0, which no level has, so that all of them can be compared without counting.
+  void set(Block& into, const Level& level) {
+    const std::size_t count = into.count;
+    std::size_t found = count;
+    for (std::size_t nth = 0; nth < BLOCK; ++nth) found = into.prices[nth] == level.price ? nth : found;
+    const std::size_t filled = count + (found == count);
+    const bool removed = level.qty == 0;
+    into.prices[found] = level.price;
+    into.qtys[found] = level.qty;
+    const std::size_t last = filled - 1, from = removed ? last : found;
+    into.prices[found] = into.prices[from];
+    into.qtys[found] = into.qtys[from];
+    into.prices[last] = removed ? 0 : into.prices[last];
+    into.count = static_cast<std::uint32_t>(filled - removed);
+    size_ += into.count - count;
+  }
+
+  // Moves the better half of a full block into a new one behind it; 1 if that is the one for `price`.
+  std::size_t split(std::size_t at, std::int64_t price) {
+    const auto id = unused_.empty() ? static_cast<std::uint32_t>(blocks_.size()) : unused_.back();
+    if (unused_.empty()) blocks_.emplace_back();
+    else unused_.pop_back();
+    auto& old = block(at);
+    auto& fresh = blocks_[id];
+    std::vector<Level> levels;
+    for (std::size_t nth = 0; nth < BLOCK; ++nth) levels.push_back({old.prices[nth], old.qtys[nth]});
+    std::sort(levels.begin(), levels.end(), [](const Level& a, const Level& b) { return worse(a.price, b.price); });
+    for (std::size_t nth = 0; nth < BLOCK; ++nth) {
+      auto& to = nth < BLOCK / 2 ? old : fresh;
+      to.prices[nth % (BLOCK / 2)] = levels[nth].price;
+      to.qtys[nth % (BLOCK / 2)] = levels[nth].qty;
     }
-    std::size_t from = 0;
-    while (end > 0) {
-      const std::size_t half = (end + 1) / 2;
-      from += half & -static_cast<std::size_t>(worse(prices[from + half - 1], price));
-      end -= half;
-    }
-    return from;
+    std::fill(old.prices + BLOCK / 2, old.prices + BLOCK, 0);
+    std::fill(fresh.prices + BLOCK / 2, fresh.prices + BLOCK, 0);
+    old.count = fresh.count = BLOCK / 2;
+    const auto behind = static_cast<std::ptrdiff_t>(at) + 1;
+    floors_.insert(floors_.begin() + behind, levels[BLOCK / 2].price);
+    order_.insert(order_.begin() + behind, id);
+    return worse(price, floors_[at + 1]) ? 0 : 1;
   }
 
-  std::size_t count_worse(std::size_t from, std::size_t count, std::int64_t price) const {
-    std::size_t found = from;
-    for (std::size_t at = from; at < from + count; ++at) found += worse(prices_[at], price);
-    return found;
+  // Takes an empty block out; what was its range becomes the one below's. Answers where to go on.
+  std::size_t drop(std::size_t at) {
+    unused_.push_back(order_[at]);
+    order_.erase(order_.begin() + static_cast<std::ptrdiff_t>(at));
+    floors_.erase(floors_.begin() + static_cast<std::ptrdiff_t>(at));
+    return at > 0 ? at - 1 : 0;
   }
 
-  void overwrite(std::size_t at, std::int64_t qty) {
-    gaps_ += (qty == 0) - (qtys_[at] == 0);
-    qtys_[at] = qty;
-    if (qtys_.back() == 0) drop_outer_gaps();
-    if (gaps_ > 2 * size() + 64) close_gaps(size());
+  // Keeps the number of levels bounded, and blocks full enough that walking along them stays short.
+  void tidy() {
+    if (size_ > LEVELS_MAX) replace(best_levels(LEVELS_MAX - LEVELS_MAX / 16));
+    else if (floors_.size() > size_ / (BLOCK / 8) + 8) replace(best_levels(size_));
   }
 
-  // The best place is never a gap.
-  void drop_outer_gaps() {
-    while (!qtys_.empty() && qtys_.back() == 0) {
-      prices_.pop_back();
-      qtys_.pop_back();
-      --gaps_;
-    }
-  }
-
-  void insert(std::size_t at, const Level& level) {
-    auto* prices = prices_.data();
-    auto* qtys = qtys_.data();
-    const auto up = std::min(prices_.size(), at + REACH);
-    for (auto gap = at; gap < up; ++gap) {
-      if (qtys[gap] != 0) continue;
-      for (; gap > at; --gap) {
-        prices[gap] = prices[gap - 1];
-        qtys[gap] = qtys[gap - 1];
-      }
-      return fill(at, level);
-    }
-    const auto down = at > REACH ? at - REACH : 0;
-    for (auto gap = at; gap-- > down;) {
-      if (qtys[gap] != 0) continue;
-      for (; gap + 1 < at; ++gap) {
-        prices[gap] = prices[gap + 1];
-        qtys[gap] = qtys[gap + 1];
-      }
-      return fill(at - 1, level);
-    }
-    // Room is made for more than one, since the next level often comes beside this one.
-    prices_.insert(prices_.begin() + static_cast<std::ptrdiff_t>(at), ROOM, level.price);
-    qtys_.insert(qtys_.begin() + static_cast<std::ptrdiff_t>(at), ROOM, 0);
-    qtys_[at] = level.qty;
-    gaps_ += ROOM - 1;
-    if (qtys_.back() == 0) drop_outer_gaps();
-    if (size() > LEVELS_MAX) close_gaps(LEVELS_MAX - LEVELS_MAX / 16);
-  }
-
-  void fill(std::size_t at, const Level& level) {
-    prices_[at] = level.price;
-    qtys_[at] = level.qty;
-    --gaps_;
-  }
-
-  // Keeps the best `depth` levels, close together.
-  void close_gaps(std::size_t depth) {
-    if (gaps_ == 0 && depth == size()) return;
-    const auto levels = best_levels(depth);
-    assign(levels.rbegin(), levels.rend());
-  }
-
-  template <class Iterator>
-  void assign(Iterator from, Iterator to) {
-    prices_.clear();
-    qtys_.clear();
-    for (; from != to; ++from) {
-      prices_.push_back(from->price);
-      qtys_.push_back(from->qty);
-    }
-    gaps_ = 0;
-  }
-
-  // Apart from each other, since searching reads prices only. Worst first.
-  std::vector<std::int64_t> prices_, qtys_;
-  std::size_t gaps_ = 0;
+  std::vector<Block> blocks_;
+  std::vector<std::int64_t> floors_;  // worst price that belongs to a block, from the worst block to the best
+  std::vector<std::uint32_t> order_;  // which block that is
+  std::vector<std::uint32_t> unused_;
+  std::size_t size_ = 0;
 };
 
 struct Book {
