@@ -125,6 +125,8 @@ class Lookout:
         return sequence if passed else sequence.sound()
 
     def _look_at_time(self, marks: tuple[int, int, int], scene: Scene) -> Finding | None:
+        if not scene.caught_up:  # a replay after a rebuild brings seconds of frames whose ids are known
+            return None
         self._progress, finding = self._progress.look(marks, scene.frames_us)
         return finding
 
