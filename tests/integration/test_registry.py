@@ -293,13 +293,13 @@ def test_the_chain_is_bounded(tmp_path: Path) -> None:
 
 
 def test_promoting_what_is_current_keeps_the_chain(tmp_path: Path) -> None:
-    """A model is never its own fallback."""
+    """Nothing changes: a model is never its own fallback, and the pointer keeps its number."""
     promote(tmp_path, model(1e-5))
     promote(tmp_path, model(2e-5))
     promote(tmp_path, model(2e-5))
     registry = ModelRegistry(tmp_path)
 
-    assert 3 == registry.pointer().number
+    assert 2 == registry.pointer().number
     assert registry.current().version not in [record.version for record in registry.fallbacks()]
     assert 1 == len(registry.fallbacks())
 

@@ -17,7 +17,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market, validate_frame
-from sheetanchor.contract import unpack_frames
+from sheetanchor.contract import pack_frames, unpack_frames
 from sheetanchor.errors import BadSettings, RedisRefused
 from sheetanchor.hot_state import HotState
 from sheetanchor.recording import Recording, save
@@ -107,6 +107,25 @@ async def follow(redis: Redis, recording: Recording, ids: dict[str, str], second
             log.info("%s: %d frames in %.0f s", recording.symbol, len(recording.events), told - started)
 
 
+def hole_in(recording: Recording) -> str:
+    """Say what is missing from a recording because no line had it; "" if nothing is."""
+    snapshot = recording.snapshot
+    market = Market(recording.symbol)
+    market.load_snapshot(
+        snapshot.book_update_id,
+        snapshot.price_exponent,
+        snapshot.qty_exponent,
+        list(snapshot.bids),
+        list(snapshot.asks),
+        recording.snapshot_us,
+    )
+    market.feed(0, pack_frames(recording.events), recording.snapshot_us)
+    for name, hole in (("update", market.depth_hole), ("trade", market.trade_hole)):
+        if hole is not None:
+            return f"{name} {hole[0]} is missing, {hole[1]} follows"
+    return ""
+
+
 async def run(settings: CaptureSettings) -> int:
     """Record one symbol for the time that was asked for, or until SIGINT; then write the file.
 
@@ -132,4 +151,6 @@ async def run(settings: CaptureSettings) -> int:
     except OSError as error:
         raise BadSettings(f"out = {str(settings.out)!r}: {error.strerror}") from error
     log.info("%s: %d frames written to %s", recording.symbol, len(recording.events), settings.out)
+    if hole := hole_in(recording):
+        log.warning("%s: the recording has a hole: %s; training stops there", recording.symbol, hole)
     return 0

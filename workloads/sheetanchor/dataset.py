@@ -17,6 +17,9 @@ from sheetanchor.recording import Recording
 SLOT_US: Final = SLOT_MS * 1_000
 HORIZON_SLOTS: Final = HORIZON_MS // SLOT_MS
 
+HOLE_MAX_US: Final = 1_000_000
+"""A hole in the ids that no frame has filled for so long stays; what comes after it is not the market any more."""
+
 WARM_UP_US: Final = 5_000_000
 """The longest window and the longest return need this much of the past."""
 
@@ -56,7 +59,8 @@ class Example:
 def rows(recording: Recording) -> Iterator[Row]:
     """Replay a recording and look at it every two seconds, as inference does.
 
-    A slot is looked at before the first frame that came after it; the recorder's clock stands in for Redis'.
+    A slot is looked at before the first frame that came after it; the recorder's clock stands in for Redis'. Slots at
+    which a side of the book is empty have no row. The rows end where updates or trades are missing from the recording.
     """
     market = Market(recording.symbol)
     start_us = recording.snapshot_us
@@ -72,10 +76,17 @@ def rows(recording: Recording) -> Iterator[Row]:
     slot_us = start_us - start_us % SLOT_US + SLOT_US
     for received_us, frame in recording.events:
         while received_us > slot_us:
-            if slot_us - start_us >= WARM_UP_US:
+            if _has_hole(market, slot_us):
+                return
+            if slot_us - start_us >= WARM_UP_US and all(market.top(1)):
                 yield _look(market, slot_us)
             slot_us += SLOT_US
         market.feed(0, pack_frames([(received_us, frame)]), received_us)
+
+
+def _has_hole(market: Market, now_us: int) -> bool:
+    holes = (market.depth_hole, market.trade_hole)
+    return any(hole is not None and now_us - hole[2] > HOLE_MAX_US for hole in holes)
 
 
 def _look(market: Market, now_us: int) -> Row:
@@ -116,8 +127,8 @@ def split(examples: Sequence[Example], train_share: float = 0.6, validation_shar
 
     Args:
         examples: In any order.
-        train_share: Share of the time that is learnt from.
-        validation_share: Share of the time that hyperparameters are chosen by.
+        train_share: Share of the examples that is learnt from.
+        validation_share: Share of the examples that hyperparameters are chosen by.
 
     Raises:
         ValueError: If a part would be empty.
@@ -125,9 +136,8 @@ def split(examples: Sequence[Example], train_share: float = 0.6, validation_shar
     ordered = sorted(examples, key=lambda example: example.at_us)
     if not ordered:
         raise ValueError("expected at least one example, found none: is the recording shorter than 20 s?")
-    first_us, last_us = ordered[0].at_us, ordered[-1].at_us
-    border_1 = first_us + round((last_us - first_us) * train_share)
-    border_2 = first_us + round((last_us - first_us) * (train_share + validation_share))
+    border_1 = _time_at(ordered, train_share)
+    border_2 = _time_at(ordered, train_share + validation_share)
     embargo_us = HORIZON_MS * 1_000
     parts = Split(
         [example for example in ordered if example.at_us + embargo_us <= border_1],
@@ -138,3 +148,10 @@ def split(examples: Sequence[Example], train_share: float = 0.6, validation_shar
         if len(part) < 2:
             raise ValueError(f"{name} part: expected at least 2 examples, found {len(part)}: record for longer")
     return parts
+
+
+def _time_at(ordered: Sequence[Example], share: float) -> int:
+    """Give the time before which a share of the examples lies; recordings may be days apart."""
+    place = (len(ordered) - 1) * share
+    before, after = ordered[int(place)].at_us, ordered[min(int(place) + 1, len(ordered) - 1)].at_us
+    return before + round((after - before) * (place - int(place)))

@@ -331,7 +331,7 @@ class ModelRegistry:
         return manifest
 
     def promote(self, name: str, sha256: str, seen: int) -> Pointer:
-        """Make a model the one in use.
+        """Make a model the one in use; nothing changes when it is that already.
 
         Args:
             name: Its name.
@@ -346,6 +346,8 @@ class ModelRegistry:
         with self._locked():
             before = self._pointer_or_none()
             self._check_seen(before, seen)
+            if before.current == (name, sha256):
+                return before
             chain = [entry for entry in (before.current, *before.previous) if entry not in (None, (name, sha256))]
             return self._write(Pointer(before.number + 1, (name, sha256), tuple(filter(None, chain))[:PREVIOUS_MAX]))
 

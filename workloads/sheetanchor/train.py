@@ -35,9 +35,10 @@ from sheetanchor import recording
 from sheetanchor.contract import HORIZON_MS, SLOT_MS
 from sheetanchor.dataset import Example, Split, label, rows, split
 from sheetanchor.errors import BadModel, BadRecording, BadSettings
+from sheetanchor.onnx_model import OnnxModel
 from sheetanchor.registry import ModelRegistry, version_of
 from sheetanchor.settings import TrainSettings
-from sheetanchor.vector import extract
+from sheetanchor.vector import FeatureMissing, extract
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,9 @@ LATENCY_RUNS: Final = 200
 WORSE_THAN_ZERO_MAX: Final = 1.2
 WORSE_THAN_CURRENT_MAX: Final = 1.05
 """A new model may be this much worse in squared error than the current one on the same test, which is noisy itself."""
+
+ENDS_EARLY_US: Final = 10_000_000
+"""A last row so long before the last frame means that the rows were ended by a hole."""
 
 EXTREME: Final = np.float32(1e6)
 
@@ -249,7 +253,10 @@ def examples_of(path: Path) -> tuple[str, list[Example], dict[str, Any]]:
         BadRecording: If the file cannot be used.
     """
     recorded = recording.load(path)
-    examples = label(rows(recorded))
+    seen = list(rows(recorded))
+    if seen and recorded.events[-1][0] - seen[-1].at_us > ENDS_EARLY_US:
+        log.warning("%s: messages are missing after %s: what follows is not used", path, _iso(seen[-1].at_us))
+    examples = label(seen)
     if not examples:
         raise BadRecording(f"{path}: expected at least 20 s of market, found too little for a single example")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -274,13 +281,12 @@ def _data(parts: Split, sources: list[dict[str, Any]]) -> dict[str, Any]:
 def current_mse(root: Path, parts: Split) -> float | None:
     """Give the squared error of the registry's current model on a test part; None without a usable one."""
     try:
-        current = ModelRegistry(root).current()
-    except BadModel as error:
+        current = OnnxModel(ModelRegistry(root).current())
+        found = [current.run(extract(current.manifest.features, example.groups)) for example in parts.test]
+    except (BadModel, FeatureMissing) as error:
         log.info("no current model to compare with: %s", error)
         return None
-    x = np.stack([extract(current.manifest.features, example.groups) for example in parts.test])
-    y = np.array([example.label for example in parts.test])
-    return float(np.mean((predict(session_of(current.onnx), x) - y) ** 2))
+    return float(np.mean((np.array(found) - np.array([example.label for example in parts.test])) ** 2))
 
 
 async def run(settings: TrainSettings) -> int:
