@@ -113,7 +113,7 @@ class Connection:
             elif message.type is aiohttp.WSMsgType.PONG:
                 self._unanswered_s = None
             elif message.type is aiohttp.WSMsgType.ERROR:
-                return f"protocol error: {socket.exception()}"
+                return f"protocol error: {message.data or socket.exception()}"
             else:
                 return f"closed with code {socket.close_code}"
 

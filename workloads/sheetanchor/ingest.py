@@ -146,10 +146,25 @@ async def run(settings: IngestSettings) -> int:
         BadSettings: If a setting cannot be used.
         RedisRefused: If Redis wants another password.
     """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run_line(settings, stop)
+    log.info("Shutdown complete")
+    return 0
+
+
+async def run_line(settings: IngestSettings, stop: asyncio.Event) -> None:
+    """Run one line until an event is set.
+
+    Raises:
+        BadSettings: If a setting cannot be used.
+        RedisRefused: If Redis wants another password.
+    """
     api_key = api_key_of(settings)
     service = settings.service_name or f"sheetanchor-ingest-{settings.line}"
     health = Health(service, [], settings.health_check_interval_seconds)
-    stop = stop_on_signals(health)
     redis = redis_client(settings.redis_url, settings.redis_password_file)
     intake = Intake(settings.symbol, settings.queue_bytes_max)
     sender = Sender(redis, settings.line, intake, settings.flush_ms / 1000)
@@ -168,23 +183,6 @@ async def run(settings: IngestSettings) -> int:
                 await _work(keeper, sender, redis, stop, health)
     finally:
         await redis.aclose()
-    log.info("Shutdown complete")
-    return 0
-
-
-def stop_on_signals(health: Health) -> asyncio.Event:
-    """Have SIGTERM and SIGINT set an event; from then on the role is not ready any more."""
-    stop = asyncio.Event()
-
-    def end(name: str) -> None:
-        log.info("%s: closing the connection, then sending what waits", name)
-        health.draining = True
-        stop.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end, number.name)
-    return stop
 
 
 async def _work(keeper: Keeper, sender: Sender, redis: Redis, stop: asyncio.Event, health: Health) -> None:
@@ -194,6 +192,11 @@ async def _work(keeper: Keeper, sender: Sender, redis: Redis, stop: asyncio.Even
     async def keep() -> None:
         await keeper.run(stop, health)
         closed.set()
+
+    async def drain() -> None:
+        await stop.wait()
+        log.info("stopping: closing the connection, then sending what waits")
+        health.draining = True
 
     async def send() -> None:
         await sender.run(closed)
@@ -205,6 +208,7 @@ async def _work(keeper: Keeper, sender: Sender, redis: Redis, stop: asyncio.Even
             side = [
                 group.create_task(publish_gaps(redis, keeper.gaps)),
                 group.create_task(measure_rate(keeper.intake.numbers)),
+                group.create_task(drain()),
             ]
             group.create_task(keep())
             group.create_task(send())

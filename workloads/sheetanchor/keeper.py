@@ -107,6 +107,9 @@ class Keeper:
             await asyncio.gather(*self._closing, return_exceptions=True)
 
     def _turn(self, now_s: float) -> None:
+        for live in list(self._live):
+            if live.connection.vitals.healthy and not live.welcomed:
+                self._welcome(live, now_s)
         for live in [live for live in self._live if live.task.done()]:
             self._bury(live, now_s)
         replacing = self._judge_all(now_s)
@@ -152,17 +155,14 @@ class Keeper:
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def _judge_all(self, now_s: float) -> bool:
-        """Welcome what is new and end what is no use any more.
+        """End what is no use any more.
 
         Returns:
             Whether a connection wants to be replaced.
         """
         replacing = False
         for live in list(self._live):
-            vitals = live.connection.vitals
-            if vitals.healthy and not live.welcomed:
-                self._welcome(live, now_s)
-            verdict = judge(vitals, now_s, self.policy)
+            verdict = judge(live.connection.vitals, now_s, self.policy)
             if verdict in _ENDED_HERE:
                 self._end(live)
                 level = logging.INFO if verdict is Verdict.RETIRE else logging.WARNING
