@@ -1,4 +1,4 @@
-"""Parts for tests of inference: tiny ONNX models, a registry of them, a market that writes hot keys, replicas."""
+"""Parts for tests of inference: a registry with a model, a market that writes hot keys, replicas."""
 
 from __future__ import annotations
 
@@ -17,109 +17,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 from redis.asyncio import Redis
 
+import onnx_models
 from conftest import free_port_number, wait_until
 from sheetanchor.errors import RedisError
 from sheetanchor.hot_state import HotState
-from sheetanchor.registry import Manifest, ModelRegistry
 from sheetanchor.transport import redis_client
-
-FEATURES = ("ob.ob_imbalance", "feat.ret_1s")
-IMBALANCE = 0.25
-"""What the market of these tests shows; a model can be made to fail on just that."""
 
 RETURN = 0.0005
 
 
-def _model(nodes: Sequence[onnx.NodeProto], constants: dict[str, Any], width: int, outputs: int = 1) -> bytes:
-    graph = helper.make_graph(
-        list(nodes),
-        "test",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, width])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, outputs])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
-
-
-def constant_model(value: float = RETURN, width: int = len(FEATURES), outputs: int = 1) -> bytes:
-    """A model that always says the same."""
-    weights = np.zeros((width, outputs), np.float32)
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])]
-    return _model(nodes, {"w": weights, "b": np.full(outputs, value, np.float32)}, width)
-
-
-def infinite_model() -> bytes:
-    """A model whose output is infinite for the imbalance of these tests, and finite for others."""
-    nodes = [
-        helper.make_node("MatMul", ["x", "first"], ["v"]),
-        helper.make_node("Sub", ["v", "at"], ["d"]),
-        helper.make_node("Abs", ["d"], ["a"]),
-        helper.make_node("Log", ["a"], ["y"]),
-    ]
-    return _model(nodes, {"first": np.array([[1], [0]], np.float32), "at": np.float32(IMBALANCE)}, 2)
-
-
-def hanging_model() -> bytes:
-    """A model that counts for minutes at the imbalance of these tests, and is quick for others."""
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["sum", "step"], ["next"])],
-        "count",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("sum", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
-        ],
-    )
-    nodes = [
-        helper.make_node("MatMul", ["x", "first"], ["v"]),
-        helper.make_node("Equal", ["v", "at"], ["same"]),
-        helper.make_node("Cast", ["same"], ["same_int"], to=TensorProto.INT64),
-        helper.make_node("Mul", ["same_int", "many"], ["trips_2d"]),
-        helper.make_node("Reshape", ["trips_2d", "scalar"], ["trips"]),
-        helper.make_node("Mul", ["v", "step"], ["zero"]),
-        helper.make_node("Loop", ["trips", "", "zero"], ["y"], body=body),
-    ]
-    constants = {
-        "first": np.array([[1], [0]], np.float32),
-        "at": np.float32(IMBALANCE),
-        "many": np.int64(10**10),
-        "scalar": np.array([], np.int64),
-        "step": np.float32(0),
-    }
-    return _model(nodes, constants, 2)
-
-
-def manifest_of(name: str = "test", symbols: Sequence[str] = ("BTCUSDT",)) -> dict[str, Any]:
-    """A manifest for the models above."""
-    return {
-        "name": name,
-        "features": list(FEATURES),
-        "input": "x",
-        "output": "y",
-        "horizon_ms": 10_000,
-        "symbols": list(symbols),
-        "residual_std": 0.001,
-        "baseline_accuracy": 0.55,
-        "gate": {"passed": True},
-    }
-
-
-def promoted(registry: ModelRegistry, onnx_bytes: bytes, name: str = "test", **manifest: Any) -> Manifest:
-    """Add a model to a registry and make it the one in use."""
-    added = registry.add(onnx_bytes, {**manifest_of(name), **manifest})
-    registry.promote(added.name, added.sha256, registry.pointer().number)
-    return added
+def promoted(root: Path, value: float = RETURN, name: str = "test") -> None:
+    """Add a model that always says the same to a registry and make it the one in use."""
+    onnx_models.promote(root, onnx_models.model(value), name=name)
 
 
 # A market
@@ -128,10 +39,10 @@ def promoted(registry: ModelRegistry, onnx_bytes: bytes, name: str = "test", **m
 def hashes(price: float = 100.0) -> dict[str, dict[str, str]]:
     """The hot state that the market below shows."""
     return {
-        "ob": {"best_bid": f"{price - 0.5}", "best_ask": f"{price + 0.5}", "ob_imbalance": str(IMBALANCE)},
+        "ob": {"best_bid": f"{price - 0.5}", "best_ask": f"{price + 0.5}", "ob_imbalance": "0.25"},
         "tr_1s": {"count": "1"},
         "tr_5s": {"count": "5"},
-        "feat": {"ret_1s": "0.0001"},
+        "feat": {"ret_1s": "0.0001", "ret_5s": "0.0002"},
     }
 
 
