@@ -104,8 +104,10 @@ class Lines:
 async def moving(lines: Lines, feed: Feed, every_s: float = 0.02) -> AsyncIterator[None]:
     """Let the market move on both lines while the block runs."""
 
+    done = asyncio.Event()
+
     async def move() -> None:
-        while True:
+        while not done.is_set():
             await lines.carry(feed.step())
             await asyncio.sleep(every_s)
 
@@ -113,8 +115,8 @@ async def moving(lines: Lines, feed: Feed, every_s: float = 0.02) -> AsyncIterat
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        done.set()  # not cancelled: a step that is cut short would be a hole on both lines
+        await task
 
 
 class Processor:
