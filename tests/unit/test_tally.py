@@ -30,7 +30,7 @@ FIELDS = {
     "reason": "",
     "latency_ms": "7.125",
     "ts": "1800000000",
-    "feature_ts": "1799999999.9",
+    "feature_ts": "1799999999",
     "predicted_return": "0.00001",
     "model": "mlp@1",
     "epoch": "3",
