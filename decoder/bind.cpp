@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "hot_state.hpp"
 #include "market.hpp"
 #include "sbe.hpp"
 
@@ -244,7 +245,7 @@ nb::tuple top(const Market& market, std::size_t depth) {
                         to_list(market.book().asks.best_levels(depth)));
 }
 
-nb::list flat(const sheetanchor::detail::Fields& fields) {
+nb::list flat(const sheetanchor::Fields& fields) {
   nb::list out;
   for (const auto& [name, value] : fields) {
     out.append(text(name));

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "hot_state.hpp"
 #include "market.hpp"
 #include "sbe.hpp"
 

@@ -15,10 +15,13 @@
 #include <utility>
 #include <vector>
 
+#include "batch.hpp"
 #include "book.hpp"
 #include "decimal.hpp"
+#include "fields.hpp"
 #include "pack.hpp"
 #include "sbe.hpp"
+#include "scale.hpp"
 #include "windows.hpp"
 
 namespace sheetanchor {
@@ -26,6 +29,8 @@ namespace sheetanchor {
 inline constexpr int LINES_MAX = 16;
 // 4,096 diffs are over six minutes of one 100 ms feed: whoever reads has long declared a gap by then.
 inline constexpr std::size_t PENDING_DIFFS_MAX = 4096;
+// However long each of them is: 16 MB of levels.
+inline constexpr std::size_t PENDING_LEVELS_MAX = std::size_t{1} << 20;
 inline constexpr std::size_t PENDING_TRADES_MAX = 65536;
 inline constexpr std::size_t HOT_DEPTH = 10;
 
@@ -49,7 +54,7 @@ struct Hole {
 };
 
 struct HotState {
-  std::vector<std::pair<std::string, std::string>> ob, tr_1s, tr_5s, feat;
+  Fields ob, tr_1s, tr_5s, feat;
 };
 
 class Market {
@@ -85,8 +90,8 @@ class Market {
     check_time(stamp_us, "stamp_us");
     const auto factors = adopt(price_exponent, qty_exponent);
     if (!factors) throw std::invalid_argument("price_exponent, qty_exponent: these values do not fit the market's own");
-    convert_all(bids, *factors, "bids");
-    convert_all(asks, *factors, "asks");
+    require_levels(bids, *factors, "bids");
+    require_levels(asks, *factors, "asks");
     Book fresh;
     if (!fresh.bids.replace(std::move(bids))) throw std::invalid_argument("bids: a price comes twice");
     if (!fresh.asks.replace(std::move(asks))) throw std::invalid_argument("asks: a price comes twice");
@@ -94,6 +99,7 @@ class Market {
     has_book_ = true;
     update_id_ = last_update_id;
     pending_diffs_.clear();
+    pending_levels_ = 0;
     overflow_lines_ = 0;
     if (event_us_ < 0) stamp_us_ = stamp_us;
     book_event_us_ = std::max(book_event_us_, event_us_);
@@ -186,7 +192,7 @@ class Market {
     drain_trades();
   }
 
-  HotState hot_state(std::int64_t now_us) const;
+  HotState hot_state(std::int64_t now_us) const;  // in hot_state.hpp
 
   // Quantity traded after `start_us` up to and including `end_us`.
   double volume_between(std::int64_t start_us, std::int64_t end_us) const {
@@ -220,7 +226,6 @@ class Market {
   }
 
  private:
-  static constexpr std::size_t ENVELOPE_BYTES = 12;
   static constexpr std::int64_t NOWHERE = -1;
 
   struct Source {
@@ -232,16 +237,13 @@ class Market {
     std::int64_t event_us;
     std::vector<Level> bids, asks;
     Source source;
+
+    std::size_t levels() const { return bids.size() + asks.size(); }
   };
   struct PendingTrade {
     PastTrade trade;
     Source source;
   };
-  // What a frame's mantissas are multiplied by to come to the market's exponents.
-  struct Factors {
-    std::int64_t price = 1, qty = 1;
-  };
-
   static void check_id(std::int64_t id, const char* field) {
     if (id < 0 || id >= sbe::ID_LIMIT)
       throw std::invalid_argument(std::string(field) + ": expected 0..2^62-1, found " + std::to_string(id));
@@ -249,20 +251,6 @@ class Market {
   static void check_time(std::int64_t time_us, const char* field) {
     if (time_us < 0 || time_us >= sbe::TIME_LIMIT_US)
       throw std::invalid_argument(std::string(field) + ": expected 0..2^52-1, found " + std::to_string(time_us));
-  }
-  static void check_envelope(sbe::Bytes batch) {
-    for (std::size_t at = 0; at < batch.size();) {
-      const auto left = batch.size() - at;
-      if (left < ENVELOPE_BYTES)
-        throw std::invalid_argument("batch: expected 12 bytes before a frame at offset " + std::to_string(at) +
-                                    ", found " + std::to_string(left));
-      const std::size_t length = sbe::load<std::uint32_t>(batch.data() + at);
-      if (length > left - ENVELOPE_BYTES)
-        throw std::invalid_argument("batch: expected a frame of " + std::to_string(length) + " bytes at offset " +
-                                    std::to_string(at + ENVELOPE_BYTES) + ", found " +
-                                    std::to_string(left - ENVELOPE_BYTES));
-      at += ENVELOPE_BYTES + length;
-    }
   }
   static bool is_id(std::int64_t id) { return id >= 0 && id < sbe::ID_LIMIT; }
   static bool is_time(std::int64_t time_us) { return time_us >= 0 && time_us < sbe::TIME_LIMIT_US; }
@@ -420,29 +408,31 @@ class Market {
   }
 
   void hold_diff(std::int64_t first, std::int64_t last, std::int64_t time_us) {
-    if (const auto known = pending_diffs_.find(first); known != pending_diffs_.end()) {
-      auto& diff = known->second;
-      diff.source.lines |= source_.lines;
-      if (last <= diff.last_id) {
+    const auto known = pending_diffs_.find(first);
+    if (known != pending_diffs_.end()) {
+      known->second.source.lines |= source_.lines;
+      if (last <= known->second.last_id) {
         ++counters_.diffs_duplicate;
-      } else {
-        diff.last_id = last;
-        diff.event_us = time_us;
-        diff.bids = scratch_bids_;
-        diff.asks = scratch_asks_;
+        return;
       }
-    } else if (pending_diffs_.size() < PENDING_DIFFS_MAX) {
-      pending_diffs_.emplace(first, PendingDiff{last, time_us, scratch_bids_, scratch_asks_, source_});
-    } else {
+    }
+    const auto levels = pending_levels_ + scratch_bids_.size() + scratch_asks_.size() -
+                        (known != pending_diffs_.end() ? known->second.levels() : 0);
+    if ((known == pending_diffs_.end() && pending_diffs_.size() >= PENDING_DIFFS_MAX) || levels > PENDING_LEVELS_MAX) {
       ++counters_.pending_overflow;
       overflow_lines_ |= source_.lines;
+      return;
     }
+    pending_levels_ = levels;
+    const auto source = known != pending_diffs_.end() ? known->second.source : source_;
+    pending_diffs_.insert_or_assign(first, PendingDiff{last, time_us, scratch_bids_, scratch_asks_, source});
   }
 
   void drain_diffs() {
     while (!pending_diffs_.empty() && pending_diffs_.begin()->first <= update_id_ + 1) {
       const auto diff = std::move(pending_diffs_.begin()->second);
       pending_diffs_.erase(pending_diffs_.begin());
+      pending_levels_ -= diff.levels();
       if (diff.last_id <= update_id_) continue;
       apply_diff(diff.last_id, diff.event_us, diff.bids, diff.asks);
       if (update_id_ == stop_at_) break;
@@ -496,53 +486,6 @@ class Market {
   template <class Visit>
   bool each_value(Visit visit);
 
-  static bool times(std::int64_t& value, std::int64_t factor, std::int64_t limit) {
-    return !__builtin_mul_overflow(value, factor, &value) && value <= limit;
-  }
-  // A price above 0 and a quantity of 0 (removed) or more, within the bounds that keep every sum exact.
-  static bool convert(const Level& wire, Factors factors, Level& out) {
-    std::int64_t price = 0, qty = 0;
-    const bool overflow =
-        __builtin_mul_overflow(wire.price, factors.price, &price) | __builtin_mul_overflow(wire.qty, factors.qty, &qty);
-    out.price = price;
-    out.qty = qty;
-    return !overflow && price > 0 && qty >= 0 && price <= MANTISSA_MAX && qty <= MANTISSA_MAX &&
-           Int128{price} * qty <= PRODUCT_MAX;
-  }
-  static bool convert_trade(PastTrade& trade, Factors factors) {
-    Level level{};
-    if (trade.qty == 0 || !convert({trade.price, trade.qty}, factors, level)) return false;
-    trade.price = level.price;
-    trade.qty = level.qty;
-    return true;
-  }
-  static void convert_all(std::vector<Level>& levels, Factors factors, const char* side) {
-    for (std::size_t at = 0; at < levels.size(); ++at)
-      if (levels[at].qty == 0 || !convert(levels[at], factors, levels[at]))
-        throw std::invalid_argument(std::string(side) + "[" + std::to_string(at) +
-                                    "]: expected a price and a quantity above 0 that fit the market's exponents");
-    if (levels.size() > LEVELS_MAX)
-      throw std::invalid_argument(std::string(side) + ": expected at most 32768 levels, found " +
-                                  std::to_string(levels.size()));
-  }
-  static bool convert_group(const sbe::Group& group, Factors factors, std::vector<Level>& out) {
-    out.resize(group.count);
-    if (factors.price == 1 && factors.qty == 1) return copy_group(group, out.data());
-    for (std::uint32_t at = 0; at < group.count; ++at)
-      if (!convert(group.level(at), factors, out[at])) return false;
-    return true;
-  }
-  // What `convert` checks, without a branch per level, for frames at the market's own exponents: nearly all of them.
-  static bool copy_group(const sbe::Group& group, Level* out) {
-    std::uint64_t signs = 0, beyond = 0;
-    for (std::uint32_t at = 0; at < group.count; ++at) {
-      out[at] = group.level(at);
-      const auto price = static_cast<std::uint64_t>(out[at].price), qty = static_cast<std::uint64_t>(out[at].qty);
-      signs |= price | (price - 1) | qty | (MANTISSA_MAX - price) | (MANTISSA_MAX - qty);
-      beyond |= static_cast<std::uint64_t>((static_cast<unsigned __int128>(price) * qty) >> PRODUCT_BITS);
-    }
-    return (signs >> 63) == 0 && beyond == 0;
-  }
   bool convert_sides(const sbe::Frame& frame) {
     const auto factors = adopt(frame.price_exponent, frame.qty_exponent);
     return factors && convert_group(frame.bids, *factors, scratch_bids_) &&
@@ -556,6 +499,7 @@ class Market {
   Book book_;
   std::int64_t update_id_ = 0, last_seen_update_id_ = 0;
   std::map<std::int64_t, PendingDiff> pending_diffs_;  // by first id
+  std::size_t pending_levels_ = 0;
   std::uint32_t overflow_lines_ = 0;
   std::int64_t stop_at_ = NOWHERE;
 
@@ -616,7 +560,7 @@ inline bool Market::rescale(Factors factors) {
 }
 
 // The market keeps the finest exponents it has met; a coarser frame is multiplied up to them, exactly.
-inline std::optional<Market::Factors> Market::adopt_other(int price_exponent, int qty_exponent) {
+inline std::optional<Factors> Market::adopt_other(int price_exponent, int qty_exponent) {
   if (std::abs(price_exponent) > EXPONENT_MAX || std::abs(qty_exponent) > EXPONENT_MAX) return std::nullopt;
   if (is_blank()) {
     price_exponent_ = price_exponent;
@@ -631,96 +575,6 @@ inline std::optional<Market::Factors> Market::adopt_other(int price_exponent, in
   price_exponent_ = price_to;
   qty_exponent_ = qty_to;
   return frame;
-}
-
-namespace detail {
-
-using Fields = std::vector<std::pair<std::string, std::string>>;
-
-inline Fields window_fields(const WindowStats& stats, int price_exponent, int qty_exponent, double window_s,
-                            std::optional<double> mid) {
-  const double volume = scaled(stats.volume, qty_exponent);
-  const double notional = scaled(stats.notional, price_exponent + qty_exponent);
-  const double vwap = volume > 0 ? notional / volume : 0;
-  const auto signed_volume = shortest(scaled(stats.signed_volume, qty_exponent));
-  const Int128 bought = (stats.volume + stats.signed_volume) / 2, sold = (stats.volume - stats.signed_volume) / 2;
-  const auto count = static_cast<double>(stats.count);
-  return {
-      {"count", std::to_string(stats.count)},
-      {"vol", shortest(volume)},
-      {"volume", shortest(volume)},
-      {"signed_vol", signed_volume},
-      {"signed_volume", signed_volume},
-      {"notional", shortest(notional)},
-      {"buy_volume", shortest(scaled(bought, qty_exponent))},
-      {"sell_volume", shortest(scaled(sold, qty_exponent))},
-      {"vwap", shortest(vwap)},
-      {"vwap_minus_mid", shortest(mid && stats.count > 0 ? vwap - *mid : 0)},
-      {"trade_intensity", shortest(count / window_s)},
-      {"avg_trade_size", shortest(stats.count > 0 ? volume / count : 0)},
-      {"interarr_mean", shortest(stats.interarrival_mean_s)},
-      {"interarr_var", shortest(stats.interarrival_var_s2)},
-      {"last_ts_us", std::to_string(stats.last_time_us)},
-  };
-}
-
-inline void level_fields(Fields& out, const std::vector<Level>& levels, const char* name, int price_exponent,
-                         int qty_exponent) {
-  for (std::size_t rank = 0; rank < levels.size(); ++rank) {
-    const auto stem = name + std::to_string(rank + 1);
-    out.emplace_back(stem + "_p", decimal(levels[rank].price, price_exponent));
-    out.emplace_back(stem + "_q", decimal(levels[rank].qty, qty_exponent));
-  }
-}
-
-}  // namespace detail
-
-// The fields of the hot keys, without `epoch` and `source`. Windows end at the highest event time seen plus the time
-// since its frame came; with no event yet they end at `now_us`.
-inline HotState Market::hot_state(std::int64_t now_us) const {
-  check_time(now_us, "now_us");
-  if (!has_book_ || !book_.has_both_sides()) throw std::invalid_argument("Empty order book data");
-  const auto end_us = event_us_ < 0 ? now_us : event_us_ + std::max<std::int64_t>(0, now_us - stamp_us_);
-  const auto [bid, ask] = *best_prices();
-  const auto one = window_stats(history_.trades(), end_us, 1'000'000);
-  const auto five = window_stats(history_.trades(), end_us, 5'000'000);
-  const auto bids = book_.bids.best_levels(HOT_DEPTH), asks = book_.asks.best_levels(HOT_DEPTH);
-  const Int128 bid_value = value_sum(bids), ask_value = value_sum(asks);
-  const int value_exponent = price_exponent_ + qty_exponent_;
-  const auto imbalance =
-      shortest(static_cast<double>(bid_value - ask_value) / static_cast<double>(bid_value + ask_value));
-  const auto spread_bp =
-      shortest(static_cast<double>(ask.price - bid.price) / static_cast<double>(bid.price) * 10000);
-  const auto update_id = std::to_string(update_id_);
-
-  HotState hot;
-  hot.ob = {
-      {"best_bid", decimal(bid.price, price_exponent_)},
-      {"best_ask", decimal(ask.price, price_exponent_)},
-      {"spread", shortest(scaled(ask.price - bid.price, price_exponent_))},
-      {"spread_bp", spread_bp},
-  };
-  detail::level_fields(hot.ob, bids, "bid", price_exponent_, qty_exponent_);
-  detail::level_fields(hot.ob, asks, "ask", price_exponent_, qty_exponent_);
-  hot.ob.insert(hot.ob.end(), {{"bid_value_sum", shortest(scaled(bid_value, value_exponent))},
-                               {"ask_value_sum", shortest(scaled(ask_value, value_exponent))},
-                               {"ob_imbalance", imbalance},
-                               {"ts_us", std::to_string(book_event_us_ < 0 ? stamp_us_ : book_event_us_)},
-                               {"update_id", update_id},
-                               {"last_update_id", update_id},
-                               {"bba_id", std::to_string(std::max<std::int64_t>(best_id_, 0))}});
-  hot.tr_1s = detail::window_fields(one, price_exponent_, qty_exponent_, 1, mid());
-  hot.tr_5s = detail::window_fields(five, price_exponent_, qty_exponent_, 5, mid());
-  const double balance =
-      five.count > 0 ? static_cast<double>(five.signed_volume) / static_cast<double>(five.volume) : 0;
-  hot.feat = {{"ret_1s", shortest(mid_return(end_us, 1'000'000))},
-              {"ret_5s", shortest(mid_return(end_us, 5'000'000))},
-              {"vol_imbalance", shortest(balance)},
-              {"spread_bp", spread_bp},
-              {"ob_imbalance", imbalance},
-              {"trade_intensity", shortest(static_cast<double>(five.count) / 5)},
-              {"ts", std::to_string(end_us / 1'000'000)}};
-  return hot;
 }
 
 }  // namespace sheetanchor

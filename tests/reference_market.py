@@ -80,6 +80,7 @@ class Market:
     mids: list[Pair] = field(default_factory=list)
     pending_diffs: dict[int, Waiting] = field(default_factory=dict)
     pending_trades: dict[int, Waiting] = field(default_factory=dict)
+    pending_levels: int = 0
     overflow_lines: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     lines: int = 0
@@ -366,18 +367,23 @@ class Market:
             waiting.lines |= self.lines
             if diff.last_update_id <= waiting.content.last_update_id:
                 self.counts["diffs_duplicate"] += 1
-            else:
-                waiting.content = diff
-        elif len(self.pending_diffs) < 4096:
-            self.pending_diffs[diff.first_update_id] = Waiting(diff, self.entry_stamp_us, self.lines)
-        else:
+                return
+        levels = self.pending_levels + levels_of(diff) - (levels_of(waiting.content) if waiting else 0)
+        if (waiting is None and len(self.pending_diffs) >= 4096) or levels > 2**20:
             self.counts["pending_overflow"] += 1
             self.overflow_lines |= self.lines
+            return
+        self.pending_levels = levels
+        if waiting is not None:
+            waiting.content = diff
+        else:
+            self.pending_diffs[diff.first_update_id] = Waiting(diff, self.entry_stamp_us, self.lines)
 
     def drain_diffs(self) -> None:
         while self.pending_diffs and min(self.pending_diffs) <= self.update_id + 1:
             diff = self.pending_diffs.pop(min(self.pending_diffs)).content
             assert isinstance(diff, sbe.DepthDiff)
+            self.pending_levels -= levels_of(diff)
             if diff.last_update_id > self.update_id:
                 self.apply_diff(diff)
                 if self.update_id == self.stop_at:
@@ -429,6 +435,7 @@ class Market:
         self.bids, self.asks = dict(new_bids), dict(new_asks)
         self.has_book, self.update_id = True, last_update_id
         self.pending_diffs.clear()
+        self.pending_levels = 0
         self.overflow_lines = 0
         if self.event_us < 0:
             self.stamp_us = stamp_us
@@ -585,6 +592,10 @@ class Market:
 
 def fits(price: int, qty: int) -> bool:
     return price <= MANTISSA_MAX and qty <= MANTISSA_MAX and price * qty <= PRODUCT_MAX
+
+
+def levels_of(diff: sbe.DepthDiff | Past) -> int:
+    return len(diff.bids) + len(diff.asks) if isinstance(diff, sbe.DepthDiff) else 0
 
 
 def hole(at: int, pending: dict[int, Waiting], lines: int) -> tuple[int, int, int, int]:

@@ -144,6 +144,20 @@ def test_waiting_diffs_are_bounded(market: Market) -> None:
     assert (101, 200, 1000, 0b11) == market.depth_hole
 
 
+def test_waiting_levels_are_bounded() -> None:
+    """However long the diffs that wait, they hold about a million levels at most."""
+    market = _market()
+    side = [(price, 1) for price in range(1, 65001)]
+    frames = [batch(diff(200 + 2 * n, 200 + 2 * n, side, side)) for n in range(9)]
+
+    for frame in frames:
+        market.feed(0, frame, 1000)
+
+    assert 1 == market.counters()["pending_overflow"]
+    market.skip_depth_hole()
+    assert (200, 214) == (market.update_id, market.last_seen_update_id - 2)
+
+
 def test_stopping_at_an_update(market: Market) -> None:
     """Feeding stops right after the diff that reaches the given id, and goes on from there later."""
     frames = [diff(101, 102), diff(103, 104), diff(105, 106)]

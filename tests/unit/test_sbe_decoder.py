@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import struct
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -382,6 +384,17 @@ def test_only_messages_are_encoded() -> None:
         sbe.EncodeError, match="expected one of Trades, BestBidAsk, DepthSnapshot, DepthDiff, found int"
     ):
         sbe.encode(7)  # type: ignore[arg-type]  # what is tested
+
+
+def test_missing_native_module() -> None:
+    """Without the native module the import says what to do."""
+    script = "import sys; sys.modules['sheetanchor._decoder'] = None; import sheetanchor.sbe"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert 1 == done.returncode
+    assert "the native decoder is missing" in done.stderr
+    assert "make setup" in done.stderr
 
 
 INT64 = st.integers(-(2**63), 2**63 - 1)

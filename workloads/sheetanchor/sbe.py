@@ -11,8 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sheetanchor import _decoder
 from sheetanchor.errors import SheetAnchorError
+
+try:
+    from sheetanchor import _decoder
+except ImportError as error:
+    raise ImportError(
+        "the native decoder is missing or was built for another Python: `make setup` builds it"
+    ) from error
 
 TRADES_TEMPLATE = 10000
 BEST_BID_ASK_TEMPLATE = 10001

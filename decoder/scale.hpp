@@ -1,0 +1,75 @@
+// Mantissas of one exponent brought to another, exactly, within the bounds that keep every later sum exact.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "book.hpp"
+#include "decimal.hpp"
+#include "sbe.hpp"
+#include "windows.hpp"
+
+namespace sheetanchor {
+
+// What a frame's mantissas are multiplied by to come to the market's exponents.
+struct Factors {
+  std::int64_t price = 1, qty = 1;
+};
+
+inline bool times(std::int64_t& value, std::int64_t factor, std::int64_t limit) {
+  return !__builtin_mul_overflow(value, factor, &value) && value <= limit;
+}
+
+// A price above 0 and a quantity of 0 (removed) or more, within the bounds that keep every sum exact.
+inline bool convert(const Level& wire, Factors factors, Level& out) {
+  std::int64_t price = 0, qty = 0;
+  const bool overflow =
+      __builtin_mul_overflow(wire.price, factors.price, &price) | __builtin_mul_overflow(wire.qty, factors.qty, &qty);
+  out.price = price;
+  out.qty = qty;
+  return !overflow && price > 0 && qty >= 0 && price <= MANTISSA_MAX && qty <= MANTISSA_MAX &&
+         Int128{price} * qty <= PRODUCT_MAX;
+}
+
+inline bool convert_trade(PastTrade& trade, Factors factors) {
+  Level level{};
+  if (trade.qty == 0 || !convert({trade.price, trade.qty}, factors, level)) return false;
+  trade.price = level.price;
+  trade.qty = level.qty;
+  return true;
+}
+
+inline void require_levels(std::vector<Level>& levels, Factors factors, const char* side) {
+  if (levels.size() > LEVELS_MAX)
+    throw std::invalid_argument(std::string(side) + ": expected at most 32768 levels, found " +
+                                std::to_string(levels.size()));
+  for (std::size_t at = 0; at < levels.size(); ++at)
+    if (levels[at].qty == 0 || !convert(levels[at], factors, levels[at]))
+      throw std::invalid_argument(std::string(side) + "[" + std::to_string(at) +
+                                  "]: expected a price and a quantity above 0 that fit the market's exponents");
+}
+
+// What `convert` checks, without a branch per level, for frames at the market's own exponents: nearly all of them.
+inline bool copy_group(const sbe::Group& group, Level* out) {
+  std::uint64_t signs = 0, beyond = 0;
+  for (std::uint32_t at = 0; at < group.count; ++at) {
+    out[at] = group.level(at);
+    const auto price = static_cast<std::uint64_t>(out[at].price), qty = static_cast<std::uint64_t>(out[at].qty);
+    signs |= price | (price - 1) | qty | (MANTISSA_MAX - price) | (MANTISSA_MAX - qty);
+    beyond |= static_cast<std::uint64_t>((static_cast<unsigned __int128>(price) * qty) >> PRODUCT_BITS);
+  }
+  return (signs >> 63) == 0 && beyond == 0;
+}
+
+inline bool convert_group(const sbe::Group& group, Factors factors, std::vector<Level>& out) {
+  out.resize(group.count);
+  if (factors.price == 1 && factors.qty == 1) return copy_group(group, out.data());
+  for (std::uint32_t at = 0; at < group.count; ++at)
+    if (!convert(group.level(at), factors, out[at])) return false;
+  return true;
+}
+
+}  // namespace sheetanchor
