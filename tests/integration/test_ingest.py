@@ -380,7 +380,7 @@ async def test_pings_are_answered(short_recording: Path, redis_url: str) -> None
 
 
 async def test_five_messages_a_second_are_not_exceeded(redis_url: str) -> None:
-    """Of twenty pings within a moment five are answered, which is what the exchange allows."""
+    """Of twenty pings within a moment three are answered: with what may follow, five within any second."""
     answered: list[int] = []
 
     async def speak(socket: ServerConnection) -> None:
@@ -394,7 +394,7 @@ async def test_five_messages_a_second_are_not_exceeded(redis_url: str) -> None:
         await running.connected()
         await eventually(lambda: _true(bool(answered)), within_s=5, what="pongs are counted")
 
-    assert [5] == answered
+    assert [3] == answered
 
 
 async def _true(value: bool) -> bool:

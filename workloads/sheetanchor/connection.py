@@ -23,8 +23,10 @@ PING_INTERVAL_S: Final = 180.0
 PONG_WITHIN_S: Final = 10.0
 """The exchange pings every 20 s and speaks all the time; these pings only find a peer that speaks but does not hear."""
 
-CLIENT_MESSAGES_PER_S: Final = 5
-"""The exchange closes a connection that sends more, pings and pongs counted."""
+CLIENT_MESSAGES_PER_S: Final = 2
+CLIENT_MESSAGES_BURST: Final = 3
+"""The exchange closes a connection that sends more than five in a second, pings and pongs counted: in no second more
+than the burst and what comes back meanwhile."""
 
 ATTEMPTS_PER_S: Final = 0.4
 ATTEMPTS_BURST: Final = 20
@@ -203,7 +205,7 @@ class SequenceWatch:
 
 def message_budget(clock: Callable[[], float]) -> TokenBucket:
     """Make the budget of messages that a client may send on one connection."""
-    return TokenBucket(CLIENT_MESSAGES_PER_S, CLIENT_MESSAGES_PER_S, clock=clock)
+    return TokenBucket(CLIENT_MESSAGES_PER_S, CLIENT_MESSAGES_BURST, clock=clock)
 
 
 def attempt_budget(clock: Callable[[], float]) -> TokenBucket:

@@ -112,6 +112,7 @@ class Keeper:
                 self._welcome(live, now_s)
         for live in [live for live in self._live if live.task.done()]:
             self._bury(live, now_s)
+        self._reinstate()
         replacing = self._judge_all(now_s)
         self._note_loss(now_s)
         wanted = not self._live or (replacing and len(self._live) == 1)
@@ -178,6 +179,11 @@ class Keeper:
         self._closing.add(live.task)
         live.task.add_done_callback(self._closing.discard)
         live.task.cancel()
+
+    def _reinstate(self) -> None:
+        """A connection whose replacement has broken meanwhile stays."""
+        if self._live and all(live.connection.replaced_s is not None for live in self._live):
+            self._live[-1].connection.replaced_s = None
 
     def _bury(self, live: Live, now_s: float) -> None:
         """Take note of a connection that has ended by itself."""
