@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sheetanchor.contract import HORIZON_SLOTS
@@ -103,6 +103,7 @@ def test_accuracy_forgets_what_left_its_window() -> None:
     assert (1.0, 0.5) == (hour.value, day.value)
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=200), st.integers(1, 20))
 def test_accuracy_equals_counting_the_window(steps: list[tuple[int, bool]], window_slots: int) -> None:
     """The running count agrees with counting all results of the window afresh, and never holds more than it."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sheetanchor.contract import STALE_AFTER_US
@@ -101,6 +101,7 @@ def test_a_lesser_model_does_not_touch_the_price(
     assert expected == build(SLOT, state, replace(ANSWER, doubts=doubts), "a").sound_price
 
 
+@settings(max_examples=100, deadline=None)
 @given(
     st.none() | st.floats(1e-9, 1e9),
     st.floats(-0.1, 0.1),
