@@ -215,6 +215,24 @@ def test_killed_roles_come_back_and_no_slot_is_missed(tmp_path: Path) -> None:
     assert [] == running.left()
 
 
+def test_role_that_hangs_is_restarted(tmp_path: Path) -> None:
+    """A processor that is there but does nothing any more is ended and started again; the state heals."""
+    with local(tmp_path) as running:
+        running.wait_for_predictions(2)
+        running.wait_until_anchored()
+        before = running.roles()["process"]
+        os.kill(before["pid"], signal.SIGSTOP)
+
+        running.wait(lambda: running.roles()["process"]["pid"] not in (0, before["pid"]), 40, "a new processor")
+        predictions = running.status()["summary"]["predictions"]
+        running.wait_for_predictions(predictions + 3)
+        running.wait_until_anchored()
+        code, summary = running.end()
+
+    assert (0, 0) == (code, summary["missed"])
+    assert [] == running.left()
+
+
 def test_killed_redis_comes_back_and_the_state_is_rebuilt(tmp_path: Path) -> None:
     """The embedded server loses everything; it is restarted and the next rebuild heals the state."""
     with local(tmp_path) as running:

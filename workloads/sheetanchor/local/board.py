@@ -152,8 +152,8 @@ class Board:
     async def check_processes(self) -> CheckResult:
         """Check that every process runs."""
         states = {child.spec.name: child.state for child in self.children}
-        down = [name for name, state in states.items() if state != "running"]
-        sound = self.run.phase == "ending" or (bool(states) and not down)
+        down = [name for name, state in states.items() if state not in ("running", "starting")]
+        sound = self.run.phase == "ending" or not down
         return CheckResult("healthy" if sound else "unhealthy", {"states": states})
 
     async def check_anchor(self) -> CheckResult:

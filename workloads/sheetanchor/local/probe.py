@@ -23,6 +23,9 @@ from sheetanchor.local.status import LineStatus, RoleStatus
 from sheetanchor.transport import clear_errors
 
 TIMEOUT_S: Final = 0.8
+LOOKED_AT: Final = ("ingest/", "process", "infer/")
+"""Roles that have a metrics page, by the beginning of their names."""
+
 PHASE_MS: Final = SLOT_MS // 2
 
 
@@ -92,8 +95,11 @@ class Probe:
         """Look at every role once; one that does not answer is left out."""
         pages: dict[str, list[Sample]] = {}
         for child in children:
-            if child.port and child.spec.name.startswith(("ingest/", "process", "infer/")):
-                pages[child.spec.name] = exposition.parse(await self._page(child.port))
+            if child.port and child.spec.name.startswith(LOOKED_AT):
+                page = await self._page(child.port)
+                if page:
+                    child.heard()
+                pages[child.spec.name] = exposition.parse(page)
         self.latency.add(exposition.histograms(sample for page in pages.values() for sample in page))
         now = time.monotonic()
         elapsed_s, self._looked_at = now - self._looked_at, now

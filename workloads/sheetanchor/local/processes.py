@@ -31,6 +31,9 @@ STABLE_AFTER_S: Final = 10.0
 
 RESTART_DELAY_S: Final = 0.25
 RESTART_DELAY_MAX_S: Final = 10.0
+HUNG_AFTER_S: Final = 20.0
+"""Ten looks in a row without an answer: no machine is that busy for so long and still of use."""
+
 STOP_TIMEOUT_S: Final = 8.0
 """Longer than any role needs to write what it holds; after it the process is killed."""
 
@@ -192,6 +195,7 @@ class Child:
         self.port = spec.port
         self.restarts = 0
         self.started_at = 0.0
+        self.heard_at = 0.0
         self.last_error = ""
         self._relay = relay
         self._process: asyncio.subprocess.Process | None = None
@@ -204,9 +208,11 @@ class Child:
 
     @property
     def state(self) -> str:
-        """running, stopped, or waiting to be started again."""
+        """starting, running, stopped, or waiting to be started again."""
         if self.pid:
             return "running"
+        if self.started_at == 0.0:
+            return "starting"
         return "stopped" if self._stopping.is_set() else "waiting"
 
     async def keep_running(self) -> None:
@@ -247,11 +253,24 @@ class Child:
             self.last_error = last_line
         return code
 
+    @property
+    def is_hung(self) -> bool:
+        """Whether it runs but has not answered anybody for so long that it never will."""
+        return self.pid != 0 and time.monotonic() - max(self.heard_at, self.started_at) > HUNG_AFTER_S
+
+    def heard(self) -> None:
+        """Note that it has answered."""
+        self.heard_at = time.monotonic()
+
+    def restart(self) -> None:
+        """Kill the process and what it has started; it is started again like one that died."""
+        if self._process is not None and self._process.returncode is None:
+            signal_group(self._process, signal.SIGKILL)
+
     def kill(self) -> None:
         """Kill the process and what it has started, at once; it is not started again."""
         self._stopping.set()
-        if self._process is not None and self._process.returncode is None:
-            signal_group(self._process, signal.SIGKILL)
+        self.restart()
 
     async def stop(self) -> None:
         """End the process and do not start it again."""

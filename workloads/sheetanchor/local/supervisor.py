@@ -29,7 +29,7 @@ from sheetanchor.hot_state import HotState
 from sheetanchor.local import leftovers, redis_server
 from sheetanchor.local.board import Board, Run, why_no_prediction
 from sheetanchor.local.coordinator import Coordinator
-from sheetanchor.local.probe import Probe, delay_to_phase_s, unready_reason
+from sheetanchor.local.probe import LOOKED_AT, Probe, delay_to_phase_s, unready_reason
 from sheetanchor.local.processes import Child, Spec, free_port
 from sheetanchor.local.relay import Relay
 from sheetanchor.local.roles import EXCHANGE, Plan, child_environment, choose_market
@@ -228,6 +228,10 @@ class Supervisor:
             await asyncio.sleep(delay_to_phase_s(self.run.now_us()) or POLL_S)
             with contextlib.suppress(RedisError):
                 await probe.look(self.board.children)
+            for child in self.board.children:
+                if child.spec.name.startswith(LOOKED_AT) and child.is_hung:
+                    log.error("%s runs but does not answer any more: it is killed", child.spec.name)
+                    child.restart()
 
     async def _until_over(self, session: aiohttp.ClientSession) -> None:
         run, tallies = self.run, self.board.tallies
