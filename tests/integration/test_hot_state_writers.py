@@ -122,14 +122,28 @@ async def test_apply_with_a_malformed_list_changes_nothing(hot: HotState, redis:
     assert before == await fingerprint(redis)
 
 
-async def test_apply_on_a_key_of_another_type_changes_nothing(hot: HotState, redis: Redis) -> None:
-    """One foreign key among five stops the write before it begins."""
+async def test_apply_replaces_a_key_of_another_type(hot: HotState, redis: Redis) -> None:
+    """What somebody else has put in place of a hash is in nobody's way: it is replaced as a whole."""
     await anchored(hot)
     await redis.delete("feat:{BTCUSDT}")
     await redis.set("feat:{BTCUSDT}", "foreign")
+    damaged = await hot.read()
+
+    reply = await apply(hot, 101)
+
+    read = await hot.read()
+    assert (True, "", "101") == (reply.ok, read.incomplete, read.feat["ret_1s"])
+    assert "feat: WRONGTYPE" in damaged.incomplete
+
+
+async def test_apply_on_an_anchor_of_another_type_changes_nothing(hot: HotState, redis: Redis) -> None:
+    """Without its fences the write stops before it begins."""
+    await anchored(hot)
+    await redis.delete("anchor:{BTCUSDT}")
+    await redis.set("anchor:{BTCUSDT}", "foreign")
     before = await fingerprint(redis)
 
-    with pytest.raises(Exception, match=r"feat:\{BTCUSDT\}: expected a hash, found a string"):
+    with pytest.raises(Exception, match=r"anchor:\{BTCUSDT\}: expected a hash, found a string"):
         await apply(hot, 101)
 
     assert before == await fingerprint(redis)

@@ -376,6 +376,28 @@ async def test_a_damaged_book_is_doubted_and_healed(stage: Stage) -> None:
     assert ("anchored", ["book_unreadable"]) == ((await stage.hot.anchor()).state, await stage.rules())
 
 
+async def test_what_others_write_over_the_hot_keys_gives_way(stage: Stage) -> None:
+    """Keys of another type are written anew; an epoch that is no number is a state that cannot be trusted."""
+    processor = await stage.started()
+    await stage.redis.set(KEYS.ob, "junk")
+    await stage.redis.delete(KEYS.tr_1s)
+    await stage.redis.rpush(KEYS.tr_1s, "junk")
+    damaged = await stage.hot.read()
+
+    async def is_whole() -> bool:
+        read = await stage.hot.read()
+        return not read.incomplete and read.ob["update_id"] == str(stage.feed.update_id)
+
+    await until(is_whole, 5, "whole hot keys")
+    await stage.redis.hset(KEYS.anchor, "epoch", "junk")
+    await stage.told("redis_failover")
+
+    assert ({}, {}) == (damaged.ob, damaged.tr_1s)
+    assert "ob: WRONGTYPE" in damaged.incomplete
+    assert ("suspect", 1) == ((await stage.hot.anchor()).state, (await stage.hot.anchor()).epoch)
+    assert processor.process.poll() is None
+
+
 async def test_the_last_thing_written_is_the_book(stage: Stage) -> None:
     """SIGTERM: exit code 0, the book at the newest update, and a last line that says so."""
     processor = await stage.started("--book-interval-s", "60")
@@ -477,7 +499,11 @@ async def test_without_an_anchor_it_waits(stage: Stage) -> None:
 
 
 async def test_nobody_comes_so_it_anchors_by_itself(stage: Stage) -> None:
-    """Without a coordinator it runs the re-anchor as a child once the time is over; the exchange is all it needs."""
+    """Without a coordinator it runs the re-anchor as a child once the time is over, with the rights it should have."""
+    document = (Path(__file__).parents[2] / "docs" / "hot-state.md").read_text("utf-8")
+    [user] = [line.split() for line in document.splitlines() if line.startswith("user process ")]
+    await stage.redis.execute_command("ACL", "SETUSER", *user[1:])
+    stage.url = stage.url.replace("://", "://process:secret@")
     with exchange_process() as exchange:
         async with fed_line(stage.redis, exchange.ws_url):
             stage.start("--self-reanchor-after-s", "1", "--rest-url", exchange.rest_url)

@@ -136,7 +136,8 @@ local function apply(keys, args)
   local update_id, stamp_us = integer(args[4], 'update_id'), integer(args[5], 'stamp_us')
   local lists = field_lists(args, 6, 11)
   local book = args[10]
-  check_types(keys[1], 'hash', keys[2], 'hash', keys[3], 'hash', keys[4], 'hash', keys[5], 'hash')
+  -- The other keys are replaced as wholes: whatever stands there by mistake gives way.
+  check_types(keys[1], 'hash')
   local anchor, now = read_anchor(keys[1]), now_us()
   if anchor.term ~= term or anchor.writer ~= args[2] or term == 0 then
     return reply('FENCED', anchor, now)
@@ -422,9 +423,13 @@ local function read(keys, args)
     table.insert(incomplete, 'anchor missing')
   end
   for i = 1, 4 do
-    local fields = redis.call('HGETALL', keys[i + 1])
-    local found = redis.call('HGET', keys[i + 1], 'epoch')
-    if not found then
+    local fields = redis.pcall('HGETALL', keys[i + 1])
+    local found = redis.pcall('HGET', keys[i + 1], 'epoch')
+    if fields.err then
+      -- Somebody else has written there; the next `apply` replaces it, and until then it is as good as missing.
+      table.insert(incomplete, names[i] .. ': ' .. fields.err)
+      fields = {}
+    elseif not found then
       table.insert(incomplete, names[i] .. ' missing')
       fields = {}
     elseif found ~= epoch then

@@ -148,20 +148,20 @@ class Anchor:
 
     @classmethod
     def parse(cls, fields: Mapping[str, str]) -> Anchor:
-        """Read the hash's fields."""
+        """Read the hash's fields; a number that is none counts as absent."""
         return cls(
-            epoch=int(fields.get("epoch", 0)),
-            term=int(fields.get("term", 0)),
+            epoch=_count(fields, "epoch"),
+            term=_count(fields, "term"),
             writer=fields.get("writer", ""),
-            beat_us=int(fields.get("beat_us", 0)),
-            update_id=int(fields.get("update_id", 0)),
-            anchored_at=int(fields.get("anchored_at", 0)),
-            stamp_us=int(fields.get("stamp_us", 0)),
+            beat_us=_count(fields, "beat_us"),
+            update_id=_count(fields, "update_id"),
+            anchored_at=_count(fields, "anchored_at"),
+            stamp_us=_count(fields, "stamp_us"),
             receipt=fields.get("receipt", ""),
             state=fields.get("state", "suspect"),
             reason=fields.get("reason", ""),
-            suspect_id=int(fields.get("suspect_id", 0)),
-            suspect_at=int(fields.get("suspect_at", 0)),
+            suspect_id=_count(fields, "suspect_id"),
+            suspect_at=_count(fields, "suspect_at"),
         )
 
 
@@ -381,7 +381,7 @@ class HotState:
             now_us=int(raw[0]),
             incomplete=_text(raw[1]),
             rebuilding=bool(raw[2]),
-            epoch=int(anchor.get("epoch", 0)),
+            epoch=_count(anchor, "epoch"),
             anchor=anchor,
             ob=ob,
             tr_1s=tr_1s,
@@ -451,6 +451,12 @@ class HotState:
 
 
 _SET_BY_LIBRARY: Final = frozenset({"slot", "latency_ms"})
+
+
+def _count(fields: Mapping[str, str], name: str) -> int:
+    """Read a number; what is none counts as 0, as it does for the library."""
+    text = fields.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _flat(lists: Iterable[Sequence[str]]) -> Iterable[str]:
