@@ -224,7 +224,7 @@ class SymbolWriter:
                 log.error("%s: entry %s of line %s skipped: %s", self.symbol, batch.entry_id, batch.line, error)
                 continue
             metrics.FRAMES_PROCESSED.labels(self.symbol, batch.line).inc(frames)
-            if self._caught_up:
+            if self._caught_up and self.role is Role.WRITER:
                 self._received_us.append(batch.first_received_us)
         self._dirty = self._dirty or bool(batches)
         # A line that gave as much as was asked for has more: until then a hole may still be filled.
