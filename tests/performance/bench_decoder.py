@@ -1,7 +1,7 @@
 """Measure decode, book and windows per message on the shipped recording, and print them as Markdown tables.
 
 The same messages go through the native market, its plain Python twin, `orjson` on the JSON form of the streams, and a
-loop of `struct.unpack_from` that keeps nothing. Each figure is the best of several runs over the whole recording, or
+loop of `struct.unpack_from` that keeps nothing. Each figure is the best of many runs over the whole recording, or
 over its first part for the slow ones; the mix of messages is the recording's own.
 """
 
@@ -153,9 +153,9 @@ def rows(taken: recording.Recording) -> Iterator[Row]:
     raw = [frame for _, frame in frames]
     json = [as_json(sbe.decode(frame)) for frame in raw]
     native = _decoder.Market
-    yield "C++: decode + book + windows, 1,000 frames an entry", market_ns(native, taken, frames, 1000, 20), count
-    yield f"C++: the same, {ENTRY_FRAMES} frames an entry", market_ns(native, taken, frames, ENTRY_FRAMES, 20), count
-    yield "C++: the same, 1 frame an entry", market_ns(native, taken, frames, 1, 10), count
+    yield "C++: decode + book + windows, 1,000 frames an entry", market_ns(native, taken, frames, 1000, 150), count
+    yield f"C++: the same, {ENTRY_FRAMES} frames an entry", market_ns(native, taken, frames, ENTRY_FRAMES, 150), count
+    yield "C++: the same, 1 frame an entry", market_ns(native, taken, frames, 1, 30), count
     yield "C++: check one frame (`validate_frame`)", best_ns(each(_decoder.validate_frame, raw), count, 10), count
     yield "C++: `sbe.decode` to Python records", best_ns(each(sbe.decode, raw), count, 3), count
     yield "`struct` loop: fields only, no checks, no state", best_ns(each(unpack, raw), count, 3), count

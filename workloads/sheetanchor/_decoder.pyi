@@ -21,16 +21,14 @@ Levels = list[tuple[int, int]]
 class Market:
     """One symbol's market: lines of frames merged by id into an order book, trade windows and the hot state.
 
-    A diff is next when `first_update_id <= update_id + 1 <= last_update_id`; a trade when its id is `trade_id + 1`. What
-    lies further ahead waits (at most 4,096 diffs, 65,536 trades) until some line brings what is missing. Prices and
-    quantities are kept at the finest exponents met so far. Times on the market's clock are called `event`; those on
-    Redis' clock `stamp` or `now`. All are microseconds since 1970 UTC.
+    A diff is next when `first_update_id <= update_id + 1 <= last_update_id`; a trade when its id is `trade_id + 1`.
+    What lies further ahead waits (at most 4,096 diffs with 2**20 levels, and 65,536 trades) until some line brings
+    what is missing. Prices and quantities are kept at the finest exponents met so far. Times on the market's clock are
+    called `event`; those on Redis' clock `stamp` or `now`. All are microseconds since 1970 UTC.
     """
 
     def __init__(self, symbol: str) -> None: ...
-    def feed(
-        self, line: int, batch: bytes | bytearray | memoryview, stamp_us: int, stop_at_update_id: int = 0
-    ) -> int:
+    def feed(self, line: int, batch: bytes | bytearray | memoryview, stamp_us: int, stop_at_update_id: int = 0) -> int:
         """Take the frames of one stream entry: per frame u32 length, i64 receive time, frame; little-endian.
 
         A bad frame is counted and left out; nothing of it is applied.
