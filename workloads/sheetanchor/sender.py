@@ -19,14 +19,20 @@ from sheetanchor.contract import line_stream
 from sheetanchor.errors import RedisError, RedisOutOfMemory, RedisUnavailable
 from sheetanchor.intake import Intake
 from sheetanchor.outbox import Batch
-from sheetanchor.reliability import Backoff
+from sheetanchor.reliability import Backoff, TokenBucket
 from sheetanchor.transport import LineWriter, server_identity
 
 log = logging.getLogger(__name__)
 
+FLUSH_MIN_S: Final = 1e-4
+"""Less than an append takes: no limit at all."""
+
 REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
 LOOK_INTERVAL_S: Final = 1.0
 """Well inside the 15 s that are appended again."""
+
+ROUNDS_SAVED_MAX: Final = 10
+"""Rounds that go out at once after a lull: messages of one moment of the market come as a handful, not as one."""
 
 FLUSH_AT_END_S: Final = 5.0
 """What Redis has not taken by then is given up; a pod is killed after 30 s."""
@@ -39,7 +45,7 @@ class Sender:
         redis: Client to append with.
         line: Name of the line.
         intake: Where frames wait.
-        flush_s: Shortest time between two rounds under load, in seconds.
+        flush_s: Longest time that a frame waits for company, in seconds; also the mean time between rounds under load.
     """
 
     def __init__(self, redis: Redis, line: str, intake: Intake, flush_s: float) -> None:
@@ -97,10 +103,13 @@ class Sender:
 
     async def _send_for_ever(self) -> None:
         delays = REDIS_BACKOFF.delays(random.random)
+        rounds = TokenBucket(1 / max(self._flush_s, FLUSH_MIN_S), ROUNDS_SAVED_MAX, clock=time.monotonic)
         while True:
             await self._intake.arrived.wait()
+            if not rounds.take():
+                await asyncio.sleep(rounds.wait_s())
+                rounds.take(min(1.0, rounds.available))  # a timer may ring a little early
             self._intake.arrived.clear()
-            began_s = time.monotonic()
             try:
                 await self._send_all()
             except (RedisUnavailable, RedisOutOfMemory) as error:
@@ -113,9 +122,6 @@ class Sender:
             self._waits, self.connected = False, True
             if not self.waiting:
                 self._emptied.set()
-            rest_s = self._flush_s - (time.monotonic() - began_s)
-            if rest_s > 0:
-                await asyncio.sleep(rest_s)
 
     async def _failed(self, error: RedisError) -> None:
         if not self._waits:
