@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,8 @@ from sheetanchor.contract import Receipt
 from sheetanchor.hot_state import HotState
 from sheetanchor.transport import redis_client
 
-SCRIPT = Path(__file__).parents[1] / "broken_reanchor.py"
-TTL_S = 1
+SCRIPT = Path(__file__).parents[1] / "broken_reanchors.py"
+TTL_S = 60
 
 
 class Broken(Exception):
@@ -111,67 +112,94 @@ async def test_redis_out_of_memory(redis: Redis, exchange: ExchangeProcess, plac
     assert 2 == (await reanchor(redis, exchange.rest_url)).epoch_after
 
 
-def broken_process(
-    server: RedisServer, number: int, exchange: ExchangeProcess, place: str, name: str
-) -> subprocess.Popen[bytes]:
-    url = f"redis://127.0.0.1:{server.port}/{number}"
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), url, exchange.rest_url, place, name, str(TTL_S)], stdout=subprocess.PIPE
-    )
+class BrokenRuns:
+    """A run for each place that sends itself a signal there, each on a database of its own."""
+
+    def __init__(self, server: RedisServer, exchange: ExchangeProcess, signal_name: str) -> None:
+        words = [str(server.port), exchange.rest_url, signal_name, str(TTL_S), *PLACES]
+        self.process = subprocess.Popen([sys.executable, str(SCRIPT), *words], stdout=subprocess.PIPE, text=True)
+        self.pids = [0] * len(PLACES)
+
+    def until_all(self, event: str) -> list[int]:
+        """Read what happens until it has happened to every run; give the value of each."""
+        values: dict[int, int] = {}
+        while len(values) < len(PLACES):
+            assert self.process.stdout is not None
+            line = self.process.stdout.readline()
+            assert line, f"the runs have ended before all have {event}"
+            number, happened, value = line.split()
+            if happened == "begun":
+                self.pids[int(number)] = int(value)
+            elif happened == event:
+                values[int(number)] = int(value)
+        return [values[number] for number in range(len(PLACES))]
 
 
-async def ended(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the end of a process and give its exit code."""
-    return await asyncio.to_thread(process.wait, 60)
+@contextmanager
+def broken_runs(server: RedisServer, exchange: ExchangeProcess, signal_name: str) -> Iterator[BrokenRuns]:
+    """Runs that break, and their certain end."""
+    runs = BrokenRuns(server, exchange, signal_name)
+    try:
+        yield runs
+    finally:
+        for pid in filter(None, runs.pids):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        runs.process.kill()
+        runs.process.communicate()
 
 
-@pytest.mark.slow
-async def test_kill_at_every_place(redis: Redis, server: RedisServer, exchange: ExchangeProcess) -> None:
+@pytest.fixture
+async def clients(redis: Redis, server: RedisServer, exchange: ExchangeProcess) -> AsyncIterator[list[Redis]]:
+    """A database of its own for each place, with a sound state of epoch 1."""
+    made = [redis_client(f"redis://127.0.0.1:{server.port}/{number}") for number in range(len(PLACES))]
+    for client in made:
+        assert 1 == (await reanchor(client, exchange.rest_url)).epoch_after
+    yield made
+    for client in made:
+        await client.aclose()
+
+
+async def let_lock_run_out(client: Redis) -> None:
+    """Shorten what is left of the lock's life, and wait for its end."""
+    if await client.exists(KEYS.lock):
+        assert 0 < await client.ttl(KEYS.lock) <= TTL_S, "a lock without an end"
+        await client.pexpire(KEYS.lock, 1)
+    while await client.exists(KEYS.lock):
+        await asyncio.sleep(0.002)
+
+
+async def test_kill_at_every_place(clients: list[Redis], server: RedisServer, exchange: ExchangeProcess) -> None:
     """A run that is killed leaves whole hot keys; once its lock has run out the next run succeeds and cleans up."""
-    clients = [redis_client(f"redis://127.0.0.1:{server.port}/{number}") for number in range(len(PLACES))]
-    for client in clients:
-        await reanchor(client, exchange.rest_url)
     before = [await dump(client) for client in clients]
 
-    processes = [broken_process(server, number, exchange, place, "SIGKILL") for number, place in enumerate(PLACES)]
-    codes = [await ended(process) for process in processes]
+    with broken_runs(server, exchange, "SIGKILL") as runs:
+        codes = await asyncio.to_thread(runs.until_all, "ended")
 
     assert [-signal.SIGKILL] * len(PLACES) == codes
     for number, client in enumerate(clients):
         swapped = number >= SWAPPED_FROM
         await assert_untouched_or_new(client, before[number], swapped=swapped)
-        while await client.exists(KEYS.lock):
-            assert 0 < await client.pttl(KEYS.lock) <= TTL_S * 1000, "a lock without an end"
-            await asyncio.sleep(0.02)
+        await let_lock_run_out(client)
         assert 2 + swapped == (await reanchor(client, exchange.rest_url)).epoch_after, PLACES[number]
         assert [] == await staging_left(client), PLACES[number]
-        await client.aclose()
-    for process in processes:
-        assert process.stdout is not None
-        process.stdout.close()
 
 
-@pytest.mark.slow
-async def test_stop_past_the_life_of_the_lock(redis: Redis, server: RedisServer, exchange: ExchangeProcess) -> None:
+async def test_stop_past_the_life_of_the_lock(
+    clients: list[Redis], server: RedisServer, exchange: ExchangeProcess
+) -> None:
     """A run that slept past its lock never overwrites what another one swapped in meanwhile, nor harms its lock."""
-    clients = [redis_client(f"redis://127.0.0.1:{server.port}/{number}") for number in range(len(PLACES))]
-    for client in clients:
-        await reanchor(client, exchange.rest_url)
-    processes = [broken_process(server, number, exchange, place, "SIGSTOP") for number, place in enumerate(PLACES)]
-    for process in processes:
-        stopped, status = await asyncio.to_thread(os.waitpid, process.pid, os.WUNTRACED)
-        assert stopped == process.pid
-        assert os.WIFSTOPPED(status), status
-    for client in clients:
-        while await client.exists(KEYS.lock):
-            await asyncio.sleep(0.02)
+    with broken_runs(server, exchange, "SIGSTOP") as runs:
+        await asyncio.to_thread(runs.until_all, "stopped")
+        for client in clients:
+            await let_lock_run_out(client)
+        others = [await reanchor(client, exchange.rest_url) for client in clients]
+        foreign = [await HotState(client, SYMBOL).lock("somebody else") for client in clients]
+        before = [await dump(client) for client in clients]
 
-    others = [await reanchor(client, exchange.rest_url) for client in clients]
-    foreign = [await HotState(client, SYMBOL).lock("somebody else") for client in clients]
-    before = [await dump(client) for client in clients]
-    for process in processes:
-        os.kill(process.pid, signal.SIGCONT)
-    codes = [await ended(process) for process in processes]
+        for pid in runs.pids:
+            os.kill(pid, signal.SIGCONT)
+        codes = await asyncio.to_thread(runs.until_all, "ended")
 
     assert all(receipt.exit_code == 0 for receipt in others)
     assert all(foreign)
@@ -182,10 +210,6 @@ async def test_stop_past_the_life_of_the_lock(redis: Redis, server: RedisServer,
         assert before[number] == await dump(client), PLACES[number]
         assert b"somebody else" == await client.get(KEYS.lock), PLACES[number]
         assert [] == await staging_left(client), PLACES[number]
-        await client.aclose()
-    for process in processes:
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 async def test_second_run_waits_outside(redis: Redis, exchange: ExchangeProcess) -> None:
