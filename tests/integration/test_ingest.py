@@ -345,6 +345,24 @@ async def test_rotation_loses_nothing(brisk: LocalExchange, redis_url: str, capl
     assert "SBE WebSocket disconnected" not in caplog.text
 
 
+async def test_an_old_connection_stays_when_its_replacement_breaks(
+    brisk: LocalExchange, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line is not without any connection because the new one broke before the old one was closed."""
+    caplog.set_level(logging.INFO)
+    async with line(redis_url, brisk.ws_url, rotate_after_s=3) as running:
+        await running.connected()
+        await eventually(
+            lambda: _true("SBE connection replaced" in caplog.text), within_s=10, what="a second connection speaks"
+        )
+        await brisk.fault("disconnect", connection=max(await numbers_of(brisk)), seconds=0)
+        await running.more(2_000)
+        stored = await running.frames()
+
+    assert 0 == holes(stored)
+    assert "SBE WebSocket disconnected" not in caplog.text
+
+
 async def test_a_scheduled_end_is_no_alarm(
     short_recording: Path, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
