@@ -7,10 +7,12 @@ The file begins with the stored book and goes on with every frame after it, each
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +20,7 @@ from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market, validate_frame
 from sheetanchor.contract import pack_frames, unpack_frames
-from sheetanchor.errors import BadSettings, RedisRefused
+from sheetanchor.errors import BadRecording, BadSettings, RedisRefused
 from sheetanchor.hot_state import HotState
 from sheetanchor.recording import Recording, save
 from sheetanchor.sbe import DecodeError, DepthSnapshot
@@ -27,34 +29,55 @@ from sheetanchor.transport import LineReader, redis_client
 
 log = logging.getLogger(__name__)
 
+_SNAPSHOT: Final = 10002
+_DIFF: Final = 10003
+
 BLOCK_MS: Final = 200
 PROGRESS_S: Final = 10.0
 
 
 @dataclass(slots=True)
-class Once:
-    """Lets each message through once, whichever line brings it first.
+class Collected:
+    """Messages by kind and id, each once, whichever line brings it and however late.
+
+    A line may run ahead of another and have lost what that one still brings, so the order is made at the end.
 
     Args:
         depth_id: Update id that the starting book ends at; diffs up to it are left out.
     """
 
+    symbol: str
     depth_id: int
-    _last: dict[int, int] = field(default_factory=dict)
+    _found: dict[int, dict[int, tuple[int, bytes]]] = field(default_factory=dict)
 
-    def admits(self, frame: bytes, symbol: str) -> bool:
-        """Say whether a frame is new; one that cannot be read or is another symbol's is not wanted at all."""
+    def __len__(self) -> int:
+        return sum(map(len, self._found.values()))
+
+    def add(self, received_us: int, frame: bytes) -> None:
+        """Take a frame; one that cannot be read, says nothing or is another symbol's is left out."""
         try:
-            template, found, _, _, last_id, count = validate_frame(frame)
+            template, symbol, _, _, last_id, count = validate_frame(frame)
         except DecodeError:
-            return False
-        if found != symbol or count == 0 or template == 10002:
-            return False
-        last = self._last.get(template, self.depth_id if template == 10003 else -1)
-        if last_id <= last:
-            return False
-        self._last[template] = last_id
-        return True
+            return
+        if symbol != self.symbol or count == 0 or template == _SNAPSHOT:
+            return
+        if template == _DIFF and last_id <= self.depth_id:
+            return
+        of_kind = self._found.setdefault(template, {})
+        known = of_kind.get(last_id)
+        if known is None or received_us < known[0]:
+            of_kind[last_id] = (received_us, frame)
+
+    def events(self) -> list[tuple[int, bytes]]:
+        """Give the frames by time of receipt; within a kind the order of ids comes first."""
+        kinds = []
+        for of_kind in self._found.values():
+            latest_us, ordered = 0, []
+            for _, (received_us, frame) in sorted(of_kind.items()):
+                latest_us = max(latest_us, received_us)
+                ordered.append((latest_us, frame))
+            kinds.append(ordered)
+        return list(heapq.merge(*kinds, key=itemgetter(0)))
 
 
 async def begin(redis: Redis, symbol: str) -> tuple[Recording, dict[str, str]]:
@@ -93,18 +116,16 @@ async def follow(redis: Redis, recording: Recording, ids: dict[str, str], second
     reader = LineReader(redis, recording.symbol)
     await reader.discover()
     reader.seek(ids)
-    once = Once(recording.snapshot.book_update_id)
+    collected = Collected(recording.symbol, recording.snapshot.book_update_id)
     started = told = time.monotonic()
     while not stop.is_set() and time.monotonic() - started < seconds:
         for batch in await reader.read(BLOCK_MS, now_us=time.monotonic_ns() // 1_000):
             for received_us, frame in unpack_frames(batch.frames):
-                if once.admits(frame, recording.symbol):
-                    # The order of ids is what counts; the lines' receive times may differ by milliseconds.
-                    last_us = recording.events[-1][0] if recording.events else 0
-                    recording.events.append((max(received_us, last_us), frame))
+                collected.add(received_us, frame)
         if time.monotonic() - told >= PROGRESS_S:
             told = time.monotonic()
-            log.info("%s: %d frames in %.0f s", recording.symbol, len(recording.events), told - started)
+            log.info("%s: %d frames in %.0f s", recording.symbol, len(collected), told - started)
+    recording.events.extend(collected.events())
 
 
 def hole_in(recording: Recording) -> str:
@@ -130,6 +151,7 @@ async def run(settings: CaptureSettings) -> int:
     """Record one symbol for the time that was asked for, or until SIGINT; then write the file.
 
     Raises:
+        BadRecording: If there was nothing to record.
         BadSettings: If the settings name several symbols or a file that cannot be written.
         RedisRefused: If there is nothing to begin with.
     """
@@ -146,6 +168,10 @@ async def run(settings: CaptureSettings) -> int:
         await follow(redis, recording, ids, settings.seconds, stop)
     finally:
         await redis.aclose()
+    if not recording.events:
+        raise BadRecording(f"{recording.symbol}: no frame came in {settings.seconds:g} s; is an ingestor running?")
+    # The book was stored a little before the recording began, and the lines are read on from there.
+    recording = replace(recording, snapshot_us=min(recording.snapshot_us, recording.events[0][0]))
     try:
         save(recording, settings.out)
     except OSError as error:
