@@ -19,6 +19,11 @@ from sheetanchor.hot_state import HotState
 KEYS = keys("BTCUSDT")
 
 
+def check_of(replica: Replica, name: str) -> str:
+    """What a replica's health says of one dependency."""
+    return str(replica.get("/health")[1]["checks"][name]["status"])
+
+
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     """A registry with one sound model."""
@@ -54,7 +59,7 @@ def test_a_sound_state_gives_a_sound_prediction(
             float(stored["latency_ms"]),
         )
         assert (record["slot"], 0) == (slot_of(record["ts"]), record["ts"] % 2_000_000)
-        wait_until(lambda: replica.get("/health")[0] == 200, within_s=5, what="the replica is healthy")
+        wait_until(lambda: check_of(replica, "models") == "healthy", within_s=5, what="the models are healthy")
         assert [record["model"]] == replica.get("/health")[1]["checks"]["models"]["loaded_models"]
         status, body = replica.get("/predictions/ETHUSDT")
         assert (404, "NOT_FOUND") == (status, body["error"]["code"])
@@ -182,8 +187,7 @@ def test_a_replica_without_a_model_leaves_the_slot_to_a_sound_one(
         assert record["reason"].startswith("model: ")
         assert (0.1, True) == (record["confidence"], record["degraded"])
         poor.wait_for(lambda found: found["committed"] and found["latency_ms"] >= 500, "a late commit")
-        wait_until(lambda: poor.get("/health")[0] == 200, within_s=5, what="the replica is ready")
-        assert "degraded" == poor.get("/health")[1]["checks"]["models"]["status"]
+        wait_until(lambda: check_of(poor, "models") == "degraded", within_s=5, what="the want of a model shows")
 
         with replicas(redis_server.url, models, tmp_path, "rich") as [rich]:
             slot = rich.wait_for(_sound, "a sound prediction")["slot"]
@@ -223,7 +227,8 @@ def test_a_redis_that_hangs_dies_and_comes_back_empty(redis_server: RedisServer,
 
         redis_server.stop()
         replica.wait_for(lambda found: not found["committed"] and found["degraded"], "an answer without Redis")
-        wait_until(lambda: replica.get("/health")[0] == 503, within_s=8, what="the loss of Redis shows")
+        wait_until(lambda: check_of(replica, "redis") == "unhealthy", within_s=8, what="the loss of Redis shows")
+        assert (200, 200) == (replica.get("/health")[0], replica.get("/health/ready")[0])
         redis_server.start()
         record = replica.wait_for(_sound, "a sound prediction from the new server")
         assert 1 == record["epoch"] == market.epoch

@@ -109,7 +109,8 @@ def checks_of(forecasts: Sequence[Forecast], predictor: Predictor) -> list[Check
         return CheckResult("healthy" if sound else "degraded", {"symbols": told})
 
     return [
-        Check("redis", redis),
+        # Not critical: without Redis a replica answers from what it last read, and must stay reachable to do so.
+        Check("redis", redis, critical=False),
         Check("models", models, critical=False),
         Check("features", features, critical=False),
         Check("predictions", predictions, critical=False),
