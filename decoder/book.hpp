@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -141,8 +142,8 @@ class Side {
     else unused_.pop_back();
     auto& old = block(at);
     auto& fresh = blocks_[id];
-    std::vector<Level> levels;
-    for (std::size_t nth = 0; nth < BLOCK; ++nth) levels.push_back({old.prices[nth], old.qtys[nth]});
+    std::array<Level, BLOCK> levels;
+    for (std::size_t nth = 0; nth < BLOCK; ++nth) levels[nth] = {old.prices[nth], old.qtys[nth]};
     std::sort(levels.begin(), levels.end(), [](const Level& a, const Level& b) { return worse(a.price, b.price); });
     for (std::size_t nth = 0; nth < BLOCK; ++nth) {
       auto& to = nth < BLOCK / 2 ? old : fresh;
