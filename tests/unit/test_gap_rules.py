@@ -332,3 +332,18 @@ def test_the_stamp_of_freshness_moves_only_with_the_ids() -> None:
     look(lookout, market, NOW_US + 1_000_000)
 
     assert NOW_US == lookout.event_stamp_us
+
+
+def test_gaps_are_counted_by_the_day() -> None:
+    """The count begins anew at midnight UTC, also when nothing happens then."""
+    midnight_us = 1_700_006_400_000_000
+    lookout, market = Lookout(Thresholds(), 0), Market("BTCUSDT")
+    told = []
+    for at_us in (midnight_us - 2, midnight_us - 1):
+        lookout.count_gap(at_us)
+        told.append(lookout.report(market, at_us)["gaps_detected_today"])
+    told.append(lookout.report(market, midnight_us)["gaps_detected_today"])
+    lookout.count_gap(midnight_us + 1)
+    told.append(lookout.report(market, midnight_us + 1)["gaps_detected_today"])
+
+    assert [1, 2, 0, 1] == told

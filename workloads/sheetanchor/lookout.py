@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sheetanchor._decoder import Market
 from sheetanchor.gaps import (
@@ -19,6 +19,8 @@ from sheetanchor.gaps import (
     Volume,
     hole_is_final,
 )
+
+DAY_US: Final = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Lookout:
     thresholds: Thresholds
     since_us: int
     event_stamp_us: int = 0
-    gaps_today: int = 0
+    _gaps_today: int = 0
     _day: int = 0
     _depth: Sequence = field(default_factory=Sequence)
     _trades: Sequence = field(default_factory=Sequence)
@@ -95,9 +97,7 @@ class Lookout:
             ]
             found += [self._look_at_crossing(market), self._look_at_top(market)]
         found.append(self._look_at_volume(market))
-        kept = [finding for finding in found if finding and finding.rule not in self.thresholds.suppressed]
-        self._count(len(kept), scene.now_us)
-        return kept
+        return [finding for finding in found if finding and finding.rule not in self.thresholds.suppressed]
 
     def _holes(self, market: Market, scene: Scene) -> list[Finding | None]:
         if not scene.caught_up:
@@ -165,17 +165,20 @@ class Lookout:
         self._volume, finding = self._volume.look(volume, self.thresholds.volume_sigmas)
         return finding
 
-    def _count(self, found: int, now_us: int) -> None:
-        day = now_us // 86_400_000_000
-        if day != self._day:
-            self._day, self.gaps_today = day, 0
-        self.gaps_today += found
+    def count_gap(self, now_us: int) -> None:
+        """Take note that a gap has been told; the count begins anew at midnight UTC."""
+        self._gaps_today = self._told_today(now_us) + 1
+        self._day = now_us // DAY_US
+
+    def _told_today(self, now_us: int) -> int:
+        return self._gaps_today if now_us // DAY_US == self._day else 0
 
     def report(self, market: Market, now_us: int) -> dict[str, Any]:
         """Describe the detector for health answers."""
+        checked = datetime.fromtimestamp(now_us / 1e6, UTC)
         return {
             "status": "monitoring",
-            "last_check_time": datetime.fromtimestamp(now_us / 1e6, UTC).isoformat(timespec="milliseconds"),
-            "gaps_detected_today": self.gaps_today,
+            "last_check_time": checked.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "gaps_detected_today": self._told_today(now_us),
             "last_sequence_id": market.update_id,
         }

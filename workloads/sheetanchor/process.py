@@ -165,8 +165,11 @@ def checks_of(writers: list[SymbolWriter]) -> list[Check]:
         return CheckResult("healthy" if good else "degraded", {"last_event_age_ms": ages})
 
     async def detector() -> CheckResult:
-        reports = [writer.lookout.report(writer.market, writer.now_us) for writer in writers if writer.clock.known]
-        return CheckResult("healthy", reports[0] if len(reports) == 1 else {"symbols": reports})
+        known = (writer for writer in writers if writer.clock.known)
+        reports = {writer.symbol: writer.lookout.report(writer.market, writer.now_us) for writer in known}
+        if len(reports) == 1:
+            return CheckResult("healthy", next(iter(reports.values())))
+        return CheckResult("healthy", {"status": "monitoring", "symbols": reports})
 
     return [
         Check("redis", redis),

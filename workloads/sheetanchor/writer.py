@@ -393,6 +393,7 @@ class SymbolWriter:
         await self._hot.add_gap(gap_of(finding, self.symbol, "process", self.now_us, self._epoch))
         log.warning("%s: %s: %s", self.symbol, finding.rule, finding.reason)
         metrics.GAPS.labels(self.symbol, finding.rule, rule.action).inc()
+        self.lookout.count_gap(self.now_us)
         if rule.suspects:
             self._told.add(finding.rule)
         if rule.action != VALIDATION:
