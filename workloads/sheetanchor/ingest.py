@@ -163,7 +163,7 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> None:
         RedisRefused: If Redis wants another password.
     """
     api_key = api_key_of(settings)
-    service = settings.service_name or f"sheetanchor-ingest-{settings.line}"
+    service = settings.service_name or "sheetanchor-ingest"
     health = Health(service, [], settings.health_check_interval_seconds)
     redis = redis_client(settings.redis_url, settings.redis_password_file)
     intake = Intake(settings.symbol, settings.queue_bytes_max)
@@ -176,7 +176,7 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> None:
             app = create_app(health)
 
             async def stats() -> dict[str, Any]:
-                return {"service": service, "sbe_stats": describe(keeper, sender)}
+                return {"service": service, "line": settings.line, "sbe_stats": describe(keeper, sender)}
 
             app.add_api_route("/stats", stats)
             async with serve(app, health, settings.http_host, settings.http_port):
