@@ -108,7 +108,7 @@ def test_every_doubt_about_the_state_is_told_and_a_rebuild_is_none(
 
         market.stamps = True
         market.do(_garble)
-        record = replica.wait_for(lambda found: "redis:" in found["reason"], "a state that cannot be read")
+        record = replica.wait_for(lambda found: "of epoch" in found["reason"], "an anchor that cannot be trusted")
         assert not holes(committed(redis_server.url))
 
 
