@@ -146,8 +146,8 @@ class CircuitState(Enum):
 class CircuitBreaker:
     """Stops calling a dependency that keeps failing, and finds out when it is back.
 
-    Opens after `failure_threshold` failures in a row, or when half of at least twenty calls within a minute have failed.
-    Open, it calls nothing for `recovery_timeout_s`; then it lets single calls through, and closes after
+    Opens after `failure_threshold` failures in a row, or when half of at least twenty calls within a minute have
+    failed. Open, it calls nothing for `recovery_timeout_s`; then it lets single calls through, and closes after
     `success_threshold` successes in a row. Any failure meanwhile opens it again.
 
     Args:
