@@ -49,7 +49,9 @@ class Buffer {
   ~Buffer() { PyBuffer_Release(&view_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  sbe::Bytes bytes() const { return {static_cast<const std::uint8_t*>(view_.buf), static_cast<std::size_t>(view_.len)}; }
+  sbe::Bytes bytes() const {
+    return {static_cast<const std::uint8_t*>(view_.buf), static_cast<std::size_t>(view_.len)};
+  }
 
  private:
   Py_buffer view_{};
@@ -129,7 +131,8 @@ template <class T>
 T integer(nb::handle value, const std::string& field) {
   constexpr auto low = std::numeric_limits<T>::min();
   constexpr auto high = std::numeric_limits<T>::max();
-  const auto expected = field + ": expected an integer of " + std::to_string(low) + ".." + std::to_string(high) + ", found ";
+  const auto expected =
+      field + ": expected an integer of " + std::to_string(low) + ".." + std::to_string(high) + ", found ";
   if (!PyIndex_Check(value.ptr())) raise_encode(expected + nb::repr(value).c_str());
   const auto exact = nb::steal(PyNumber_Index(value.ptr()));
   if (!exact.is_valid()) throw nb::python_error();
@@ -181,7 +184,8 @@ void take_trades(nb::handle message, std::vector<sbe::Trade>& out) {
 
 std::string symbol_of(nb::handle message) {
   const nb::object symbol = message.attr("symbol");
-  if (!PyUnicode_Check(symbol.ptr())) raise_encode(std::string("symbol: expected text, found ") + nb::repr(symbol).c_str());
+  if (!PyUnicode_Check(symbol.ptr()))
+    raise_encode(std::string("symbol: expected text, found ") + nb::repr(symbol).c_str());
   Py_ssize_t size = 0;
   const char* utf8 = PyUnicode_AsUTF8AndSize(symbol.ptr(), &size);
   if (utf8 == nullptr) {

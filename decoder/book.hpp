@@ -65,7 +65,8 @@ class Side {
       const auto& from = blocks_[order_[at]];
       const auto sorted = static_cast<std::ptrdiff_t>(out.size());
       for (std::size_t nth = 0; nth < from.count; ++nth) out.push_back({from.prices[nth], from.qtys[nth]});
-      std::sort(out.begin() + sorted, out.end(), [](const Level& a, const Level& b) { return worse(b.price, a.price); });
+      std::sort(out.begin() + sorted, out.end(),
+                [](const Level& a, const Level& b) { return worse(b.price, a.price); });
     }
     if (out.size() > depth) out.resize(depth);
     return out;

@@ -1,7 +1,7 @@
 // Scaled integers to text and to doubles, without drift.
 //
-// A market keeps all its prices at one exponent and all its quantities at another. Sums of products are kept in 128 bits,
-// so a statistic is rounded once, when it becomes a double.
+// A market keeps all its prices at one exponent and all its quantities at another. Sums of products are kept in 128
+// bits, so a statistic is rounded once, when it becomes a double.
 #pragma once
 
 #include <array>
@@ -25,7 +25,8 @@ inline constexpr Int128 PRODUCT_MAX = (Int128{1} << PRODUCT_BITS) - 1;
 inline double power_of_ten(int exponent) {
   static const auto table = [] {
     std::array<double, 2 * EXPONENT_MAX + 1> powers{};
-    for (std::size_t at = 0; at < powers.size(); ++at) powers[at] = std::strtod(("1e" + std::to_string(at)).c_str(), nullptr);
+    for (std::size_t at = 0; at < powers.size(); ++at)
+      powers[at] = std::strtod(("1e" + std::to_string(at)).c_str(), nullptr);
     return powers;
   }();
   return table[static_cast<std::size_t>(exponent)];

@@ -532,7 +532,7 @@ bool Market::each_value(Visit visit) {
   };
   const auto one = [&visit](std::int64_t& price, std::int64_t& qty) { return visit(price, qty, MANTISSA_MAX); };
   if (!book_.bids.each(one) || !book_.asks.each(one)) return false;
-  if (best_id_ >= 0 && (!visit(bid_.price, bid_.qty, MANTISSA_MAX) || !visit(ask_.price, ask_.qty, MANTISSA_MAX))) return false;
+  if (best_id_ >= 0 && (!one(bid_.price, bid_.qty) || !one(ask_.price, ask_.qty))) return false;
   for (auto& [id, diff] : pending_diffs_)
     if (!all(diff.bids) || !all(diff.asks)) return false;
   for (auto& [id, pending] : pending_trades_)

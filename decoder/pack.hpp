@@ -1,7 +1,7 @@
 // The book as one string of bytes: what a processor loads when it starts or takes over.
 //
-// Layout 1, little-endian: "SAbk", u16 version, i8 price exponent, i8 quantity exponent, ten i64 (epoch, update id, best
-// bid and ask id or -1, bid price, bid qty, ask price, ask qty, trade id or -1, event time, stamp), u32 bids, u32 asks,
+// Layout 1, little-endian: "SAbk", u16 version, i8 price exponent, i8 quantity exponent, ten i64 (epoch, update id,
+// best bid and ask id or -1, bid price, bid qty, ask price, ask qty, trade id or -1, event time, stamp), u32 bids, u32 asks,
 // u16 lines, u8 + symbol, per line u8 + name, u8 + stream id, levels of two i64 best first, CRC-32 of all before it.
 #pragma once
 
@@ -64,7 +64,8 @@ void append(std::string& out, T value) {
 
 inline void append_text(std::string& out, const std::string& text, const char* field) {
   if (text.size() > 255)
-    throw std::invalid_argument(std::string(field) + ": expected at most 255 bytes, found " + std::to_string(text.size()));
+    throw std::invalid_argument(std::string(field) + ": expected at most 255 bytes, found " +
+                                std::to_string(text.size()));
   append(out, static_cast<std::uint8_t>(text.size()));
   out += text;
 }
@@ -92,8 +93,8 @@ class PackReader {
   }
   std::string_view slice(std::size_t count) {
     if (count > blob_.size() - at_)
-      throw std::invalid_argument("book: expected " + std::to_string(count) + " bytes at offset " + std::to_string(at_) +
-                                  ", found " + std::to_string(blob_.size() - at_));
+      throw std::invalid_argument("book: expected " + std::to_string(count) + " bytes at offset " +
+                                  std::to_string(at_) + ", found " + std::to_string(blob_.size() - at_));
     at_ += count;
     return blob_.substr(at_ - count, count);
   }
@@ -149,8 +150,8 @@ inline std::string pack(const PackedBook& book) {
   append(out, PACK_VERSION);
   append(out, static_cast<std::int8_t>(book.price_exponent));
   append(out, static_cast<std::int8_t>(book.qty_exponent));
-  for (const std::int64_t value : {book.epoch, book.update_id, book.best_id, book.bid.price, book.bid.qty, book.ask.price,
-                                   book.ask.qty, book.trade_id, book.event_us, book.stamp_us})
+  for (const std::int64_t value : {book.epoch, book.update_id, book.best_id, book.bid.price, book.bid.qty,
+                                   book.ask.price, book.ask.qty, book.trade_id, book.event_us, book.stamp_us})
     append(out, value);
   append(out, static_cast<std::uint32_t>(book.bids.size()));
   append(out, static_cast<std::uint32_t>(book.asks.size()));

@@ -299,8 +299,8 @@ void put(std::vector<std::uint8_t>& out, T value) {
 
 }  // namespace detail
 
-// Fills `out` and answers true, or fills `error` and answers false. `out` borrows from `frame`; fields that its template
-// does not have keep what they held, but no group outlives its frame.
+// Fills `out` and answers true, or fills `error` and answers false. `out` borrows from `frame`; fields that its
+// template does not have keep what they held, but no group outlives its frame.
 inline bool parse(Bytes frame, Frame& out, Error& error) {
   for (auto* group : {&out.trades, &out.bids, &out.asks}) group->count = 0;
   return detail::Reader(frame, error).parse(out);

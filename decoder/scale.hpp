@@ -26,12 +26,12 @@ inline bool times(std::int64_t& value, std::int64_t factor, std::int64_t limit) 
 // A price above 0 and a quantity of 0 (removed) or more, within the bounds that keep every sum exact.
 inline bool convert(const Level& wire, Factors factors, Level& out) {
   std::int64_t price = 0, qty = 0;
-  const bool overflow =
-      __builtin_mul_overflow(wire.price, factors.price, &price) | __builtin_mul_overflow(wire.qty, factors.qty, &qty);
+  const bool price_overflows = __builtin_mul_overflow(wire.price, factors.price, &price);
+  const bool qty_overflows = __builtin_mul_overflow(wire.qty, factors.qty, &qty);
   out.price = price;
   out.qty = qty;
-  return !overflow && price > 0 && qty >= 0 && price <= MANTISSA_MAX && qty <= MANTISSA_MAX &&
-         Int128{price} * qty <= PRODUCT_MAX;
+  return !price_overflows && !qty_overflows && price > 0 && qty >= 0 && price <= MANTISSA_MAX &&
+         qty <= MANTISSA_MAX && Int128{price} * qty <= PRODUCT_MAX;
 }
 
 inline bool convert_trade(PastTrade& trade, Factors factors) {
