@@ -59,7 +59,7 @@ def describe(keeper: Keeper, sender: Sender) -> dict[str, dict[str, Any]]:
     """Describe the parts of the line, for health and `/stats`."""
     numbers = keeper.intake.numbers
     last_s = numbers.last_message_s
-    age_ms = None if last_s is None else round((time.perf_counter() - last_s) * 1000)
+    age_ms = None if last_s is None else round((time.monotonic() - last_s) * 1000)
     tries = numbers.sent + numbers.failed
     lost = "degraded" if keeper.degraded else "disconnected"
     return {
@@ -170,7 +170,8 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> None:
     sender = Sender(redis, settings.line, intake, settings.flush_ms / 1000)
     url = stream_url(settings.ws_url, settings.symbol, settings.streams)
     try:
-        async with aiohttp.ClientSession() as session:
+        # Connecting has a time-out of its own; the session's would count the connection's whole life.
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
             keeper = Keeper(url, settings.line, settings.symbol, api_key, session, intake, policy_of(settings))
             health.checks = checks_of(keeper, sender)
             app = create_app(health)

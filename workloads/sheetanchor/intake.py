@@ -94,6 +94,7 @@ class Intake:
         """
         numbers = self.numbers
         numbers.messages += 1
+        numbers.last_message_s = time.monotonic()
         started = time.perf_counter()
         try:
             template, symbol, _, first_id, last_id, count = validate_frame(frame)
@@ -104,7 +105,6 @@ class Intake:
         spent_s = time.perf_counter() - started
         numbers.decode_s += spent_s
         metrics.SBE_DECODE_DURATION.observe(spent_s)
-        numbers.last_message_s = started + spent_s
         channel = self._channels.get(symbol)
         if channel is None:
             self._count_foreign(symbol)
