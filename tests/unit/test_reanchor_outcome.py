@@ -65,7 +65,7 @@ def test_worst_exit_code_of_several_runs() -> None:
 
 def test_receipt_survives_json() -> None:
     """What is written to Redis and stdout is read back as it was."""
-    progress = Progress("reanchor_BTCUSDT_1_ab", 5, epoch_before=3, phases={"lock": 0.1}, notes=["a note"])
+    progress = Progress("reanchor_BTCUSDT_1_ab", 5, "http://x", epoch_before=3, phases={"lock": 0.1}, notes=["a note"])
     order = Order("BTCUSDT", reason="why", trigger="sequence_gap", request_id="r")
 
     receipt = receipt_of(order, progress, Outcome("failed", 3, "no"), 9)

@@ -204,6 +204,7 @@ class Receipt:
         message: One line for people.
         request_id: Id of the request, "" if it had none.
         retry_at_us: Do not ask the exchange before this time: it has told us so; 0 if it has not.
+        exchange: Origin of the exchange's REST interface.
     """
 
     id: str
@@ -223,6 +224,7 @@ class Receipt:
     checks: tuple[str, ...] = ()
     request_id: str = ""
     retry_at_us: int = 0
+    exchange: str = ""
 
     def to_json(self) -> str:
         """Render as one line of JSON."""

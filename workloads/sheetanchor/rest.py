@@ -136,7 +136,7 @@ class Exchange:
         breaker: CircuitBreaker | None = None,
         weight_per_minute: int = WEIGHT_PER_MINUTE,
     ) -> None:
-        self._url = rest_url.rstrip("/")
+        self.url = rest_url.rstrip("/")
         self._timeout_s = timeout_s
         self._patience_s = patience_s
         self._retry_policy = replace(retry_policy, retry_after_max_s=patience_s)
@@ -244,7 +244,7 @@ class Exchange:
         started_s = time.monotonic()
         status = "none"
         try:
-            async with self._session.get(self._url + endpoint, params=query, allow_redirects=False) as response:
+            async with self._session.get(self.url + endpoint, params=query, allow_redirects=False) as response:
                 status = str(response.status)
                 self._weight.note(response.headers.get("X-MBX-USED-WEIGHT-1M"), time.time())
                 raw = await _bounded_body(response, endpoint)
@@ -252,15 +252,15 @@ class Exchange:
                 return raw
         except aiohttp.ConnectionTimeoutError as error:
             status = "timeout"
-            raise ExchangeUnavailable(f"GET {endpoint}: no connection to {self._url}") from error
+            raise ExchangeUnavailable(f"GET {endpoint}: no connection to {self.url}") from error
         except TimeoutError as error:
             status = "timeout"
             metrics.TIMEOUTS.labels("rest").inc()
-            raise Unresponsive(f"GET {endpoint}: no answer from {self._url} within {self._timeout_s:g} s") from error
+            raise Unresponsive(f"GET {endpoint}: no answer from {self.url} within {self._timeout_s:g} s") from error
         except aiohttp.ClientConnectorError as error:
             status = "error"
             told = error.os_error.strerror or error.os_error
-            raise ExchangeUnavailable(f"GET {endpoint}: cannot connect to {self._url}: {told}") from error
+            raise ExchangeUnavailable(f"GET {endpoint}: cannot connect to {self.url}: {told}") from error
         except (aiohttp.ClientError, OSError) as error:
             status = "error"
             told = " ".join(str(error).split()) or type(error).__name__

@@ -27,8 +27,8 @@ LEVELS_MIN: Final = 10
 """Levels a side that the hot state shows; a book with fewer was cut off on its way."""
 
 COMPARED_LEVELS: Final = 100
-"""Levels a side that must agree when a live book is compared: ten times what features read, and well inside what any
-snapshot knows."""
+"""Levels a side that must agree when a live book is compared: ten times what features read, and well inside what a
+snapshot of the default depth knows."""
 
 RELATIVE_ERROR: Final = 1e-9
 """Decimal text to binary numbers and back, with some room."""

@@ -12,8 +12,8 @@ from sheetanchor._decoder import Market
 from sheetanchor.hot_state import HotState
 from sheetanchor.reanchor.replay import Replay
 from sheetanchor.reanchor.snapshot import Snapshot, build, references
-from sheetanchor.rest_bodies import EXPONENT
 from sheetanchor.validation import (
+    COMPARED_LEVELS,
     Levels,
     Limits,
     book_differences,
@@ -28,7 +28,14 @@ POLL_S: Final = 0.1
 """The full book is written once a second; a tenth of that is soon enough."""
 
 
-async def compare(hot: HotState, redis: Redis, snapshot: Snapshot, limits: Limits, *, wait_s: float) -> list[str]:
+def compared_levels(depth_limit: int) -> int:
+    """Give the levels a side to compare: half of what a snapshot knows, as the market moves through it meanwhile."""
+    return min(COMPARED_LEVELS, max(1, depth_limit // 2))
+
+
+async def compare(
+    hot: HotState, redis: Redis, snapshot: Snapshot, limits: Limits, *, depth_limit: int, wait_s: float
+) -> list[str]:
     """Name the differences between the live state and the exchange; none means that it is sound.
 
     Args:
@@ -36,13 +43,14 @@ async def compare(hot: HotState, redis: Redis, snapshot: Snapshot, limits: Limit
         redis: Where the lines are.
         snapshot: What the exchange says.
         limits: How far off prices may be.
+        depth_limit: Levels a side that snapshots are asked for.
         wait_s: Longest wait for a live book that the lines lead to from the snapshot.
 
     Raises:
         RedisError: Redis does not answer.
     """
     told = await _live_state(hot, snapshot, limits)
-    return told or await _live_book(hot, redis, snapshot, wait_s)
+    return told or await _live_book(hot, redis, snapshot, compared_levels(depth_limit), wait_s)
 
 
 async def _live_state(hot: HotState, snapshot: Snapshot, limits: Limits) -> list[str]:
@@ -63,7 +71,7 @@ async def _live_state(hot: HotState, snapshot: Snapshot, limits: Limits) -> list
     ]
 
 
-async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, wait_s: float) -> list[str]:
+async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, depth: int, wait_s: float) -> list[str]:
     """Lead the snapshot to the update of a live book and compare level by level."""
     deadline_s = time.monotonic() + wait_s
     tried_id = -1
@@ -78,7 +86,11 @@ async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, wait_s: fl
             tried_id = live.update_id
             fresh = await _exchange_book(redis, snapshot, tried_id, max(0.0, deadline_s - time.monotonic()))
             if fresh is not None:
-                return book_differences(_levels(live), _levels(fresh))
+                finest = (
+                    min(live.price_exponent, fresh.price_exponent),
+                    min(live.qty_exponent, fresh.qty_exponent),
+                )
+                return book_differences(_levels(live, *finest), _levels(fresh, *finest), depth)
         if time.monotonic() > deadline_s:
             return [
                 f"the live book at update {live.update_id} cannot be reached from the exchange's at "
@@ -93,10 +105,10 @@ async def _exchange_book(redis: Redis, snapshot: Snapshot, update_id: int, wait_
     return market if await replay.reach(update_id) else None
 
 
-def _levels(market: Market) -> tuple[Levels, Levels]:
-    """Give both sides at the exponents of the REST interface, whatever the lines use."""
-    price_factor = 10 ** (market.price_exponent - EXPONENT)
-    qty_factor = 10 ** (market.qty_exponent - EXPONENT)
+def _levels(market: Market, price_exponent: int, qty_exponent: int) -> tuple[Levels, Levels]:
+    """Give both sides at exponents that are no coarser than the market's own."""
+    price_factor = 10 ** (market.price_exponent - price_exponent)
+    qty_factor = 10 ** (market.qty_exponent - qty_exponent)
     bids, asks = market.levels()
     return (
         [(price * price_factor, qty * qty_factor) for price, qty in bids],

@@ -36,6 +36,7 @@ class Progress:
 
     id: str
     started_us: int
+    exchange: str
     phase: str = "lock"
     phases: dict[str, float] = field(default_factory=dict)
     checks: tuple[str, ...] = ()
@@ -80,6 +81,7 @@ def receipt_of(order: Order, progress: Progress, outcome: Outcome, now_us: int) 
         checks=progress.checks,
         request_id=order.request_id,
         retry_at_us=outcome.retry_at_us,
+        exchange=progress.exchange,
     )
 
 

@@ -103,8 +103,12 @@ class Replay:
     def _has_hole(self) -> bool:
         return self.market.depth_hole is not None or self.market.trade_hole is not None
 
-    async def catch_up(self) -> Reached:
+    async def catch_up(self, *, forgive_trades: bool = False) -> Reached:
         """Read everything that the lines hold, and wait until they have come past the snapshot.
+
+        Args:
+            forgive_trades: Pass over trades that neither the snapshot nor a line has brought; the windows lack them for
+                five seconds, the book is none the worse.
 
         Raises:
             ExchangeError: The lines flow but do not come near the snapshot in time.
@@ -122,6 +126,8 @@ class Replay:
                 heard_s = now_s
             if self._has_hole:
                 hole_s = hole_s or now_s
+                if forgive_trades and self.market.trade_hole is not None and now_s - hole_s > HOLE_WAIT_S / 2:
+                    self.market.skip_trade_hole()
                 if now_s - hole_s > HOLE_WAIT_S:
                     return Reached.HOLE
                 continue

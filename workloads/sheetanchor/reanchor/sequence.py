@@ -77,7 +77,7 @@ class Reanchor:
     def __init__(self, order: Order, redis: Redis, exchange: Exchange, hook: Hook = _no_hook) -> None:
         now_us = time.time_ns() // 1000
         self.order = order
-        self.progress = Progress(new_id(order.symbol, order.request_id, now_us), now_us)
+        self.progress = Progress(new_id(order.symbol, order.request_id, now_us), now_us, exchange.url)
         self._redis = redis
         self._hot = HotState(redis, order.symbol)
         self._exchange = exchange
@@ -168,7 +168,8 @@ class Reanchor:
         """Do not repeat a request that was answered, nor undercut a Retry-After that an earlier run was given."""
         receipts = await earlier_receipts(self._redis, self.order.symbol)
         now_us = await redis_now_us(self._redis)
-        retry_at_us = max((receipt.retry_at_us for receipt in receipts), default=0)
+        here = [receipt.retry_at_us for receipt in receipts if receipt.exchange == self._exchange.url]
+        retry_at_us = max(here, default=0)
         if retry_at_us > now_us:
             self._exchange.stay_away((retry_at_us - now_us) / 1e6)
         request_id = self.order.request_id
@@ -195,7 +196,12 @@ class Reanchor:
             snapshot = await self._fetch()
             async with self._phase("compare"):
                 differences = await compare(
-                    self._hot, self._redis, snapshot, self._limits(), wait_s=self.order.catch_up_s
+                    self._hot,
+                    self._redis,
+                    snapshot,
+                    self._limits(),
+                    depth_limit=self.order.depth_limit,
+                    wait_s=self.order.catch_up_s,
                 )
             if not differences:
                 self.progress.checks = ("live_state", "live_book")
@@ -209,26 +215,26 @@ class Reanchor:
         Raises:
             ExchangeError: No snapshot joined the lines.
         """
-        for attempt in range(FETCHES_MAX):
-            if attempt:
-                await asyncio.sleep(REFETCH_DELAY_S * (0.8 + 0.4 * random.random()))
+        for attempt in range(1, FETCHES_MAX + 1):
             snapshot = await self._fetch()
             async with self._phase("build"):
-                market = build(snapshot)
+                replay = Replay(self._redis, build(snapshot), snapshot.asked_us, self.order.catch_up_s)
                 log.debug("Temporary state built for %s", self.order.symbol)
-            replay = Replay(self._redis, market, snapshot.asked_us, self.order.catch_up_s)
             async with self._phase("catch_up"):
                 reached = await replay.catch_up()
+                if reached is Reached.HOLE and attempt == FETCHES_MAX and replay.market.depth_hole is None:
+                    self.progress.notes.append(f"some trades are unknown: {_hole(replay.market)}")
+                    reached = await replay.catch_up(forgive_trades=True)
             if reached is not Reached.HOLE:
                 if reached is not Reached.LIVE:
-                    tell_time(market, snapshot)
+                    tell_time(replay.market, snapshot)
                     self.progress.notes.append(reached.value)
                 return replay, snapshot
-            log.info("snapshot %d does not join the lines: %s", snapshot.depth.last_update_id, _hole(market))
-        raise ExchangeError(
-            f"no snapshot joined the lines in {FETCHES_MAX} tries: the last was {snapshot.depth.last_update_id}, "
-            f"{_hole(market)}"
-        )
+            told = f"snapshot {snapshot.depth.last_update_id} does not join the lines: {_hole(replay.market)}"
+            log.info("%s", told)
+            if attempt < FETCHES_MAX:
+                await asyncio.sleep(REFETCH_DELAY_S * attempt * (0.8 + 0.4 * random.random()))
+        raise ExchangeError(f"no snapshot joined the lines in {FETCHES_MAX} tries; {told}")
 
     async def _finish(self, replay: Replay, snapshot: Snapshot) -> SwapReply | None:
         """Stage, validate and swap; as often as the live state was newer than what was staged.
@@ -272,7 +278,7 @@ class Reanchor:
 
     async def _catch_up_again(self, replay: Replay) -> None:
         async with self._phase("catch_up"):
-            if await replay.catch_up() is Reached.HOLE:
+            if await replay.catch_up(forgive_trades=True) is Reached.HOLE:
                 raise ExchangeError(f"the lines have a hole after the snapshot: {_hole(replay.market)}")
 
     async def _stage(self, market: Market, line_ids: dict[str, str]) -> Candidate:

@@ -113,6 +113,8 @@ def build(snapshot: Snapshot) -> Market:
         market.seed_trades(list(trades), EXPONENT, EXPONENT)
     except ValueError as error:
         raise ExchangeError(f"Invalid depth or trades data received: {error}") from error
+    while market.trade_hole is not None:  # ids that the exchange itself leaves out are not missing
+        market.skip_trade_hole()
     return market
 
 
