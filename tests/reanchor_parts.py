@@ -55,6 +55,7 @@ class ExchangeProcess:
             return False
 
         wait_until(is_up, within_s=30, what="the exchange answers")
+        self.up_since_s = time.monotonic()
 
     def ask(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
         """Send a request and give the JSON of its answer."""
@@ -68,6 +69,10 @@ class ExchangeProcess:
     def fault(self, kind: str, **parameters: Any) -> int:
         """Script a fault; gives its id."""
         return int(self.ask("/faults", {"kind": kind, **parameters})["id"])
+
+    async def until_it_has_a_past(self) -> None:
+        """Wait until it can give a snapshot from well before now."""
+        await asyncio.sleep(max(0.0, self.up_since_s + 3 - time.monotonic()))
 
     def applied(self, fault_id: int) -> int:
         """Say how often a fault has acted."""

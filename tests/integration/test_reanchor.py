@@ -182,6 +182,7 @@ async def test_catches_up_with_the_lines(redis: Redis, exchange: ExchangeProcess
 
 async def test_fresh_line_makes_it_fetch_again(redis: Redis, exchange: ExchangeProcess) -> None:
     """A snapshot older than the first diff of the lines is fetched again."""
+    await exchange.until_it_has_a_past()
     async with fed_line(redis, exchange.ws_url):
         exchange.fault("stale_snapshot", n=1, seconds=8)
         receipt = await reanchor(redis, exchange.rest_url)
@@ -192,6 +193,7 @@ async def test_fresh_line_makes_it_fetch_again(redis: Redis, exchange: ExchangeP
 
 async def test_snapshot_that_stays_old_is_refused(redis: Redis, exchange: ExchangeProcess) -> None:
     """When every snapshot is older than the lines nothing is swapped: exit code 3."""
+    await exchange.until_it_has_a_past()
     async with fed_line(redis, exchange.ws_url):
         exchange.fault("stale_snapshot", n=9, seconds=12)
         receipt = await reanchor(redis, exchange.rest_url)
