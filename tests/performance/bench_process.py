@@ -1,8 +1,8 @@
-"""Measure how long a frame takes to the hot keys, at the recorded rate and at 5,000 messages a second on two lines.
+"""Measure how long a frame takes to the hot keys: at the recorded rate, at 5,000 messages a second, and in bursts.
 
 A real server and a real `sheetanchor process` on this machine. Frames of the shipped recording are appended as an
-ingestor does it, every five milliseconds. A frame's time runs from when it would have been received until a reader that
-looks every millisecond finds its update in the hot keys. Prints a table.
+ingestor does it: at once when idle, else every five milliseconds. A frame's time runs from when it would have been
+received until a reader that looks every millisecond finds its update in the hot keys. Prints a table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,17 +42,17 @@ class Load:
     times_s: list[float]
 
     def batches(self) -> Iterator[tuple[float, int, int]]:
-        """Give `(time to append, first frame, one past the last)` per batch."""
-        at = 0
+        """Give `(time to append, first frame, one past the last)` per batch: at once when idle."""
+        at, free_s = 0, 0.0
         while at < len(self.frames):
-            flush_s = self.times_s[at] + FLUSH_S
-            end = bisect_left(self.times_s, flush_s, at)
-            yield flush_s, at, max(end, at + 1)
-            at = max(end, at + 1)
+            due_s = max(self.times_s[at], free_s)
+            end = bisect_right(self.times_s, due_s, at)
+            yield due_s, at, end
+            at, free_s = end, due_s + FLUSH_S
 
 
 def loads(recorded: recording.Recording) -> list[Load]:
-    """The recording at its own pace, and at 5,000 messages a second."""
+    """The recording at its own pace, at 5,000 messages a second, and in bursts."""
     frames = [frame for _, frame in recorded.events]
     start_us = recorded.events[0][0]
     own_pace = [(at_us - start_us) / 1e6 for at_us, _ in recorded.events]
@@ -61,7 +61,14 @@ def loads(recorded: recording.Recording) -> list[Load]:
     return [
         Load("recorded rate", frames[:count], own_pace[:count]),
         Load("5,000 messages/s", frames, quick),
+        Load("11,000 messages/s for 100 ms of every second, 500 otherwise", frames[:16_000], bursts(16_000)),
     ]
+
+
+def bursts(count: int) -> list[float]:
+    """Give the times of messages that come 1,100 at once and 450 in the rest of each second."""
+    second = [at / 11_000 for at in range(1_100)] + [0.1 + at / 500 for at in range(450)]
+    return [at // len(second) + second[at % len(second)] for at in range(count)]
 
 
 async def append(load: Load, stage: Stage, start_s: float) -> None:
