@@ -1,8 +1,8 @@
 // The book as one string of bytes: what a processor loads when it starts or takes over.
 //
 // Layout 1, little-endian: "SAbk", u16 version, i8 price exponent, i8 quantity exponent, ten i64 (epoch, update id,
-// best bid and ask id or -1, bid price, bid qty, ask price, ask qty, trade id or -1, event time, stamp), u32 bids, u32 asks,
-// u16 lines, u8 + symbol, per line u8 + name, u8 + stream id, levels of two i64 best first, CRC-32 of all before it.
+// best bid and ask id or -1, bid price, bid qty, ask price, ask qty, trade id or -1, event time, stamp), u32 bids, u32
+// asks, u16 lines, u8 + symbol, per line u8 + name, u8 + stream id, levels of two i64 best first, CRC-32 of all before.
 #pragma once
 
 #include <array>

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import struct
 from collections.abc import Callable
+from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -241,6 +245,46 @@ def test_numbers_read_back(value: float, price_exponent: int, qty_exponent: int)
         market.load_snapshot(1, price_exponent, qty_exponent, [(price, qty)], [(price + 3, qty)], 0)
 
     assert markets[1].hot_state(0) == markets[0].hot_state(0)
+
+
+PAST = st.lists(
+    st.tuples(st.integers(0, 600_000), st.integers(1, 10**9), st.integers(1, 10**9), st.booleans()), max_size=30
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(PAST, st.sampled_from([(1_000_000, 1), (5_000_000, 2)]), st.integers(0, 2_000_000))
+def test_windows_follow_their_formulae(past: list[tuple[int, int, int, bool]], which: Any, later_us: int) -> None:
+    """Statistics of a window are those of the textbook, in fractions, over the trades inside."""
+    market, at, inside = _decoder.Market("X"), T0, []
+    market.load_snapshot(1, -2, -3, [(5, 1)], [(7, 1)], 0)
+    for trade_id, (gap_us, price, qty, maker) in enumerate(past):
+        at += gap_us
+        inside.append((at, Fraction(price, 100), Fraction(qty, 1000), maker))
+        market.feed(0, batch([sbe.encode(sbe.Trades(at, "X", -2, -3, at, ((trade_id, price, qty, maker),)))]), 0)
+    inside = [trade for trade in inside if at + later_us - trade[0] <= which[0]]
+
+    fields = market.hot_state(later_us if past else T0)[which[1]]
+
+    volume = sum(qty for _, _, qty, _ in inside)
+    notional = sum(price * qty for _, price, qty, _ in inside)
+    signed = sum(-qty if maker else qty for _, _, qty, maker in inside)
+    gaps = [Fraction(b[0] - a[0], 10**6) for a, b in pairwise(inside)]
+    expected = {
+        "count": len(inside),
+        "vol": volume,
+        "signed_vol": signed,
+        "notional": notional,
+        "vwap": notional / volume if inside else 0,
+        "vwap_minus_mid": notional / volume - Fraction(6, 100) if inside else 0,
+        "avg_trade_size": volume / len(inside) if inside else 0,
+        "interarr_mean": statistics.mean(gaps) if gaps else 0,
+        "interarr_var": statistics.pvariance(gaps) if gaps else 0,
+    }
+    found = dict(zip(fields[::2], map(float, fields[1::2]), strict=True))
+    assert {name: float(value) for name, value in expected.items()} == pytest.approx(
+        {name: found[name] for name in expected}, rel=1e-12, abs=1e-9
+    )
 
 
 def test_history_stays_bounded() -> None:
