@@ -294,3 +294,27 @@ async def test_redis_lost_in_mid_run(tmp_path: Path, exchange: ExchangeProcess) 
     assert (5, "failed") == (receipt.exit_code, receipt.result)
     assert "Redis cannot do" in receipt.message
     assert "lock and staging are left to expire" in receipt.message
+
+
+async def test_lost_reply_of_the_swap(tmp_path: Path, exchange: ExchangeProcess) -> None:
+    """A server that stands still during the swap swaps once, and the run learns of it by asking again."""
+    server = RedisServer(tmp_path).start()
+    client = redis_client(server.url, socket_timeout_s=0.5)
+    assert server.process is not None
+    process = server.process
+
+    async def stand_still(place: str) -> None:
+        if place == "before:swap":
+            process.send_signal(signal.SIGSTOP)
+            asyncio.get_running_loop().call_later(1.2, process.send_signal, signal.SIGCONT)
+
+    try:
+        receipt = await reanchor(client, exchange.rest_url, stand_still)
+        read = await HotState(client, SYMBOL).read()
+    finally:
+        process.send_signal(signal.SIGCONT)
+        await client.aclose()
+        server.stop()
+
+    assert ("swapped", 1, receipt.id) == (receipt.result, read.epoch, read.anchor["receipt"]), receipt.message
+    assert 0.5 < receipt.phases["swap"], "no reply was lost"
