@@ -450,6 +450,26 @@ async def test_an_emptied_redis_is_filled_again(stage: Stage, redis_server: Redi
     assert ("anchored", 3, ["redis_failover"]) == (healed.state, healed.epoch, await stage.rules())
 
 
+async def test_a_master_that_is_demoted_is_waited_for(stage: Stage, redis_server: RedisServer) -> None:
+    """It becomes a replica of another server, with that one's data, and is promoted again: a failover, no end."""
+    processor = await stage.started()
+    (redis_server.folder / "other").mkdir()
+    other = RedisServer(redis_server.folder / "other").start()
+    try:
+        await stage.redis.execute_command("REPLICAOF", "127.0.0.1", other.port)
+        await said(processor, "waiting for Redis")
+        await asyncio.sleep(1.5)
+        await stage.redis.execute_command("REPLICAOF", "NO", "ONE")
+
+        await stage.told("redis_failover", within_s=20)
+        await stage.follows()
+    finally:
+        other.stop()
+
+    doubted = await stage.hot.anchor()
+    assert ("suspect", 1, None) == (doubted.state, doubted.epoch, processor.process.poll())
+
+
 async def test_a_full_redis_is_waited_for(stage: Stage) -> None:
     """Out of memory: nothing is written, nothing ends; it goes on when there is memory again."""
     processor = await stage.started()

@@ -63,7 +63,17 @@ _UNAVAILABLE = (
     exceptions.ClusterDownError,
     exceptions.TryAgainError,
 )
-_UNAVAILABLE_CODES = ("NOREPLICAS", "MASTERDOWN", "LOADING", "READONLY", "BUSY", "UNKILLABLE", "CLUSTERDOWN", "MISCONF")
+_UNAVAILABLE_CODES = (
+    "NOREPLICAS",
+    "MASTERDOWN",
+    "LOADING",
+    "READONLY",
+    "BUSY",
+    "UNKILLABLE",
+    "CLUSTERDOWN",
+    "MISCONF",
+    "UNBLOCKED",  # a blocked read on a master that has just become a replica
+)
 
 
 def clear_error(error: Exception, doing: str) -> errors.RedisError:
@@ -74,6 +84,8 @@ def clear_error(error: Exception, doing: str) -> errors.RedisError:
         doing: What was asked of Redis, for instance `XADD sbe:{BTCUSDT}:a`.
     """
     told = " ".join(str(error).split()) or type(error).__name__
+    if told.startswith(("NOAUTH", "HELLO must be called", "Authentication required")):
+        told = "it wants a password and none was given (see redis_password_file)"
     if isinstance(error, _REFUSED):
         return errors.RedisRefused(f"Redis refused {doing}: {told}")
     if isinstance(error, exceptions.OutOfMemoryError):
