@@ -16,8 +16,8 @@ help: ## list the targets
 .venv/.run-ready: $(SOURCES)
 	@PYTHON="$(PYTHON)" bash .ci/environment local $@
 
-.venv/.dev-ready: $(SOURCES) | .venv/.run-ready
-	@PYTHON="$(PYTHON)" bash .ci/environment dev $@
+.venv/.dev-ready: $(SOURCES)
+	@PYTHON="$(PYTHON)" bash .ci/environment dev $@ .venv/.run-ready
 
 setup: .venv/.dev-ready ## everything for development, into .venv/
 
