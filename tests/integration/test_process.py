@@ -551,6 +551,21 @@ async def test_nobody_comes_so_it_anchors_by_itself(stage: Stage) -> None:
     assert (1, []) == ((await stage.hot.anchor()).epoch, await stage.rules())
 
 
+async def test_where_somebody_takes_care_it_does_not_interfere(stage: Stage, free_port: int) -> None:
+    """Receipts of failed runs show a coordinator at work; when they stop it runs its own, and outlives its failure."""
+    waiting = stage.start("--self-reanchor-after-s", "2", "--rest-url", f"http://127.0.0.1:{free_port}")
+    await stage.has_writer()
+
+    for _ in range(10):
+        await stage.redis.xadd(KEYS.receipts, {"receipt": "{}"})
+        await asyncio.sleep(0.4)
+        assert not waiting.said("running it here")
+
+    await said(waiting, "running it here")
+    await said(waiting, "the re-anchor ended with 3", within_s=60)
+    assert ("", None) == (await stage.hot.lock_holder(), waiting.process.poll())
+
+
 def test_an_unknown_rule_is_a_bad_setting(redis_url: str, tmp_path: Path) -> None:
     """One line that names the setting, the value and what was expected; exit code 2."""
     processor = Processor(redis_url, tmp_path / "log", "--suppress-rules", "sequence_gpa")
