@@ -10,7 +10,7 @@ import zlib
 from dataclasses import dataclass, field, replace
 
 from reference import KINDS, decode
-from reference_windows import Past, decimal, scaled, window, window_fields
+from reference_windows import Past, decimal, flat, hole, scaled, window, window_fields
 from sheetanchor import sbe
 
 ID_LIMIT = 2**62
@@ -596,13 +596,3 @@ def fits(price: int, qty: int) -> bool:
 
 def levels_of(diff: sbe.DepthDiff | Past) -> int:
     return len(diff.bids) + len(diff.asks) if isinstance(diff, sbe.DepthDiff) else 0
-
-
-def hole(at: int, pending: dict[int, Waiting], lines: int) -> tuple[int, int, int, int]:
-    for waiting in pending.values():
-        lines |= waiting.lines
-    return at + 1, min(pending), min(waiting.stamp_us for waiting in pending.values()), lines
-
-
-def flat(fields: dict[str, str]) -> list[str]:
-    return [text for pair in fields.items() for text in pair]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 
 def scaled(mantissa: int, exponent: int) -> float:
@@ -75,3 +76,13 @@ def window_fields(
         "interarr_var": repr(variance),
         "last_ts_us": str(inside[-1].time_us if inside else 0),
     }
+
+
+def hole(at: int, pending: dict[int, Any], lines: int) -> tuple[int, int, int, int]:
+    for waiting in pending.values():
+        lines |= waiting.lines
+    return at + 1, min(pending), min(waiting.stamp_us for waiting in pending.values()), lines
+
+
+def flat(fields: dict[str, str]) -> list[str]:
+    return [text for pair in fields.items() for text in pair]
