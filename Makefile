@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 SECONDS ?= 60
+# Tests that wait for real processes are most of the time: three at once keep two cores busy.
+WORKERS ?= 3
 TESTS ?= tests
 SOURCES := pyproject.toml $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
@@ -26,7 +28,7 @@ run: .venv/.run-ready ## the whole pipeline on this machine; flags with ARGS="â€
 
 test: check ## everything that this machine can host; part of it with TESTS="â€¦"
 	@bash .ci/hosts
-	$(BIN)/python -m pytest $(TESTS) -m "not performance" $(ARGS)
+	$(BIN)/python -m pytest $(TESTS) -m "not performance" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.dev-ready ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .
