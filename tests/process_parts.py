@@ -198,6 +198,7 @@ class Stage:
     async def started(self, *flags: str) -> Processor:
         """Anchor the market where it stands, and wait until a processor writes it."""
         await self.rebuild(self.feed.starting_market())
+        await self.lines.carry([self.feed.diff()])  # a line that has never spoken is found only seconds later
         processor = self.start(*flags)
         await self.follows()
         return processor

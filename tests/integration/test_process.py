@@ -67,6 +67,7 @@ async def test_hot_keys_equal_an_independent_recomputation(
         made.load_snapshot(first.book_update_id, first.price_exponent, first.qty_exponent, *levels, 0)
     frames = [frame for _, frame in recorded.events[:2_000]]
     await stage.rebuild(market)
+    await stage.lines.carry(frames[:1])
     processor = stage.start()
     await stage.has_writer()
     chance = random.Random(4)
@@ -178,7 +179,7 @@ async def test_what_both_lines_lose_is_a_gap_that_a_rebuild_heals(stage: Stage) 
     await stage.follows()
 
     assert ("high", "immediate_reanchor", "process", 1) == (gap.severity, gap.action, gap.source, gap.epoch)
-    assert "depth 1003 → 1013" in gap.reason
+    assert "depth 1006 → 1016" in gap.reason
     assert gap.at_us - stamp_us < 1_000_000
     assert "suspect" == suspect.anchor["state"]
     healed = await stage.hot.anchor()
