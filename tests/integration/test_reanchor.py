@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from conftest import RedisServer, free_port_number
+from conftest import RedisServer, free_port_number, wait_until
 from reanchor_parts import (
     HOT_KEYS,
     KEYS,
@@ -464,11 +464,10 @@ async def test_signal_gives_the_lock_back(
     """A run that is told to stop gives its lock back, leaves the hot keys alone, and says so."""
     await reanchor(redis, exchange.rest_url)
     before = await dump(redis)
-    exchange.fault("slow_rest", n=4, seconds=5, path="")
+    slow = exchange.fault("slow_rest", n=4, seconds=5, path="")
     process = begin(command(server, exchange.rest_url))
-    async with asyncio.timeout(20):
-        while not await redis.exists(KEYS.lock):
-            await asyncio.sleep(0.02)
+    await asyncio.to_thread(wait_until, lambda: exchange.applied(slow) > 0, within_s=20, what="the fetch has begun")
+    assert 1 == await redis.exists(KEYS.lock)
 
     process.send_signal(number)
     out, _ = await asyncio.to_thread(process.communicate, None, 10)

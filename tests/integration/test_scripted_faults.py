@@ -53,6 +53,8 @@ class Watch:
         running = self.running
         running.wait(lambda: running.anchored and running.epoch > self.epoch, within_s, "anchored in a later epoch")
         running.wait(lambda: running.predictions()[-1]["degraded"] == "0", 15, "predictions are sound again")
+        # A run writes its receipt last, after it has read back what it swapped in.
+        running.wait(lambda: bool(self.results()), 15, "the run's receipt is written")
 
     def check_beat(self) -> None:
         """No slot is missing, and none that is not degraded speaks of stale state."""
