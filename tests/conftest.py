@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from apiserver import apiserver
 from exchange_fixture import exchange, fast_exchange, short_recording
 
-__all__ = ["exchange", "fast_exchange", "short_recording"]
+__all__ = ["apiserver", "exchange", "fast_exchange", "short_recording"]
 
 
 def wait_until(condition: Callable[[], bool], *, within_s: float, what: str) -> None:
