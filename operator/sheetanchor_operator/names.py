@@ -1,0 +1,218 @@
+"""Every name that the cluster sees: kinds, labels, annotations, names of children, and the closed lists of words.
+
+Scripts, alerts and documents depend on these words: a list here only ever grows.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+GROUP: Final = "sheetanchor.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+PIPELINE_KIND: Final = "PredictionPipeline"
+PIPELINES: Final = "predictionpipelines"
+REANCHOR_KIND: Final = "ReAnchor"
+REANCHORS: Final = "reanchors"
+CATEGORY: Final = "sheetanchor"
+
+FIELD_MANAGER: Final = "sheetanchor-operator"
+KOPF_PREFIX: Final = "kopf.sheetanchor.dev"
+
+PIPELINE_LABEL: Final = f"{GROUP}/pipeline"
+ZONE_LABEL: Final = f"{GROUP}/zone"
+SYMBOL_LABEL: Final = f"{GROUP}/symbol"
+COMPONENT_LABEL: Final = "app.kubernetes.io/component"
+TOPOLOGY_ZONE: Final = "topology.kubernetes.io/zone"
+HOSTNAME: Final = "kubernetes.io/hostname"
+
+REANCHOR_ANNOTATION: Final = f"{GROUP}/reanchor"
+PAUSED_ANNOTATION: Final = f"{GROUP}/paused"
+SETTINGS_HASH: Final = f"{GROUP}/settings-hash"
+
+PIPELINE_NAME_LENGTH_MAX: Final = 40
+"""Names of children add at most 21 characters, and a name that becomes a label must not exceed 63."""
+
+LABEL_LENGTH_MAX: Final = 63
+
+HTTP_PORT: Final = 8080
+REDIS_PORT: Final = 6379
+SENTINEL_PORT: Final = 26379
+SENTINEL_SERVICE: Final = "sheetanchor"
+DNS_PORT: Final = 53
+
+SETTINGS_FOLDER: Final = "/etc/sheetanchor/settings"
+SECRETS_FOLDER: Final = "/etc/sheetanchor/secrets"
+MODEL_FOLDER: Final = "/etc/sheetanchor/model"
+REDIS_CA_FILE: Final = "/etc/sheetanchor/redis-ca/ca.crt"
+REDIS_PASSWORD_FILE: Final = f"{SECRETS_FOLDER}/redis-password"
+API_KEY_FILE: Final = f"{SECRETS_FOLDER}/api-key"
+
+USER_ID: Final = 65532
+"""The image's user: not root, and no user of any base image."""
+
+DEFAULT_API_KEY_SECRET: Final = "binance-api-key"
+DEFAULT_API_KEY_KEY: Final = "api-key"
+
+
+class Component(StrEnum):
+    """Values of the label `app.kubernetes.io/component`."""
+
+    INGEST = "ingest"
+    PROCESS = "process"
+    INFER = "infer"
+    REDIS = "redis"
+    REANCHOR = "reanchor"
+    SETTINGS = "settings"
+
+
+class Phase(StrEnum):
+    """`status.phase` of a pipeline."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    DEGRADED = "Degraded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+    MAINTENANCE = "Maintenance"
+    PAUSED = "Paused"
+
+
+class Condition(StrEnum):
+    """Types of a pipeline's conditions."""
+
+    READY = "Ready"
+    ANCHORED = "Anchored"
+    INGESTION_HEALTHY = "IngestionHealthy"
+    REDIS_HEALTHY = "RedisHealthy"
+    INFERENCE_READY = "InferenceReady"
+    REANCHOR_IN_PROGRESS = "ReanchorInProgress"
+    REANCHOR_THROTTLED = "ReanchorThrottled"
+    PAUSED = "Paused"
+
+
+class Reason(StrEnum):
+    """Reasons of a pipeline's conditions."""
+
+    # Sound
+    AS_EXPECTED = "AsExpected"
+    ANCHORED = "Anchored"
+    NOT_PAUSED = "NotPaused"
+    IDLE = "Idle"
+    NOT_THROTTLED = "NotThrottled"
+    EXTERNAL = "External"
+    # On the way
+    STARTING = "Starting"
+    ROLLING_OUT = "RollingOut"
+    AWAITING_FIRST_ANCHOR = "AwaitingFirstAnchor"
+    REANCHOR_PENDING = "ReanchorPending"
+    REANCHOR_RUNNING = "ReanchorRunning"
+    # What somebody wants
+    SUSPENDED = "Suspended"
+    MAINTENANCE = "Maintenance"
+    PAUSED = "Paused"
+    # What a person has to mend
+    SPEC_REFUSED = "SpecRefused"
+    IMAGE_UNAVAILABLE = "ImageUnavailable"
+    SECRET_MISSING = "SecretMissing"
+    CONFIG_MAP_MISSING = "ConfigMapMissing"
+    VOLUME_CLAIM_MISSING = "VolumeClaimMissing"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    APPLY_FORBIDDEN = "ApplyForbidden"
+    APPLY_REFUSED = "ApplyRefused"
+    POD_REFUSED = "PodRefused"
+    UNSCHEDULABLE = "Unschedulable"
+    CRASH_LOOPING = "CrashLooping"
+    CONTAINER_REFUSED = "ContainerRefused"
+    # What may mend itself
+    PODS_NOT_READY = "PodsNotReady"
+    REDIS_UNREACHABLE = "RedisUnreachable"
+    NO_MASTER = "NoMaster"
+    EXCHANGE_UNREACHABLE = "ExchangeUnreachable"
+    LINE_LOST = "LineLost"
+    NO_PREDICTIONS = "NoPredictions"
+    PREDICTIONS_DEGRADED = "PredictionsDegraded"
+    SUSPECT = "Suspect"
+    UNKNOWN = "Unknown"
+    COMPONENT_UNHEALTHY = "ComponentUnhealthy"
+    # Why a re-anchor waits
+    BACKING_OFF = "BackingOff"
+    COOLDOWN = "Cooldown"
+    BUDGET_USED_UP = "BudgetUsedUp"
+    EXCHANGE_LIMIT = "ExchangeLimit"
+    LOCK_HELD = "LockHeld"
+    DISABLED = "Disabled"
+
+
+class EventReason(StrEnum):
+    """Reasons of Kubernetes Events about a pipeline or a re-anchor."""
+
+    GAP_FOUND = "GapFound"
+    REANCHOR_STARTED = "ReanchorStarted"
+    REANCHOR_SUCCEEDED = "ReanchorSucceeded"
+    REANCHOR_FAILED = "ReanchorFailed"
+    REANCHOR_RETRIED = "ReanchorRetried"
+    REANCHOR_SKIPPED = "ReanchorSkipped"
+    REANCHOR_THROTTLED = "ReanchorThrottled"
+    READY = "Ready"
+    DEGRADED = "Degraded"
+    FAILED = "Failed"
+    RECOVERED = "Recovered"
+    SUSPECT = "Suspect"
+    ANCHORED = "Anchored"
+    SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
+    PAUSED = "Paused"
+    UNPAUSED = "Unpaused"
+    MAINTENANCE_STARTED = "MaintenanceStarted"
+    MAINTENANCE_ENDED = "MaintenanceEnded"
+    IMAGE_UNAVAILABLE = "ImageUnavailable"
+    SECRET_MISSING = "SecretMissing"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    APPLY_REFUSED = "ApplyRefused"
+    UNSCHEDULABLE = "Unschedulable"
+    CRASH_LOOPING = "CrashLooping"
+    REDIS_UNREACHABLE = "RedisUnreachable"
+    SPEC_REFUSED = "SpecRefused"
+
+
+def child_name(pipeline: str, component: Component | str, zone: str = "") -> str:
+    """Name a child, for instance `btc-ingest-a`.
+
+    Args:
+        pipeline: Name of the pipeline.
+        component: What the child is for.
+        zone: The line that it belongs to, "" for none.
+    """
+    return "-".join(filter(None, (pipeline, str(component), zone)))
+
+
+def labels_of(pipeline: str, component: Component | str, zone: str = "", symbol: str = "") -> dict[str, str]:
+    """Give the labels that a child and its pods carry.
+
+    Args:
+        pipeline: Name of the pipeline.
+        component: What the child is for.
+        zone: The line that it belongs to, "" for none.
+        symbol: The trading pair that it belongs to, "" for none.
+    """
+    labels = {
+        "app.kubernetes.io/name": "sheetanchor",
+        "app.kubernetes.io/instance": pipeline,
+        COMPONENT_LABEL: str(component),
+        "app.kubernetes.io/managed-by": "sheetanchor-operator",
+        "app.kubernetes.io/part-of": "sheetanchor",
+        PIPELINE_LABEL: pipeline,
+    }
+    if zone:
+        labels[ZONE_LABEL] = zone
+    if symbol:
+        labels[SYMBOL_LABEL] = symbol
+    return labels
+
+
+def selector_of(pipeline: str, component: Component | str, zone: str = "") -> dict[str, str]:
+    """Give the labels that select a component's pods; they never change, since selectors cannot."""
+    labels = {PIPELINE_LABEL: pipeline, COMPONENT_LABEL: str(component)}
+    return {**labels, ZONE_LABEL: zone} if zone else labels

@@ -1,0 +1,93 @@
+"""What one reconcile sees of the world, as values. Gathering it is others' work; here is only how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Live = Mapping[str, Any]
+"""An object as the API server gave it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What the API server said to a write of a child.
+
+    Attributes:
+        kind: Kind of the child.
+        name: Name of the child.
+        code: HTTP status.
+        message: The server's own words.
+    """
+
+    kind: str
+    name: str
+    code: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a pod answered, or that it did not.
+
+    Attributes:
+        body: The parsed JSON; None when there was no answer.
+        error: Why not, in a few words; "" when there was one.
+    """
+
+    body: Mapping[str, Any] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is known about one pipeline at one moment.
+
+    Attributes:
+        now_us: The moment, in µs since the epoch.
+        children: Live objects by `(kind, name)`.
+        pods: Pods that carry the pipeline's label.
+        zones: Zone names that the labels of the cluster's nodes show, sorted, whether the nodes are ready or not.
+        node_zones: Zone of each node by the node's name.
+        reanchors: The pipeline's ReAnchor objects.
+        jobs: Their Jobs.
+        secrets: Keys of each Secret that the pipeline names, by its name; None for one that does not exist. A Secret
+            that was not looked at is absent. Values of Secrets are never held.
+        secret_versions: A hash or resource version of each of these Secrets: pods are rolled when it changes.
+        config_maps: Keys and a content hash under `""` of each ConfigMap that the pipeline names; None if missing.
+        volume_claims: Whether each PersistentVolumeClaim that the pipeline names exists.
+        events: Recent Warning events about the pipeline's children, newest last.
+        refusals: What the last apply was refused.
+        states: `GET /state` of each processor, by pod name.
+        predictions: `GET /predictions/{S}` by pod name and symbol.
+        health: `GET /health/detailed` of each ingestor, by pod name.
+        throttled: Why wanted re-anchors wait, by symbol, as the re-anchor plan says.
+    """
+
+    now_us: int
+    children: Mapping[tuple[str, str], Live] = field(default_factory=dict)
+    pods: tuple[Live, ...] = ()
+    zones: tuple[str, ...] = ()
+    node_zones: Mapping[str, str] = field(default_factory=dict)
+    reanchors: tuple[Live, ...] = ()
+    jobs: tuple[Live, ...] = ()
+    secrets: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
+    secret_versions: Mapping[str, str] = field(default_factory=dict)
+    config_maps: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)
+    volume_claims: Mapping[str, bool] = field(default_factory=dict)
+    events: tuple[Live, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    states: Mapping[str, Answer] = field(default_factory=dict)
+    predictions: Mapping[tuple[str, str], Answer] = field(default_factory=dict)
+    health: Mapping[str, Answer] = field(default_factory=dict)
+    throttled: Mapping[str, str] = field(default_factory=dict)
+
+    def child(self, kind: str, name: str) -> Live | None:
+        """Give a live child, None if it does not exist."""
+        return self.children.get((kind, name))
+
+    def pods_of(self, labels: Mapping[str, str]) -> tuple[Live, ...]:
+        """Give the pods that carry all these labels."""
+        wanted = labels.items()
+        return tuple(pod for pod in self.pods if wanted <= pod["metadata"].get("labels", {}).items())

@@ -1,0 +1,136 @@
+"""`PredictionPipeline.spec.redis`: three managed nodes with Sentinel, or somebody else's server."""
+
+from __future__ import annotations
+
+from sheetanchor_operator.blocks import SIZE_PATTERN, AuthorityRef, NameRef, PasswordRef, RedisResources
+from sheetanchor_operator.fields import Block, field, rule, ruled
+
+
+class Storage(Block):
+    """A volume for each node."""
+
+    model_config = ruled(
+        rule(
+            "self == oldSelf",
+            "redis.managed.storage cannot be changed in place: volumes of a StatefulSet are fixed; make a new pipeline",
+        )
+    )
+
+    size: str = field(
+        ...,
+        "Size of each node's volume, for instance 4Gi; four times maxMemory is safe.",
+        max_length=16,
+        pattern=SIZE_PATTERN,
+    )
+    storage_class_name: str = field("", "StorageClass; empty means the cluster's default.", max_length=253)
+
+
+class ManagedRedis(Block):
+    """Three nodes with Sentinel that the operator runs."""
+
+    model_config = ruled(
+        rule(
+            "has(self.storage) == has(oldSelf.storage)",
+            "redis.managed.storage cannot be added or removed in place: make a new pipeline and re-anchor there",
+        ),
+        rule(
+            "!('memory' in self.resources.limits) || "
+            "quantity(self.maxMemory).isLessThan(quantity(string(self.resources.limits['memory'])))",
+            "redis.managed.maxMemory must be below redis.managed.resources.limits.memory: lower it or raise the limit",
+        ),
+    )
+
+    image: str = field(
+        "", "Image of the nodes with a sheetanchor entrypoint; empty means the pipeline's image.", max_length=512
+    )
+    max_memory: str = field(
+        "768Mi",
+        "Memory for data on each node. The streams of one symbol need at most 256 MiB a line; the hot keys need 1 MiB.",
+        max_length=16,
+        pattern=SIZE_PATTERN,
+    )
+    password_secret: NameRef | None = field(
+        None,
+        "Secret with the passwords, one entry per user: ingest, process, infer, reanchor, replica, sentinel. "
+        "Absent means that the operator makes one with random passwords and never changes it.",
+    )
+    min_replicas_to_write: int = field(
+        1,
+        "Replicas that must be in reach for the master to take writes, so that one that was cut off takes "
+        "none. 0 prefers writing on.",
+        ge=0,
+        le=2,
+    )
+    storage: Storage | None = field(
+        None,
+        "A volume for each node. Absent means memory only: what is lost with all three nodes is rebuilt from "
+        "the exchange.",
+    )
+    resources: RedisResources = field(RedisResources(), "Resources of each Redis node.")
+
+
+class ExternalRedis(Block):
+    """A server that somebody else runs; Redis 7 or Valkey 8 at least, with functions allowed."""
+
+    model_config = ruled(
+        rule(
+            "!(has(self.username) && self.url.contains('@'))",
+            "redis.external.url and redis.external.username must not both name a user: remove one",
+        ),
+        rule(
+            "!has(self.username) || has(self.passwordSecret)",
+            "redis.external.username needs redis.external.passwordSecret: name the Secret with its password",
+        ),
+        rule(
+            "!has(self.caSecret) || self.url.startsWith('rediss://')",
+            "redis.external.caSecret needs a rediss:// URL: change redis.external.url or remove caSecret",
+        ),
+    )
+
+    url: str = field(
+        ...,
+        "Where it is: redis://host:6379/0, rediss://host:6379/0 for TLS, or "
+        "sentinel://host1:26379,host2:26379/SERVICE. Without password.",
+        min_length=1,
+        max_length=1024,
+        rules=[
+            rule(
+                "self.matches('^(redis|rediss|sentinel)://[^/\\\\s]+(/[^\\\\s]*)?$')",
+                "redis.external.url must begin with redis://, rediss:// or sentinel:// and name a host",
+            ),
+            rule(
+                "!self.matches('^[a-z]+://[^/@]*:[^/@]*@')",
+                "redis.external.url must not contain a password: put it into a Secret and name it in "
+                "redis.external.passwordSecret",
+            ),
+        ],
+    )
+    username: str | None = field(
+        None,
+        "ACL user; absent means the user in the URL, else the server's default user.",
+        min_length=1,
+        max_length=64,
+        pattern=r"^[-._a-zA-Z0-9]+$",
+    )
+    password_secret: PasswordRef | None = field(None, "Secret with the password.")
+    ca_secret: AuthorityRef | None = field(
+        None, "Secret with the certificate authority of a rediss:// server; absent means the image's authorities."
+    )
+
+
+class Redis(Block):
+    """Where the hot state is kept; neither of both means `managed` with its defaults."""
+
+    model_config = ruled(
+        rule(
+            "!(has(self.managed) && has(self.external))",
+            "redis must not name both managed and external: remove one",
+        ),
+        rule(
+            "has(self.external) == has(oldSelf.external)",
+            "redis cannot be switched between managed and external in place: make a new pipeline and delete this one",
+        ),
+    )
+
+    managed: ManagedRedis | None = field(None, "Three nodes with Sentinel, spread over the zones, run by the operator.")
+    external: ExternalRedis | None = field(None, "A server that somebody else runs.")
