@@ -118,6 +118,11 @@ REANCHOR_DURATION: Final = Histogram(
     ["symbol"],
     buckets=(0.25, 0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300),
 )
+REANCHOR_REQUESTS: Final = Counter(
+    "sheetanchor_reanchor_requests",
+    "ReAnchor objects asked for over the Kubernetes API, by result.",
+    ["symbol", "result"],
+)
 REST_CALLS: Final = Counter("ingestor_rest_api_calls", "REST requests by endpoint and status.", ["endpoint", "status"])
 REST_LATENCY: Final = Histogram("ingestor_rest_api_latency_seconds", "Time of a REST request.", ["endpoint"])
 

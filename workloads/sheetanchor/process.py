@@ -15,6 +15,8 @@ import socket
 import sys
 import time
 import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +28,7 @@ from sheetanchor.errors import BadSettings, RedisError, RedisUnavailable
 from sheetanchor.gaps import GAP_DETECTION_RULES, Thresholds
 from sheetanchor.hot_state import HotState
 from sheetanchor.settings import ProcessSettings, ReanchorSettings
+from sheetanchor.standing import state_route
 from sheetanchor.transport import check_connection, clear_errors, redis_client
 from sheetanchor.web import Check, CheckResult, Health, create_app, serve
 from sheetanchor.writer import Cadence, Role, SymbolWriter
@@ -37,6 +40,8 @@ FRESH_S: Final = 5.0
 """A last write older than this is a failed check; the beat is every 100 ms."""
 
 WANTED_LOOK_S: Final = 1.0
+LOCK_LOOK_S: Final = 0.5
+"""How often the answer to `/state` learns who holds the lock."""
 
 
 @dataclass(slots=True)
@@ -122,6 +127,50 @@ async def newest_receipt(redis: Redis, symbol: str) -> str:
     with clear_errors(f"XREVRANGE {stream}"):
         newest: Any = await redis.xrevrange(stream, count=1)
     return newest[0][0].decode() if newest else ""
+
+
+async def watch_lock(redis: Redis, symbol: str, lock_holders: dict[str, str]) -> None:
+    """Keep an eye on who holds the lock of a symbol; until cancelled."""
+    hot = HotState(redis, symbol)
+    while True:
+        try:
+            lock_holders[symbol] = await hot.lock_holder()
+        except RedisError as error:
+            log.debug("%s: the lock cannot be looked at: %s", symbol, error)
+        await asyncio.sleep(LOCK_LOOK_S)
+
+
+@asynccontextmanager
+async def asking(settings: ProcessSettings, writers: list[SymbolWriter], shared: Redis) -> AsyncIterator[None]:
+    """Ask the cluster for re-anchors while the block runs, if the settings say so.
+
+    Raises:
+        BadSettings: It is not known where the cluster's API is, or which namespace this is.
+    """
+    if settings.reanchor_requests == "none":
+        yield
+        return
+    # Imported here: a processor without a cluster needs no HTTP client.
+    from sheetanchor.requests import KubernetesApi, Requests, api_url, owner_of
+
+    owner = owner_of(settings)
+    async with KubernetesApi(api_url(settings, dict(os.environ)), settings.service_account_dir) as api:
+        tasks = [
+            asyncio.create_task(
+                Requests(shared, writer.symbol, owner, writer.name, _is_active(writer), api.create).run()
+            )
+            for writer in writers
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_active(writer: SymbolWriter) -> Callable[[], bool]:
+    return lambda: writer.role is Role.WRITER
 
 
 async def watch_wish(settings: ProcessSettings, redis: Redis, symbol: str, wish: Wish) -> None:
@@ -228,10 +277,13 @@ async def run(settings: ProcessSettings) -> int:
         for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)
     ]
     health.checks = checks_of(writers)
+    lock_holders: dict[str, str] = {}
+    app = create_app(health)
+    app.add_api_route("/state", state_route(name, writers, lock_holders))
     try:
-        async with serve(create_app(health), health, settings.http_host, settings.http_port):
+        async with serve(app, health, settings.http_host, settings.http_port), asking(settings, writers, shared):
             await check_if_reachable(shared)
-            await _work(settings, writers, wishes, shared, stop)
+            await _work(settings, writers, wishes, lock_holders, shared, stop)
             health.draining = True
     finally:
         for client in clients:
@@ -249,9 +301,15 @@ async def check_if_reachable(redis: Redis) -> None:
 
 
 async def _work(
-    settings: ProcessSettings, writers: list[SymbolWriter], wishes: dict[str, Wish], shared: Redis, stop: asyncio.Event
+    settings: ProcessSettings,
+    writers: list[SymbolWriter],
+    wishes: dict[str, Wish],
+    lock_holders: dict[str, str],
+    shared: Redis,
+    stop: asyncio.Event,
 ) -> None:
     watchers = [asyncio.create_task(watch_wish(settings, shared, symbol, wish)) for symbol, wish in wishes.items()]
+    watchers += [asyncio.create_task(watch_lock(shared, symbol, lock_holders)) for symbol in wishes]
     try:
         async with asyncio.TaskGroup() as group:
             for writer in writers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -202,7 +202,30 @@ class GapThresholds(BaseModel):
     suppress_rules: list[str] = setting([], "gap rule to ignore; repeat for several")
 
 
-class ProcessSettings(Role, WithRest, GapThresholds):
+class ReanchorRequests(BaseModel):
+    """How gaps become known to an operator that has no Redis."""
+
+    reanchor_requests: Literal["none", "kubernetes"] = setting(
+        "none", "where the active processor asks for a re-anchor besides the stream of gaps"
+    )
+    pipeline: str = setting("", "name of the PredictionPipeline that requests are made for")
+    pipeline_uid: str = setting("", "uid of that PredictionPipeline, which then owns the requests")
+    pipeline_namespace: str = setting("", "its namespace; default the one that this pod runs in")
+    kubernetes_url: HttpUrl = setting("", "origin of the Kubernetes API; default the cluster that this pod runs in")
+    service_account_dir: Path = setting(
+        Path("/var/run/secrets/kubernetes.io/serviceaccount"), "folder with token, ca.crt and namespace"
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.reanchor_requests != "none" and not self.pipeline:
+            raise ValueError(
+                "pipeline = '': expected the PredictionPipeline's name when reanchor_requests is kubernetes"
+            )
+        return self
+
+
+class ProcessSettings(Role, WithRest, GapThresholds, ReanchorRequests):
     """`sheetanchor process`."""
 
     flush_ms: float = setting(10.0, "shortest time in milliseconds between two writes under load", ge=1, le=1000)
@@ -229,6 +252,10 @@ class ReanchorSettings(WithRedis, WithRest, Reliability):
     reason: str = setting("manual", "why, in one line; kept in the receipt")
     trigger: str = setting("manual", "what asked for it: a gap rule's name, start, annotation, schedule or manual")
     request_id: str = setting("", "id of the request; a run of the same id is not repeated")
+    unlock_for: list[str] = setting(
+        [], "request id of a run that is known to have ended: its lock is given back first; repeat for several"
+    )
+    receipt_file: Path | None = setting(None, "file to write the receipt to as well, at most 4096 bytes of JSON")
     validate_only: bool = setting(False, "compare with the exchange first and swap only if the state is wrong")
     dry_run: bool = setting(False, "do everything but the swap")
     depth_limit: int = setting(5000, "levels a side to ask for", ge=5, le=5000)
@@ -236,6 +263,12 @@ class ReanchorSettings(WithRedis, WithRest, Reliability):
     fetch_timeout_s: float = setting(10.0, "seconds that each REST request may take", gt=0, le=60)
     price_deviation_max: float = setting(0.1, "largest relative distance of book and price estimate", gt=0, le=1)
     catch_up_s: float = setting(10.0, "seconds to wait for the stream to reach the snapshot", gt=0, le=60)
+
+    @model_validator(mode="after")
+    def _one_receipt(self) -> Self:
+        if self.receipt_file is not None and len(self.symbol) > 1:
+            raise ValueError("receipt_file holds one receipt: expected a single symbol")
+        return self
 
 
 class TrainSettings(Common):

@@ -387,7 +387,7 @@ class SymbolWriter:
             if not reply.ok:
                 self._step_back(reply.term)
                 return False
-            self.anchor = replace(self.anchor, state=reply.state)
+            self._note_state(reply.state, finding.reason, reply.now_us)
             if finding.rule in self._told or (self._told and finding.rule in CONSEQUENCES):
                 return True  # still the same doubt; it has only grown
         await self._hot.add_gap(gap_of(finding, self.symbol, "process", self.now_us, self._epoch))
@@ -399,6 +399,14 @@ class SymbolWriter:
         if rule.action != VALIDATION:
             self._wanted(finding.rule, finding.reason)
         return True
+
+    def _note_state(self, state: str, reason: str, now_us: int) -> None:
+        """Keep what the last reply says of the state; a doubt keeps its first reason and time."""
+        if state != "suspect":
+            reason, now_us = "", 0
+        elif self.anchor.state == "suspect" and self.anchor.suspect_at:
+            reason, now_us = self.anchor.reason, self.anchor.suspect_at
+        self.anchor = replace(self.anchor, state=state, reason=reason, suspect_at=now_us)
 
     def _step_back(self, term: int) -> None:
         if self.role is Role.WRITER:
@@ -444,7 +452,7 @@ class SymbolWriter:
         for received_us in received:
             metrics.FRAME_TO_HOT.labels(self.symbol).observe(max(0, reply.now_us - received_us) / 1e6)
         if reply.state != self.anchor.state:
-            self.anchor = replace(self.anchor, state=reply.state)
+            self._note_state(reply.state, "somebody else doubts the state", reply.now_us)
             if reply.state == "suspect":
                 self._wanted("suspect", "somebody else doubts the state")
         metrics.ANCHORED.labels(self.symbol).set(reply.state == "anchored")

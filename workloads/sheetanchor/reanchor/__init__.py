@@ -10,12 +10,14 @@ import asyncio
 import signal
 import sys
 from collections.abc import Coroutine
+from functools import partial
+from pathlib import Path
 
 from redis.asyncio import Redis
 
 from sheetanchor.contract import Receipt
 from sheetanchor.reanchor.outcome import EXIT_STOPPED, worst
-from sheetanchor.reanchor.receipts import Order
+from sheetanchor.reanchor.receipts import Order, write_receipt
 from sheetanchor.reanchor.sequence import Reanchor
 from sheetanchor.reliability import Backoff, CircuitBreaker, RetryPolicy
 from sheetanchor.rest import Exchange, speaks_against
@@ -62,6 +64,7 @@ def order_of(settings: ReanchorSettings, symbol: str) -> Order:
         reason=settings.reason,
         trigger=settings.trigger,
         request_id=settings.request_id,
+        unlock_for=tuple(settings.unlock_for),
         validate_only=settings.validate_only,
         dry_run=settings.dry_run,
         depth_limit=settings.depth_limit,
@@ -72,7 +75,8 @@ def order_of(settings: ReanchorSettings, symbol: str) -> Order:
 
 
 async def _all(settings: ReanchorSettings, redis: Redis, exchange: Exchange) -> int:
-    runs = (Reanchor(order_of(settings, symbol), redis, exchange).run(tell) for symbol in settings.symbol)
+    report = partial(tell, receipt_file=settings.receipt_file)
+    runs = (Reanchor(order_of(settings, symbol), redis, exchange).run(report) for symbol in settings.symbol)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one) for one in runs]
     return worst([task.result().exit_code for task in tasks])
@@ -93,8 +97,10 @@ async def _stoppable(work: Coroutine[None, None, int]) -> int:
             loop.remove_signal_handler(number)
 
 
-def tell(receipt: Receipt) -> None:
+def tell(receipt: Receipt, receipt_file: Path | None = None) -> None:
     """Print a receipt; what went wrong goes to stderr in words."""
     print(receipt.to_json(), flush=True)
+    if receipt_file is not None:
+        write_receipt(receipt, receipt_file)
     if receipt.exit_code != 0:
         print(f"sheetanchor reanchor: Re-anchor failed for {receipt.symbol}: {receipt.message}", file=sys.stderr)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import logging
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
 from uuid import uuid4
 
 from redis.asyncio import Redis
@@ -11,6 +13,11 @@ from redis.asyncio import Redis
 from sheetanchor.contract import LOCK_TTL_S, RECEIPTS_LENGTH_MAX, Receipt, keys
 from sheetanchor.reanchor.outcome import Outcome
 from sheetanchor.transport import clear_errors
+
+log = logging.getLogger(__name__)
+
+RECEIPT_BYTES_MAX: Final = 4096
+"""What Kubernetes keeps of a container's termination message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +28,7 @@ class Order:
     reason: str = "manual"
     trigger: str = "manual"
     request_id: str = ""
+    unlock_for: tuple[str, ...] = ()
     validate_only: bool = False
     dry_run: bool = False
     depth_limit: int = 5000
@@ -112,3 +120,44 @@ async def earlier_receipts(redis: Redis, symbol: str) -> list[Receipt]:
         except ValueError:
             continue  # of another version; it cannot speak of this request
     return receipts
+
+
+def short_json(receipt: Receipt, bytes_max: int = RECEIPT_BYTES_MAX) -> str:
+    """Render a receipt in at most so many bytes: long texts are cut, and it stays a receipt.
+
+    Args:
+        receipt: What to render.
+        bytes_max: At least a thousand; ids, symbol and origin are short by their own rules.
+    """
+    text = receipt.to_json()
+    for length in (1_000, 300, 100, 20):
+        if len(text) <= bytes_max:  # JSON of ours is ASCII: characters are bytes
+            return text
+        receipt = replace(
+            receipt,
+            reason=_cut(receipt.reason, length),
+            trigger=_cut(receipt.trigger, length),
+            message=_cut(receipt.message, length),
+            request_id=_cut(receipt.request_id, length),
+            exchange=_cut(receipt.exchange, length),
+            id=_cut(receipt.id, length + 100),
+            checks=tuple(_cut(check, length) for check in receipt.checks[: length // 5]),
+        )
+        text = receipt.to_json()
+    return text
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def write_receipt(receipt: Receipt, path: Path) -> None:
+    """Write a receipt to a file in one go; one that cannot be written is no failure of the run.
+
+    The file is opened and filled, not replaced: Kubernetes mounts a container's termination log as a single file.
+    """
+    try:
+        with path.open("wb", buffering=0) as file:
+            file.write(short_json(receipt).encode())
+    except OSError as error:
+        log.warning("receipt_file = %r: cannot be written: %s", str(path), error.strerror)

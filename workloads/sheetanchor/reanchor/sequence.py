@@ -156,6 +156,7 @@ class Reanchor:
         Raises:
             LockHeld: Somebody else has it.
         """
+        await self._unlock_for_the_dead()
         if not await self._hot.lock(self.progress.id, self.order.lock_ttl_s):
             holder = await self._hot.lock_holder()
             raise LockHeld(f"Re-anchor already in progress for {self.order.symbol}: the lock is held by {holder}")
@@ -163,6 +164,15 @@ class Reanchor:
         anchor = await self._hot.anchor()
         self.progress.epoch_before = anchor.epoch
         return anchor
+
+    async def _unlock_for_the_dead(self) -> None:
+        """Give back the lock of a run that was killed before it could; whoever started this one knows that it was."""
+        if not self.order.unlock_for:
+            return
+        holder = await self._hot.lock_holder()
+        if holder.partition(":")[2] in self.order.unlock_for:
+            log.warning("the run %s has ended without giving its lock back: done for it", holder)
+            await self._hot.unlock(holder)
 
     async def _heed_earlier_runs(self, anchor: Anchor) -> Outcome | None:
         """Do not repeat a request that was answered, nor undercut a Retry-After that an earlier run was given."""
