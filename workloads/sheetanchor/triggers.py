@@ -13,12 +13,13 @@ more run, and only if the state is suspect afterwards or they are newer than wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from sheetanchor.contract import Gap
 
 Kind = Literal["rebuild", "validate"]
+WaitKind = Literal["idle", "running", "lock", "grace", "company", "backoff", "cooldown", "budget"]
 
 SECOND_US: Final = 1_000_000
 HOUR_US: Final = 3600 * SECOND_US
@@ -151,10 +152,15 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing to do now; decide again at `until_us`, or when something changes if it is None."""
+    """Nothing to do now; decide again at `until_us`, or when something changes if it is None.
+
+    Attributes:
+        kind: idle, running, lock, grace, company, backoff, cooldown or budget; the reason says the same for people.
+    """
 
     until_us: int | None
     reason: str
+    kind: WaitKind = field(default="idle", compare=False)
 
 
 Decision = Start | Skip | Wait
@@ -255,7 +261,7 @@ def decide(state: State, seen: Seen, now_us: int, policy: Policy = DEFAULT_POLIC
             rest = tuple(p for p in state.pending if p is not request)
             return replace(state, pending=rest), Skip(moot, request)
     if state.running is not None:
-        return state, Wait(None, "a run is in progress")
+        return state, Wait(None, "a run is in progress", "running")
     request = state.pending[0] if state.pending else _own_request(seen, now_us)
     if not state.pending and not (policy.enabled and seen.suspect):
         return state, Wait(None, "nothing is asked for")
@@ -264,7 +270,7 @@ def decide(state: State, seen: Seen, now_us: int, policy: Policy = DEFAULT_POLIC
     if later:
         return state, max(later, key=lambda wait: wait.until_us or 0)
     if seen.lock_held:
-        return state, Wait(now_us + policy.lock_wait_us, "another run holds the lock")
+        return state, Wait(now_us + policy.lock_wait_us, "another run holds the lock", "lock")
     kind: Kind = "validate" if request.action == VALIDATION and not request.force else "rebuild"
     return state, Start(kind, _words(request), request.trigger, request)
 
@@ -294,25 +300,25 @@ def _own_request(seen: Seen, now_us: int) -> Request:
 
 def _waits(state: State, request: Request, seen: Seen, policy: Policy) -> list[Wait]:
     """List what a request has to wait for, each with its end."""
-    backoff = Wait(state.retry_us, f"{state.failures} runs in a row failed: backing off")
+    backoff = Wait(state.retry_us, f"{state.failures} runs in a row failed: backing off", "backoff")
     if request.force:
         return [backoff] if request.tries else []
     waits = [backoff]
     if not state.pending and seen.epoch and seen.suspect_since_us:
-        waits.append(Wait(request.at_us + policy.suspect_grace_us, "the state has only just become suspect"))
+        waits.append(Wait(request.at_us + policy.suspect_grace_us, "the state has only just become suspect", "grace"))
     if request.action == VALIDATION:
         until_us = state.ended_us + policy.validation_cooldown_us if state.ended_us else 0
-        waits.append(Wait(until_us, "a validation waits until some time after the last run"))
+        waits.append(Wait(until_us, "a validation waits until some time after the last run", "cooldown"))
         return waits
     if request.action == SCHEDULED:
-        waits.append(Wait(request.first_us + policy.debounce_us, "a scheduled re-anchor waits for company"))
+        waits.append(Wait(request.first_us + policy.debounce_us, "a scheduled re-anchor waits for company", "company"))
     if state.rebuilt_us and not seen.suspect and request.action != EMERGENCY:
-        waits.append(Wait(state.rebuilt_us[-1] + policy.cooldown_us, "cooling down after the last rebuild"))
+        waits.append(Wait(state.rebuilt_us[-1] + policy.cooldown_us, "cooling down after the last rebuild", "cooldown"))
     if len(state.rebuilt_us) >= policy.rebuilds_per_hour:
         free_us = state.rebuilt_us[-policy.rebuilds_per_hour] + HOUR_US
         if seen.suspect:
             free_us = min(free_us, state.rebuilt_us[-1] + policy.suspect_interval_us)
-        waits.append(Wait(free_us, f"the budget of {policy.rebuilds_per_hour} rebuilds an hour is used up"))
+        waits.append(Wait(free_us, f"the budget of {policy.rebuilds_per_hour} rebuilds an hour is used up", "budget"))
     return waits
 
 
