@@ -1,0 +1,109 @@
+"""Pipelines that cannot run say so, and what to do, without a hot loop."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster_parts import GROUP, Running
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+Make = Callable[[str], str]
+
+
+def apply(cluster: Any, namespace: str, name: str, **spec: Any) -> Running:
+    """Create a pipeline and give a view on it."""
+    body = {
+        "apiVersion": f"{GROUP}/v1alpha1",
+        "kind": "PredictionPipeline",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "symbols": ["BTCUSDT"],
+            "exchange": {"websocketURL": "ws://exchange:8090", "restURL": "http://exchange:8090"},
+            **spec,
+        },
+    }
+    cluster.kubectl("apply", "-f", "-", input=yaml.safe_dump(body))
+    return Running(cluster, namespace, name)
+
+
+def told(trouble: Running) -> str:
+    """All that its conditions that are not True say."""
+    return " ".join(
+        f"{c['type']}={c['status']} {c['reason']}: {c['message']}"
+        for c in trouble.status.get("conditions", [])
+        if c["status"] != "True"
+    )
+
+
+CASES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
+    "wrong image": ({"image": "localhost/nosuch:v0"}, "ImageUnavailable", ("localhost/nosuch:v0",)),
+    "missing secret": (
+        {
+            "exchange": {
+                "websocketURL": "ws://exchange:8090",
+                "restURL": "http://exchange:8090",
+                "apiKeySecret": {"name": "nosuch"},
+            }
+        },
+        "SecretMissing",
+        ("nosuch", "kubectl"),
+    ),
+    "unreachable redis": (
+        {"redis": {"external": {"url": "redis://nosuch.example:6379"}}},
+        "RedisUnreachable",
+        ("nosuch.example",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trouble_is_told(cluster: Any, installed: Any, namespace: Make, case: str) -> None:
+    """A condition names what is wrong and what to do, and the resource is not written again and again."""
+    spec, reason, words = CASES[case]
+    trouble = apply(cluster, namespace("trouble"), "lame", **spec)
+
+    trouble.wait(lambda: reason in told(trouble), 90, f"a condition with the reason {reason}")
+
+    assert [] == [word for word in words if word not in told(trouble)], told(trouble)
+    assert "False" == trouble.condition("Ready")["status"]
+    before = int(trouble.resource["metadata"]["resourceVersion"])
+    generations = json.loads(trouble.kubectl("get", "deployment", "-o", "json"))["items"]
+    time.sleep(10)
+    again = json.loads(trouble.kubectl("get", "deployment", "-o", "json"))["items"]
+    assert [d["metadata"]["generation"] for d in generations] == [d["metadata"]["generation"] for d in again]
+    writes = [
+        e
+        for e in trouble.api.ask(f"/apis/events.k8s.io/v1/namespaces/{trouble.namespace}/events")["items"]
+        if e["regarding"]["kind"] == "PredictionPipeline"
+    ]
+    assert len(writes) < 20
+    assert before <= int(trouble.resource["metadata"]["resourceVersion"])
+
+
+def test_a_quota_is_told(cluster: Any, installed: Any, namespace: Make) -> None:
+    """A namespace that may hold two pods only: the condition says that its quota is used up."""
+    place = namespace("quota")
+    cluster.kubectl("-n", place, "create", "quota", "small", "--hard=pods=2")
+    trouble = apply(cluster, place, "lame")
+
+    trouble.wait(lambda: "QuotaExceeded" in told(trouble), 90, "a condition with the reason QuotaExceeded")
+
+    assert "small" in told(trouble)
+
+
+def test_repair_heals(cluster: Any, installed: Any, namespace: Make) -> None:
+    """Once the missing Secret is there the pipeline leaves its trouble by itself."""
+    spec, reason, _ = CASES["missing secret"]
+    trouble = apply(cluster, namespace("heals"), "lame", **spec)
+    trouble.wait(lambda: reason in told(trouble), 60, f"a condition with the reason {reason}")
+
+    trouble.kubectl("create", "secret", "generic", "nosuch", "--from-literal=api-key=k")
+
+    trouble.wait(lambda: reason not in told(trouble), 60, "the trouble is gone from the conditions")
