@@ -162,7 +162,7 @@ async def run(settings: CaptureSettings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    redis = redis_client(settings.redis_url, settings.redis_password_file)
+    redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
     try:
         recording, ids = await begin(redis, settings.symbol[0])
         await follow(redis, recording, ids, settings.seconds, stop)

@@ -146,6 +146,7 @@ async def run(settings: InferSettings) -> int:
     redis = redis_client(
         settings.redis_url,
         settings.redis_password_file,
+        ca_file=settings.redis_ca_file,
         socket_timeout_s=CALL_TIMEOUT_S,
         connect_timeout_s=CALL_TIMEOUT_S,
     )

@@ -165,7 +165,7 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> None:
     api_key = api_key_of(settings)
     service = settings.service_name or "sheetanchor-ingest"
     health = Health(service, [], settings.health_check_interval_seconds)
-    redis = redis_client(settings.redis_url, settings.redis_password_file)
+    redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
     intake = Intake(settings.symbol, settings.queue_bytes_max)
     sender = Sender(redis, settings.line, intake, settings.flush_ms / 1000)
     url = stream_url(settings.ws_url, settings.symbol, settings.streams)

@@ -258,7 +258,10 @@ async def run(settings: ProcessSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     name = writer_name()
-    clients = [redis_client(settings.redis_url, settings.redis_password_file) for _ in (*settings.symbol, "shared")]
+    clients = [
+        redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
+        for _ in (*settings.symbol, "shared")
+    ]
     shared = clients[-1]
     health = Health(settings.service_name or "sheetanchor-process", [], settings.health_check_interval_seconds)
     wishes = {symbol: Wish() for symbol in settings.symbol}

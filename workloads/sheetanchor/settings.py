@@ -9,12 +9,14 @@ file.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from sheetanchor import sentinel_url
 from sheetanchor.contract import LINE_PATTERN, STREAM_TYPES, SYMBOL_PATTERN, SYMBOLS_MAX
 
 MODEL_CONFIG = ConfigDict(extra="forbid", frozen=True, validate_default=True)
@@ -32,7 +34,7 @@ def _line(value: str) -> str:
     return value
 
 
-def _url(schemes: tuple[str, ...]) -> AfterValidator:
+def _url(*schemes: str) -> Callable[[str], str]:
     def check(value: str) -> str:
         try:
             parts = urlsplit(value)
@@ -44,14 +46,21 @@ def _url(schemes: tuple[str, ...]) -> AfterValidator:
             raise ValueError(f"expected a URL beginning with {' or '.join(f'{s}://' for s in schemes)}")
         return value.rstrip("/")
 
-    return AfterValidator(check)
+    return check
+
+
+def _redis_url(value: str) -> str:
+    if not sentinel_url.is_sentinel_url(value):
+        return _url("redis", "rediss", "unix", "sentinel")(value)
+    sentinel_url.parse(value)
+    return value.rstrip("/")
 
 
 Symbol = Annotated[str, AfterValidator(_symbol)]
 Line = Annotated[str, AfterValidator(_line)]
-RedisUrl = Annotated[str, _url(("redis", "rediss", "unix"))]
-WebSocketUrl = Annotated[str, _url(("ws", "wss"))]
-HttpUrl = Annotated[str, _url(("http", "https"))]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+WebSocketUrl = Annotated[str, AfterValidator(_url("ws", "wss"))]
+HttpUrl = Annotated[str, AfterValidator(_url("http", "https"))]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -129,9 +138,16 @@ class WithSymbols(Common):
 class WithRedis(WithSymbols):
     """Commands that use Redis."""
 
-    redis_url: RedisUrl = setting("redis://127.0.0.1:6379/0", "Redis or Valkey server", yaml=("redis.url",))
+    redis_url: RedisUrl = setting(
+        "redis://127.0.0.1:6379/0",
+        "Redis or Valkey server, or sentinel://USER@HOST:26379,HOST:26379/SERVICE",
+        yaml=("redis.url",),
+    )
     redis_password_file: Path | None = setting(
         None, "file that holds the Redis password", yaml=("redis.password_file",)
+    )
+    redis_ca_file: Path | None = setting(
+        None, "file with the authority of a rediss:// server; default the machine's", yaml=("redis.ca_file",)
     )
 
 
@@ -326,9 +342,7 @@ class CaptureSettings(WithRedis):
 class LocalSettings(WithSymbols, WithFeed, WithRest):
     """`sheetanchor local`: the whole pipeline on one machine."""
 
-    redis_url: Annotated[str, _url(("redis", "rediss", "unix"))] = setting(
-        "", "Redis or Valkey server; default an embedded one", yaml=("redis.url",)
-    )
+    redis_url: RedisUrl = setting("", "Redis or Valkey server; default an embedded one", yaml=("redis.url",))
     redis_password_file: Path | None = setting(None, "file that holds the Redis password")
     ws_url: WebSocketUrl = setting("", "origin of an exchange's SBE WebSocket; default a local exchange")
     rest_url: HttpUrl = setting("", "origin of an exchange's REST interface; default a local exchange")

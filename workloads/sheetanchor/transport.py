@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
-from sheetanchor import errors
+from sheetanchor import errors, masters, sentinel_url
 from sheetanchor.contract import STREAM_AGE_MAX_MS, STREAM_BYTES_MAX, keys, line_stream, pack_frames
 
 SOCKET_TIMEOUT_S: Final = 2.0
@@ -148,43 +148,86 @@ def redis_client(
     url: str,
     password_file: Path | None = None,
     *,
+    ca_file: Path | None = None,
     socket_timeout_s: float = SOCKET_TIMEOUT_S,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> Redis:
     """Make a client; it connects at its first command.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`.
-        password_file: File that holds the password; wins over one in the URL.
+        url: `redis://`, `rediss://`, `unix://`, or `sentinel://` for whichever server the Sentinels say is the master.
+        password_file: File that holds the password; wins over one in the URL. It is that of the Sentinels too.
+        ca_file: File with the certificate authority of a server that speaks TLS; default the machine's authorities.
         socket_timeout_s: Seconds to wait for a reply before the connection is given up.
         connect_timeout_s: Seconds to wait for a connection.
 
     Raises:
-        BadSettings: If the URL or the file cannot be used.
+        BadSettings: If the URL or a file cannot be used.
     """
-    options: dict[str, Any] = {}
-    if password_file is not None:
-        try:
-            options["password"] = password_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise errors.BadSettings(f"redis_password_file: cannot read {password_file}: {error}") from error
+    options: dict[str, Any] = {
+        "socket_timeout": socket_timeout_s,
+        "socket_connect_timeout": connect_timeout_s,
+        "client_name": "sheetanchor",
+    }
+    lasting: dict[str, Any] = {"health_check_interval": HEALTH_CHECK_INTERVAL_S, "max_connections": CONNECTIONS_MAX}
+    password = _read_password(password_file)
+    tls = _tls_options(url, ca_file)
     try:
-        client = Redis.from_url(
-            url,
-            socket_timeout=socket_timeout_s,
-            socket_connect_timeout=connect_timeout_s,
-            health_check_interval=HEALTH_CHECK_INTERVAL_S,
-            max_connections=CONNECTIONS_MAX,
-            retry=Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_S, base=RETRY_BASE_S), RETRIES),
-            client_name="sheetanchor",
-        )
+        if sentinel_url.is_sentinel_url(url):
+            client = _sentinel_client(sentinel_url.parse(url), password, options | tls, lasting)
+        else:
+            client = Redis.from_url(url, retry=_retry(RETRIES), **options, **lasting, **tls)
+            # A password in the URL would win if it were handed to `from_url` along with it.
+            client.connection_pool.connection_kwargs.update(password)
     except ValueError as error:
         raise errors.BadSettings(f"redis_url: {error}") from error
+    return _packing_in_c(client)
+
+
+def _retry(retries: int) -> Retry:
+    return Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_S, base=RETRY_BASE_S), retries)
+
+
+def _packing_in_c(client: Redis) -> Redis:
     pool = client.connection_pool
-    # A password in the URL would win if it were handed to `from_url` along with it.
-    pool.connection_kwargs.update(options)
     pool.connection_class = type("Connection", (_PackedInC, pool.connection_class), {})
     return client
+
+
+def _sentinel_client(
+    url: sentinel_url.SentinelUrl, password: dict[str, Any], options: dict[str, Any], lasting: dict[str, Any]
+) -> Redis:
+    login = {"username": url.user or None, "password": url.password or None, **password}
+
+    def make_sentinel(host: str, port: int) -> Redis:
+        quick = options | {"socket_timeout": masters.ASK_TIMEOUT_S, "socket_connect_timeout": masters.ASK_TIMEOUT_S}
+        return _packing_in_c(Redis(host=host, port=port, ssl=url.tls, retry=_retry(0), **login, **quick))
+
+    connect_timeout_s = min(options["socket_connect_timeout"], masters.CONNECT_TIMEOUT_S)
+    own = options | {"socket_connect_timeout": connect_timeout_s}
+    pool = masters.master_pool(
+        url.sentinels, url.service, make_sentinel, tls=url.tls, retry=_retry(RETRIES), **login, **own, **lasting
+    )
+    return Redis.from_pool(pool)
+
+
+def _read_password(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return {"password": path.read_text(encoding="utf-8").strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.BadSettings(f"redis_password_file: cannot read {path}: {error}") from error
+
+
+def _tls_options(url: str, ca_file: Path | None) -> dict[str, Any]:
+    if ca_file is None:
+        return {}
+    if url.partition("://")[0] not in ("rediss", "sentinels"):
+        raise errors.BadSettings("redis_ca_file: expected none, since redis_url is not rediss:// or sentinels://")
+    if not ca_file.is_file():
+        raise errors.BadSettings(f"redis_ca_file: expected a readable file of certificates, not {str(ca_file)!r}")
+    return {"ssl_ca_certs": str(ca_file)}
 
 
 async def check_connection(redis: Redis) -> None:

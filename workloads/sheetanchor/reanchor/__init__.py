@@ -33,7 +33,7 @@ async def run(settings: ReanchorSettings) -> int:
     Raises:
         BadSettings: The Redis URL or password file cannot be used.
     """
-    redis = redis_client(settings.redis_url, settings.redis_password_file)
+    redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
     try:
         async with _exchange(settings) as exchange:
             return await _stoppable(_all(settings, redis, exchange))

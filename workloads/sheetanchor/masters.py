@@ -1,0 +1,242 @@
+"""Connections to whichever server the Sentinels say is the master.
+
+Owns a pool whose connections ask the Sentinels before they connect, and a look once a second, while the pool is used,
+whether the master is another one by now: a server that was cut off would go on answering reads. Nothing waits for an
+election here: as long as there is no master, connecting fails at once and the caller decides when to try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
+
+log = logging.getLogger(__name__)
+
+ASK_TIMEOUT_S: Final = 0.5
+"""A Sentinel answers within a millisecond; one that has not by now is as good as dead."""
+
+CONNECT_TIMEOUT_S: Final = 1.0
+"""Shorter than a single server's: another attempt asks the Sentinels anew and may reach another server."""
+
+LOOK_EVERY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Master:
+    """What a Sentinel says about a set of servers.
+
+    Attributes:
+        host: Name or address of the master.
+        config_epoch: Rises with every failover; the highest one is right.
+        down: The Sentinel does not reach it, so an election is near.
+    """
+
+    host: str
+    port: int
+    config_epoch: int = 0
+    down: bool = False
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self.host, self.port
+
+
+def parse_master(fields: dict[str, str]) -> Master:
+    """Read what `SENTINEL MASTER` answers.
+
+    Raises:
+        ValueError: If a number is none.
+    """
+    flags = set(fields.get("flags", "").split(","))
+    return Master(
+        host=fields.get("ip", ""),
+        port=int(fields.get("port", "0")),
+        config_epoch=int(fields.get("config-epoch", "0")),
+        down=bool(flags & {"s_down", "o_down"}),
+    )
+
+
+def newest(answers: Sequence[Master]) -> Master | None:
+    """Give the answer of the highest configuration epoch; down only if most of those who name it say so."""
+    if not answers:
+        return None
+    epoch = max(answer.config_epoch for answer in answers)
+    same = [answer for answer in answers if answer.config_epoch == epoch]
+    down = sum(answer.down for answer in same)
+    return Master(same[0].host, same[0].port, epoch, down=2 * down > len(same))
+
+
+class Masters:
+    """The Sentinels of one set of servers.
+
+    Args:
+        sentinels: A client of each; they must not retry.
+        service: Name of the set.
+    """
+
+    def __init__(self, sentinels: Sequence[Redis], service: str) -> None:
+        self._sentinels = list(sentinels)
+        self._service = service
+
+    async def find(self) -> Master:
+        """Ask all Sentinels; most of them suffice, and after half a second any.
+
+        Raises:
+            ConnectionError: If none names a master; redis-py's.
+            AuthenticationError: If none names one and one wants another password; redis-py's.
+        """
+        tasks = [asyncio.create_task(self._ask(sentinel)) for sentinel in self._sentinels]
+        said: list[Master | Exception] = []
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                for finished in asyncio.as_completed(tasks):
+                    said.append(await finished)
+                    if 2 * len(_masters(said)) > len(tasks):
+                        break
+        except TimeoutError:
+            pass  # what has been said so far must do
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        found = newest(_masters(said))
+        if found is None:
+            raise self._none_found([error for error in said if isinstance(error, Exception)])
+        return found
+
+    async def _ask(self, sentinel: Redis) -> Master | Exception:
+        try:
+            execute: Callable[..., Awaitable[Any]] = sentinel.execute_command
+            raw = await execute("SENTINEL", "MASTER", self._service)
+            pairs = raw.items() if isinstance(raw, dict) else zip(raw[::2], raw[1::2], strict=True)
+            return parse_master({_text(name): _text(value) for name, value in pairs})
+        except (exceptions.RedisError, OSError, ValueError) as error:
+            return error
+
+    def _none_found(self, refusals: Sequence[Exception]) -> exceptions.RedisError:
+        for error in refusals:
+            if isinstance(error, (exceptions.AuthenticationError, exceptions.NoPermissionError)):
+                return error
+        told = "; ".join(sorted({" ".join(str(error).split()) for error in refusals})) or "no answer in time"
+        return exceptions.ConnectionError(f"no Sentinel names the master of {self._service!r}: {told}")
+
+    async def aclose(self) -> None:
+        """Close the connections to the Sentinels."""
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
+
+
+def _masters(said: Sequence[Master | Exception]) -> list[Master]:
+    return [answer for answer in said if isinstance(answer, Master)]
+
+
+class MasterConnection(Connection):
+    """A connection that asks the Sentinels where to connect to."""
+
+    def __init__(self, *, masters: Masters, **options: Any) -> None:
+        super().__init__(host="", **options)
+        self._masters = masters
+
+    async def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
+        """Connect once, to the master; whoever retries asks anew where that is."""
+        if self.is_connected:
+            return
+        master = await self._masters.find()
+        if master.down:
+            # A host that has vanished would cost the whole time-out at each attempt.
+            raise exceptions.ConnectionError(
+                f"the master {master.host}:{master.port} is down, another is being elected"
+            )
+        self.host, self.port = master.address
+        await super().connect_check_health(check_health=check_health, retry_socket_connect=False)
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:
+        """Log in, and make sure that this is a master: Sentinels tell of a failover before its server knows."""
+        await super().on_connect_check_health(check_health)
+        await self.send_command("ROLE", check_health=False)
+        try:
+            answer: Any = await self.read_response()
+        except exceptions.NoPermissionError:
+            return  # a user of somebody else's making; writes tell a replica as well
+        if _text(answer[0]) != "master":
+            raise exceptions.ConnectionError(f"{self.host}:{self.port} is not the master (any more)")
+
+
+class MasterTlsConnection(MasterConnection, SSLConnection):
+    """A connection to the master over TLS."""
+
+
+class MasterPool(ConnectionPool):
+    """Connections to the master; closing it closes those to the Sentinels too.
+
+    Args:
+        masters: Who to ask.
+        options: What a redis-py pool takes.
+    """
+
+    def __init__(self, masters: Masters, **options: Any) -> None:
+        super().__init__(masters=masters, **options)
+        self._masters = masters
+        self._master: Master | None = None
+        self._looked_at = 0.0
+        self._look: asyncio.Task[None] | None = None
+
+    async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
+        """Give a connection; once a second, look in the background whether it leads to the right server."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked_at >= LOOK_EVERY_S and (self._look is None or self._look.done()):
+            self._looked_at = now
+            self._look = asyncio.create_task(self._follow())
+        get: Callable[[], Awaitable[Any]] = super().get_connection
+        return await get()
+
+    async def _follow(self) -> None:
+        with contextlib.suppress(exceptions.RedisError, OSError):
+            master = await self._masters.find()
+            before, self._master = self._master, master
+            if before is not None and before.address != master.address:
+                log.warning("the Redis master is now %s:%d", master.host, master.port)
+                for connection in self._get_in_use_connections():
+                    mark: Callable[[], None] = connection.mark_for_reconnect
+                    mark()
+                await self.disconnect(inuse_connections=False)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.gather(self._look, return_exceptions=True)
+        await super().aclose()
+        await self._masters.aclose()
+
+
+MakeClient = Callable[[str, int], Redis]
+
+
+def master_pool(
+    sentinels: Sequence[tuple[str, int]], service: str, make_sentinel: MakeClient, *, tls: bool, **options: Any
+) -> MasterPool:
+    """Make a pool of connections to the master.
+
+    Args:
+        sentinels: Host and port of each Sentinel.
+        service: Name of the set of servers.
+        make_sentinel: Makes the client of a Sentinel; it must not retry.
+        tls: Whether the servers speak TLS.
+        options: What a redis-py pool takes.
+    """
+    masters = Masters([make_sentinel(host, port) for host, port in sentinels], service)
+    return MasterPool(masters, connection_class=MasterTlsConnection if tls else MasterConnection, **options)
+
+
+def _text(value: bytes | str | int) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
