@@ -19,8 +19,7 @@ from sheetanchor_operator.blocks import (
 from sheetanchor_operator.fields import Block, field, map_by, rule, ruled, set_of
 from sheetanchor_operator.redis_spec import Redis
 
-CRON_PATTERN: Final = r"^(\S+\s+){4}\S+$"
-_CRON_FIELD: Final = r"(\*|[0-9]{1,2}(-[0-9]{1,2})?(,[0-9]{1,2}(-[0-9]{1,2})?)*)(/[0-9]{1,2})?"
+_CRON_FIELD: Final = r"([*]|[0-9]{1,2}(-[0-9]{1,2})?(,[0-9]{1,2}(-[0-9]{1,2})?)*)(/[0-9]{1,2})?"
 ZONE_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?$"
 ZONES_MAX: Final = 3
 _NO_CREDENTIALS: Final = "!self.contains('@')"

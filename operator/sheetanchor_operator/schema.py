@@ -105,13 +105,19 @@ def _structural(node: Schema, blocks: dict[str, Schema]) -> Schema:
     if node.get("type") == "object" and "properties" in node:
         node.pop("additionalProperties", None)
         node["properties"] = {name: _structural(one, blocks) for name, one in node["properties"].items()}
-        if "default" in node:  # its fields have defaults of their own
-            node["default"] = {}
+        if "default" in node:  # whole, since the server checks a default by the rules before it fills it in
+            node["default"] = _without_nulls(node["default"])
     if isinstance(node.get("items"), dict):
         node["items"] = _structural(node["items"], blocks)
     if node.get("type") == "integer":
         node["format"] = "int64"
     return node
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return value
 
 
 def definition(

@@ -1,0 +1,346 @@
+"""ReAnchor objects, their Jobs and pods, as they are read: what was asked for, and how each run stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sheetanchor.contract import STALE_AFTER_US, Receipt
+from sheetanchor.triggers import EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION, Request, Seen
+from sheetanchor_operator.moments import micros_of
+from sheetanchor_operator.observed import Answer, Live
+from sheetanchor_operator.reanchor_spec import TERMINAL_PHASES
+
+REANCHOR_LABEL: Final = "sheetanchor.dev/reanchor"
+ATTEMPT_ANNOTATION: Final = "sheetanchor.dev/attempt"
+ANSWERS_ANNOTATION: Final = "sheetanchor.dev/answers"
+"""On a Job: names of the ReAnchors that its run answers beside its own, so that a crash cannot lose them."""
+
+ACTIONS: Final = frozenset({EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION})
+SECOND_US: Final = 1_000_000
+POD_MISSING_GRACE_US: Final = 10 * SECOND_US
+"""A Job may be seen complete before its pod's end is; the receipt is worth waiting this long for."""
+
+EXIT_WORDS: Final = {
+    1: "the run failed",
+    2: "the run's settings are wrong",
+    3: "the exchange did not give what was asked",
+    4: "the rebuilt state is not sound",
+    5: "Redis did not do what was asked",
+    6: "another run holds the lock",
+    7: "somebody else has rebuilt the state meanwhile",
+    137: "the run was killed",
+    143: "the run was stopped",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReAnchor:
+    """A ReAnchor object.
+
+    Attributes:
+        at_us: When what it speaks of happened.
+        finished_us: End of the run that decided it, or of the last failed one; 0 before.
+        duration_us: Duration of that run.
+        next_us: When the next run begins at the earliest; 0 for at once.
+        raw: The status as it is.
+    """
+
+    name: str
+    uid: str
+    symbol: str
+    reason: str
+    trigger: str
+    action: str
+    request_id: str
+    dry_run: bool
+    force: bool
+    epoch: int
+    at_us: int
+    created_us: int
+    generation: int
+    owned: bool
+    phase: str
+    result: str
+    attempts: int
+    started_us: int
+    finished_us: int
+    duration_us: int
+    next_us: int
+    answered_by: str
+    epoch_after: int
+    raw: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.phase in TERMINAL_PHASES
+
+    @property
+    def validates(self) -> bool:
+        """Whether its run only compares at first."""
+        return self.action == VALIDATION and not self.force
+
+    @property
+    def request(self) -> Request:
+        """The request that it is; its id is the object's name."""
+        return Request(
+            action=self.action,
+            reason=self.reason or self.trigger,
+            trigger=self.trigger,
+            at_us=self.at_us,
+            epoch=self.epoch,
+            id=self.name,
+            force=self.force,
+            first_us=self.at_us,
+            tries=self.attempts,
+        )
+
+    def run_id(self, attempt: int) -> str:
+        """Give the request id of one of its runs, which ends the id of the lock's owner."""
+        return f"{self.uid or self.name}-{attempt}"
+
+
+def read_reanchor(body: Live) -> ReAnchor:
+    """Read a ReAnchor; the API server has checked it against its schema."""
+    metadata, spec = body["metadata"], body.get("spec") or {}
+    status = body.get("status") or {}
+    created_us = micros_of(metadata.get("creationTimestamp"))
+    action = spec.get("action", IMMEDIATE)
+    return ReAnchor(
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        symbol=spec.get("symbol", ""),
+        reason=spec.get("reason", ""),
+        trigger=spec.get("trigger", "manual"),
+        action=action if action in ACTIONS else IMMEDIATE,
+        request_id=spec.get("requestID", ""),
+        dry_run=bool(spec.get("dryRun")),
+        force=bool(spec.get("force")),
+        epoch=int(spec.get("epoch", 0)),
+        # Kubernetes cuts times to seconds: a wish must not seem older than a run that began in the same second.
+        at_us=int(spec.get("atMicros", 0)) or created_us + SECOND_US - 1,
+        created_us=created_us,
+        generation=int(metadata.get("generation", 1)),
+        owned=any(owner.get("kind") == "PredictionPipeline" for owner in metadata.get("ownerReferences") or ()),
+        phase=status.get("phase") or "Pending",
+        result=status.get("result") or "",
+        attempts=int(status.get("attempts") or 0),
+        started_us=micros_of(status.get("startedAt")),
+        finished_us=micros_of(status.get("finishedAt")),
+        duration_us=round(float(status.get("durationSeconds") or 0) * 1e6),
+        next_us=micros_of(status.get("nextAttemptAt")),
+        answered_by=status.get("answeredBy") or "",
+        epoch_after=int(status.get("epochAfter") or 0),
+        raw=status,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        exit_code: 0 is success; -1 if there was no process that could exit.
+        receipt: What it wrote itself, None if it could not.
+    """
+
+    exit_code: int
+    result: str
+    message: str
+    started_us: int
+    finished_us: int
+    receipt: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A Job of a ReAnchor.
+
+    Attributes:
+        ended: How it ended; None while it has not.
+        message: What it waits for, where that can be seen.
+        answers: Other ReAnchors that it answers.
+    """
+
+    name: str
+    attempt: int
+    created_us: int
+    ended: Ended | None
+    message: str = ""
+    answers: tuple[str, ...] = ()
+
+
+def runs_of(reanchor: ReAnchor, jobs: Iterable[Live], pods: Iterable[Live], now_us: int) -> list[Run]:
+    """Read the runs of a ReAnchor, in their order."""
+    pods = tuple(pods)
+    own = [job for job in jobs if _belongs(job, reanchor)]
+    return sorted((_read_run(reanchor, job, pods, now_us) for job in own), key=lambda run: run.attempt)
+
+
+def _belongs(job: Live, reanchor: ReAnchor) -> bool:
+    owners = job["metadata"].get("ownerReferences") or ()
+    return any(owner.get("kind") == "ReAnchor" and owner.get("uid") == reanchor.uid for owner in owners)
+
+
+def _read_run(reanchor: ReAnchor, job: Live, pods: tuple[Live, ...], now_us: int) -> Run:
+    metadata = job["metadata"]
+    notes = metadata.get("annotations") or {}
+    own = [pod for pod in pods if _job_of(pod) == metadata["name"]]
+    return Run(
+        name=metadata["name"],
+        attempt=int(notes.get(ATTEMPT_ANNOTATION, "1")),
+        created_us=micros_of(metadata.get("creationTimestamp")),
+        ended=_ended(reanchor, job, own, now_us),
+        message=_waits_for(own),
+        answers=tuple(filter(None, notes.get(ANSWERS_ANNOTATION, "").split(","))),
+    )
+
+
+def _job_of(pod: Live) -> str:
+    labels = pod["metadata"].get("labels") or {}
+    return str(labels.get("batch.kubernetes.io/job-name") or labels.get("job-name") or "")
+
+
+def _container(pod: Live) -> Mapping[str, Any]:
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    return statuses[0] if statuses else {}
+
+
+def _ended(reanchor: ReAnchor, job: Live, pods: list[Live], now_us: int) -> Ended | None:
+    created_us = micros_of(job["metadata"].get("creationTimestamp"))
+    for pod in pods:
+        terminated = (_container(pod).get("state") or {}).get("terminated")
+        if terminated:
+            return _ended_container(terminated, created_us)
+    conditions = {
+        condition["type"]: condition
+        for condition in (job.get("status") or {}).get("conditions") or ()
+        if condition.get("status") == "True"
+    }
+    failed, complete = conditions.get("Failed"), conditions.get("Complete")
+    if failed is not None:
+        at_us = micros_of(failed.get("lastTransitionTime")) or created_us
+        return Ended(-1, "failed", _without_exit(failed, pods, reanchor), created_us, at_us)
+    if complete is not None:
+        at_us = micros_of((job.get("status") or {}).get("completionTime")) or created_us
+        if now_us - at_us < POD_MISSING_GRACE_US:
+            return None
+        result = "dry_run" if reanchor.dry_run else "validated" if reanchor.validates else "swapped"
+        return Ended(0, result, "the run succeeded; its receipt was lost with its pod", created_us, at_us)
+    for pod in pods:
+        status = pod.get("status") or {}
+        if status.get("phase") == "Failed":
+            return Ended(-1, "failed", _pod_words(status), created_us, now_us)
+    return None
+
+
+def _ended_container(terminated: Mapping[str, Any], created_us: int) -> Ended:
+    code = int(terminated.get("exitCode", 1))
+    started_us = micros_of(terminated.get("startedAt")) or created_us
+    finished_us = micros_of(terminated.get("finishedAt")) or started_us
+    text = str(terminated.get("message") or "")
+    receipt = _receipt_in(text)
+    if receipt is not None:
+        times = receipt.started_at_us, receipt.finished_at_us
+        return Ended(receipt.exit_code, receipt.result, receipt.message, *times, receipt)
+    words = EXIT_WORDS.get(code, f"the run ended with exit code {code}")
+    if terminated.get("reason") == "OOMKilled":
+        words = "the run was killed for want of memory: raise spec.reanchor.resources.limits.memory of the pipeline"
+    last = text.strip().splitlines()[-1] if text.strip() else ""
+    result = {0: "swapped", 6: "lock_held", 7: "superseded"}.get(code, "failed")
+    return Ended(code, result, f"{words}: {last}" if last else f"{words}; it left no receipt", started_us, finished_us)
+
+
+def _receipt_in(text: str) -> Receipt | None:
+    for line in reversed(text.strip().splitlines()):
+        try:
+            return Receipt.from_json(line)
+        except (ValueError, json.JSONDecodeError):
+            continue
+    return None
+
+
+def _without_exit(condition: Mapping[str, Any], pods: list[Live], reanchor: ReAnchor) -> str:
+    """Say why a Job failed whose process nobody saw exit."""
+    known = _waits_for(pods) or str(reanchor.raw.get("message") or "")
+    if condition.get("reason") == "DeadlineExceeded":
+        text = "the Job ran into its deadline"
+        return f"{text}; last seen: {known}" if known else f"{text}, and its pod was ended"
+    for pod in pods:
+        if (pod.get("status") or {}).get("phase") == "Failed":
+            return _pod_words(pod["status"])
+    text = f"the Job failed: {condition.get('reason', 'Unknown')}: {condition.get('message', '')}".rstrip(": ")
+    return f"{text}; its pod is gone, with its node or by somebody's hand"
+
+
+def _pod_words(status: Mapping[str, Any]) -> str:
+    reason, message = status.get("reason") or "Failed", status.get("message") or ""
+    return f"the pod was ended from outside: {reason}{': ' + message if message else ''}"
+
+
+def _waits_for(pods: list[Live]) -> str:
+    """Say why a pod does not run yet, "" if it does or that is normal."""
+    for pod in pods:
+        waiting = (_container(pod).get("state") or {}).get("waiting") or {}
+        reason = waiting.get("reason", "")
+        if reason and reason not in ("ContainerCreating", "PodInitializing"):
+            message = " ".join(str(waiting.get("message") or "").split())
+            return f"the pod cannot start: {reason}{': ' + message if message else ''}"[:1000]
+        for condition in (pod.get("status") or {}).get("conditions") or ():
+            if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+                return f"the pod cannot be placed: {' '.join(str(condition.get('message', '')).split())}"[:1000]
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How a symbol stands, as the best placed processor tells it.
+
+    Attributes:
+        known: A processor has answered that knows it.
+        now_us: Redis' clock when it answered.
+    """
+
+    known: bool = False
+    state: str = "unknown"
+    epoch: int = 0
+    fresh: bool = False
+    lock_holder: str = ""
+    suspect_since_us: int = 0
+    now_us: int = 0
+
+    def seen(self, lock_held: bool) -> Seen:
+        """Give it as the decision takes it; what is not known counts as suspect."""
+        since_us = self.suspect_since_us if self.state == "suspect" else 0
+        state = self.state if self.known else "suspect"
+        return Seen(state, self.epoch, self.fresh, lock_held, since_us)
+
+
+UNKNOWN: Final = Sight()
+
+
+def sights_of(states: Mapping[str, Answer]) -> dict[str, Sight]:
+    """Read the processors' answers: of each symbol the active one's counts, of two the one with the higher term."""
+    best: dict[str, tuple[tuple[bool, int, int], Sight]] = {}
+    for _, answer in sorted(states.items()):
+        for symbol, told in ((answer.body or {}).get("symbols") or {}).items():
+            state = told.get("state", "unknown")
+            if state not in ("anchored", "suspect"):
+                continue
+            age_ms = told.get("event_age_ms")
+            sight = Sight(
+                known=True,
+                state=state,
+                epoch=int(told.get("epoch") or 0),
+                fresh=age_ms is not None and age_ms * 1_000 < STALE_AFTER_US,
+                lock_holder=str(told.get("lock_holder") or ("?" if told.get("lock_held") else "")),
+                suspect_since_us=int(told.get("suspect_since_us") or 0),
+                now_us=int(told.get("now_us") or 0),
+            )
+            rank = (bool(told.get("active")), int(told.get("term") or 0), sight.now_us)
+            if symbol not in best or rank > best[symbol][0]:
+                best[symbol] = (rank, sight)
+    return {symbol: sight for symbol, (_, sight) in best.items()}
