@@ -95,7 +95,7 @@ class ExternalRedis(Block):
         max_length=1024,
         rules=[
             rule(
-                "self.matches('^(redis|rediss|sentinel)://[^/\\\\s]+(/[^\\\\s]*)?$')",
+                "self.matches('^(redis|rediss|sentinels?)://[^/\\\\s]+(/[^\\\\s]*)?$')",
                 "redis.external.url must begin with redis://, rediss:// or sentinel:// and name a host",
             ),
             rule(

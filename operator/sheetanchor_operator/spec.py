@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sheetanchor_operator.moments import micros_of
 from sheetanchor_operator.names import PAUSED_ANNOTATION, REANCHOR_ANNOTATION
 from sheetanchor_operator.pipeline_spec import PipelineSpec
 from sheetanchor_operator.redis_spec import ManagedRedis
@@ -24,6 +25,7 @@ class Pipeline:
     Attributes:
         spec: What is wanted, with every default filled in.
         status: What was last written; raw, since it may be another version's.
+        created_us: When it was made; 0 if that is not known.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Pipeline:
     annotations: Mapping[str, str] = field(default_factory=dict)
     status: Mapping[str, Any] = field(default_factory=dict)
     deleting: bool = False
+    created_us: int = 0
 
     @property
     def paused(self) -> bool:
@@ -85,5 +88,6 @@ def parse(body: Mapping[str, Any]) -> Pipeline:
         spec=spec,
         annotations=dict(metadata.get("annotations") or {}),
         status=dict(body.get("status") or {}),
+        created_us=micros_of(metadata.get("creationTimestamp")),
         deleting="deletionTimestamp" in metadata,
     )

@@ -1,11 +1,11 @@
-"""What manifests are made of: metadata, labels, owner, and the pod template that every workload starts from."""
+"""What every manifest is made of: metadata, labels and owner."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from sheetanchor_operator.names import API_VERSION, PIPELINE_KIND, Component, labels_of
+from sheetanchor_operator.names import API_VERSION, PIPELINE_KIND, Component, labels_of, selector_of
 from sheetanchor_operator.spec import Pipeline
 
 Manifest = dict[str, Any]
@@ -17,9 +17,9 @@ class Defaults:
 
     Attributes:
         image: Image of the workloads.
-        pull_policy: When nodes pull it; "" leaves that to the pipeline.
+        pull_policy: When nodes pull it, wins over the pipeline's own; "" leaves that to the pipeline.
         cluster_domain: DNS domain of the cluster's services.
-        operator_namespace: Where the operator's own pods are, which ask workloads over HTTP.
+        operator_namespace: Where the operator's pods are, which ask workloads over HTTP; "" if that is not known.
         monitoring_namespaces: Namespaces that may scrape metrics; empty means all.
     """
 
@@ -56,4 +56,33 @@ def metadata_of(pipeline: Pipeline, component: Component | str, name: str, zone:
         "namespace": pipeline.namespace,
         "labels": labels_of(pipeline.name, component, zone),
         "ownerReferences": [owner_of(pipeline)],
+    }
+
+
+def disruption_budget(pipeline: Pipeline, component: Component, name: str) -> Manifest:
+    """Render a budget: of a component's pods, one may be away on purpose."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata_of(pipeline, component, name),
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": selector_of(pipeline.name, component)},
+            # A pod that does not work must not keep its node from being drained.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }
+
+
+def http_service(pipeline: Pipeline, component: Component, name: str) -> Manifest:
+    """Render the Service that a component's HTTP port is reached at."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata_of(pipeline, component, name),
+        "spec": {
+            "type": "ClusterIP",
+            "selector": selector_of(pipeline.name, component),
+            "ports": [{"name": "http", "port": 8080, "targetPort": "http", "protocol": "TCP", "appProtocol": "http"}],
+        },
     }

@@ -1,0 +1,123 @@
+"""Network policies: nothing is allowed but what a component needs."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from sheetanchor_operator.children.parts import Defaults, Manifest, metadata_of
+from sheetanchor_operator.children.redis_access import external_ports
+from sheetanchor_operator.names import (
+    DNS_PORT,
+    HTTP_PORT,
+    PIPELINE_LABEL,
+    REDIS_PORT,
+    SENTINEL_PORT,
+    Component,
+    child_name,
+    selector_of,
+)
+from sheetanchor_operator.spec import Pipeline
+
+API_SERVER_PORTS: Final = (443, 6443)
+"""The API server is no pod: only its ports can be named. 443 is its Service, 6443 where that usually leads."""
+
+_SCHEME_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
+_NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
+
+Rule = dict[str, Any]
+
+
+def _ports(*ports: int) -> list[Manifest]:
+    return [{"port": port, "protocol": "TCP"} for port in ports]
+
+
+def port_of(url: str) -> int:
+    """Give the port that an origin is reached at."""
+    parts = urlsplit(url)
+    return parts.port or _SCHEME_PORTS[parts.scheme]
+
+
+def _dns() -> Rule:
+    return {"ports": [{"port": DNS_PORT, "protocol": protocol} for protocol in ("UDP", "TCP")]}
+
+
+def _to_redis(pipeline: Pipeline) -> Rule:
+    external = pipeline.spec.redis.external
+    if external is not None:
+        return {"ports": _ports(*external_ports(external.url))}
+    nodes = {"podSelector": {"matchLabels": selector_of(pipeline.name, Component.REDIS)}}
+    return {"to": [nodes], "ports": _ports(REDIS_PORT, SENTINEL_PORT)}
+
+
+def _from_operator_and_monitoring(defaults: Defaults) -> Rule:
+    if not defaults.operator_namespace or not defaults.monitoring_namespaces:
+        return {"ports": _ports(HTTP_PORT)}
+    names = sorted({defaults.operator_namespace, *defaults.monitoring_namespaces})
+    namespaces = {"matchExpressions": [{"key": _NAMESPACE_NAME, "operator": "In", "values": names}]}
+    return {"from": [{"namespaceSelector": namespaces}], "ports": _ports(HTTP_PORT)}
+
+
+def _policy(pipeline: Pipeline, component: Component, ingress: list[Rule], egress: list[Rule]) -> Manifest:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata_of(pipeline, component, child_name(pipeline.name, component)),
+        "spec": {
+            "podSelector": {"matchLabels": selector_of(pipeline.name, component)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
+        },
+    }
+
+
+def _redis(pipeline: Pipeline) -> Manifest:
+    clients = {"podSelector": {"matchLabels": {PIPELINE_LABEL: pipeline.name}}}
+    return _policy(
+        pipeline,
+        Component.REDIS,
+        [{"from": [clients], "ports": _ports(REDIS_PORT, SENTINEL_PORT)}],
+        [_dns(), _to_redis(pipeline)],
+    )
+
+
+def _processor(pipeline: Pipeline, defaults: Defaults) -> Manifest:
+    egress = [_dns(), _to_redis(pipeline), {"ports": _ports(*API_SERVER_PORTS)}]
+    if pipeline.spec.processor.self_reanchor_after_seconds > 0:  # it may have to run a re-anchor itself
+        egress.append({"ports": _ports(port_of(pipeline.spec.exchange.rest_url))})
+    return _policy(pipeline, Component.PROCESS, [_from_operator_and_monitoring(defaults)], egress)
+
+
+def network(pipeline: Pipeline, defaults: Defaults) -> list[Manifest]:
+    """Render the policies; none if the pipeline does without.
+
+    Predictions may be read from anywhere; whoever wants less adds a policy of his own, since policies only add up if
+    they allow.
+    """
+    if not pipeline.spec.network_policy.enabled:
+        return []
+    spec = pipeline.spec.exchange
+    deny = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata_of(pipeline, Component.SETTINGS, child_name(pipeline.name, "default-deny")),
+        "spec": {
+            "podSelector": {"matchLabels": {PIPELINE_LABEL: pipeline.name}},
+            "policyTypes": ["Ingress", "Egress"],
+        },
+    }
+    inside = [_dns(), _to_redis(pipeline)]
+    policies = [
+        deny,
+        _policy(
+            pipeline,
+            Component.INGEST,
+            [_from_operator_and_monitoring(defaults)],
+            [*inside, {"ports": _ports(port_of(spec.websocket_url))}],
+        ),
+        _processor(pipeline, defaults),
+        _policy(pipeline, Component.INFER, [{"ports": _ports(HTTP_PORT)}], inside),
+        _policy(pipeline, Component.REANCHOR, [], [*inside, {"ports": _ports(port_of(spec.rest_url))}]),
+    ]
+    return policies if pipeline.spec.redis.external is not None else [*policies, _redis(pipeline)]
