@@ -29,7 +29,7 @@ class LastReanchor(Block):
     reason: str | None = field(None, "Why it was wanted.")
     trigger: str | None = field(None, "What asked for it: a gap rule, start, suspect, annotation, schedule or manual.")
     symbol: str | None = field(None, "Trading pair whose state it rebuilds.")
-    started_at: str | None = field(None, "When its first run began.", schema=TIME)
+    started_at: str | None = field(None, "When its newest run began.", schema=TIME)
     finished_at: str | None = field(None, "When it ended; absent while it runs.", schema=TIME)
     epoch: int | None = field(None, "Epoch of the state after it.", ge=0)
     result: str | None = field(None, "What came of it: swapped, validated, dry_run, failed, skipped and so on.")
@@ -44,6 +44,12 @@ class SymbolStatus(Block):
     epoch: int | None = field(None, "Which rebuild its state belongs to.", ge=0)
     term: int | None = field(None, "Who may write it.", ge=0)
     suspect_since: str | None = field(None, "Since when it is suspect.", schema=TIME)
+    rebuilt_micros: tuple[int, ...] = field(
+        (),
+        "Ends of the rebuilds of the last hour in microseconds since 1970: what the budget of rebuilds counts, "
+        "also when their ReAnchor objects are deleted.",
+        schema={"maxItems": 600, "x-kubernetes-list-type": "atomic"},
+    )
 
 
 class ZoneStatus(Block):

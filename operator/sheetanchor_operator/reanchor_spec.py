@@ -121,7 +121,7 @@ class ReanchorStatus(Block):
     )
     job_name: str | None = field(None, "Job of the newest run.", max_length=253)
     attempts: int | None = field(None, "Runs that were begun.", ge=0)
-    started_at: str | None = field(None, "When the first run began.", schema=TIME)
+    started_at: str | None = field(None, "When the newest run began.", schema=TIME)
     finished_at: str | None = field(None, "When it became final.", schema=TIME)
     duration_seconds: float | None = field(None, "Duration of the run that decided it.", ge=0)
     phases: tuple[PhaseDuration, ...] = field((), "How long each step took.", schema=map_by(20, "name"))

@@ -107,7 +107,8 @@ def labels_of(pipeline: str, symbol: str) -> dict[str, str]:
 
 def reanchor_object(owner: Owner, ask: Ask) -> Manifest:
     """Render a request as the object to create."""
-    reason = ask.reason if len(ask.reason) <= REASON_LENGTH_MAX else ask.reason[: REASON_LENGTH_MAX - 1] + "…"
+    reason = " ".join(ask.reason.split())
+    reason = reason if len(reason) <= REASON_LENGTH_MAX else reason[: REASON_LENGTH_MAX - 1] + "…"
     metadata: Manifest = {
         "name": object_name(owner.name, ask.symbol, ask.suffix),
         "namespace": owner.namespace,

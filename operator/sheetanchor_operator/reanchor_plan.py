@@ -1,0 +1,141 @@
+"""A plan about re-anchors, and the draft that it is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from sheetanchor import triggers
+from sheetanchor_operator.children.parts import Defaults, Manifest
+from sheetanchor_operator.events import Event
+from sheetanchor_operator.moments import micros_of
+from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_KIND, EventReason, Reason
+from sheetanchor_operator.observed import Observed
+from sheetanchor_operator.reanchor_view import ReAnchor, Run
+from sheetanchor_operator.spec import Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A Job to create for a ReAnchor."""
+
+    reanchor: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Fields to merge into a ReAnchor's status; None removes one."""
+
+    name: str
+    status: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolFacts:
+    """How the re-anchors of a symbol stand.
+
+    Attributes:
+        running: Name of the ReAnchor whose run is in progress, "" if there is none.
+        pending: Names of those that wait.
+        throttled: Why they wait, None if nothing holds them up.
+        message: The same for people.
+        next_us: When the wait ends; 0 if that is not known.
+        rebuilt_us: Ends of the rebuilds of the last hour, for `status.symbols[].rebuiltMicros`.
+    """
+
+    running: str = ""
+    pending: tuple[str, ...] = ()
+    throttled: Reason | None = None
+    message: str = ""
+    next_us: int = 0
+    rebuilt_us: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, in this order: create, start, patch, adopt, delete.
+
+    Attributes:
+        create: ReAnchors to create; that one exists already is fine.
+        start: Jobs to create; likewise.
+        patch: Statuses of ReAnchors.
+        adopt: Names of ReAnchors to give the pipeline as owner.
+        delete: Names of ReAnchors to delete.
+        wake_at_us: When to plan again if nothing changes before.
+        last_reanchor: For `status.lastReanchor`; None if there has been none.
+        last_request: For `status.lastReanchorRequest`.
+    """
+
+    create: tuple[Manifest, ...] = ()
+    start: tuple[Start, ...] = ()
+    patch: tuple[Patch, ...] = ()
+    adopt: tuple[str, ...] = ()
+    delete: tuple[str, ...] = ()
+    wake_at_us: int | None = None
+    events: tuple[Event, ...] = ()
+    symbols: Mapping[str, SymbolFacts] = field(default_factory=dict)
+    last_reanchor: Mapping[str, Any] | None = None
+    last_request: str = ""
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making, and what it is made from."""
+
+    pipeline: Pipeline
+    observed: Observed
+    defaults: Defaults
+    known: dict[str, ReAnchor]
+    runs: dict[str, list[Run]]
+    policy: triggers.Policy
+    create: list[Manifest] = field(default_factory=list)
+    start: list[Start] = field(default_factory=list)
+    patch: dict[str, Manifest] = field(default_factory=dict)
+    wakes: list[int] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    symbols: dict[str, SymbolFacts] = field(default_factory=dict)
+
+    @property
+    def now_us(self) -> int:
+        return self.observed.now_us
+
+    def of(self, symbol: str) -> list[ReAnchor]:
+        """Give the ReAnchors of a symbol, first asked first."""
+        own = (one for one in self.known.values() if one.symbol == symbol)
+        return sorted(own, key=lambda one: (one.at_us, one.name))
+
+    def write(self, name: str, status: Manifest) -> None:
+        """Merge into a status, and go on with the ReAnchor as it will be."""
+        one = self.known[name]
+        self.patch[name] = {**self.patch.get(name, {}), **status}
+        merged = {key: value for key, value in {**one.raw, **self.patch[name]}.items() if value is not None}
+        self.known[name] = with_status(one, merged)
+
+    def tell(
+        self, one: ReAnchor | None, kind: Literal["Normal", "Warning"], reason: EventReason, message: str, *, both: bool
+    ) -> None:
+        """Note an Event about a ReAnchor, and about the pipeline too if it matters to whoever looks at that."""
+        if one is not None:
+            self.events.append(Event(REANCHOR_KIND, one.name, one.uid, kind, reason, message))
+        if both or one is None:
+            told = f"{one.symbol}: {message}" if one is not None else message
+            self.events.append(Event(PIPELINE_KIND, self.pipeline.name, self.pipeline.uid, kind, reason, told))
+
+
+def with_status(one: ReAnchor, status: Mapping[str, Any]) -> ReAnchor:
+    """Give a ReAnchor as it is with another status."""
+    return replace(
+        one,
+        phase=status.get("phase") or "Pending",
+        result=status.get("result") or "",
+        attempts=int(status.get("attempts") or 0),
+        started_us=micros_of(status.get("startedAt")),
+        finished_us=micros_of(status.get("finishedAt")),
+        duration_us=round(float(status.get("durationSeconds") or 0) * 1e6),
+        next_us=micros_of(status.get("nextAttemptAt")),
+        answered_by=status.get("answeredBy") or "",
+        epoch_after=int(status.get("epochAfter") or 0),
+        raw=status,
+    )

@@ -1,0 +1,89 @@
+"""`ReAnchor.status` as it is written: when a run begins, when it failed and is tried again, and at the end."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sheetanchor_operator.moments import text_of
+from sheetanchor_operator.reanchor_view import Ended, ReAnchor
+
+MESSAGE_LENGTH_MAX: Final = 2_000
+CHECKS_MAX: Final = 64
+CHECK_LENGTH_MAX: Final = 100
+
+Status = dict[str, Any]
+
+
+def running(one: ReAnchor, job: str, attempt: int, begun_us: int) -> Status:
+    """Write down that a run has begun."""
+    status: Status = {"phase": "Running", "jobName": job, "attempts": attempt, "answeredBy": None}
+    if attempt != one.attempts:
+        status |= {"message": None, "nextAttemptAt": None, "exitCode": None, "result": None}
+        status |= {"finishedAt": None, "durationSeconds": None, "startedAt": text_of(begun_us)}
+    return status
+
+
+def retried(one: ReAnchor, attempt: int, ended: Ended, next_us: int) -> Status:
+    """Write down that a run has failed and will be tried again."""
+    return {
+        **_of_run(ended),
+        "phase": "Pending",
+        "attempts": attempt,
+        "message": _cut(f"run {attempt} failed, it will be tried again: {ended.message}"),
+        "nextAttemptAt": text_of(next_us),
+    }
+
+
+def finished(one: ReAnchor, phase: str, ended: Ended, next_us: int = 0) -> Status:
+    """Write down the end.
+
+    Args:
+        one: The ReAnchor.
+        phase: Succeeded, Failed or Skipped.
+        ended: How its last run ended, or why there was none.
+        next_us: Before when no other run of the symbol should begin; 0 for no such time.
+    """
+    return {
+        **_of_run(ended),
+        "phase": phase,
+        "message": _cut(ended.message),
+        "nextAttemptAt": text_of(next_us) if next_us else None,
+        "conditions": [_condition(one, phase, ended)],
+    }
+
+
+def _of_run(ended: Ended) -> Status:
+    status: Status = {
+        "result": ended.result,
+        "finishedAt": text_of(ended.finished_us),
+        "exitCode": ended.exit_code if 0 <= ended.exit_code <= 255 else None,
+    }
+    if ended.started_us:
+        status["durationSeconds"] = round(max(0, ended.finished_us - ended.started_us) / 1e6, 6)
+    receipt = ended.receipt
+    if receipt is not None:
+        status |= {
+            "phases": [{"name": name[:40], "seconds": seconds} for name, seconds in receipt.phases.items()][:20],
+            "epochBefore": receipt.epoch_before,
+            "epochAfter": receipt.epoch_after,
+            "snapshotID": receipt.snapshot_id,
+            "updateID": receipt.update_id,
+            "checks": [check[:CHECK_LENGTH_MAX] for check in receipt.checks[:CHECKS_MAX]],
+        }
+    return status
+
+
+def _condition(one: ReAnchor, phase: str, ended: Ended) -> Status:
+    """Give the condition that `kubectl wait --for=condition=Complete` waits for; Failed after a failure."""
+    return {
+        "type": "Failed" if phase == "Failed" else "Complete",
+        "status": "True",
+        "reason": "".join(part.capitalize() for part in ended.result.split("_")),
+        "message": _cut(ended.message, 1_000),
+        "lastTransitionTime": text_of(ended.finished_us),
+        "observedGeneration": one.generation,
+    }
+
+
+def _cut(text: str, length_max: int = MESSAGE_LENGTH_MAX) -> str:
+    return text if len(text) <= length_max else text[: length_max - 1] + "…"
