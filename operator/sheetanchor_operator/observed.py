@@ -62,7 +62,6 @@ class Observed:
         states: `GET /state` of each processor, by pod name.
         predictions: `GET /predictions/{S}` by pod name and symbol.
         health: `GET /health/detailed` of each ingestor, by pod name.
-        throttled: Why wanted re-anchors wait, by symbol, as the re-anchor plan says.
     """
 
     now_us: int
@@ -81,7 +80,6 @@ class Observed:
     states: Mapping[str, Answer] = field(default_factory=dict)
     predictions: Mapping[tuple[str, str], Answer] = field(default_factory=dict)
     health: Mapping[str, Answer] = field(default_factory=dict)
-    throttled: Mapping[str, str] = field(default_factory=dict)
 
     def child(self, kind: str, name: str) -> Live | None:
         """Give a live child, None if it does not exist."""

@@ -100,7 +100,9 @@ class PipelineStatus(Block):
     term: int | None = field(None, "Largest term that was seen: who may write. Never goes back.", ge=0)
     model: str | None = field(None, "Model that the newest prediction was made with, for instance mlp@1a2b3c4d.")
     last_prediction_at: str | None = field(
-        None, "Time of the oldest of the symbols' newest sound predictions; written every 15 seconds.", schema=TIME
+        None,
+        "Time of the oldest of the symbols' newest sound predictions; written at most every 15 seconds.",
+        schema=TIME,
     )
     last_reanchor: LastReanchor | None = field(None, "The newest re-anchor that has begun.")
     last_reanchor_request: str | None = field(

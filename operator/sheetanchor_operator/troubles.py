@@ -1,0 +1,242 @@
+"""What is wrong with a pipeline's parts and what to do about it, from what Kubernetes says of them. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sheetanchor_operator.children.needs import claims_needed, config_maps_needed, secrets_needed
+from sheetanchor_operator.names import COMPONENT_LABEL, Component, Reason
+from sheetanchor_operator.observed import Live, Observed, Refusal
+from sheetanchor_operator.spec import Pipeline
+
+IMAGE_WORDS: Final = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "ImageInspectError",
+        "RegistryUnavailable",
+    }
+)
+CONTAINER_WORDS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+CRASHES_MIN: Final = 2
+"""One restart may be bad luck; with the second one there is a pattern."""
+
+EXIT_BAD_SETTINGS: Final = 2
+LINE_LENGTH_MAX: Final = 200
+
+ORDER: Final = (
+    Reason.SPEC_REFUSED,
+    Reason.APPLY_FORBIDDEN,
+    Reason.QUOTA_EXCEEDED,
+    Reason.APPLY_REFUSED,
+    Reason.SECRET_MISSING,
+    Reason.CONFIG_MAP_MISSING,
+    Reason.VOLUME_CLAIM_MISSING,
+    Reason.IMAGE_UNAVAILABLE,
+    Reason.POD_REFUSED,
+    Reason.CONTAINER_REFUSED,
+    Reason.CRASH_LOOPING,
+    Reason.UNSCHEDULABLE,
+)
+"""The first of them is told: what comes first in this list is likely to cause what comes after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that a person has to mend.
+
+    Attributes:
+        component: Whose pods suffer; "" where all do.
+        message: What is the case and what to do. It must stay the same while nothing changes.
+    """
+
+    component: str
+    reason: Reason
+    message: str
+
+
+def troubles_of(pipeline: Pipeline, observed: Observed) -> tuple[Trouble, ...]:
+    """Find what a person has to mend, most telling first."""
+    found = {
+        *map(_of_refusal, observed.refusals),
+        *_of_needs(pipeline, observed),
+        *_of_workloads(observed),
+        *(trouble for pod in observed.pods if is_current(pod) for trouble in _of_pod(pod)),
+    }
+    return tuple(sorted(found, key=lambda one: (ORDER.index(one.reason), one.component, one.message)))
+
+
+def is_current(pod: Live) -> bool:
+    """Say whether a pod counts: not on its way out, and no finished run of a Job."""
+    phase = pod.get("status", {}).get("phase")
+    return "deletionTimestamp" not in pod["metadata"] and phase not in ("Succeeded", "Failed")
+
+
+def is_ready(pod: Live) -> bool:
+    """Say whether a pod is ready."""
+    conditions = pod.get("status", {}).get("conditions") or ()
+    return is_current(pod) and any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def component_of(child: Live) -> str:
+    """Give the component that an object belongs to, "" if it does not say."""
+    return str((child["metadata"].get("labels") or {}).get(COMPONENT_LABEL, ""))
+
+
+def _of_refusal(refusal: Refusal) -> Trouble:
+    what = f"{refusal.kind} {refusal.name}"
+    said = _one_line(refusal.message)
+    if "exceeded quota" in refusal.message:
+        return Trouble("", Reason.QUOTA_EXCEEDED, f"{what}: {said}; raise the namespace's ResourceQuota")
+    if refusal.code in (401, 403):
+        return Trouble(
+            "",
+            Reason.APPLY_FORBIDDEN,
+            f"{what}: {said}; give the operator this permission: install the chart of this version, with this namespace "
+            "among those that it watches",
+        )
+    return Trouble("", Reason.APPLY_REFUSED, f"{what}: {said}; correct the field of the pipeline that it comes from")
+
+
+def _of_needs(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
+    namespace = pipeline.namespace
+    for name, keys in sorted(secrets_needed(pipeline).items()):
+        if name in observed.secrets:
+            missing = sorted(keys - (observed.secrets[name] or frozenset()))
+            verb = "create secret generic" if observed.secrets[name] is None else "patch or recreate secret"
+            files = " ".join(f"--from-file={key}=FILE" for key in missing)
+            if missing:
+                yield Trouble(
+                    "",
+                    Reason.SECRET_MISSING,
+                    f"Secret {name} lacks {', '.join(missing)}: kubectl -n {namespace} {verb} {name} {files}",
+                )
+    for name, keys in sorted(config_maps_needed(pipeline).items()):
+        if name in observed.config_maps:
+            missing = sorted(keys - set(observed.config_maps[name] or ()))
+            if missing:
+                yield Trouble(
+                    Component.INFER,
+                    Reason.CONFIG_MAP_MISSING,
+                    f"ConfigMap {name} lacks {', '.join(missing)}: kubectl -n {namespace} create configmap {name} "
+                    "--from-file=model.onnx --from-file=manifest.json",
+                )
+    for name in sorted(claims_needed(pipeline)):
+        if not observed.volume_claims.get(name, True):
+            yield Trouble(
+                Component.INFER,
+                Reason.VOLUME_CLAIM_MISSING,
+                f"PersistentVolumeClaim {name} does not exist in {namespace}: create it, or correct "
+                "inference.model.persistentVolumeClaim.claimName",
+            )
+
+
+def _of_workloads(observed: Observed) -> Iterator[Trouble]:
+    """Look at pods that could not even be made."""
+    for (kind, _), live in observed.children.items():
+        if kind == "Deployment":
+            for condition in live.get("status", {}).get("conditions") or ():
+                if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+                    yield _refused_pod(component_of(live), condition.get("message", ""))
+    for event in observed.events:
+        about = event.get("involvedObject") or event.get("regarding") or {}
+        live_set = observed.child("StatefulSet", about.get("name", ""))
+        if about.get("kind") != "StatefulSet" or event.get("reason") != "FailedCreate" or live_set is None:
+            continue
+        if live_set.get("status", {}).get("replicas", 0) < live_set["spec"].get("replicas", 1):
+            yield _refused_pod(component_of(live_set), event.get("message") or event.get("note") or "")
+
+
+def _refused_pod(component: str, said: str) -> Trouble:
+    # The name of the pod that was not made differs each time.
+    said = re.sub(r"^.*?is forbidden: ", "", _one_line(re.sub(r'[Pp]ods? "[^"]*"', "pods", said)))
+    if "exceeded quota" in said:
+        return Trouble(
+            component,
+            Reason.QUOTA_EXCEEDED,
+            f"{component}: no pod can be made: {said}; raise the namespace's ResourceQuota or lower resources.requests",
+        )
+    return Trouble(component, Reason.POD_REFUSED, f"{component}: no pod can be made: {said}; admission refuses it")
+
+
+def _of_pod(pod: Live) -> Iterator[Trouble]:
+    status, component = pod.get("status", {}), component_of(pod)
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            yield Trouble(
+                component,
+                Reason.UNSCHEDULABLE,
+                f"{component}: {_one_line(condition.get('message', 'no node fits'))}; add nodes, lower "
+                "resources.requests, or check zones and scheduling",
+            )
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        yield from _of_container(component, container)
+
+
+def _of_container(component: str, container: Any) -> Iterator[Trouble]:
+    waiting = container.get("state", {}).get("waiting") or {}
+    word, said = waiting.get("reason", ""), waiting.get("message", "")
+    if word in IMAGE_WORDS:
+        yield Trouble(
+            component, Reason.IMAGE_UNAVAILABLE, f"{component}: image {container['image']} {_image_cause(word, said)}"
+        )
+    elif word in CONTAINER_WORDS:
+        yield Trouble(
+            component, Reason.CONTAINER_REFUSED, f"{component}: {word}: {_one_line(said)}; check what the pod mounts"
+        )
+    elif container.get("restartCount", 0) >= CRASHES_MIN and not container.get("ready"):
+        ended = container.get("lastState", {}).get("terminated") or container.get("state", {}).get("terminated") or {}
+        yield Trouble(component, Reason.CRASH_LOOPING, f"{component}: {_crash(ended, container['name'])}")
+
+
+def _image_cause(word: str, said: str) -> str:
+    """Name the cause; kubelet words the same failure differently each time that it tries."""
+    if word == "InvalidImageName":
+        return "is no valid reference: correct spec.image"
+    if word == "ErrImageNeverPull":
+        return "is not on the node and may not be pulled: load it there, or set imagePullPolicy IfNotPresent"
+    if re.search(r"unauthorized|denied|forbidden|authentication", said, re.I):
+        return "may not be pulled: name a Secret with the registry's credentials in spec.imagePullSecrets"
+    if re.search(r"not found|manifest unknown|does not exist", said, re.I):
+        return "does not exist: correct spec.image, or the operator's default image if that is empty"
+    if re.search(r"no such host|timeout|timed out|refused|unreachable|lookup", said, re.I):
+        return "cannot be pulled: the node cannot reach the registry; check the registry's name and the network"
+    return "cannot be pulled: correct spec.image or spec.imagePullSecrets; kubectl describe pod tells more"
+
+
+def _crash(ended: Any, container: str) -> str:
+    code, last = ended.get("exitCode", -1), last_line(ended.get("message") or "")
+    if ended.get("reason") == "OOMKilled":
+        return f"{container} was killed for its memory: raise resources.limits.memory"
+    told = f": {last}" if last else ""
+    logs = f"; kubectl logs -l {COMPONENT_LABEL}={container} -p"
+    advice = "; correct the setting that it names" if code == EXIT_BAD_SETTINGS else logs
+    return f"{container} ends with exit code {code} again and again{told}{advice}"
+
+
+def last_line(log: str) -> str:
+    """Give the text of a log's last line, which may be JSON, without its time."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    try:
+        line = json.loads(lines[-1])
+    except ValueError:
+        line = None
+    return _one_line(str(line.get("message", "")) if isinstance(line, dict) else lines[-1])
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split()).rstrip(".")
+    return line if len(line) <= LINE_LENGTH_MAX else line[: LINE_LENGTH_MAX - 1] + "…"
+
+
+def worst_of(troubles: Iterable[Trouble], *components: str) -> Trouble | None:
+    """Give the most telling trouble that some components, or all, have."""
+    return next((one for one in troubles if one.component in ("", *components)), None)
