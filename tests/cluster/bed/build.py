@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 
 from cluster.bed.cache import digest, entry
-from cluster.bed.run import run, say
+from cluster.bed.run import BedError, run, say, succeeds
 from cluster.bed.tools import NODE, log
 
 SUITE = "bookworm"
 MIRROR = os.environ.get("SHEETANCHOR_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 ROOT_WITHIN_S = 900  # a slow mirror
 BUILD_WITHIN_S = 600
+CONTAINER_PREFIX = "sheetanchor-build-"
 
 
 def debian_root(name: str, packages: tuple[str, ...]) -> Path:
@@ -35,8 +36,9 @@ def debian_root(name: str, packages: tuple[str, ...]) -> Path:
 class Build:
     """One container image in the making."""
 
-    def __init__(self, base: str = "scratch") -> None:
-        self.container = self._buildah("from", base).strip()
+    def __init__(self) -> None:
+        self.container = ""
+        self.container = self._buildah("from", "--name", f"{CONTAINER_PREFIX}{os.getpid()}", "scratch").strip()
 
     def add(self, archive: Path) -> None:
         """Unpack an archive over the root."""
@@ -55,7 +57,12 @@ class Build:
         self._buildah("config", *options, self.container)
         self._buildah("commit", "-q", "--rm", "--disable-compression", self.container, target)
 
-    @staticmethod
-    def _buildah(*arguments: str | Path) -> str:
+    def _buildah(self, *arguments: str | Path) -> str:
         settings = {"CONTAINERS_CONF": str(NODE / "containers.conf")}
-        return run("buildah", "--storage-driver", "overlay", *arguments, within_s=BUILD_WITHIN_S, extra_env=settings)
+        buildah = ("buildah", "--storage-driver", "overlay")
+        try:
+            return run(*buildah, *arguments, within_s=BUILD_WITHIN_S, extra_env=settings)
+        except BedError:
+            if self.container:
+                succeeds(*buildah, "rm", self.container)
+            raise

@@ -1,0 +1,79 @@
+"""The cluster test bed's commands: up, down, tools, prepare, hosts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cluster.bed import host, kind
+from cluster.bed.cache import locked, root
+from cluster.bed.prometheus_image import prometheus_archive
+from cluster.bed.run import BedError, CannotHost, say
+from cluster.bed.tools import api_programs, tool_path
+
+
+def up() -> None:
+    """Have four nodes run."""
+    require_host()
+    host.install()
+    with locked(kind.NAME):
+        kind.start()
+    say(f"export KUBECONFIG={kind.KUBECONFIG} PATH={tool_path()}:$PATH")
+
+
+def down() -> None:
+    """Remove every trace but the cache."""
+    if not host.missing() or host.engine() == "docker":
+        with locked(kind.NAME):
+            kind.delete()
+    (root() / f"{kind.NAME}.lock").unlink(missing_ok=True)
+    say(f"no trace is left but the cache in {root()}, which makes the next cluster quick, and Debian packages")
+
+
+def tools() -> None:
+    """Compile what tests need without a cluster."""
+    if reason := host.reason_against_tools():
+        raise CannotHost(reason)
+    api_programs()
+    tool_path()
+
+
+def prepare() -> None:
+    """Build everything that takes long, start nothing."""
+    require_host()
+    host.install()
+    tools()
+    if host.engine() == "podman":
+        kind.node_archive()
+        prometheus_archive()
+
+
+def hosts() -> None:
+    """Say whether this machine can host a cluster."""
+    require_host()
+
+
+def require_host() -> None:
+    """Refuse with the reason if this machine cannot host a cluster."""
+    if reason := host.reason_against():
+        raise CannotHost(reason)
+
+
+def main() -> int:
+    """Run one command; an expected trouble is one line."""
+    commands = {command.__name__: command for command in (up, down, tools, prepare, hosts)}
+    parser = argparse.ArgumentParser(prog="cluster.bed", description=__doc__)
+    parser.add_argument("command", choices=commands)
+    try:
+        commands[parser.parse_args().command]()
+    except CannotHost as trouble:
+        print(f"no cluster can be hosted here: {trouble}", file=sys.stderr)
+        return 2
+    except BedError as trouble:
+        print(f"failed: {trouble}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
