@@ -169,6 +169,7 @@ class EventReason(StrEnum):
     MAINTENANCE_ENDED = "MaintenanceEnded"
     IMAGE_UNAVAILABLE = "ImageUnavailable"
     SECRET_MISSING = "SecretMissing"
+    CONFIG_MAP_MISSING = "ConfigMapMissing"
     QUOTA_EXCEEDED = "QuotaExceeded"
     APPLY_REFUSED = "ApplyRefused"
     UNSCHEDULABLE = "Unschedulable"

@@ -98,8 +98,8 @@ def _of_refusal(refusal: Refusal) -> Trouble:
         return Trouble(
             "",
             Reason.APPLY_FORBIDDEN,
-            f"{what}: {said}; give the operator this permission: install the chart of this version, with this namespace "
-            "among those that it watches",
+            f"{what}: {said}; give the operator this permission: install the chart of this version, with this "
+            "namespace among those that it watches",
         )
     return Trouble("", Reason.APPLY_REFUSED, f"{what}: {said}; correct the field of the pipeline that it comes from")
 
