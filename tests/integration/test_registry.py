@@ -315,3 +315,51 @@ def test_an_interrupted_write_leaves_no_model(tmp_path: Path) -> None:
         ModelRegistry(tmp_path).record("test", sha256)
     put(tmp_path, model())
     assert sha256 == ModelRegistry(tmp_path).record("test", sha256).manifest.sha256
+
+
+def _single(folder: Path) -> ModelRegistry:
+    """Lay out the shipped model as a ConfigMap's mount does: links to a hidden folder that is replaced as a whole."""
+    shipped = ModelRegistry(default_root()).current().path
+    hidden = folder / "..2026"
+    hidden.mkdir(parents=True)
+    for name in ("model.onnx", "manifest.json"):
+        (hidden / name).write_bytes((shipped / name).read_bytes())
+        (folder / name).symlink_to(f"..2026/{name}")
+    return ModelRegistry(folder)
+
+
+def test_a_folder_that_is_a_model_is_a_registry_of_one(tmp_path: Path) -> None:
+    """A mounted ConfigMap with both files serves its model; there is nothing to fall back on."""
+    registry = _single(tmp_path)
+
+    record = registry.current()
+
+    assert ModelRegistry(default_root()).current().version == record.version
+    assert [] == registry.fallbacks()
+    assert (tmp_path / "manifest.json").read_bytes() == registry.fingerprint()
+
+
+def test_a_registry_of_one_is_checked_like_any_other(tmp_path: Path) -> None:
+    """Bytes that are not the manifest's are refused, with the file's name."""
+    registry = _single(tmp_path)
+
+    (tmp_path / "..2026" / "model.onnx").write_bytes(b"something else")
+
+    with pytest.raises(BadModel, match=r"model\.onnx: sha256: expected"):
+        registry.current()
+
+
+def test_nothing_is_added_to_a_registry_of_one(tmp_path: Path) -> None:
+    """Adding, promoting and rolling back are refused; the folder stays as it was."""
+    registry = _single(tmp_path)
+    record = registry.current()
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    with pytest.raises(BadModel, match="holds one model"):
+        registry.add(record.onnx, record.manifest.content)
+    with pytest.raises(BadModel, match="holds one model"):
+        registry.promote(record.manifest.name, record.manifest.sha256, 1)
+    with pytest.raises(BadModel, match="holds one model"):
+        registry.roll_back(1)
+
+    assert before == sorted(path.name for path in tmp_path.iterdir())

@@ -4,6 +4,9 @@
     <root>/<name>/<sha256>/model.onnx       the model; the folder is named after its content
     <root>/<name>/<sha256>/manifest.json    what it wants and what is known about it
 
+A folder that itself holds model.onnx and manifest.json, and no current.json, is a registry of that one model: what a
+cluster mounts from a ConfigMap. Such a registry is read only.
+
 A model's folder is never changed once it is there. The pointer is replaced as a whole, and only by somebody who has
 seen the version that it replaces, so that of two promotions at once one fails instead of both half winning. Nothing
 here runs a model.
@@ -212,10 +215,15 @@ class ModelRegistry:
         """Read what was in use before, newest first; files that are not sound are left out."""
         return await asyncio.to_thread(self.fallbacks)
 
+    @property
+    def single(self) -> bool:
+        """Whether the folder is itself the one model."""
+        return (self.root / "manifest.json").exists() and not (self.root / "current.json").exists()
+
     def fingerprint(self) -> bytes:
         """Give something that changes whenever the pointer does; empty when there is no pointer."""
         try:
-            return (self.root / "current.json").read_bytes()
+            return (self.root / ("manifest.json" if self.single else "current.json")).read_bytes()
         except OSError:
             return b""
 
@@ -225,6 +233,9 @@ class ModelRegistry:
         Raises:
             BadModel: If it is there and cannot be used.
         """
+        if self.single:
+            manifest = self._manifest(self.root)
+            return Pointer(1, (manifest.name, manifest.sha256))
         path = self.root / "current.json"
         if not path.exists():
             return Pointer()
@@ -279,9 +290,9 @@ class ModelRegistry:
         Raises:
             BadModel: Names the file, the field, what was expected and what was found.
         """
-        folder = self.root / name / sha256
+        folder = self.root if self.single else self.root / name / sha256
         path = folder / "manifest.json"
-        manifest = parse_manifest(path, read_json(path))
+        manifest = self._manifest(folder)
         if (manifest.name, manifest.sha256) != (name, sha256):
             raise BadModel(
                 f"{path}: expected name {name} and sha256 {sha256}, found {manifest.name}, {manifest.sha256}"
@@ -291,6 +302,14 @@ class ModelRegistry:
         if found != sha256:
             raise BadModel(f"{folder / 'model.onnx'}: sha256: expected {sha256}, found {found}")
         return ModelRecord(manifest, onnx, folder)
+
+    def _manifest(self, folder: Path) -> Manifest:
+        path = folder / "manifest.json"
+        return parse_manifest(path, read_json(path))
+
+    def _check_writable(self) -> None:
+        if self.single:
+            raise BadModel(f"{self.root}: holds one model of its own: expected a folder of models to add to")
 
     def find(self, version: str) -> tuple[str, str]:
         """Find a model by name and any beginning of its hash, for instance `mlp@1a2b`.
@@ -315,6 +334,7 @@ class ModelRegistry:
         Raises:
             BadModel: If the manifest cannot be used, or the folder cannot be written.
         """
+        self._check_writable()
         sha256 = hashlib.sha256(onnx).hexdigest()
         whole = {**content, "sha256": sha256}
         manifest = parse_manifest(self.root / "manifest.json", whole)
@@ -342,6 +362,7 @@ class ModelRegistry:
             BadModel: If its files are not sound; the pointer is as before.
             ModelConflict: If somebody has changed the pointer meanwhile.
         """
+        self._check_writable()
         self.record(name, sha256)
         with self._locked():
             before = self._pointer_or_none()
@@ -358,6 +379,7 @@ class ModelRegistry:
             BadModel: If there is none, or its files are not sound.
             ModelConflict: If somebody has changed the pointer meanwhile.
         """
+        self._check_writable()
         with self._locked():
             before = self.pointer()
             self._check_seen(before, seen)
