@@ -27,11 +27,12 @@ EXIT_FAILED = 1
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A sub-command: its settings, and the module whose `run` does it."""
+    """A sub-command: its settings, and the module whose `run` does it, by default the one of the same name."""
 
     model: type[settings.Common]
     summary: str
     epilog: str = ""
+    module: str = ""
 
 
 ROLES: dict[str, Role] = {
@@ -44,6 +45,11 @@ ROLES: dict[str, Role] = {
         "rebuild the hot state from the exchange's REST interface and swap it in atomically",
         "exit codes: 0 swapped or nothing to do, 2 bad settings, 3 exchange, 4 validation, 5 Redis, "
         "6 lock held elsewhere, 7 superseded",
+    ),
+    "redis": Role(
+        settings.RedisSettings,
+        "run one server of a replicated Redis, or with --sentinel its Sentinel",
+        module="redis_node",
     ),
     "train": Role(settings.TrainSettings, "learn a model from recorded markets and add it to a registry"),
     "model": Role(settings.ModelSettings, "list the models of a registry, add one, choose the one in use, go back"),
@@ -89,7 +95,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         loaded = load(ROLES[name].model, flags, dict(os.environ))
         logs.set_up(getattr(loaded, "service_name", "") or f"sheetanchor-{name}", loaded.log_level)
-        run: Callable[[Any], Coroutine[Any, Any, int]] = importlib.import_module(f"sheetanchor.{name}").run
+        run: Callable[[Any], Coroutine[Any, Any, int]] = importlib.import_module(
+            f"sheetanchor.{ROLES[name].module or name}"
+        ).run
         return uvloop.run(run(loaded))
     except (BadSettings, BadRecording) as error:
         print(f"sheetanchor {name}: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from redis import exceptions
@@ -37,12 +37,16 @@ class Master:
         host: Name or address of the master.
         config_epoch: Rises with every failover; the highest one is right.
         down: The Sentinel does not reach it, so an election is near.
+        others: How many other Sentinels it knows.
+        replicas: How many replicas it knows.
     """
 
     host: str
     port: int
     config_epoch: int = 0
     down: bool = False
+    others: int = 0
+    replicas: int = 0
 
     @property
     def address(self) -> tuple[str, int]:
@@ -62,6 +66,8 @@ def parse_master(fields: dict[str, str]) -> Master:
         port=int(fields.get("port", "0")),
         config_epoch=int(fields.get("config-epoch", "0")),
         down=bool(flags & {"s_down", "o_down"}),
+        others=int(fields.get("num-other-sentinels", "0")),
+        replicas=int(fields.get("num-slaves", "0")),
     )
 
 
@@ -73,6 +79,28 @@ def newest(answers: Sequence[Master]) -> Master | None:
     same = [answer for answer in answers if answer.config_epoch == epoch]
     down = sum(answer.down for answer in same)
     return Master(same[0].host, same[0].port, epoch, down=2 * down > len(same))
+
+
+async def ask_master(sentinel: Redis, service: str) -> Master:
+    """Ask one Sentinel.
+
+    Args:
+        sentinel: Its client.
+        service: Name of the set.
+
+    Raises:
+        RedisError: redis-py's, if it does not answer or does not know the set.
+        OSError: If it cannot be reached.
+        ValueError: If it answers nonsense.
+    """
+    execute: Callable[..., Awaitable[Any]] = sentinel.execute_command
+    raw = await execute("SENTINEL", "MASTER", service)
+    pairs = raw.items() if isinstance(raw, dict) else zip(raw[::2], raw[1::2], strict=True)
+    master = parse_master({_text(name): _text(value) for name, value in pairs})
+    address = await execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
+    host, port = (_text(address[0]), int(address[1])) if address else master.address
+    # The Sentinel that leads a failover names the promoted server here before it does so there.
+    return master if (host, port) == master.address else replace(master, host=host, port=port, down=False)
 
 
 class Masters:
@@ -115,10 +143,7 @@ class Masters:
 
     async def _ask(self, sentinel: Redis) -> Master | Exception:
         try:
-            execute: Callable[..., Awaitable[Any]] = sentinel.execute_command
-            raw = await execute("SENTINEL", "MASTER", self._service)
-            pairs = raw.items() if isinstance(raw, dict) else zip(raw[::2], raw[1::2], strict=True)
-            return parse_master({_text(name): _text(value) for name, value in pairs})
+            return await ask_master(sentinel, self._service)
         except (exceptions.RedisError, OSError, ValueError) as error:
             return error
 

@@ -107,6 +107,20 @@ MODEL_FAILURES: Final = Counter(
 )
 MODEL_INFO: Final = Gauge("sheetanchor_model_info", "1 for the model in use.", ["model", "mode"])
 
+# Managed Redis: labelled, so that other roles show none of these
+REDIS_UP: Final = Gauge("redis_up", "1 while the server answers.", ["node"])
+REDIS_MASTER: Final = Gauge("redis_master", "1 while the server is the master.", ["node"])
+REDIS_LINK_UP: Final = Gauge("redis_master_link_up", "1 while a replica follows its master; 1 on the master.", ["node"])
+REDIS_REPLICAS: Final = Gauge("redis_connected_replicas", "Replicas in reach of a master.", ["node"])
+REDIS_OFFSET: Final = Gauge("redis_replication_offset_bytes", "Place in the stream of writes.", ["node"])
+REDIS_MEMORY: Final = Gauge("redis_memory_used_bytes", "Memory in use.", ["node"])
+REDIS_MEMORY_MAX: Final = Gauge("redis_memory_max_bytes", "Memory that may be used; 0 without limit.", ["node"])
+REDIS_CLIENTS: Final = Gauge("redis_connected_clients", "Connections of clients.", ["node"])
+SENTINEL_UP: Final = Gauge("redis_sentinel_up", "1 while the Sentinel answers.", ["node"])
+SENTINEL_MASTER_DOWN: Final = Gauge("redis_sentinel_master_down", "1 while it does not reach the master.", ["node"])
+SENTINEL_EPOCH: Final = Gauge("redis_sentinel_config_epoch", "Rises with every failover.", ["node"])
+SENTINEL_OTHERS: Final = Gauge("redis_sentinel_others", "Other Sentinels that it knows.", ["node"])
+
 # Re-anchor
 REANCHORS: Final = Counter("ingestor_rest_reanchors", "Re-anchor runs by result.", ["symbol", "result", "reason"])
 REANCHOR_SUCCESS_RATE: Final = Gauge(

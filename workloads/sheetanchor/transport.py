@@ -199,9 +199,10 @@ def _sentinel_client(
 ) -> Redis:
     login = {"username": url.user or None, "password": url.password or None, **password}
 
+    tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
+
     def make_sentinel(host: str, port: int) -> Redis:
-        quick = options | {"socket_timeout": masters.ASK_TIMEOUT_S, "socket_connect_timeout": masters.ASK_TIMEOUT_S}
-        return _packing_in_c(Redis(host=host, port=port, ssl=url.tls, retry=_retry(0), **login, **quick))
+        return client_of(host, port, ssl=url.tls, **login, **tls, timeout_s=masters.ASK_TIMEOUT_S)
 
     connect_timeout_s = min(options["socket_connect_timeout"], masters.CONNECT_TIMEOUT_S)
     own = options | {"socket_connect_timeout": connect_timeout_s}
@@ -209,6 +210,19 @@ def _sentinel_client(
         url.sentinels, url.service, make_sentinel, tls=url.tls, retry=_retry(RETRIES), **login, **own, **lasting
     )
     return Redis.from_pool(pool)
+
+
+def client_of(host: str, port: int, *, timeout_s: float, **login: Any) -> Redis:
+    """Make a client of one certain server or Sentinel that never tries twice.
+
+    Args:
+        host: Its name or address.
+        port: Its port.
+        timeout_s: Seconds for a connection and for an answer.
+        login: User, password and TLS as redis-py takes them.
+    """
+    timeouts: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    return _packing_in_c(Redis(host=host, port=port, retry=_retry(0), client_name="sheetanchor", **timeouts, **login))
 
 
 def _read_password(path: Path | None) -> dict[str, Any]:

@@ -1,0 +1,222 @@
+"""A set of Redis servers with Sentinels: who its nodes are, and as what a node may start.
+
+Decisions only. The one that matters: a server that keeps nothing on disk and starts again as the master would make its
+replicas forget everything as well, for they copy whatever their master has. So a node that was the master and comes up
+empty has another one promoted first, and comes up as its replica.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+REDIS_PORT: Final = 6379
+SENTINEL_PORT: Final = 26379
+
+SETTLE_S: Final = 3.0
+"""How long a node looks for others before it believes that there are none: names and networks of fresh pods need it."""
+
+PROMOTION_WAIT_S: Final = 30.0
+"""How long a master that lost its data waits for another one to be promoted; a failover takes four seconds."""
+
+_NODE: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253})(?::(?P<redis>\d{1,5})(?::(?P<sentinel>\d{1,5}))?)?")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Node:
+    """One server and its Sentinel.
+
+    Attributes:
+        host: Name that every node reaches it by.
+        port: Port of the server.
+        sentinel_port: Port of the Sentinel.
+    """
+
+    host: str
+    port: int = REDIS_PORT
+    sentinel_port: int = SENTINEL_PORT
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of the server."""
+        return self.host, self.port
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def parse_node(text: str) -> Node:
+    """Read `HOST`, `HOST:REDIS_PORT` or `HOST:REDIS_PORT:SENTINEL_PORT`.
+
+    Raises:
+        ValueError: Says what was expected.
+    """
+    found = _NODE.fullmatch(text)
+    redis = int((found and found["redis"]) or REDIS_PORT)
+    sentinel = int((found and found["sentinel"]) or SENTINEL_PORT)
+    if found is None or not 0 < redis < 65_536 or not 0 < sentinel < 65_536 or redis == sentinel:
+        raise ValueError(f"expected HOST, HOST:REDIS_PORT or HOST:REDIS_PORT:SENTINEL_PORT, not {text!r}")
+    return Node(found["host"], redis, sentinel)
+
+
+def own_node(nodes: Sequence[Node], named: str, host_name: str) -> Node:
+    """Find out which of the nodes this one is.
+
+    Args:
+        nodes: All nodes.
+        named: As the settings name it, "" if they do not.
+        host_name: Name of this machine or pod; a node's host is that name or begins with it and a dot.
+
+    Raises:
+        ValueError: If it is none of them or more than one.
+    """
+    if named:
+        found = [node for node in nodes if node == parse_node(named)]
+    else:
+        found = [node for node in nodes if node.host == host_name or node.host.startswith(host_name + ".")]
+    if len(found) != 1:
+        told = ", ".join(map(str, nodes))
+        raise ValueError(f"{named or host_name!r} is {'none' if not found else 'more than one'} of the nodes {told}")
+    return found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a Sentinel says about the master.
+
+    Attributes:
+        master: Host and port.
+        config_epoch: Rises with every failover.
+    """
+
+    master: tuple[str, int]
+    config_epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a server says about itself.
+
+    Attributes:
+        role: master or slave, in the server's own word.
+        has_data: Whether it holds any key.
+        master: The master that a replica follows.
+        offset: How far it has come in the stream of writes.
+    """
+
+    role: str
+    has_data: bool = False
+    master: tuple[str, int] = ("", 0)
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look at the set; who did not answer is absent.
+
+    Attributes:
+        sentinels: By node.
+        servers: By node, without the own one.
+    """
+
+    sentinels: Mapping[Node, Said] = field(default_factory=dict)
+    servers: Mapping[Node, Server] = field(default_factory=dict)
+
+
+class Step(StrEnum):
+    """What a starting node does next."""
+
+    MASTER = "master"
+    REPLICA = "replica"
+    FAIL_OVER = "fail over"  # ask a Sentinel to promote another node, and look again
+    WAIT = "wait"  # look again
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A step and its reason.
+
+    Attributes:
+        master: Whom to follow; the own address for a master.
+        why: One line for the log.
+    """
+
+    step: Step
+    master: tuple[str, int] = ("", 0)
+    why: str = ""
+
+
+def named_master(seen: Seen) -> tuple[str, int] | None:
+    """Give the master that the Sentinels name; the highest configuration epoch is right."""
+    if not seen.sentinels:
+        return None
+    return max(seen.sentinels.values(), key=lambda said: (said.config_epoch, said.master)).master
+
+
+def decide_start(own: Node, nodes: Sequence[Node], seen: Seen, *, own_data: bool, waited_s: float) -> Decision:
+    """Decide as what a server starts.
+
+    Args:
+        own: The starting node.
+        nodes: All nodes; the first one is master of a set that never ran.
+        seen: What the others say.
+        own_data: Whether the own disk holds the data set.
+        waited_s: Seconds since the node began to look.
+    """
+    named = named_master(seen)
+    if named is None:
+        return _start_unnamed(own, nodes, seen, own_data=own_data, waited_s=waited_s)
+    if named != own.address:
+        return Decision(Step.REPLICA, named, "the Sentinels name another master")
+    if own_data:
+        return Decision(Step.MASTER, own.address, "the Sentinels name this node, and its disk holds the data")
+    if any(server.has_data for server in seen.servers.values()):
+        if waited_s < PROMOTION_WAIT_S:
+            return Decision(Step.FAIL_OVER, why="this node was the master and has no data, a replica has")
+        return Decision(Step.MASTER, own.address, "no replica was promoted in time: starting empty")
+    if len(seen.servers) == len(nodes) - 1 or waited_s >= SETTLE_S:
+        return Decision(Step.MASTER, own.address, "the Sentinels name this node, and no other has data")
+    return Decision(Step.WAIT, why="the Sentinels name this node; the other servers do not answer yet")
+
+
+def _start_unnamed(own: Node, nodes: Sequence[Node], seen: Seen, *, own_data: bool, waited_s: float) -> Decision:
+    masters = [node for node, server in seen.servers.items() if server.role == "master"]
+    if masters:
+        best = max(masters, key=lambda node: (seen.servers[node].has_data, seen.servers[node].offset))
+        return Decision(Step.REPLICA, best.address, "no Sentinel answers; that server is a master")
+    if waited_s < SETTLE_S:
+        return Decision(Step.WAIT, why="no Sentinel answers yet")
+    followed = {server.master for server in seen.servers.values() if server.has_data and server.master[0]}
+    if followed and own.address not in followed:
+        return Decision(Step.REPLICA, min(followed), "no Sentinel answers; other replicas follow that server")
+    if followed and not own_data and waited_s < PROMOTION_WAIT_S:
+        return Decision(Step.WAIT, why="replicas of this node have data and it has none; waiting for a Sentinel")
+    if own == nodes[0]:
+        return Decision(Step.MASTER, own.address, "nobody knows a master and this is the first node")
+    return Decision(Step.REPLICA, nodes[0].address, "nobody knows a master; the first node is it")
+
+
+def decide_monitored(nodes: Sequence[Node], seen: Seen, *, waited_s: float) -> Decision:
+    """Decide which master a starting Sentinel watches; a replica that it is wrongly told of corrects it later.
+
+    Args:
+        nodes: All nodes.
+        seen: What the others say, and under the own node what this Sentinel's file says.
+        waited_s: Seconds since the Sentinel began to look.
+    """
+    named = named_master(seen)
+    if named is not None:
+        return Decision(Step.REPLICA, named, "other Sentinels or this one's own file name it")
+    masters = [node for node, server in seen.servers.items() if server.role == "master"]
+    if masters:
+        best = max(masters, key=lambda node: (seen.servers[node].has_data, seen.servers[node].offset))
+        return Decision(Step.REPLICA, best.address, "that server is a master")
+    if waited_s < SETTLE_S:
+        return Decision(Step.WAIT, why="no Sentinel and no master answers yet")
+    followed = {server.master for server in seen.servers.values() if server.has_data and server.master[0]}
+    if followed:
+        return Decision(Step.REPLICA, min(followed), "replicas with data follow it")
+    return Decision(Step.REPLICA, nodes[0].address, "nobody knows a master; the first node is it")
