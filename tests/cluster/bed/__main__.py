@@ -1,9 +1,10 @@
-"""The cluster test bed's commands: up, down, tools, prepare, hosts."""
+"""The cluster test bed's commands."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from cluster.bed import host, kind
 from cluster.bed.cache import locked, root
@@ -19,6 +20,13 @@ def up() -> None:
     with locked(kind.NAME):
         kind.start()
     say(f"export KUBECONFIG={kind.KUBECONFIG} PATH={tool_path()}:$PATH")
+
+
+def load(*archives: str) -> None:
+    """Give images' archives to the nodes."""
+    with locked(kind.NAME):
+        for archive in archives:
+            kind.load(Path(archive).resolve())
 
 
 def down() -> None:
@@ -61,11 +69,13 @@ def require_host() -> None:
 
 def main() -> int:
     """Run one command; an expected trouble is one line."""
-    commands = {command.__name__: command for command in (up, down, tools, prepare, hosts)}
+    commands = {command.__name__: command for command in (up, down, load, tools, prepare, hosts)}
     parser = argparse.ArgumentParser(prog="cluster.bed", description=__doc__)
     parser.add_argument("command", choices=commands)
+    parser.add_argument("arguments", nargs="*", help="archives of images, for load")
+    given = parser.parse_args()
     try:
-        commands[parser.parse_args().command]()
+        commands[given.command](*given.arguments)
     except CannotHost as trouble:
         print(f"no cluster can be hosted here: {trouble}", file=sys.stderr)
         return 2

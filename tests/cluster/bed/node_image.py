@@ -62,14 +62,13 @@ def _write_images(parts: Path, containers: Path, kubernetes: Path, api: Path, co
     image = Build()
     image.put(parts / "pause", "/pause")
     image.commit(f"docker-archive:{parts}/pause.tar:localhost/pause:1", "--entrypoint", '["/pause"]')
-    commands = {"worker": [kubernetes / "kube-proxy", api / "kubectl", coredns]}
-    extra = [
+    control = [
         kubernetes / "kube-controller-manager",
         kubernetes / "kube-scheduler",
         api / "kube-apiserver",
         api / "etcd",
     ]
-    commands["control-plane"] = [*commands["worker"], *extra]
+    commands = {"every-node": [kubernetes / "kube-proxy", api / "kubectl", coredns], "control-plane": control}
     for name, files in commands.items():
         image = Build()
         image.add(containers)
@@ -97,7 +96,7 @@ def _commit_node(parts: Path, root: Path, kubernetes: Path, api: Path, archive: 
     image.put(parts / "containerd.toml", "/etc/containerd/config.toml")
     image.put(NODE / "kubelet.service", NODE / "preload.service", "/etc/systemd/system/")
     image.put(NODE / "preload", "/kind/preload", mode="0755")
-    image.put(*(parts / name for name in ("pause.tar", "worker.tar", "control-plane.tar", "names")), "/kind/images/")
+    image.put(*sorted(parts.glob("*.tar")), parts / "names", "/kind/images/")
     image.put(NODE / "storage.yaml", "/kind/manifests/default-storage.yaml")
     image.put(parts / "network.yaml", "/kind/manifests/default-cni.yaml")
     image.put(parts / "version", "/kind/version")
