@@ -13,13 +13,28 @@ CHECK_LENGTH_MAX: Final = 100
 
 Status = dict[str, Any]
 
+OF_A_RUN: Final = (
+    "message",
+    "nextAttemptAt",
+    "exitCode",
+    "result",
+    "finishedAt",
+    "durationSeconds",
+    "phases",
+    "epochBefore",
+    "epochAfter",
+    "snapshotID",
+    "updateID",
+    "checks",
+)
+"""What a new run has to say itself; that an earlier one failed is told by Events."""
+
 
 def running(one: ReAnchor, job: str, attempt: int, begun_us: int) -> Status:
     """Write down that a run has begun."""
     status: Status = {"phase": "Running", "jobName": job, "attempts": attempt, "answeredBy": None}
     if attempt != one.attempts:
-        status |= {"message": None, "nextAttemptAt": None, "exitCode": None, "result": None}
-        status |= {"finishedAt": None, "durationSeconds": None, "startedAt": text_of(begun_us)}
+        status |= dict.fromkeys(OF_A_RUN) | {"startedAt": text_of(begun_us)}
     return status
 
 

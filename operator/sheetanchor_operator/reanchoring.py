@@ -466,6 +466,7 @@ def _forget(draft: Draft) -> tuple[str, ...]:
     for symbol in {one.symbol for one in draft.known.values()}:
         own = [one for one in draft.of(symbol) if one.final]
         kept |= _newest(one for one in own if one.phase == "Succeeded" and one.attempts)
+        kept |= _newest(one for one in own if one.attempts and not one.dry_run)  # a failure slows down the next
         kept |= _newest(one for one in own if one.trigger == "schedule")
     finals = sorted((one for one in draft.known.values() if one.final), key=lambda one: (one.finished_us, one.name))
     failed = [one for one in finals if one.phase == "Failed"]

@@ -1,0 +1,176 @@
+"""`kubectl reanchor`: asks a pipeline for a re-anchor, waits for its receipt, and tells how pipelines stand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import yaml
+
+from sheetanchor_operator.plugin.api import Api, Target
+from sheetanchor_operator.plugin.errors import EXIT_DONE, EXIT_USAGE, PluginError
+from sheetanchor_operator.plugin.request import Wanted, ask, exit_code_of, wait
+from sheetanchor_operator.plugin.words import history, overview, row_of, summary, table
+
+__all__ = ["main"]
+
+COMMANDS: Final = ("status", "history")
+PREFIXES: Final = ("pp/", "predictionpipeline/", "predictionpipelines/")
+REASON_LENGTH_MAX: Final = 500
+INTERRUPTED: Final = 130
+"""128 + SIGINT."""
+
+USAGE: Final = """kubectl reanchor NAME [options]           ask for a re-anchor of a pipeline
+       kubectl reanchor status [NAME] [options]  tell how pipelines stand
+       kubectl reanchor history NAME [options]   list a pipeline's re-anchors"""
+
+EPILOG: Final = """A pipeline whose name is status or history is written pp/status.
+
+exit codes: 0 done; 1 a run failed, or the API server refused something; 2 wrong usage; 3 no such pipeline or symbol;
+4 forbidden; 5 not done within --timeout; 6 nothing was changed (paused, suspended, or the request was skipped);
+7 the API server cannot be reached"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; what the first word is decides which command it is."""
+    parser = argparse.ArgumentParser(
+        prog="kubectl reanchor",
+        usage=USAGE,
+        description="Rebuild the hot state of a PredictionPipeline from the exchange, and see what came of it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("words", metavar="NAME", nargs="*", help="name of a PredictionPipeline, after a command if any")
+    parser.add_argument("-n", "--namespace", default="", help="namespace; default the context's")
+    parser.add_argument("--context", default="", help="context of the kubeconfig; default the current one")
+    parser.add_argument("--kubeconfig", default="", help="kubeconfig file; default KUBECONFIG or ~/.kube/config")
+    parser.add_argument("-o", "--output", choices=("text", "json", "yaml"), default="text", help="how to print")
+    parser.add_argument("--symbol", default="", help="one trading pair; default all of the pipeline's")
+    request = parser.add_argument_group("asking for a re-anchor")
+    request.add_argument("--reason", default="", help="why, in one line; kept in the receipt")
+    request.add_argument("--wait", action="store_true", help="wait until it is done, and exit with what came of it")
+    request.add_argument("--timeout", type=float, default=180.0, metavar="S", help="seconds to wait (default 180)")
+    request.add_argument("--dry-run", action="store_true", help="do everything but the swap")
+    request.add_argument("--force", action="store_true", help="regardless of cool-down, budget and being switched off")
+    request.add_argument("--request-id", default="", metavar="ID", help="the same id twice is one request")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the plugin.
+
+    Args:
+        argv: Arguments after the program's name; default those of this process.
+
+    Returns:
+        The exit code.
+    """
+    parser = build_parser()
+    given = parser.parse_intermixed_args(argv)
+    command = given.words[0] if given.words and given.words[0] in COMMANDS else "request"
+    names = given.words[1:] if command in COMMANDS else given.words
+    names = [_bare(name) for name in names]
+    if len(names) > 1 or (not names and command != "status"):
+        print(f"usage: {USAGE}", file=sys.stderr)
+        found = f"{len(names)} names" if names else "none"
+        print(f"kubectl reanchor: expected the name of one pipeline, found {found}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        api = Api(Target(given.kubeconfig, given.context, given.namespace))
+        if command == "status":
+            return _status(api, names[0] if names else "", given)
+        if command == "history":
+            return _history(api, names[0], given)
+        return _request(api, names[0], given)
+    except PluginError as error:
+        print(f"kubectl reanchor: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("kubectl reanchor: interrupted; what was asked for stays asked for", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _bare(name: str) -> str:
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000
+
+
+def _print(what: Any, output: str) -> None:
+    if output == "json":
+        print(json.dumps(what, indent=2, ensure_ascii=False))
+    else:
+        print(yaml.safe_dump(what, sort_keys=False, allow_unicode=True), end="")
+
+
+def _list_of(objects: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    for one in objects:
+        one["metadata"].pop("managedFields", None)
+    return {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+
+
+def _request(api: Api, name: str, given: argparse.Namespace) -> int:
+    reason = " ".join(given.reason.split())
+    if len(reason) > REASON_LENGTH_MAX:
+        raise PluginError(f"--reason has {len(reason)} characters: expected at most {REASON_LENGTH_MAX}", EXIT_USAGE)
+    if given.timeout <= 0:
+        raise PluginError(f"--timeout = {given.timeout:g}: expected more than 0 seconds", EXIT_USAGE)
+    asked = ask(api, Wanted(name, given.symbol, reason, given.request_id, given.dry_run, given.force))
+    if asked.note:
+        print(asked.note, file=sys.stderr)
+    if not given.wait:
+        told = {"pipeline": name, "namespace": api.namespace, "request": asked.request_id}
+        if given.output == "text":
+            for one in asked.names:
+                print(f"reanchor/{one} requested")
+        else:
+            _print({**told, "reanchors": list(asked.names)}, given.output)
+        return EXIT_DONE
+    done = wait(api, asked, given.timeout)
+    if given.output == "text":
+        rows = [row_of(one, _now_us(), message_max=1_000) for one in done]
+        print(table([["NAME", "PHASE", "RESULT", "TRIGGER", "AGE", "TOOK", "EPOCH", "MESSAGE"], *rows]))
+    else:
+        _print(_list_of(done), given.output)
+    return exit_code_of(done)
+
+
+def _status(api: Api, name: str, given: argparse.Namespace) -> int:
+    if not name:
+        pipelines = api.pipelines()
+        if given.output != "text":
+            _print(_list_of(pipelines), given.output)
+        elif pipelines:
+            print(overview(pipelines, _now_us()))
+        else:
+            print(f"No pipelines in namespace {api.namespace}.")
+        return EXIT_DONE
+    pipeline = api.pipeline(name)
+    if given.output != "text":
+        _print(_list_of([pipeline])["items"][0], given.output)
+        return EXIT_DONE
+    print(summary(pipeline, _of_symbol(api.reanchors(name), given.symbol), _now_us()))
+    return EXIT_DONE
+
+
+def _history(api: Api, name: str, given: argparse.Namespace) -> int:
+    api.pipeline(name)
+    reanchors = _of_symbol(api.reanchors(name), given.symbol)
+    if given.output == "text":
+        print(history(reanchors, _now_us()))
+    else:
+        _print(_list_of(reanchors), given.output)
+    return EXIT_DONE
+
+
+def _of_symbol(reanchors: list[dict[str, Any]], symbol: str) -> list[dict[str, Any]]:
+    return [one for one in reanchors if not symbol or one["spec"].get("symbol") == symbol]

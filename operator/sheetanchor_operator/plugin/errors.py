@@ -1,0 +1,27 @@
+"""What `kubectl reanchor` exits with, and the error that carries it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXIT_DONE: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_NOT_FOUND: Final = 3
+EXIT_FORBIDDEN: Final = 4
+EXIT_NOT_IN_TIME: Final = 5
+EXIT_CHANGED_NOTHING: Final = 6
+EXIT_UNREACHABLE: Final = 7
+
+
+class PluginError(Exception):
+    """What was asked for cannot be done.
+
+    Args:
+        message: One line that a person can act on.
+        exit_code: What the command exits with.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
