@@ -1,0 +1,98 @@
+"""The children of pipelines, as a real API server admits them."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from apiserver import ApiServer
+from pipeline_parts import DEFAULTS, OWN_EXCHANGE, pipeline, rendered, templates
+from pod_security import violations
+from sheetanchor_operator.children.pods import Role, pod_template
+from sheetanchor_operator.names import Component
+from sheetanchor_operator.observed import Observed
+
+NAMESPACE = "market"
+EXTERNAL = {"external": {"url": "rediss://cache:6380", "passwordSecret": {"name": "c"}, "caSecret": {"name": "c"}}}
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"redis": EXTERNAL, "exchange": OWN_EXCHANGE},
+    {"inference": {"model": {"configMap": {"name": "m"}}}, "suspend": True},
+    {
+        "inference": {"model": {"persistentVolumeClaim": {"claimName": "m", "path": "x"}}},
+        "redis": {"managed": {"storage": {"size": "2Gi"}}},
+        "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": "a", "value": "b", "effect": "NoSchedule"}]},
+    },
+]
+variants = pytest.mark.parametrize("spec", VARIANTS, ids=lambda spec: "+".join(spec) or "defaults")
+
+
+@pytest.fixture(scope="module")
+def restricted(apiserver: ApiServer) -> Iterator[ApiServer]:
+    """The server with a namespace that enforces Pod Security "restricted"."""
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+    apiserver.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
+    yield apiserver
+    apiserver.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+
+
+@variants
+def test_every_child_is_admitted_without_a_warning(spec: dict[str, Any], restricted: ApiServer) -> None:
+    """Strict validation finds no unknown field, and nothing is deprecated or outside the profile."""
+    text = yaml.safe_dump_all(rendered(spec))
+
+    done = restricted.try_kubectl(
+        "apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", text_in=text
+    )
+
+    assert ("", 0) == (done.stderr, done.returncode)
+    assert len(rendered(spec)) == len(done.stdout.splitlines())
+
+
+def create_pod(server: ApiServer, spec: dict[str, Any]) -> None:
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "try", "namespace": NAMESPACE}, "spec": spec}
+    server.ask(f"/api/v1/namespaces/{NAMESPACE}/pods?dryRun=All", method="POST", body=body)
+
+
+@variants
+def test_every_pod_may_run_where_the_profile_is_enforced(spec: dict[str, Any], restricted: ApiServer) -> None:
+    """Kubernetes' own admission takes a pod of each template, and of a re-anchor's Job."""
+    role = Role(Component.REANCHOR, pipeline(spec).spec.reanchor.resources, served=False)
+    job = pod_template(pipeline(spec), Observed(1), DEFAULTS, role)
+
+    for template in (job, *templates(rendered(spec)).values()):
+        create_pod(restricted, {**template["spec"], "nodeSelector": {}})
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"hostNetwork": True},
+        {"securityContext": {"runAsUser": 0}},
+        {"securityContext": {}},
+        {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]},
+        {"container": {"allowPrivilegeEscalation": True}},
+        {"container": {"capabilities": {"drop": []}}},
+        {"container": {"capabilities": {"drop": ["ALL"], "add": ["SYS_TIME"]}}},
+    ],
+    ids=json.dumps,
+)
+def test_the_evaluation_agrees_with_kubernetes(broken: dict[str, Any], restricted: ApiServer) -> None:
+    """What our own evaluation of the profile refuses, admission refuses too."""
+    spec = dict(templates(rendered({"redis": EXTERNAL}))["btc-process"]["spec"])
+    security = {**spec["containers"][0]["securityContext"], **broken.get("container", {})}
+    container = {**spec["containers"][0], "volumeMounts": [], "securityContext": security}
+    of_pod = {name: value for name, value in broken.items() if name != "container"}
+    spec = {**spec, "volumes": [], **of_pod, "containers": [container]}
+
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        create_pod(restricted, spec)
+
+    assert refused.value.code == 403
+    assert "violates PodSecurity" in refused.value.read().decode()
+    assert violations(spec)
