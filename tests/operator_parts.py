@@ -1,0 +1,69 @@
+"""What the tests of the operator's edges share: definitions on a real API server, namespaces, accounts and tokens."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from apiserver import ApiServer
+from sheetanchor_operator.children.accounts import accounts
+from sheetanchor_operator.names import API_VERSION, PIPELINE_KIND, REANCHOR_KIND
+from sheetanchor_operator.spec import Pipeline, parse
+
+CRDS = Path(__file__).resolve().parents[1] / "crds"
+
+
+def define(server: ApiServer) -> None:
+    """Install the custom resource definitions and wait until they are served."""
+    server.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRDS)
+    server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", CRDS)
+
+
+@contextmanager
+def namespace(server: ApiServer) -> Iterator[str]:
+    """Make a namespace that no other test knows of."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    server.kubectl("create", "namespace", name)
+    yield name
+    for kind in ("reanchors", "predictionpipelines"):
+        server.kubectl("delete", kind, "--all", "-n", name)
+
+
+def make_pipeline(server: ApiServer, where: str, name: str = "btc", **spec: Any) -> Pipeline:
+    """Create a pipeline and its accounts, as the operator would."""
+    body = {"apiVersion": API_VERSION, "kind": PIPELINE_KIND, "metadata": {"name": name}}
+    server.apply({**body, "spec": {"symbols": ["BTCUSDT"], **spec}}, namespace=where)
+    made = parse(server.json(f"predictionpipelines/{name}", "-n", where))
+    server.apply(*accounts(made), namespace=where)
+    return made
+
+
+def token_folder(server: ApiServer, where: str, account: str, folder: Path) -> Path:
+    """Make the folder that a pod of an account would find mounted."""
+    folder.mkdir(exist_ok=True)
+    (folder / "token").write_text(token_of(server, where, account))
+    (folder / "namespace").write_text(where)
+    shutil.copy(server.folder / "certs" / "apiserver.crt", folder / "ca.crt")
+    return folder
+
+
+def token_of(server: ApiServer, where: str, account: str) -> str:
+    """Have the server make a token of an account."""
+    return server.kubectl("create", "token", account, "-n", where).strip()
+
+
+def reanchors(server: ApiServer, where: str) -> dict[str, dict[str, Any]]:
+    """Read all ReAnchors by name."""
+    found = server.json("reanchors", "-n", where)["items"]
+    return {one["metadata"]["name"]: one for one in found}
+
+
+def set_status(server: ApiServer, where: str, kind: str, name: str, status: dict[str, Any]) -> None:
+    """Write a status, as the operator does."""
+    plural = {PIPELINE_KIND: "predictionpipelines", REANCHOR_KIND: "reanchors"}[kind]
+    path = f"/apis/{API_VERSION}/namespaces/{where}/{plural}/{name}/status"
+    server.ask(path, method="PATCH", body={"status": status}, content_type="application/merge-patch+json")
