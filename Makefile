@@ -8,9 +8,13 @@ SECONDS ?= 60
 # Tests that wait for real processes are most of the time: three at once keep two cores busy.
 WORKERS ?= 3
 TESTS ?= tests
+# One cluster is for one process, so its tests come after the others.
+OTHER_TESTS = $(filter-out tests/cluster%,$(TESTS))
+CLUSTER_TESTS = $(if $(filter tests,$(TESTS)),tests/cluster,$(filter tests/cluster%,$(TESTS)))
+BED := PYTHONPATH=tests $(PYTHON) -m cluster.bed
 SOURCES := pyproject.toml $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
-.PHONY: help setup run test check format bench fuzz model clean
+.PHONY: help setup run test check format bench fuzz model cluster cluster-down clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,7 +32,9 @@ run: .venv/.run-ready ## the whole pipeline on this machine; flags with ARGS="â€
 
 test: check ## everything that this machine can host; part of it with TESTS="â€¦"
 	@bash .ci/hosts
-	$(BIN)/python -m pytest $(TESTS) -m "not performance" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BED) tools || [ $$? = 2 ]
+	$(if $(OTHER_TESTS),$(BIN)/python -m pytest $(OTHER_TESTS) --ignore=tests/cluster -m "not performance" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS))
+	$(if $(CLUSTER_TESTS),@if $(BED) hosts; then $(BED) prepare && $(BIN)/python -m pytest $(CLUSTER_TESTS) -m "not performance" $(ARGS); fi)
 
 check: .venv/.dev-ready ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .
@@ -49,5 +55,12 @@ fuzz: ## fuzz the decoder for SECONDS (default 60)
 model: .venv/.dev-ready ## train the model that ships, from the recording that ships
 	$(BIN)/sheetanchor train --out workloads/sheetanchor/models $(ARGS)
 
+cluster: ## four nodes with operator and sample, left up; the second time in under a minute
+	@$(BED) sample
+
+cluster-down: ## remove that cluster and every trace of it
+	@$(BED) down
+
 clean: ## remove everything that the other targets made
+	@[ ! -e build/cluster ] || $(BED) down
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cluster.bed import host, kind
+from cluster.bed import given, host, kind, product
 from cluster.bed.cache import locked, root
 from cluster.bed.prometheus_image import prometheus_archive
 from cluster.bed.run import BedError, CannotHost, say
@@ -20,6 +20,14 @@ def up() -> None:
     with locked(kind.NAME):
         kind.start()
     say(f"export KUBECONFIG={kind.KUBECONFIG} PATH={tool_path()}:$PATH")
+
+
+def sample() -> None:
+    """Have four nodes run, and on them the operator and the recorded market's pipeline."""
+    if not given.kubeconfig():
+        up()
+    product.sample()
+    print(product.next_commands())
 
 
 def load(*archives: str) -> None:
@@ -48,17 +56,21 @@ def tools() -> None:
 
 def prepare() -> None:
     """Build everything that takes long, start nothing."""
+    tools()
+    if given.kubeconfig():
+        return
     require_host()
     host.install()
-    tools()
     if host.engine() == "podman":
         kind.node_archive()
         prometheus_archive()
+    product.archive()
 
 
 def hosts() -> None:
-    """Say whether this machine can host a cluster."""
-    require_host()
+    """Say whether this machine can host a cluster, or reach one that was made elsewhere."""
+    if not given.kubeconfig():
+        require_host()
 
 
 def require_host() -> None:
@@ -69,7 +81,7 @@ def require_host() -> None:
 
 def main() -> int:
     """Run one command; an expected trouble is one line."""
-    commands = {command.__name__: command for command in (up, down, load, tools, prepare, hosts)}
+    commands = {command.__name__: command for command in (up, sample, down, load, tools, prepare, hosts)}
     parser = argparse.ArgumentParser(prog="cluster.bed", description=__doc__)
     parser.add_argument("command", choices=commands)
     parser.add_argument("arguments", nargs="*", help="archives of images, for load")
@@ -77,7 +89,7 @@ def main() -> int:
     try:
         commands[given.command](*given.arguments)
     except CannotHost as trouble:
-        print(f"no cluster can be hosted here: {trouble}", file=sys.stderr)
+        print(f"no cluster can be hosted here, so nothing that needs one runs: {trouble}", file=sys.stderr)
         return 2
     except BedError as trouble:
         print(f"failed: {trouble}", file=sys.stderr)

@@ -1,0 +1,123 @@
+"""The product's image for the nodes, and the chart and the sample on the cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster.bed import given, kind
+from cluster.bed.cache import entry
+from cluster.bed.run import BedError, run, say
+from cluster.bed.tools import log, tool_path
+
+IMAGE = "localhost/sheetanchor:dev"
+CHART = kind.CHECKOUT / "charts" / "sheetanchor"
+SAMPLE = CHART / "examples" / "recorded-market.yaml"
+NAMESPACE, RELEASE = "sheetanchor-system", "sheetanchor"
+MARKET = "market"
+IMAGE_WITHIN_S = 1200  # wheels and a Debian root from slow mirrors
+INSTALL_WITHIN_S = 180
+SAMPLE_WITHIN_S = 180
+
+
+def environment() -> dict[str, str]:
+    """What helm and kubectl must find to mean the cluster at hand."""
+    named = given.kubeconfig()
+    return {**kind.environment(), **({"KUBECONFIG": str(named)} if named else {})}
+
+
+def archive() -> Path:
+    """Build the product's image from the sources as they are and return its archive."""
+    say("building the product's image")
+    run("make", "--no-print-directory", "image", within_s=IMAGE_WITHIN_S, folder=kind.CHECKOUT, log=log("image"))
+    identity = kind.podman("inspect", "--format", "{{.Id}}", IMAGE).strip().removeprefix("sha256:")
+
+    def save(folder: Path) -> None:
+        kind.podman("save", "-q", "-o", folder / "image.tar", IMAGE, within_s=300)
+
+    return entry("product-image", identity[:12], save) / "image.tar"
+
+
+def image() -> str:
+    """Have the product's image on the nodes and return its name; on a given cluster it is only named."""
+    if given.kubeconfig():
+        return given.image()
+    kind.load(archive())
+    return IMAGE
+
+
+def helm(*arguments: str | Path, within_s: float = INSTALL_WITHIN_S) -> str:
+    """Run helm on the cluster at hand."""
+    return run(tool_path() / "helm", *arguments, within_s=within_s, extra_env=environment())
+
+
+def kubectl(*arguments: str | Path, text_in: str | None = None, within_s: float = 60) -> str:
+    """Run kubectl on the cluster at hand."""
+    return run(tool_path() / "kubectl", *arguments, within_s=within_s, extra_env=environment(), text_in=text_in)
+
+
+def install(name: str, *options: str) -> str:
+    """Install the chart, or bring what is installed up to date, and wait until the operator is ready."""
+    repository, _, tag = name.rpartition(":")
+    say("installing the chart")
+    command = ["upgrade", RELEASE, str(CHART), "--install", "--namespace", NAMESPACE, "--create-namespace"]
+    values = ["--set", f"image.repository={repository}", "--set-string", f"image.tag={tag}"]
+    limit = ["--wait", "--timeout", f"{INSTALL_WITHIN_S - 20}s"]
+    return helm(*command, *values, *options, *limit)
+
+
+def installed() -> bool:
+    """Tell whether the chart is installed, however well."""
+    releases = json.loads(helm("list", "--all", "--namespace", NAMESPACE, "-o", "json"))
+    return any(release["name"] == RELEASE for release in releases)
+
+
+def make_namespace(name: str, labels: Mapping[str, str] | None = None) -> None:
+    """Have a namespace that refuses every pod that is not restricted."""
+    wanted = {"pod-security.kubernetes.io/enforce": "restricted", **(labels or {})}
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": wanted}}
+    kubectl("apply", "-f", "-", text_in=json.dumps(body))
+
+
+def apply_sample(namespace: str, name: str) -> None:
+    """Apply the sample of the recorded market; its exchange runs the image that was loaded."""
+    text = SAMPLE.read_text()
+    for line in text.splitlines():
+        word, _, written = line.strip().removeprefix("- ").partition(": ")
+        if word == "image" and "sheetanchor:" in written:
+            text = text.replace(line, line.replace(written, name))
+    kubectl("-n", namespace, "apply", "-f", "-", text_in=text)
+
+
+def sample() -> None:
+    """Have the sample run in a namespace of its own and wait until its pipeline is ready."""
+    name = image()
+    install(name)
+    make_namespace(MARKET)
+    say("applying the sample")
+    apply_sample(MARKET, name)
+    limit = f"--timeout={SAMPLE_WITHIN_S}s"
+    try:
+        kubectl("-n", MARKET, "wait", "pp", "--all", "--for=condition=Ready", limit, within_s=SAMPLE_WITHIN_S + 20)
+    except BedError as trouble:
+        say(kubectl("-n", MARKET, "get", "pp,pods"))
+        raise BedError(f"the sample is not ready: {trouble}") from None
+    print(kubectl("-n", MARKET, "get", "pp,pods").rstrip())
+
+
+def next_commands() -> str:
+    """Say what to do with a cluster on which the sample runs."""
+    path = os.path.relpath(environment()["KUBECONFIG"], Path.cwd())
+    return "\n".join(
+        (
+            "",
+            f"export KUBECONFIG={Path(path).resolve()} PATH={tool_path()}:$PATH",
+            f"kubectl -n {MARKET} get pp -o wide",
+            f"kubectl -n {MARKET} describe pp btc",
+            f"kubectl -n {MARKET} annotate pp btc sheetanchor.dev/reanchor=now",
+            f"kubectl -n {MARKET} get reanchors",
+            "make cluster-down    # removes it all",
+        )
+    )

@@ -1,0 +1,171 @@
+"""The cluster that the tests in tests/cluster run on: kind's four nodes, or one that the environment names."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.bed import given, host, kind, product
+from cluster.bed.cache import locked
+from cluster.bed.prometheus_image import PROMETHEUS_IMAGE, prometheus_archive
+from cluster.bed.run import BedError, CannotHost
+from cluster.bed.tools import tool_path
+
+KEEP = "SHEETANCHOR_KEEP_CLUSTER"
+TEST_LABEL = "sheetanchor.dev/test"
+COMMAND_WITHIN_S = 200
+
+
+def reason_against() -> str:
+    """Say in one line why no test of tests/cluster can run here; empty when all can."""
+    try:
+        return host.reason_against_tools() if given.kubeconfig() else host.reason_against()
+    except CannotHost as trouble:
+        return str(trouble)
+
+
+class Cluster:
+    """A running cluster."""
+
+    def __init__(self) -> None:
+        self.given = given.kubeconfig()
+        self.kubeconfig = self.given or kind.KUBECONFIG
+        self.was_there = bool(self.given)
+        self.made: list[str] = []
+
+    def start(self) -> Cluster:
+        """Have it run."""
+        if self.given:
+            print(f"[cluster] using the cluster of {self.given}", file=sys.stderr)
+            return self
+        host.install()
+        with locked(kind.NAME):
+            self.was_there = bool(kind.nodes())
+            kind.start()
+        return self
+
+    def stop(self) -> None:
+        """Remove what the tests made: the cluster too, unless it was there before or is to be kept."""
+        if self.made and self.was_there:
+            self.kubectl("delete", "namespace", *self.made, "--ignore-not-found", "--timeout=120s")
+        if self.was_there or os.environ.get(KEEP):
+            print(f"[cluster] left up: KUBECONFIG={self.kubeconfig}", file=sys.stderr)
+            return
+        with locked(kind.NAME):
+            kind.delete()
+
+    @property
+    def zones(self) -> dict[str, str]:
+        """The node of each zone; for nodes in containers that is the container's name too."""
+        found: dict[str, str] = {}
+        for node in self.json("nodes", "-l", kind.ZONE_LABEL)["items"]:
+            found.setdefault(node["metadata"]["labels"][kind.ZONE_LABEL], node["metadata"]["name"])
+        return dict(sorted(found.items()))
+
+    def kubectl(self, *arguments: str | Path, input: str | None = None, check: bool = True) -> str:  # noqa: A002 (as subprocess calls it)
+        """Run kubectl; a failure raises with what it said, or is part of the answer without `check`."""
+        return self._run(tool_path() / "kubectl", *arguments, text_in=input, check=check)
+
+    def helm(self, *arguments: str | Path, check: bool = True) -> str:
+        """Run helm."""
+        return self._run(tool_path() / "helm", *arguments, text_in=None, check=check)
+
+    def json(self, *arguments: str) -> Any:
+        """Get objects, parsed."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def power_off(self, zone: str) -> None:
+        """Take a zone's machine away without a warning."""
+        kind.podman("kill", self._container(zone))
+
+    def power_on(self, zone: str) -> None:
+        """Start a zone's machine again and wait until its node is ready."""
+        node = self._container(zone)
+        kind.podman("start", node)
+        self.wait(lambda: kind.node_states().get(node) == "True", 120, f"{node} is ready")
+        # Its address may be another one than before.
+        self.wait(lambda: kind.route_to_pods() is None, 30, "routes to pods")
+
+    def wait(self, condition: Callable[[], bool], within_s: float, what: str) -> float:
+        """Poll a condition until it holds and give the seconds that it took; a failing question counts as no."""
+        started_s = time.monotonic()
+        while True:
+            try:
+                if condition():
+                    return time.monotonic() - started_s
+                trouble = ""
+            except (AssertionError, BedError) as error:
+                trouble = f" (last answer: {error})"
+            if time.monotonic() - started_s > within_s:
+                raise AssertionError(f"not within {within_s:g} s: {what}{trouble}")
+            time.sleep(0.3)
+
+    def make_namespace(self, prefix: str) -> str:
+        """Make a namespace of a name that nobody has; it enforces restricted pods and goes with the tests."""
+        name = f"{prefix}-{os.urandom(3).hex()}"
+        product.make_namespace(name, {TEST_LABEL: "true"})
+        self.made.append(name)
+        return name
+
+    def load_prometheus(self) -> str:
+        """Have an image with Prometheus on the nodes and return its name."""
+        kind.load(prometheus_archive())
+        return PROMETHEUS_IMAGE
+
+    def tag_image(self, name: str, other: str) -> None:
+        """Give an image on the nodes one more name."""
+        for node in self.zones.values():
+            command = ["ctr", "--namespace", "k8s.io", "images", "tag", "--force", name, other]
+            kind.podman("exec", node, *command)
+
+    def _container(self, zone: str) -> str:
+        assert not self.given, "machines of a cluster that was not made here cannot be switched off"
+        return self.zones[zone]
+
+    def _run(self, program: Path, *arguments: str | Path, text_in: str | None, check: bool) -> str:
+        command = [str(program), *map(str, arguments)]
+        env = {**os.environ, **product.environment()}
+        done = subprocess.run(
+            command, input=text_in, capture_output=True, text=True, timeout=COMMAND_WITHIN_S, check=False, env=env
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f"{program.name} {' '.join(command[1:])}: {done.stderr.strip() or done.stdout.strip()}"
+            )
+        return done.stdout if check else done.stdout + done.stderr
+
+
+class Installed:
+    """The chart, installed on a cluster whose nodes have the product's image."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.namespace, self.release, self.chart = product.NAMESPACE, product.RELEASE, product.CHART
+        self.image = product.image()
+        if product.installed():
+            self.uninstall()  # of an earlier source, or with other values
+        self.notes = product.install(self.image)
+
+    def upgrade(self, *options: str) -> str:
+        """Upgrade with options and wait until the operator is ready."""
+        return product.install(self.image, *options)
+
+    def uninstall(self) -> None:
+        """Remove the chart and what it left: definitions with all their objects, the namespace."""
+        self.cluster.kubectl("delete", "pp,ra", "--all", "-A", "--ignore-not-found", "--timeout=60s", check=False)
+        where = ["--namespace", self.namespace]
+        self.cluster.helm("uninstall", self.release, *where, "--wait", "--timeout", "120s", "--ignore-not-found")
+        if not self.cluster.given:
+            names = ("predictionpipelines.sheetanchor.dev", "reanchors.sheetanchor.dev")
+            self.cluster.kubectl("delete", "crd", *names, "--ignore-not-found", "--timeout=60s")
+        self.cluster.kubectl("delete", "namespace", self.namespace, "--ignore-not-found", "--timeout=120s")
+
+    def recorded_market(self, namespace: str) -> None:
+        """Apply the sample of the recorded market in a namespace."""
+        product.apply_sample(namespace, self.image)
