@@ -12,17 +12,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.bed.run import BedError, say
+from cluster.bed.run import BedError, CannotHost, say
 
 STALE_AFTER_S = 30 * 86400  # an entry that no run has used for so long is of an older source
 LOCK_WITHIN_S = 1800  # two cold builds one after the other
 
 
 def root() -> Path:
-    """Where everything that is built stays."""
+    """Where everything that is built stays.
+
+    Raises:
+        CannotHost: It cannot be written.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(base) / "sheetanchor"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotHost(f"{folder} cannot be made ({error.strerror}); name a place with XDG_CACHE_HOME") from None
     return folder
 
 

@@ -44,6 +44,13 @@ def engine() -> str:
 @cache
 def reason_against() -> str:
     """Say in one line why no cluster can be hosted here; empty when one can."""
+    try:
+        return _reason_against_nodes()
+    except CannotHost as trouble:
+        return str(trouble)
+
+
+def _reason_against_nodes() -> str:
     if platform.system() != "Linux":
         return f"nodes are Linux containers, this is {platform.system()}"
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
@@ -58,10 +65,9 @@ def reason_against() -> str:
 
 def reason_against_tools() -> str:
     """Say in one line why Kubernetes' programs cannot be had here; empty when they can."""
-    if any(root().glob("kubernetes-api-*")) and any(root().glob("go-kind-*")):
-        return ""
     try:
-        go()
+        if not (any(root().glob("kubernetes-api-*")) and any(root().glob("go-kind-*"))):
+            go()
     except CannotHost as trouble:
         return str(trouble)
     return ""
