@@ -40,7 +40,12 @@ def pipeline(spec: Mapping[str, Any] | None = None, **others: Any) -> Pipeline:
 
 def rendered(spec: Mapping[str, Any] | None = None, observed: Observed | None = None) -> tuple[Manifest, ...]:
     """Render the children of a pipeline."""
-    return children(pipeline(spec), observed or Observed(NOW_US, zones=ZONES), DEFAULTS)
+    return children(pipeline(spec), observed or Observed(NOW_US, zones=ZONES), DEFAULTS, password)
+
+
+def password(user: str) -> str:
+    """Make the same password each time."""
+    return f"password of {user}"
 
 
 def one_of(manifests: Iterable[Manifest], kind: str, name: str) -> Manifest:

@@ -66,7 +66,13 @@ def test_every_pod_may_run_where_the_profile_is_enforced(spec: dict[str, Any], r
     job = pod_template(pipeline(spec), Observed(1), DEFAULTS, role)
 
     for template in (job, *templates(rendered(spec)).values()):
-        create_pod(restricted, {**template["spec"], "nodeSelector": {}})
+        spec_of_pod = template["spec"]
+        mounted = {mount["name"] for one in spec_of_pod["containers"] for mount in one["volumeMounts"]}
+        claimed = mounted - {
+            volume["name"] for volume in spec_of_pod["volumes"]
+        }  # a StatefulSet's controller adds them
+        claims = [{"name": name, "persistentVolumeClaim": {"claimName": name}} for name in claimed]
+        create_pod(restricted, {**spec_of_pod, "volumes": [*spec_of_pod["volumes"], *claims]})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from pipeline_parts import DEFAULTS, NOW_US, OWN_EXCHANGE, ZONES, one_of, pipeline, rendered, templates
+from pipeline_parts import DEFAULTS, NOW_US, OWN_EXCHANGE, ZONES, one_of, password, pipeline, rendered, templates
 from pod_security import violations
 from sheetanchor.command_line import load
 from sheetanchor.settings import InferSettings, IngestSettings, ProcessSettings, ReanchorSettings
@@ -235,9 +235,7 @@ def test_at_rest_workloads_are_scaled_to_zero() -> None:
 
 def hashes(spec: dict[str, Any] | None = None, **seen: Any) -> dict[str, str]:
     found = templates(rendered(spec, Observed(NOW_US, zones=ZONES, **seen)))
-    return {
-        name: one["metadata"]["annotations"][SETTINGS_HASH] for name, one in found.items() if not name.endswith("redis")
-    }
+    return {name: one["metadata"]["annotations"][SETTINGS_HASH] for name, one in found.items()}
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
@@ -349,7 +347,7 @@ def test_traffic_is_denied_but_for_what_is_needed() -> None:
     assert [*base, ("any", (8090,))] == allowed(manifests, "btc-reanchor", "egress")
     assert [*base, ("any", (443, 6443))] == allowed(manifests, "btc-process", "egress")
     assert [] == allowed(manifests, "btc-reanchor", "ingress")
-    assert [("inside", (6379, 26379))] == allowed(manifests, "btc-redis", "ingress")
+    assert [("inside", (6379, 26379)), ("any", (8080,))] == allowed(manifests, "btc-redis", "ingress")
     assert [("any", (8080,))] == allowed(manifests, "btc-infer", "ingress")
 
 
@@ -405,10 +403,9 @@ def test_the_model_is_mounted_where_the_role_looks() -> None:
 
 def test_pods_go_where_the_pipeline_says() -> None:
     """Image, pull Secrets, selector, tolerations and priority reach every pod."""
-    for name, template in templates(rendered(BUSY)).items():
+    for template in templates(rendered(BUSY)).values():
         spec = template["spec"]
-        if not name.endswith("redis"):
-            assert ("own:1", "Always") == tuple(spec["containers"][0][key] for key in ("image", "imagePullPolicy"))
+        assert ("own:1", "Always") == tuple(spec["containers"][0][key] for key in ("image", "imagePullPolicy"))
         assert ([{"name": "registry"}], {"disk": "fast"}, "high") == tuple(
             spec[key] for key in ("imagePullSecrets", "nodeSelector", "priorityClassName")
         )
@@ -473,7 +470,7 @@ def test_whatever_the_schema_takes_the_roles_take(spec: dict[str, Any]) -> None:
     """Every specification within the schema's ranges renders, and the same one renders alike."""
     wanted, seen = pipeline(spec), Observed(NOW_US, zones=ZONES)
 
-    first, second = (children(wanted, seen, DEFAULTS) for _ in range(2))
+    first, second = (children(wanted, seen, DEFAULTS, password) for _ in range(2))
 
     assert first == second
     names = [(one["kind"], one["metadata"]["name"]) for one in first]

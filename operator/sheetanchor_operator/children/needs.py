@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from sheetanchor.settings import REDIS_USERS
 from sheetanchor_operator.children.inference import MODEL_FILES
 from sheetanchor_operator.children.pods import secret_entries
 from sheetanchor_operator.names import Component, child_name
 from sheetanchor_operator.spec import Pipeline
-
-REDIS_USERS = ("ingest", "process", "infer", "reanchor", "replica", "sentinel")
-"""Entries of the Secret with the managed Redis' passwords."""
 
 
 def secrets_needed(pipeline: Pipeline) -> dict[str, frozenset[str]]:

@@ -72,12 +72,12 @@ def _policy(pipeline: Pipeline, component: Component, ingress: list[Rule], egres
     }
 
 
-def _redis(pipeline: Pipeline) -> Manifest:
+def _redis(pipeline: Pipeline, defaults: Defaults) -> Manifest:
     clients = {"podSelector": {"matchLabels": {PIPELINE_LABEL: pipeline.name}}}
     return _policy(
         pipeline,
         Component.REDIS,
-        [{"from": [clients], "ports": _ports(REDIS_PORT, SENTINEL_PORT)}],
+        [{"from": [clients], "ports": _ports(REDIS_PORT, SENTINEL_PORT)}, _from_operator_and_monitoring(defaults)],
         [_dns(), _to_redis(pipeline)],
     )
 
@@ -120,4 +120,4 @@ def network(pipeline: Pipeline, defaults: Defaults) -> list[Manifest]:
         _policy(pipeline, Component.INFER, [{"ports": _ports(HTTP_PORT)}], inside),
         _policy(pipeline, Component.REANCHOR, [], [*inside, {"ports": _ports(port_of(spec.rest_url))}]),
     ]
-    return policies if pipeline.spec.redis.external is not None else [*policies, _redis(pipeline)]
+    return policies if pipeline.spec.redis.external is not None else [*policies, _redis(pipeline, defaults)]
