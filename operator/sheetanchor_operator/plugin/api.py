@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
@@ -54,9 +55,10 @@ class Api:
     def __init__(self, target: Target) -> None:
         try:
             self._client, namespace = _connect(target)
-        except (ConfigException, OSError, TypeError, ValueError, KeyError) as error:
+        except (ConfigException, OSError, TypeError, ValueError, KeyError, yaml.YAMLError) as error:
             where = target.kubeconfig or "KUBECONFIG or ~/.kube/config"
-            raise PluginError(f"no usable kubeconfig in {where}: {error}", EXIT_UNREACHABLE) from error
+            words = " ".join(str(error).split())
+            raise PluginError(f"no usable kubeconfig in {where}: {words}", EXIT_UNREACHABLE) from error
         self.namespace = target.namespace or namespace or "default"
         self._objects = client.CustomObjectsApi(self._client)
 
@@ -185,7 +187,7 @@ def _connect(target: Target) -> tuple[client.ApiClient, str]:
             raise
         loader.load_incluster_config(client_configuration=made)
         namespace = ""
-    made.retries = 1
+    made.retries = 0  # whoever waits asks again; a person sees at once that nobody answers
     return client.ApiClient(made), namespace
 
 
