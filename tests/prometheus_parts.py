@@ -1,0 +1,100 @@
+"""A Prometheus for tests: Debian's, with the shipped scrape configuration.
+
+Debian builds Prometheus without the Kubernetes API. So its discovery alone is replaced, by a file of the same targets
+with the same `__meta_kubernetes_*` labels, made from the pods as the API server gives them; everything else is used as it
+is shipped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CHART = Path(__file__).parents[1] / "charts" / "sheetanchor"
+SCRAPE_FILE = CHART / "examples" / "prometheus.yml"
+RULES = CHART / "rules"
+
+
+def promtool() -> str:
+    """Find promtool, which Debian's package `prometheus` brings."""
+    found = shutil.which("promtool")
+    assert found, "no promtool: install Debian's package prometheus"
+    return found
+
+
+def prometheus() -> str:
+    """Find Debian's Prometheus."""
+    found = shutil.which("prometheus")
+    assert found, "no prometheus: install Debian's package prometheus"
+    return found
+
+
+def pod_targets(pods: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Give what Prometheus' discovery of role `pod` gives: a target for each declared port of each container.
+
+    Args:
+        pods: Live pods, as in the items of `kubectl get pods -o json`.
+    """
+    targets = []
+    for pod in pods:
+        address = pod["status"].get("podIP", "")
+        for container in pod["spec"]["containers"] if address else ():
+            for port in container.get("ports", ()):
+                meta = {
+                    "namespace": pod["metadata"]["namespace"],
+                    "pod_name": pod["metadata"]["name"],
+                    "pod_ip": address,
+                    "pod_phase": pod["status"]["phase"],
+                    "pod_node_name": pod["spec"].get("nodeName", ""),
+                    "pod_container_name": container["name"],
+                    "pod_container_port_name": port.get("name", ""),
+                    "pod_container_port_number": str(port["containerPort"]),
+                }
+                meta |= _named("pod_label", pod["metadata"].get("labels", {}))
+                meta |= _named("pod_annotation", pod["metadata"].get("annotations", {}))
+                labels = {f"__meta_kubernetes_{name}": value for name, value in meta.items()}
+                targets.append({"targets": [f"{address}:{port['containerPort']}"], "labels": labels})
+    return targets
+
+
+def _named(prefix: str, values: Mapping[str, str]) -> dict[str, str]:
+    return {f"{prefix}_{re.sub('[^a-zA-Z0-9_]', '_', key)}": value for key, value in values.items()}
+
+
+def write_config(folder: Path, pods: Iterable[Mapping[str, Any]]) -> Path:
+    """Write the shipped configuration and rules for a Prometheus that cannot ask the API server itself.
+
+    Args:
+        folder: Where `prometheus.yml`, `targets.json` and `rules/` go; call again to refresh the targets.
+        pods: Live pods.
+
+    Returns:
+        The configuration file.
+    """
+    shutil.copytree(RULES, folder / "rules", dirs_exist_ok=True)
+    fresh = folder / "targets.new"
+    selected = (pod for pod in pods if _selected(pod))
+    fresh.write_text(json.dumps(pod_targets(selected)), encoding="utf-8")
+    fresh.rename(folder / "targets.json")  # Prometheus reads it whenever it changes
+    config = yaml.safe_load(SCRAPE_FILE.read_text(encoding="utf-8"))
+    for job in config["scrape_configs"]:
+        del job["kubernetes_sd_configs"]
+        job["file_sd_configs"] = [{"files": ["targets.json"], "refresh_interval": "1s"}]
+    path = folder / "prometheus.yml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def _selected(pod: Mapping[str, Any]) -> bool:
+    """Apply the label selectors that the API server would."""
+    config = yaml.safe_load(SCRAPE_FILE.read_text(encoding="utf-8"))
+    discovery = config["scrape_configs"][0]["kubernetes_sd_configs"][0]
+    wanted = [one["label"].split("=", 1) for one in discovery["selectors"]]
+    labels = pod["metadata"].get("labels", {})
+    return all(labels.get(key) == value for key, value in wanted)
