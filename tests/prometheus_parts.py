@@ -1,8 +1,8 @@
 """A Prometheus for tests: Debian's, with the shipped scrape configuration.
 
 Debian builds Prometheus without the Kubernetes API. So its discovery alone is replaced, by a file of the same targets
-with the same `__meta_kubernetes_*` labels, made from the pods as the API server gives them; everything else is used as it
-is shipped.
+with the same `__meta_kubernetes_*` labels, made from the pods as the API server gives them; all else is used as it is
+shipped.
 """
 
 from __future__ import annotations

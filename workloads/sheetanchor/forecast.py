@@ -326,7 +326,9 @@ class Forecast:
         for window, value in self.accuracy().items():
             if value is not None:
                 metrics.ACCURACY.labels(self.symbol, window).set(value)
-        degraded = has_degraded(self._outcomes.last_1h, self._predictor.baseline_accuracy)
+        baseline = self._predictor.baseline_accuracy
+        metrics.BASELINE_ACCURACY.labels(self.symbol).set(baseline or 0)  # 0: none was recorded
+        degraded = has_degraded(self._outcomes.last_1h, baseline)
         if degraded and not self._alerted:
             metrics.ALERTS.labels("MODEL_ACCURACY").inc()
             log.error("MODEL_ACCURACY: %s: %s over the last hour", self.symbol, self._outcomes.last_1h.value)

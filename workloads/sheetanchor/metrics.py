@@ -10,12 +10,20 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from sheetanchor.memory import memory_limit_bytes
+
 # HTTP of every role
 HTTP_REQUESTS: Final = Counter("http_requests", "HTTP answers by status and route.", ["status", "endpoint"])
 HTTP_REQUEST_ERRORS: Final = Counter("http_request_errors", "HTTP answers that were errors, by kind.", ["error_type"])
 HEALTH_STATUS: Final = Gauge(
     "health_status", "Result of a check: 1 healthy, 0.5 degraded, 0 unhealthy.", ["service", "dependency"]
 )
+
+# Every process
+MEMORY_LIMIT: Final = Gauge(
+    "sheetanchor_memory_limit_bytes", "Memory that the process may use; infinite without limit."
+)
+MEMORY_LIMIT.set_function(memory_limit_bytes)
 
 # Ingestor
 SBE_MESSAGES: Final = Counter("ingestor_sbe_messages", "SBE frames received.", ["symbol", "stream"])
@@ -102,6 +110,11 @@ FEATURE_AGE: Final = Gauge(
     "sheetanchor_feature_age_seconds", "Age of the last market event at the last slot.", ["symbol"]
 )
 ACCURACY: Final = Gauge("sheetanchor_directional_accuracy", "Share of directions that came true.", ["symbol", "window"])
+BASELINE_ACCURACY: Final = Gauge(
+    "sheetanchor_model_baseline_accuracy",
+    "Share of directions that the model got right in training.",
+    ["symbol"],
+)
 MODEL_FAILURES: Final = Counter(
     "sheetanchor_model_failures", "Failures of a model by step of the fallback chain.", ["step"]
 )
