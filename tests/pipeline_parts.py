@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from sheetanchor_operator.children import Defaults, children
 from sheetanchor_operator.moments import text_of
-from sheetanchor_operator.names import Component, labels_of
+from sheetanchor_operator.names import Component, Condition, labels_of
 from sheetanchor_operator.observed import Answer, Observed
+from sheetanchor_operator.reanchor_plan import Plan
 from sheetanchor_operator.spec import Pipeline, parse
+from sheetanchor_operator.status import condition_of, status_of
 
 NOW_US = 1_790_000_000_000_000
 DEFAULTS = Defaults(image="registry.example/sheetanchor:1")
@@ -145,3 +148,28 @@ def sound(**changes: Any) -> Observed:
         **changes,
     }
     return Observed(fields.pop("now_us", NOW_US), **fields)
+
+
+def judged(observed: Observed, spec: dict[str, Any] | None = None, **others: Any) -> dict[str, Any]:
+    """Give the status of a pipeline that is seen so; `plan`, `status` and metadata as further arguments."""
+    plan = others.pop("plan", Plan())
+    return status_of(pipeline(spec, **others), observed, plan)
+
+
+def told(status: dict[str, Any], kind: Condition) -> tuple[str, str]:
+    """Give a condition's status and reason."""
+    condition = condition_of(status, kind)
+    assert condition is not None
+    return condition["status"], condition["reason"]
+
+
+def message(status: dict[str, Any], kind: Condition = Condition.READY) -> str:
+    """Give a condition's message."""
+    return str((condition_of(status, kind) or {})["message"])
+
+
+def with_pods(*pods: dict[str, Any], without: Component) -> Observed:
+    """Observe a sound pipeline but for the pods of one component."""
+    seen = sound()
+    kept = [one for one in seen.pods if one["metadata"]["labels"]["app.kubernetes.io/component"] != without]
+    return replace(seen, pods=(*kept, *pods))

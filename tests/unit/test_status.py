@@ -15,6 +15,8 @@ from pipeline_parts import (
     OWN_EXCHANGE,
     ZONES,
     crashed,
+    judged,
+    message,
     one_of,
     pipeline,
     pod,
@@ -22,11 +24,13 @@ from pipeline_parts import (
     rendered,
     sound,
     stands,
+    told,
     waiting,
+    with_pods,
 )
 from sheetanchor_operator.moments import text_of
 from sheetanchor_operator.names import Component, Condition, EventReason, Phase, Reason
-from sheetanchor_operator.observed import Answer, Observed, Refusal
+from sheetanchor_operator.observed import Answer, Observed
 from sheetanchor_operator.pipeline_status import PipelineStatus
 from sheetanchor_operator.reanchor_plan import Plan, SymbolFacts
 from sheetanchor_operator.spec import Pipeline
@@ -35,28 +39,6 @@ from sheetanchor_operator.status import condition_of, refused_status, status_of,
 SECOND = 1_000_000
 EXTERNAL = {"redis": {"external": {"url": "redis://cache:6379/0", "passwordSecret": {"name": "cache"}}}}
 WAS_SOUND = {"lastPredictionAt": text_of(NOW_US - 60 * SECOND)}
-
-
-def judged(observed: Observed, spec: dict[str, Any] | None = None, **others: Any) -> dict[str, Any]:
-    plan = others.pop("plan", Plan())
-    return status_of(pipeline(spec, **others), observed, plan)
-
-
-def told(status: dict[str, Any], kind: Condition) -> tuple[str, str]:
-    condition = condition_of(status, kind)
-    assert condition is not None
-    return condition["status"], condition["reason"]
-
-
-def message(status: dict[str, Any], kind: Condition = Condition.READY) -> str:
-    return str((condition_of(status, kind) or {})["message"])
-
-
-def with_pods(*pods: dict[str, Any], without: Component) -> Observed:
-    """Observe a sound pipeline but for the pods of one component."""
-    seen = sound()
-    kept = [one for one in seen.pods if one["metadata"]["labels"]["app.kubernetes.io/component"] != without]
-    return replace(seen, pods=(*kept, *pods))
 
 
 def test_a_sound_pipeline_is_running() -> None:
@@ -131,174 +113,6 @@ def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
     assert [text_of(NOW_US), text_of(NOW_US), text_of(NOW_US + 9 * SECOND)] == [
         one["lastTransitionTime"] for one in times if one
     ]
-
-
-IMAGE = [
-    ("ErrImagePull", "rpc error: code = NotFound: failed to resolve reference: not found", "does not exist"),
-    ("ImagePullBackOff", 'Back-off pulling image "x": ErrImagePull: not found', "does not exist"),
-    ("ErrImagePull", "pull access denied, authorization failed", "imagePullSecrets"),
-    ("ErrImagePull", "dial tcp: lookup registry.example: no such host", "cannot reach the registry"),
-    ("ImagePullBackOff", "Back-off", "cannot be pulled"),
-    ("ErrImageNeverPull", "", "imagePullPolicy IfNotPresent"),
-    ("InvalidImageName", "", "correct spec.image"),
-]
-
-
-@pytest.mark.parametrize(("word", "said", "expected"), IMAGE)
-def test_an_image_that_cannot_be_pulled_is_named(word: str, said: str, expected: str) -> None:
-    """With the cause and the field to correct; the whole pipeline has failed, since nothing serves."""
-    seen = with_pods(pod(Component.INFER, ready=False, **waiting(word, said)), without=Component.INFER)
-
-    status = judged(seen)
-
-    assert ("False", "ImageUnavailable") == told(status, Condition.READY)
-    assert ("False", "ImageUnavailable") == told(status, Condition.INFERENCE_READY)
-    assert "infer: image registry.example/x:1" in message(status)
-    assert expected in message(status)
-    assert "Failed" == status["phase"]
-
-
-def test_a_missing_secret_comes_with_the_command_that_makes_it() -> None:
-    """The name, the entry and the namespace are filled in."""
-    status = judged(
-        replace(with_pods(without=Component.INGEST), secrets={"binance-api-key": None}),
-    )
-
-    assert ("False", "SecretMissing") == told(status, Condition.READY)
-    command = "kubectl -n market create secret generic binance-api-key --from-file=api-key=FILE"
-    assert command in message(status)
-
-
-def test_a_secret_without_the_entry_is_missing_too() -> None:
-    """It says which entry is lacking."""
-    status = judged(replace(with_pods(without=Component.INGEST), secrets={"binance-api-key": frozenset({"key"})}))
-
-    assert ("False", "SecretMissing") == told(status, Condition.READY)
-    assert "Secret binance-api-key lacks api-key" in message(status)
-
-
-def test_missing_models_are_named() -> None:
-    """A ConfigMap or claim that does not exist holds up inference."""
-    by_map = {"inference": {"model": {"configMap": {"name": "m"}}}}
-    by_claim = {"inference": {"model": {"persistentVolumeClaim": {"claimName": "m"}}}}
-
-    no_map = judged(replace(with_pods(without=Component.INFER), config_maps={"m": None}), by_map)
-    no_claim = judged(replace(with_pods(without=Component.INFER), volume_claims={"m": False}), by_claim)
-
-    assert ("False", "ConfigMapMissing") == told(no_map, Condition.INFERENCE_READY)
-    assert "create configmap m" in message(no_map)
-    assert ("False", "VolumeClaimMissing") == told(no_claim, Condition.INFERENCE_READY)
-
-
-REFUSED = (
-    'pods "btc-infer-7d9-x2k4q" is forbidden: exceeded quota: small, requested: cpu=50m, used: cpu=1, limited: cpu=1'
-)
-
-
-def test_a_quota_that_is_exceeded_is_told() -> None:
-    """By a Deployment that can make no pod, by a StatefulSet's event, or by the API server's refusal of a child."""
-    deployment = one_of(rendered(), "Deployment", "btc-infer")
-    failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": REFUSED}
-    live = {**deployment, "status": {"conditions": [failure]}}
-    by_deployment = replace(with_pods(without=Component.INFER), children={("Deployment", "btc-infer"): live})
-    live_set = one_of(rendered(), "StatefulSet", "btc-redis")
-    event = {
-        "involvedObject": {"kind": "StatefulSet", "name": "btc-redis"},
-        "reason": "FailedCreate",
-        "message": f"create Pod btc-redis-0 in StatefulSet btc-redis failed error: {REFUSED}",
-    }
-    by_event = replace(
-        with_pods(without=Component.REDIS), children={("StatefulSet", "btc-redis"): live_set}, events=(event,)
-    )
-    refusal = Refusal("Service", "btc-infer", 403, 'services "btc-infer" is forbidden: exceeded quota: small')
-    by_refusal = replace(with_pods(without=Component.INFER), refusals=(refusal,))
-
-    for seen in (by_deployment, by_event, by_refusal):
-        status = judged(seen)
-        assert ("False", "QuotaExceeded") == told(status, Condition.READY)
-        assert "exceeded quota: small" in message(status)
-        assert "raise the namespace's ResourceQuota" in message(status)
-
-
-def test_the_message_stays_when_only_a_pods_name_changes() -> None:
-    """Each try to make a pod has another name: that is not news."""
-    messages = set()
-    for name in ("btc-infer-7d9-x2k4q", "btc-infer-7d9-aaaaa"):
-        text = REFUSED.replace("btc-infer-7d9-x2k4q", name)
-        failure = {"type": "ReplicaFailure", "status": "True", "message": text}
-        live = {**one_of(rendered(), "Deployment", "btc-infer"), "status": {"conditions": [failure]}}
-        seen = replace(with_pods(without=Component.INFER), children={("Deployment", "btc-infer"): live})
-        messages.add(message(judged(seen)))
-
-    assert 1 == len(messages)
-
-
-@pytest.mark.parametrize(
-    ("refusal", "expected"),
-    [
-        (Refusal("Deployment", "btc-infer", 403, "is forbidden: User x cannot patch"), "ApplyForbidden"),
-        (Refusal("StatefulSet", "btc-redis", 422, "spec: Forbidden: updates to fields"), "ApplyRefused"),
-    ],
-)
-def test_a_refused_child_is_told_with_the_servers_words(refusal: Refusal, expected: str) -> None:
-    """While predictions flow the pipeline is degraded, not failed."""
-    status = judged(sound(refusals=(refusal,)), status=WAS_SOUND)
-
-    assert ("True", expected) == told(status, Condition.READY)
-    assert f"{refusal.kind} {refusal.name}" in message(status)
-    assert "Degraded" == status["phase"]
-
-
-def test_a_pod_that_no_node_takes_is_told() -> None:
-    """With the scheduler's words."""
-    condition = {
-        "type": "PodScheduled",
-        "status": "False",
-        "reason": "Unschedulable",
-        "message": "0/4 nodes are available: 4 Insufficient memory.",
-    }
-    seen = with_pods(
-        pod(Component.INFER, ready=False, phase="Pending", conditions=[condition]), without=Component.INFER
-    )
-
-    status = judged(seen)
-
-    assert ("False", "Unschedulable") == told(status, Condition.READY)
-    assert "4 Insufficient memory; add nodes" in message(status)
-
-
-CRASHES = [
-    (crashed(2, '{"time": "x", "message": "redis_url: expected a URL"}\n', name="infer"), "redis_url: expected a URL"),
-    (crashed(2, "redis_url: expected a URL", name="infer"), "correct the setting that it names"),
-    (crashed(1, "a\nTraceback\nboom: x\n\n", name="infer"), "exit code 1 again and again: boom: x; kubectl logs"),
-    (crashed(137, reason="OOMKilled", name="infer"), "raise resources.limits.memory"),
-]
-
-
-@pytest.mark.parametrize(("ended", "expected"), CRASHES)
-def test_a_crash_is_told_with_its_code_and_last_line(ended: dict[str, Any], expected: str) -> None:
-    """The last line, without its time, and what to do."""
-    status = judged(with_pods(pod(Component.INFER, ready=False, **ended), without=Component.INFER))
-
-    assert ("False", "CrashLooping") == told(status, Condition.INFERENCE_READY)
-    assert expected in message(status)
-
-
-def test_one_restart_is_no_pattern() -> None:
-    """A pod that has ended once is only not ready."""
-    seen = with_pods(pod(Component.INFER, ready=False, **crashed(1, restarts=1)), without=Component.INFER)
-
-    assert ("False", "Starting") == told(judged(seen), Condition.INFERENCE_READY)
-
-
-def test_what_causes_the_rest_is_told_first() -> None:
-    """A missing Secret keeps pods from starting; the pods' complaint is not what has to be mended."""
-    complaint = waiting("CreateContainerConfigError", "secret not found")
-    seen = with_pods(pod(Component.INGEST, ready=False, zone="zone-a", **complaint), without=Component.INGEST)
-
-    status = judged(replace(seen, secrets={"binance-api-key": None}))
-
-    assert ("False", "SecretMissing") == told(status, Condition.READY)
 
 
 @pytest.mark.parametrize(
