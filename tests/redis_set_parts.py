@@ -1,4 +1,4 @@
-"""A replicated Redis as a cluster runs it: three servers and three Sentinels, each a real process with its own folder."""
+"""A replicated Redis as a cluster runs it: three servers and three Sentinels, each a process with its own folder."""
 
 from __future__ import annotations
 

@@ -73,8 +73,9 @@ def server_config(own: Node, master: tuple[str, int], passwords: Mapping[str, st
         ("repl-diskless-load", "on-empty-db"),
         # A replica that comes back within a minute need not copy everything.
         ("repl-backlog-size", "32mb"),
-        ("repl-ping-replica-period", 1),
-        ("repl-timeout", 10),
+        # A ping in the middle of a hand-over makes the other replica copy everything from the new master.
+        ("repl-ping-replica-period", 5),
+        ("repl-timeout", 20),
         ("maxmemory", tuning.maxmemory_bytes),
         ("maxmemory-policy", "noeviction"),  # a hot key that vanished would be worse than a refused write
         ("lazyfree-lazy-server-del", "yes"),  # a swap renames over a large book
