@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 import urllib.error
@@ -89,9 +90,11 @@ def _create(image: str) -> None:
         modules.mkdir(parents=True)
         (FOLDER / "made-lib-modules").touch()
     arguments = ["create", "cluster", "--name", NAME, "--image", image, "--kubeconfig", str(KUBECONFIG)]
+    config = FOLDER / "kind.yaml"
+    config.write_text(_config(image))
     for attempt in (1, 2):
         try:
-            kind(*arguments, "--config", NODE / "kind.yaml", within_s=CREATE_WITHIN_S)
+            kind(*arguments, "--config", config, within_s=CREATE_WITHIN_S)
             return
         except BedError as trouble:
             if attempt == 2:
@@ -99,6 +102,15 @@ def _create(image: str) -> None:
             # A machine that is busy with something else may be too slow for kind's own limits.
             say(f"once more after: {trouble}")
             kind("delete", "cluster", "--name", NAME, "--kubeconfig", KUBECONFIG, within_s=120)
+
+
+def _config(image: str) -> str:
+    """Tell kind of the nodes; the image built here finds what it runs in a mounted folder."""
+    text = (NODE / "kind.yaml").read_text()
+    if image != node_image():
+        return text
+    mount = {"hostPath": str(node_archive().parent / "images"), "containerPath": "/kind/images", "readOnly": True}
+    return re.sub(r"( *)- role: .*", rf"\g<0>\n\1  extraMounts: {json.dumps([mount])}", text)
 
 
 def _revived() -> bool:
@@ -191,7 +203,9 @@ def succeeds_in(node: str, *command: str) -> bool:
 
 def delete() -> None:
     """Remove the cluster and all that it put on this machine, except the cache."""
-    if nodes():
+    if there := nodes():
+        # Nothing on a node is worth the ten seconds that each would get for a shutdown.
+        succeeds(engine(), "kill", *there)
         kind("delete", "cluster", "--name", NAME, "--kubeconfig", KUBECONFIG, within_s=180)
     for image in podman("images", "--format", "{{.Repository}}:{{.Tag}}").split():
         if image.startswith("localhost/sheetanchor-node:"):

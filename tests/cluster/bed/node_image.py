@@ -25,17 +25,22 @@ UNWANTED_UNITS = (
 
 
 def node_archive() -> Path:
-    """Return the archive of the nodes' image; its name is `node_image()`."""
+    """Return the archive of the nodes' image, whose name is `node_image()`.
+
+    The images that run on nodes are in the folder `images` beside it: nodes mount it, which is quicker than to load one
+    big image.
+    """
     key = node_key()
 
     def build(folder: Path) -> None:
         containers, root = debian_root("containers", CONTAINER_PACKAGES), debian_root("node", NODE_PACKAGES)
         kubernetes, api, coredns = node_programs(), api_programs(), program("coredns")
         say("building the nodes' image")
-        parts = folder / "parts"
+        parts, images = folder / "parts", folder / "images"
         parts.mkdir()
-        _write_images(parts, containers, kubernetes, api, coredns)
-        _write_settings(parts, kubernetes)
+        images.mkdir()
+        _write_images(parts, images, containers, kubernetes, api, coredns)
+        _write_settings(parts, images)
         _commit_node(parts, root, kubernetes, api, folder / "image.tar")
         shutil.rmtree(parts)
 
@@ -56,33 +61,33 @@ def node_image() -> str:
     return f"localhost/sheetanchor-node:{KUBERNETES}-{node_key()}"
 
 
-def _write_images(parts: Path, containers: Path, kubernetes: Path, api: Path, coredns: Path) -> None:
+def _write_images(parts: Path, images: Path, containers: Path, kubernetes: Path, api: Path, coredns: Path) -> None:
     """Write the archives of the images that run on nodes, and the names by which kubeadm asks for them."""
     run("gcc", "-static", "-O2", "-o", parts / "pause", NODE / "pause.c", within_s=60)
     image = Build()
     image.put(parts / "pause", "/pause")
-    image.commit(f"docker-archive:{parts}/pause.tar:localhost/pause:1", "--entrypoint", '["/pause"]')
+    image.commit(f"docker-archive:{images}/pause.tar:localhost/pause:1", "--entrypoint", '["/pause"]')
     control = [
         kubernetes / "kube-controller-manager",
         kubernetes / "kube-scheduler",
         api / "kube-apiserver",
         api / "etcd",
     ]
-    commands = {"every-node": [kubernetes / "kube-proxy", api / "kubectl", coredns], "control-plane": control}
+    commands = {"every-node": [kubernetes / "kube-proxy", coredns], "control-plane": control}
     for name, files in commands.items():
         image = Build()
         image.add(containers)
         image.put(*files, "/usr/local/bin/")
-        target = f"docker-archive:{parts}/{name}.tar:localhost/kubernetes:{name}"
+        target = f"docker-archive:{images}/{name}.tar:localhost/kubernetes:{name}"
         # kubeadm names the command of every image but of CoreDNS, of which it expects that it starts itself.
         image.commit(target, "--entrypoint", '["/usr/local/bin/coredns"]')
     listing = [kubernetes / "kubeadm", "config", "images", "list", "--kubernetes-version", KUBERNETES]
-    (parts / "names").write_text(run(*listing, within_s=60))
+    (images / "names").write_text(run(*listing, within_s=60))
 
 
-def _write_settings(parts: Path, kubernetes: Path) -> None:
+def _write_settings(parts: Path, images: Path) -> None:
     """Fill in the names of images, which only this version's kubeadm knows."""
-    names = {name.rpartition("/")[2].partition(":")[0]: name for name in (parts / "names").read_text().split()}
+    names = {name.rpartition("/")[2].partition(":")[0]: name for name in (images / "names").read_text().split()}
     (parts / "version").write_text(KUBERNETES)
     for file, word, image in (("containerd.toml", "@PAUSE@", "pause"), ("network.yaml", "@KUBE_PROXY@", "kube-proxy")):
         (parts / file).write_text((NODE / file).read_text().replace(word, names[image]))
@@ -96,7 +101,6 @@ def _commit_node(parts: Path, root: Path, kubernetes: Path, api: Path, archive: 
     image.put(parts / "containerd.toml", "/etc/containerd/config.toml")
     image.put(NODE / "kubelet.service", NODE / "preload.service", "/etc/systemd/system/")
     image.put(NODE / "preload", "/kind/preload", mode="0755")
-    image.put(*sorted(parts.glob("*.tar")), parts / "names", "/kind/images/")
     image.put(NODE / "storage.yaml", "/kind/manifests/default-storage.yaml")
     image.put(parts / "network.yaml", "/kind/manifests/default-cni.yaml")
     image.put(parts / "version", "/kind/version")
