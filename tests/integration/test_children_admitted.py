@@ -13,6 +13,7 @@ import yaml
 from apiserver import ApiServer
 from pipeline_parts import DEFAULTS, OWN_EXCHANGE, pipeline, rendered, templates
 from pod_security import violations
+from sheetanchor_operator.children.accounts import accounts
 from sheetanchor_operator.children.pods import Role, pod_template
 from sheetanchor_operator.names import Component
 from sheetanchor_operator.observed import Observed
@@ -52,6 +53,45 @@ def test_every_child_is_admitted_without_a_warning(spec: dict[str, Any], restric
 
     assert ("", 0) == (done.stderr, done.returncode)
     assert len(rendered(spec)) == len(done.stdout.splitlines())
+
+
+def may(server: ApiServer, account: str, verb: str, resource: str, namespace: str = NAMESPACE) -> bool:
+    plural, _, below = resource.partition("/")
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SubjectAccessReview",
+        "spec": {
+            "user": f"system:serviceaccount:{NAMESPACE}:{account}",
+            "groups": ["system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}"],
+            "resourceAttributes": {
+                "namespace": namespace,
+                "verb": verb,
+                "group": "sheetanchor.dev" if plural in ("reanchors", "predictionpipelines") else "",
+                "resource": plural,
+                "subresource": below,
+            },
+        },
+    }
+    answer = server.ask("/apis/authorization.k8s.io/v1/subjectaccessreviews", method="POST", body=review)
+    return bool(answer["status"]["allowed"])
+
+
+def test_the_processor_may_create_reanchors_and_nothing_else(restricted: ApiServer) -> None:
+    """Nor may any other account of a pipeline do anything; asked of the API server's own authorisation."""
+    restricted.apply(*accounts(pipeline()))
+    verbs = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
+    resources = ("reanchors", "reanchors/status", "predictionpipelines", "secrets", "pods", "configmaps", "events")
+
+    allowed = {
+        (component, verb, resource)
+        for component in ("ingest", "process", "infer", "redis", "reanchor")
+        for verb in verbs
+        for resource in resources
+        if may(restricted, f"btc-{component}", verb, resource)
+    }
+
+    assert {("process", "create", "reanchors")} == allowed
+    assert not may(restricted, "btc-process", "create", "reanchors", "default")
 
 
 def create_pod(server: ApiServer, spec: dict[str, Any]) -> None:
