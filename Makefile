@@ -14,7 +14,7 @@ CLUSTER_TESTS = $(if $(filter tests,$(TESTS)),tests/cluster,$(filter tests/clust
 BED := PYTHONPATH=tests $(PYTHON) -m cluster.bed
 SOURCES := pyproject.toml $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
-.PHONY: help setup run test check format bench fuzz model cluster cluster-down clean
+.PHONY: help setup run test check format bench fuzz model cluster cluster-down krew clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,9 @@ cluster: ## four nodes with operator and sample, left up; the second time in und
 
 cluster-down: ## remove that cluster and every trace of it
 	@$(BED) down
+
+krew: .venv/.dev-ready ## archive and manifest of kubectl reanchor for krew, into build/krew/; published at URI="…"
+	@$(BIN)/python operator/krew/build.py build/krew $(URI)
 
 clean: ## remove everything that the other targets made
 	@[ ! -e build/cluster ] || $(BED) down

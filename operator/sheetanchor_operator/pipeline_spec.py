@@ -269,9 +269,9 @@ class Reanchor(Block):
     )
     schedule: str = field(
         "",
-        "When to compare with the exchange and rebuild on a difference, as a cron expression in UTC with five "
-        "fields (minute, hour, day, month, weekday), for instance 0 4 * * *. Empty means never: gaps start "
-        "re-anchors anyway.",
+        "When to rebuild although nothing is wrong, as a cron expression in UTC with five fields (minute, hour, "
+        "day, month, weekday), for instance 0 4 * * *. A time that was missed by less than an hour is made up for, "
+        "once. Empty means never: gaps start re-anchors anyway.",
         max_length=100,
         rules=[
             rule(

@@ -12,7 +12,7 @@ from typing import Any, Final
 from croniter import croniter
 
 from sheetanchor.reanchor_object import Ask, digest
-from sheetanchor.triggers import IMMEDIATE, VALIDATION
+from sheetanchor.triggers import IMMEDIATE, SCHEDULED
 from sheetanchor_operator.reanchor_view import ReAnchor
 from sheetanchor_operator.spec import Pipeline
 
@@ -162,11 +162,11 @@ def asks_of_schedule(
         Ask(
             symbol=symbol,
             suffix=f"s{last_us // MINUTE_US}",
-            action=VALIDATION,
+            action=SCHEDULED,
             reason=f"schedule {schedule}",
             trigger="schedule",
             requested_by=OPERATOR,
-            at_us=last_us,
+            at_us=now_us,
         )
         for symbol in pipeline.spec.symbols
         if symbol not in done

@@ -170,7 +170,7 @@ def _take_in_end(draft: Draft, one: ReAnchor, attempt: int, ended: Ended) -> Non
         return
     draft.write(one.name, retried(one, attempt, ended, next_us))
     again = f"{_failed_words(attempt, ended)}; again at {text_of(next_us - next_us % SECOND_US)}"
-    draft.tell(one, "Warning", EventReason.REANCHOR_RETRIED, again, both=True)
+    draft.tell(one, "Warning", EventReason.REANCHOR_FAILED, again, both=True)
 
 
 def _failed_words(attempt: int, ended: Ended) -> str:
@@ -408,7 +408,8 @@ def _start(draft: Draft, lead: ReAnchor, merged: Sequence[ReAnchor], dead: str) 
         _attach(draft, one.name, lead.name)
     draft.wakes.append(draft.now_us + RUN_LOOK_US)
     told = f"run {attempt} for {lead.trigger}: {order.reason}"
-    draft.tell(lead, "Normal", EventReason.REANCHOR_STARTED, told, both=True)
+    begun = EventReason.REANCHOR_STARTED if attempt == 1 else EventReason.REANCHOR_RETRIED
+    draft.tell(lead, "Normal", begun, told, both=True)
 
 
 def _facts(draft: Draft, symbol: str, wait: triggers.Wait | None = None) -> SymbolFacts:
@@ -471,16 +472,15 @@ def _forget(draft: Draft) -> tuple[str, ...]:
     finals = sorted((one for one in draft.known.values() if one.final), key=lambda one: (one.finished_us, one.name))
     failed = [one for one in finals if one.phase == "Failed"]
     others = [one for one in finals if one.phase != "Failed"]
-    beyond = [*failed[: max(0, len(failed) - limits.failed)], *others[: max(0, len(others) - limits.successful)]]
     gone = []
-    for one in beyond:
-        free_us = max(one.finished_us + KEEP_US, one.next_us if one.phase == "Failed" else 0)
-        if one.name in kept:
-            continue
-        if free_us > draft.now_us:
-            draft.wakes.append(free_us)
-        else:
-            gone.append(one.name)
+    for group, limit in ((failed, limits.failed), (others, limits.successful)):
+        free = [one for one in group if one.name not in kept]
+        for one in free[: max(0, len(group) - limit)]:
+            free_us = max(one.finished_us + KEEP_US, one.next_us if one.phase == "Failed" else 0)
+            if free_us > draft.now_us:
+                draft.wakes.append(free_us)
+            else:
+                gone.append(one.name)
     return tuple(gone)
 
 

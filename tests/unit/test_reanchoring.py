@@ -309,7 +309,7 @@ def test_failed_run_is_tried_again_with_backoff_and_given_up() -> None:
 
     assert ("Failed", "failed") == (world.of("one")["phase"], world.of("one")["result"])
     assert 5 == len(world.started)
-    assert ["ReanchorRetried"] * 4 == [reason for reason in world.reasons if reason == "ReanchorRetried"]
+    assert [4, 5] == [world.reasons.count(reason) for reason in ("ReanchorRetried", "ReanchorFailed")]
 
 
 def test_failed_rebuild_of_a_doubted_state_is_never_given_up() -> None:
@@ -501,16 +501,17 @@ def test_schedule_makes_up_for_one_missed_time() -> None:
 
     world.passes(70)
     world.settle()
-    world.ends(f"{name}-1", result="validated")
+    world.ends(f"{name}-1")
     for _ in range(5):
         world.passes(30)
         world.settle()
 
-    assert ("schedule", "validation_reanchor") == (body["spec"]["trigger"], body["spec"]["action"])
-    assert "--validate-only" in args_of(world, f"{name}-1")
+    assert ("schedule", "scheduled_reanchor") == (body["spec"]["trigger"], body["spec"]["action"])
     assert 1 == len(world.started)
     assert {name} == set(world.reanchors)
     world.passes(600)
+    world.settle()
+    world.passes(2)
     world.settle()
     assert 2 == len(world.started)
 
@@ -539,6 +540,19 @@ def test_history_forgets_the_oldest_but_never_the_last_success() -> None:
     world.settle()
 
     assert ["gap-3", "gap-4"] == sorted(world.reanchors)
+
+
+def test_validation_only_compares() -> None:
+    """A request for a comparison is run as one, and an anchored state stays."""
+    world = World()
+    world.add("one", action="validation_reanchor", trigger="volume_anomaly")
+
+    world.settle()
+    world.ends("one-1", result="validated")
+    world.settle()
+
+    assert "--validate-only" in args_of(world, "one-1")
+    assert ("Succeeded", "validated") == (world.of("one")["phase"], world.of("one")["result"])
 
 
 def test_pause_leaves_everything_as_it_is_but_the_results() -> None:

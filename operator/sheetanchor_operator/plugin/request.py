@@ -23,8 +23,8 @@ from sheetanchor_operator.plugin.errors import (
     PluginError,
 )
 from sheetanchor_operator.plugin.words import condition
-from sheetanchor_operator.reanchor_spec import TERMINAL_PHASES
 
+FINAL_PHASES: Final = ("Succeeded", "Failed", "Skipped")
 POLL_S: Final = 0.5
 UNSEEN_HINT_S: Final = 10.0
 """An operator that is there acts within a second or two."""
@@ -132,7 +132,7 @@ def wait(api: Api, asked: Asked, timeout_s: float) -> list[Object]:
 
 
 def _is_final(one: Object) -> bool:
-    return (one.get("status") or {}).get("phase") in TERMINAL_PHASES
+    return (one.get("status") or {}).get("phase") in FINAL_PHASES
 
 
 def _waits_for(found: dict[str, Object | None], waited_s: float) -> str:
