@@ -212,6 +212,7 @@ def _owner(pipeline: Pipeline) -> Owner:
 def _ask(draft: Draft, ask: Ask) -> None:
     if object_name(draft.pipeline.name, ask.symbol, ask.suffix) not in draft.known:
         draft.create.append(reanchor_object(_owner(draft.pipeline), ask))
+        draft.wakes.append(draft.now_us)
 
 
 def _ask_for_wishes(draft: Draft) -> None:
