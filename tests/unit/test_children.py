@@ -347,7 +347,7 @@ def test_traffic_is_denied_but_for_what_is_needed() -> None:
     assert [*base, ("any", (8090,))] == allowed(manifests, "btc-reanchor", "egress")
     assert [*base, ("any", (443, 6443))] == allowed(manifests, "btc-process", "egress")
     assert [] == allowed(manifests, "btc-reanchor", "ingress")
-    assert [("inside", (6379, 26379)), ("any", (8080,))] == allowed(manifests, "btc-redis", "ingress")
+    assert [("inside", (6379, 26379)), ("any", (8080, 8081))] == allowed(manifests, "btc-redis", "ingress")
     assert [("any", (8080,))] == allowed(manifests, "btc-infer", "ingress")
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from sheetanchor_operator.children.parts import Defaults, Manifest, metadata_of
+from sheetanchor_operator.children.redis import SENTINEL_HTTP_PORT
 from sheetanchor_operator.children.redis_access import external_ports
 from sheetanchor_operator.names import (
     DNS_PORT,
@@ -50,12 +51,12 @@ def _to_redis(pipeline: Pipeline) -> Rule:
     return {"to": [nodes], "ports": _ports(REDIS_PORT, SENTINEL_PORT)}
 
 
-def _from_operator_and_monitoring(defaults: Defaults) -> Rule:
+def _from_operator_and_monitoring(defaults: Defaults, *ports: int) -> Rule:
     if not defaults.operator_namespace or not defaults.monitoring_namespaces:
-        return {"ports": _ports(HTTP_PORT)}
+        return {"ports": _ports(*ports)}
     names = sorted({defaults.operator_namespace, *defaults.monitoring_namespaces})
     namespaces = {"matchExpressions": [{"key": _NAMESPACE_NAME, "operator": "In", "values": names}]}
-    return {"from": [{"namespaceSelector": namespaces}], "ports": _ports(HTTP_PORT)}
+    return {"from": [{"namespaceSelector": namespaces}], "ports": _ports(*ports)}
 
 
 def _policy(pipeline: Pipeline, component: Component, ingress: list[Rule], egress: list[Rule]) -> Manifest:
@@ -77,7 +78,10 @@ def _redis(pipeline: Pipeline, defaults: Defaults) -> Manifest:
     return _policy(
         pipeline,
         Component.REDIS,
-        [{"from": [clients], "ports": _ports(REDIS_PORT, SENTINEL_PORT)}, _from_operator_and_monitoring(defaults)],
+        [
+            {"from": [clients], "ports": _ports(REDIS_PORT, SENTINEL_PORT)},
+            _from_operator_and_monitoring(defaults, HTTP_PORT, SENTINEL_HTTP_PORT),
+        ],
         [_dns(), _to_redis(pipeline)],
     )
 
@@ -86,7 +90,7 @@ def _processor(pipeline: Pipeline, defaults: Defaults) -> Manifest:
     egress = [_dns(), _to_redis(pipeline), {"ports": _ports(*API_SERVER_PORTS)}]
     if pipeline.spec.processor.self_reanchor_after_seconds > 0:  # it may have to run a re-anchor itself
         egress.append({"ports": _ports(port_of(pipeline.spec.exchange.rest_url))})
-    return _policy(pipeline, Component.PROCESS, [_from_operator_and_monitoring(defaults)], egress)
+    return _policy(pipeline, Component.PROCESS, [_from_operator_and_monitoring(defaults, HTTP_PORT)], egress)
 
 
 def network(pipeline: Pipeline, defaults: Defaults) -> list[Manifest]:
@@ -113,7 +117,7 @@ def network(pipeline: Pipeline, defaults: Defaults) -> list[Manifest]:
         _policy(
             pipeline,
             Component.INGEST,
-            [_from_operator_and_monitoring(defaults)],
+            [_from_operator_and_monitoring(defaults, HTTP_PORT)],
             [*inside, {"ports": _ports(port_of(spec.websocket_url))}],
         ),
         _processor(pipeline, defaults),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel
 
 from sheetanchor.settings import InferSettings, IngestSettings, ProcessSettings, ReanchorSettings
@@ -123,8 +123,8 @@ def settings_of(pipeline: Pipeline, role: Component, defaults: Defaults) -> Sett
 
 
 def file_text(settings: Mapping[str, Any]) -> str:
-    """Render settings as a file; the same settings give the same text."""
-    return yaml.safe_dump(dict(settings), sort_keys=True, allow_unicode=True, width=1000)
+    """Render settings as YAML, one a line; the same settings give the same text, whatever library is installed."""
+    return "".join(f"{name}: {json.dumps(settings[name], ensure_ascii=False)}\n" for name in sorted(settings))
 
 
 def settings_map(pipeline: Pipeline, defaults: Defaults) -> Manifest:
