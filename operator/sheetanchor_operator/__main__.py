@@ -1,0 +1,195 @@
+"""`sheetanchor-operator`: stands for election, and looks after all pipelines while it leads.
+
+Exit codes: 0 told to stop, 1 the Lease or the watches were lost (start it anew), 2 bad settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import uuid
+from typing import Any, Final
+
+from aiohttp import web
+from kubernetes.aio import config
+from kubernetes.aio.client import Configuration
+
+from sheetanchor import __version__, logs
+from sheetanchor.command_line import add_flags, load
+from sheetanchor.errors import BadSettings
+from sheetanchor_operator import metrics
+from sheetanchor_operator.cache import Cache
+from sheetanchor_operator.children import Defaults
+from sheetanchor_operator.cluster import ApiError, Cluster
+from sheetanchor_operator.health import Standing, app
+from sheetanchor_operator.leading import Leader
+from sheetanchor_operator.lease import Election
+from sheetanchor_operator.measures import Measures
+from sheetanchor_operator.publish import Publisher
+from sheetanchor_operator.reconcile import Reconciler
+from sheetanchor_operator.settings import OperatorSettings
+from sheetanchor_operator.workloads import Workloads
+
+log = logging.getLogger(__name__)
+
+EXIT_LOST: Final = 1
+EXIT_BAD_SETTINGS: Final = 2
+CONNECTIONS: Final = 32
+
+
+async def configuration(settings: OperatorSettings) -> Configuration:
+    """Find the API server: as the pod that we are, else by the kubeconfig.
+
+    Raises:
+        BadSettings: There is neither.
+    """
+    found = Configuration()
+    try:
+        if os.environ.get("KUBERNETES_SERVICE_HOST") and settings.kubeconfig is None:
+            config.load_incluster_config(client_configuration=found)
+        else:
+            path = str(settings.kubeconfig) if settings.kubeconfig else None
+            await config.load_kube_config(config_file=path, client_configuration=found)
+    except config.ConfigException as error:
+        raise BadSettings(f"kubeconfig = {str(settings.kubeconfig or '')!r}: {error}") from error
+    found.connection_pool_maxsize = CONNECTIONS
+    return found
+
+
+class Operator:
+    """One operator process: a candidate, and everything that a leader needs.
+
+    Args:
+        settings: What was asked for.
+        cluster: The API server.
+    """
+
+    def __init__(self, settings: OperatorSettings, cluster: Cluster) -> None:
+        loop = asyncio.get_running_loop()
+        identity = f"{settings.pod_name}_{uuid.uuid4().hex[:8]}"
+        self.cluster, self.settings = cluster, settings
+        self.election = Election(cluster, settings.pod_namespace, settings.operator_lease, identity, loop.time)
+        self.cache = Cache()
+        self.workloads = Workloads(cluster, through_api_server=settings.operator_ask_through == "apiserver")
+        defaults = Defaults(
+            image=settings.operator_image,
+            pull_policy=settings.operator_image_pull_policy,
+            cluster_domain=settings.operator_cluster_domain,
+            operator_namespace=settings.pod_namespace,
+            monitoring_namespaces=tuple(settings.operator_monitoring_namespaces),
+        )
+        publisher = Publisher(cluster, settings.pod_name)
+        reconciler = Reconciler(
+            cluster, self.cache, self.workloads, publisher, Measures(), defaults, settings.operator_resync_s
+        )
+        self.leader = Leader(
+            cluster,
+            self.cache,
+            reconciler,
+            settings.operator_namespaces,
+            nodes=settings.operator_nodes,
+            workers=settings.operator_workers,
+        )
+
+    def standing(self) -> Standing:
+        """Say how it is."""
+        age_s = asyncio.get_running_loop().time() - self.election.looked_s
+        return Standing(
+            leading=self.election.leading.is_set(),
+            synced=self.leader.synced,
+            deaf=self.leader.deaf,
+            lease_age_s=age_s,
+            pipelines=len(self.cache.pipelines()),
+        )
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Stand by, lead, end; gives the exit code."""
+        standing_for = asyncio.create_task(self.election.run(), name="election")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        elected = asyncio.create_task(self.election.leading.wait(), name="elected")
+        await asyncio.wait({standing_for, stopping, elected}, return_when=asyncio.FIRST_COMPLETED)
+        code = 0
+        if elected.done() and not stop.is_set():
+            metrics.LEADER.set(1)
+            leading = asyncio.create_task(self.leader.run(), name="leading")
+            await asyncio.wait({standing_for, stopping, leading}, return_when=asyncio.FIRST_COMPLETED)
+            code = 0 if stop.is_set() else EXIT_LOST
+            if leading.done() and leading.exception() is not None:
+                log.error("cannot lead any more: %s", _words(leading.exception()))
+            # Nothing is written any more before the Lease is given back.
+            await _end(leading)
+        metrics.LEADER.set(0)
+        await _end(standing_for, stopping, elected)
+        if not self.election.lost.is_set():
+            try:
+                await self.election.release()
+            except ApiError as error:
+                log.warning("the Lease could not be given back, and will run out: %s", error)
+        return code
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _words(error: BaseException | None) -> str:
+    """Tell what is behind a group of errors."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
+
+
+async def run(settings: OperatorSettings) -> int:
+    """Serve health and metrics, and operate until SIGTERM or SIGINT."""
+    metrics.LEADER.set(0)
+    if settings.kubeconfig is not None:
+        os.environ["KUBECONFIG"] = str(settings.kubeconfig)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    cluster = Cluster(await configuration(settings))
+    operator = Operator(settings, cluster)
+    runner = web.AppRunner(app(operator.standing), access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.http_host, settings.http_port).start()
+        log.info("sheetanchor-operator %s as %s", __version__, operator.election.identity)
+        return await operator.run(stop)
+    finally:
+        await runner.cleanup()
+        await operator.workloads.aclose()
+        await cluster.aclose()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the operator.
+
+    Args:
+        argv: Arguments after the program's name; default those of this process.
+    """
+    parser = argparse.ArgumentParser(
+        prog="sheetanchor-operator",
+        description="Look after PredictionPipelines: make their parts, keep them, and re-anchor them.",
+        epilog="Every flag --some-name is also the variable SHEETANCHOR_SOME_NAME. POD_NAME and POD_NAMESPACE say who "
+        "and where the operator is.",
+    )
+    parser.add_argument("--version", action="version", version=f"sheetanchor-operator {__version__}")
+    add_flags(parser, OperatorSettings)
+    try:
+        settings = load(OperatorSettings, vars(parser.parse_args(argv)), dict(os.environ))
+        logs.set_up("sheetanchor-operator", settings.log_level)
+        return asyncio.run(run(settings))
+    except BadSettings as error:
+        print(f"sheetanchor-operator: {error}", file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""What is measured of pipelines and their re-anchors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sheetanchor_operator import metrics
+from sheetanchor_operator.cache import Key
+from sheetanchor_operator.names import REANCHOR_KIND, Component, Condition, Phase
+
+FINAL: Final = ("Succeeded", "Failed", "Skipped")
+_RUN: Final = ("Succeeded", "Failed")
+_COMPONENTS: Final = {
+    "ingestion": Component.INGEST,
+    "processor": Component.PROCESS,
+    "inference": Component.INFER,
+    "redis": Component.REDIS,
+}
+
+
+class Measures:
+    """Keeps the metrics of pipelines; a pipeline that is gone is measured no more."""
+
+    def __init__(self) -> None:
+        self._phases: dict[Key, tuple[str, float]] = {}
+
+    def pipelines(self) -> list[Key]:
+        """Name the pipelines that are measured."""
+        return list(self._phases)
+
+    def take(self, key: Key, status: Mapping[str, Any], mine: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
+        """Take a status in.
+
+        Args:
+            key: The pipeline.
+            status: As it is now.
+            mine: What belongs to it, by kind and name.
+        """
+        phase = str(status.get("phase", ""))
+        self._phase(key, phase)
+        metrics.MAINTENANCE.labels(*key).set(phase == Phase.MAINTENANCE)
+        for condition in status.get("conditions", ()):
+            if condition["status"] == "Unknown":
+                _remove(metrics.CONDITION, *key, condition["type"])
+            else:
+                metrics.CONDITION.labels(*key, condition["type"]).set(condition["status"] == "True")
+        for field, component in _COMPONENTS.items():
+            counts = status.get(field) or {}
+            metrics.REPLICAS.labels(*key, str(component)).set(counts.get("replicas", 0))
+            metrics.READY_REPLICAS.labels(*key, str(component)).set(counts.get("ready", 0))
+        self._success_rate(key, [body for (kind, _), body in mine.items() if kind == REANCHOR_KIND])
+
+    def _phase(self, key: Key, phase: str) -> None:
+        now_s = time.monotonic()
+        was, since_s = self._phases.get(key, ("", now_s))
+        if was != phase:
+            if was:
+                metrics.PHASE_SECONDS.labels(was).observe(now_s - since_s)
+            self._phases[key] = (phase, now_s)
+        for known in Phase:
+            metrics.PHASE.labels(*key, str(known)).set(known == phase)
+
+    def _success_rate(self, key: Key, reanchors: list[Mapping[str, Any]]) -> None:
+        ends = [(body.get("status") or {}).get("phase") for body in reanchors]
+        ran = [end for end in ends if end in _RUN]
+        if ran:
+            metrics.SUCCESS_RATE.labels(*key).set(ran.count("Succeeded") / len(ran))
+        else:
+            _remove(metrics.SUCCESS_RATE, *key)
+
+    def ended(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Count a ReAnchor that has just ended."""
+        was, now = before.get("status") or {}, after.get("status") or {}
+        if now.get("phase") not in FINAL or was.get("phase") in FINAL:
+            return
+        spec, metadata = after["spec"], after["metadata"]
+        result = str(now.get("result", ""))
+        key = (metadata["namespace"], spec["pipeline"])
+        metrics.REANCHORS.labels(*key, spec.get("trigger", ""), result).inc()
+        if now["phase"] in _RUN:
+            good = "success" if now["phase"] == "Succeeded" else "failure"
+            metrics.RECOVERIES.labels("reanchor", good).inc()
+        if "durationSeconds" in now:
+            metrics.REANCHOR_SECONDS.labels(result).observe(float(now["durationSeconds"]))
+
+    def forget(self, key: Key) -> None:
+        """A pipeline is gone."""
+        self._phases.pop(key, None)
+        for phase in Phase:
+            _remove(metrics.PHASE, *key, str(phase))
+        for condition in Condition:
+            _remove(metrics.CONDITION, *key, str(condition))
+        for component in _COMPONENTS.values():
+            _remove(metrics.REPLICAS, *key, str(component))
+            _remove(metrics.READY_REPLICAS, *key, str(component))
+        _remove(metrics.MAINTENANCE, *key)
+        _remove(metrics.SUCCESS_RATE, *key)
+
+
+def _remove(metric: Any, *labels: str) -> None:
+    """Take a series away; that there is none is fine with the library from its version 0.21 on."""
+    metric.remove(*labels)

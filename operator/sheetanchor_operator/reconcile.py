@@ -1,0 +1,311 @@
+"""One pipeline, one look: observe, decide, apply, tell. Decisions are pure; this is the order of things."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from sheetanchor_operator.cache import Cache, Key, content_hash
+from sheetanchor_operator.children import Defaults, Manifest, children
+from sheetanchor_operator.children.needs import claims_needed, config_maps_needed, secrets_needed
+from sheetanchor_operator.children.redis import CREATE_ONLY
+from sheetanchor_operator.cluster import CHILDREN, JOB, KINDS, PIPELINE, POD, REANCHOR, ApiRefused, Body, Cluster
+from sheetanchor_operator.drift import digest, needs_apply
+from sheetanchor_operator.events import Event
+from sheetanchor_operator.measures import Measures
+from sheetanchor_operator.observed import Observed, Refusal
+from sheetanchor_operator.publish import Publisher
+from sheetanchor_operator.reanchor_plan import Plan
+from sheetanchor_operator.reanchoring import plan
+from sheetanchor_operator.spec import BadSpec, Pipeline, parse
+from sheetanchor_operator.status import refused_status, status_of, transitions
+from sheetanchor_operator.workloads import Workloads
+
+log = logging.getLogger(__name__)
+
+UNSOUND_S: Final = 3.0
+"""How soon a pipeline that is not as it should be is looked at again."""
+
+PER_PIPELINE_S: Final = 0.05
+"""With many pipelines each is looked at less often: at most twenty a second are, whatever their number."""
+
+REFUSED_AGAIN_S: Final = 20.0
+"""A manifest that was refused is tried again after this time, or when it has changed."""
+
+_CHILD_KINDS: Final = frozenset(kind.name for kind in CHILDREN)
+
+
+@dataclass(slots=True)
+class _Applied:
+    """What became of the last write of a child: of which manifest, and the version that came of it."""
+
+    digest: str
+    version: str = ""
+    refusal: Refusal | None = None
+    again_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """Looks at pipelines.
+
+    Attributes:
+        resync_s: Time between two looks at a pipeline to which nothing happens.
+    """
+
+    cluster: Cluster
+    cache: Cache
+    workloads: Workloads
+    publisher: Publisher
+    measures: Measures
+    defaults: Defaults
+    resync_s: float = 10.0
+    _applied: dict[tuple[str, str, str], _Applied] = field(default_factory=dict)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Look at a pipeline once.
+
+        Returns:
+            Seconds until the next look if nothing happens before; None if the pipeline is no more.
+
+        Raises:
+            ApiUnavailable: The API server cannot do it just now.
+        """
+        body = self.cache.get(PIPELINE.name, *key)
+        if body is None:
+            self._forget(key)
+            return None
+        if "deletionTimestamp" in body["metadata"]:
+            return self.resync_s
+        try:
+            pipeline = parse(body)
+        except BadSpec as error:
+            await self._write_status(body, refused_status(body, str(error), _now_us()))
+            return self.resync_s
+        observed = await self._observe(pipeline, key)
+        if not pipeline.paused:
+            refusals = await self._keep(pipeline, observed)
+            observed = replace(observed, refusals=refusals, children=self._children(key))
+        decided = plan(pipeline, observed, self.defaults)
+        acted = await self._carry_out(pipeline, decided)
+        if not acted:
+            decided = replace(decided, last_request=str(pipeline.status.get("lastReanchorRequest") or ""))
+        status = status_of(pipeline, observed, decided)
+        events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
+        if await self._write_status(body, status):
+            await self._tell(pipeline.namespace, (*events, *decided.events))
+        self.measures.take(key, status, self.cache.of(key))
+        return self._next_look(decided, status)
+
+    def _forget(self, key: Key) -> None:
+        self.measures.forget(key)
+        namespace, name = key
+        for place in [p for p in self._applied if p[1] == namespace and p[2].startswith(f"{name}-")]:
+            if self.cache.get(*place) is None:
+                del self._applied[place]
+
+    def _next_look(self, decided: Plan, status: Mapping[str, Any]) -> float:
+        sound = status.get("phase") in ("Running", "Suspended", "Maintenance", "Paused")
+        least_s = PER_PIPELINE_S * len(self.cache.pipelines())
+        wait_s = max(self.resync_s if sound else UNSOUND_S, least_s) * (0.9 + 0.2 * random.random())
+        if decided.wake_at_us is not None:
+            wait_s = min(wait_s, max(0.0, (decided.wake_at_us - _now_us()) / 1e6))
+        return wait_s
+
+    # Observing
+
+    def _children(self, key: Key) -> dict[tuple[str, str], Mapping[str, Any]]:
+        return {place: body for place, body in self.cache.of(key).items() if place[0] in _CHILD_KINDS}
+
+    async def _observe(self, pipeline: Pipeline, key: Key) -> Observed:
+        mine = self.cache.of(key)
+        pods = tuple(body for (kind, _), body in sorted(mine.items()) if kind == POD.name)
+        answers, needs = await asyncio.gather(self.workloads.ask(pods, pipeline.spec.symbols), self._needs(pipeline))
+        zones = self.cache.node_zones()
+        return Observed(
+            now_us=_now_us(),
+            children=self._children(key),
+            pods=pods,
+            zones=tuple(sorted(set(zones.values()))),
+            node_zones=zones,
+            reanchors=tuple(body for (kind, _), body in sorted(mine.items()) if kind == REANCHOR.name),
+            jobs=tuple(body for (kind, _), body in sorted(mine.items()) if kind == JOB.name),
+            states=answers.states,
+            predictions=answers.predictions,
+            health=answers.health,
+            events=await self._warnings(pipeline, mine),
+            **needs,
+        )
+
+    async def _needs(self, pipeline: Pipeline) -> dict[str, Any]:
+        """Look at what people have to provide. Of a Secret only the names of its entries are kept."""
+        secrets, versions, config_maps, claims = {}, {}, {}, {}
+        for name in secrets_needed(pipeline):
+            found = await self.cluster.get(KINDS["Secret"], pipeline.namespace, name)
+            secrets[name] = None if found is None else frozenset(found.get("data") or {})
+            if found is not None:
+                versions[name] = str(found["metadata"]["resourceVersion"])
+        for name in config_maps_needed(pipeline):
+            found = await self.cluster.get(KINDS["ConfigMap"], pipeline.namespace, name)
+            keys = {} if found is None else {**(found.get("data") or {}), **(found.get("binaryData") or {})}
+            config_maps[name] = None if found is None else {**dict.fromkeys(keys, ""), "": content_hash(found)}
+        for name in claims_needed(pipeline):
+            found = await self.cluster.get(KINDS["PersistentVolumeClaim"], pipeline.namespace, name)
+            claims[name] = found is not None
+        return {
+            "secrets": secrets,
+            "secret_versions": versions,
+            "config_maps": config_maps,
+            "volume_claims": claims,
+        }
+
+    async def _warnings(self, pipeline: Pipeline, mine: Mapping[tuple[str, str], Any]) -> tuple[Body, ...]:
+        """Read the namespace's Warning events, but only while something is wrong with the children."""
+        workloads = [body for (kind, _), body in mine.items() if kind in ("Deployment", "StatefulSet")]
+        wanted = sum(int((body.get("spec") or {}).get("replicas", 1)) for body in workloads)
+        ready = sum(int((body.get("status") or {}).get("readyReplicas", 0)) for body in workloads)
+        if ready >= wanted:
+            return ()
+        found = await self.cluster.warnings(pipeline.namespace)
+        own = [one for one in found if str(one["involvedObject"].get("name", "")).startswith(f"{pipeline.name}-")]
+        return tuple(sorted(own, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or "")))
+
+    # Applying
+
+    async def _keep(self, pipeline: Pipeline, observed: Observed) -> tuple[Refusal, ...]:
+        """Make the children be as they should; gives what the API server would not do."""
+        desired = children(pipeline, observed, self.defaults)
+        refusals = [await self._apply(manifest, observed) for manifest in desired]
+        wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
+        for (kind, name), live in observed.children.items():
+            if (kind, name) not in wanted and _is_ours(live, pipeline):
+                log.info("%s %s/%s is not wanted any more", kind, pipeline.namespace, name)
+                await self.cluster.delete(KINDS[kind], pipeline.namespace, name, live["metadata"]["uid"])
+        return tuple(refusal for refusal in refusals if refusal is not None)
+
+    async def _apply(self, manifest: Manifest, observed: Observed) -> Refusal | None:
+        metadata = manifest["metadata"]
+        kind, namespace, name = manifest["kind"], metadata["namespace"], metadata["name"]
+        live = observed.child(kind, name)
+        once = CREATE_ONLY in (metadata.get("annotations") or {})
+        if live is not None and (once or not needs_apply(manifest, live)):
+            return None
+        place, now_s = (kind, namespace, name), time.monotonic()
+        content = kind if once else digest(manifest)
+        last = self._applied.get(place)
+        if last is not None and last.digest == content:
+            if last.refusal is not None and now_s < last.again_s:
+                return last.refusal
+            if live is not None and last.version == live["metadata"].get("resourceVersion"):
+                return None
+        try:
+            written = await (self.cluster.create(manifest) if once else self.cluster.apply(manifest))
+        except ApiRefused as error:
+            refusal = Refusal(kind, name, error.code, str(error))
+            log.warning("%s %s/%s was refused: %s", kind, namespace, name, error)
+            self._applied[place] = _Applied(content, refusal=refusal, again_s=now_s + REFUSED_AGAIN_S)
+            return refusal
+        if written is None:
+            return None
+        self.cache.put(written)
+        self._applied[place] = _Applied(content, str(written["metadata"]["resourceVersion"]))
+        log.info("%s %s/%s %s", kind, namespace, name, "created" if live is None else "put right")
+        return None
+
+    # Re-anchors
+
+    async def _carry_out(self, pipeline: Pipeline, decided: Plan) -> bool:
+        """Do what was planned; false if a ReAnchor that was asked for could not be made."""
+        asked = True
+        for manifest in decided.create:
+            asked = await self._create(pipeline, manifest) and asked
+        failed = {start.reanchor for start in decided.start if not await self._create(pipeline, start.manifest)}
+        for patch in decided.patch:
+            if patch.name in failed:
+                continue
+            before = self.cache.get(REANCHOR.name, pipeline.namespace, patch.name)
+            change = {"status": dict(patch.status)}
+            written = await self.cluster.merge(REANCHOR, pipeline.namespace, patch.name, change, "status")
+            if written is not None:
+                self.cache.put(written)
+                self.measures.ended(before or {}, written)
+        for name in decided.adopt:
+            owner = {"metadata": {"ownerReferences": [_owner(pipeline)]}}
+            adopted = await self.cluster.merge(REANCHOR, pipeline.namespace, name, owner)
+            if adopted is not None:
+                self.cache.put(adopted)
+        for name in decided.delete:
+            await self.cluster.delete(REANCHOR, pipeline.namespace, name)
+        return asked
+
+    async def _create(self, pipeline: Pipeline, manifest: Manifest) -> bool:
+        name = manifest["metadata"]["name"]
+        try:
+            created = await self.cluster.create(manifest)
+        except ApiRefused as error:
+            log.warning("%s %s/%s was refused: %s", manifest["kind"], pipeline.namespace, name, error)
+            return False
+        if created is not None:
+            self.cache.put(created)
+            log.info("%s %s/%s created", manifest["kind"], pipeline.namespace, name)
+        return True
+
+    # Telling
+
+    async def _write_status(self, body: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+        """Write the status if it differs; false if the pipeline is gone."""
+        before = body.get("status") or {}
+        if before == status:
+            return True
+        gone = {name: None for name in before if name not in status}
+        changed = {name: value for name, value in status.items() if before.get(name) != value}
+        metadata = body["metadata"]
+        change = {"status": {**gone, **_whole(changed, before)}}
+        written = await self.cluster.merge(PIPELINE, metadata["namespace"], metadata["name"], change, "status")
+        if written is None:
+            return False
+        self.cache.put(written)
+        return True
+
+    async def _tell(self, namespace: str, events: tuple[Event, ...]) -> None:
+        for event in events:
+            await self.publisher.publish(namespace, event)
+
+
+def _whole(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Have a merge replace maps as a whole: fields that are no more are named as null."""
+    whole = {}
+    for name, value in changed.items():
+        known = before.get(name)
+        if isinstance(value, Mapping) and isinstance(known, Mapping):
+            whole[name] = {**dict.fromkeys(known, None), **value}
+        else:
+            whole[name] = value
+    return whole
+
+
+def _owner(pipeline: Pipeline) -> Body:
+    return {
+        "apiVersion": PIPELINE.api_version,
+        "kind": PIPELINE.name,
+        "name": pipeline.name,
+        "uid": pipeline.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def _is_ours(live: Mapping[str, Any], pipeline: Pipeline) -> bool:
+    metadata = live["metadata"]
+    if CREATE_ONLY in (metadata.get("annotations") or {}) or "deletionTimestamp" in metadata:
+        return False
+    return any(owner.get("uid") == pipeline.uid for owner in metadata.get("ownerReferences") or ())
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000

@@ -1,0 +1,41 @@
+"""Settings of `sheetanchor-operator`: flag, variable (`SHEETANCHOR_…`) and file name the same things."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from sheetanchor.settings import Common, Port, setting
+
+
+class OperatorSettings(Common):
+    """`sheetanchor-operator`."""
+
+    operator_image: str = setting("", "image of the workloads of pipelines that name none", max_length=512)
+    operator_image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = setting(
+        "", "when nodes pull images; wins over the pipelines' own; empty leaves it to them"
+    )
+    operator_namespaces: list[str] = setting([], "namespace to look after; repeat for several; none means all")
+    operator_cluster_domain: str = setting("cluster.local", "DNS domain of the cluster's services")
+    operator_monitoring_namespaces: list[str] = setting(
+        [], "namespace that may scrape metrics; repeat for several; none means all"
+    )
+    operator_nodes: bool = setting(True, "look at the nodes' zones; needs the right to list nodes")
+    operator_lease: str = setting("sheetanchor-operator", "name of the Lease that the leader holds")
+    operator_workers: int = setting(8, "pipelines that are looked at at the same time", ge=1, le=100)
+    operator_resync_s: float = setting(
+        10.0, "seconds between two looks at a pipeline to which nothing happens", ge=1, le=3600
+    )
+    operator_ask_through: Literal["direct", "apiserver"] = setting(
+        "direct", "how workloads are asked: at their pods' addresses, or through the API server's proxy"
+    )
+    kubeconfig: Path | None = setting(None, "kubeconfig to use outside of a cluster; default KUBECONFIG")
+    http_host: str = setting("0.0.0.0", "address that health and metrics listen on")
+    http_port: Port = setting(8080, "port of health and metrics; 0 picks a free one")
+    pod_name: str = Field(
+        default_factory=socket.gethostname, description="", json_schema_extra={"variable": "POD_NAME"}
+    )
+    pod_namespace: str = Field("default", description="", json_schema_extra={"variable": "POD_NAMESPACE"})
