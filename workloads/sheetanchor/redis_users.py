@@ -1,6 +1,6 @@
 """The users of the managed Redis: one per role, each with the commands and keys that its role needs and no others.
 
-`docs/redis.md` shows the same rules for servers that somebody else runs; a test keeps both equal.
+`docs/hot-state.md` shows the rules of the workloads for servers that somebody else runs; a test keeps both equal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sheetanchor.settings import REDIS_USERS
 _ANYBODY: Final = "-@all +@connection -@admin +info +time +role"
 
 _REBUILD: Final = (
-    "~ob:* ~book:* ~tr:* ~feat:* ~anchor:* ~reanchor:* ~receipts:* ~sbe:* ~lines:* "
+    "~ob:* ~book:* ~tr:* ~feat:* ~anchor:* ~reanchor:* ~receipts:* %R~sbe:* %R~lines:* "
     "+fcall +fcall_ro +function|load +type +exists +get +set +del +expire +persist +rename "
     "+hset +hdel +hget +hmget +hgetall +smembers +xadd +xread +xrange +xrevrange +xinfo|stream"
 )
@@ -46,9 +46,7 @@ _SERVER: Final[Mapping[str, str]] = {
 NODE: Final = "node"
 """The process that runs a server; its password is made anew at each start and never leaves it."""
 
-_NODE_RULES: Final = (
-    "-@all +@connection +ping +info +role +dbsize +fcall_ro +function|load +client|pause +client|unpause ~* allchannels"
-)
+_NODE_RULES: Final = "-@all +@connection -@admin +info +role +fcall_ro +function|load +client|pause +client|unpause"
 
 _ASK_SENTINEL: Final = "-@all +@connection -@admin +sentinel|master +sentinel|get-master-addr-by-name"
 _SENTINEL: Final[Mapping[str, str]] = {
