@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from sheetanchor_operator.names import Component, Condition, Reason
-from sheetanchor_operator.observed import Answer, Observed
+from sheetanchor_operator.observed import Answer, Live, Observed
 from sheetanchor_operator.reanchor_plan import Plan
 from sheetanchor_operator.spec import Pipeline
 from sheetanchor_operator.standing import Standing
@@ -82,21 +82,29 @@ def _ready(facts: Facts, parts: tuple[Verdict, ...]) -> Verdict:
     ):
         if failed:
             return no(cause.reason, cause.message) if cause is not None else no(part.reason, part.message)
-    if _rolling_out(facts):
-        return Verdict(Condition.READY, "True", Reason.ROLLING_OUT, "predictions flow while a change is rolled out")
     if cause is not None:
         return Verdict(Condition.READY, "True", cause.reason, f"predictions flow, but {cause.message}")
+    if _rolling_out(facts):
+        return Verdict(Condition.READY, "True", Reason.ROLLING_OUT, "predictions flow while a change is rolled out")
     return Verdict(Condition.READY, "True", Reason.AS_EXPECTED, "predictions flow and are sound")
 
 
 def _rolling_out(facts: Facts) -> bool:
-    deployments = [live for (kind, _), live in facts.observed.children.items() if kind == "Deployment"]
-    for live in deployments:
-        status, wanted = live.get("status", {}), live["spec"].get("replicas", 1)
-        seen = status.get("observedGeneration", 0) >= live["metadata"].get("generation", 0)
-        if wanted and not (seen and status.get("updatedReplicas", 0) >= wanted >= status.get("replicas", 0)):
-            return True
-    return False
+    return any(
+        _moves(live) for (kind, _), live in facts.observed.children.items() if kind in ("Deployment", "StatefulSet")
+    )
+
+
+def _moves(live: Live) -> bool:
+    """Say whether a workload's pods are being replaced or added."""
+    status, wanted = live.get("status", {}), live["spec"].get("replicas", 1)
+    if not wanted:
+        return False
+    if status.get("observedGeneration", 0) < live["metadata"].get("generation", 0):
+        return True
+    if live.get("kind") == "StatefulSet":
+        return bool(status.get("currentRevision") != status.get("updateRevision"))
+    return not status.get("updatedReplicas", 0) >= wanted >= status.get("replicas", 0)
 
 
 def _anchored(facts: Facts) -> Verdict:

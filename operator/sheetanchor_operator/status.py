@@ -115,9 +115,12 @@ def phase_of(
         return Phase.SUSPENDED
     by_type = {verdict.type: verdict for verdict in judged}
     sound = all(by_type[kind].status == "True" for kind in (Condition.INGESTION_HEALTHY, Condition.REDIS_HEALTHY))
-    if by_type[Condition.READY].status == "True":
+    ready = by_type[Condition.READY]
+    if ready.status == "True":
         total = standing.total
-        return Phase.RUNNING if sound and total.ready == total.wanted and not troubles else Phase.DEGRADED
+        # A Redis node that is replaced on purpose is no degradation.
+        complete = total.ready == total.wanted or ready.reason is Reason.ROLLING_OUT
+        return Phase.RUNNING if sound and complete and not troubles else Phase.DEGRADED
     serving = standing.counts[Component.INFER].ready > 0
     if troubles and not serving:
         return Phase.FAILED

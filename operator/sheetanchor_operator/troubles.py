@@ -43,6 +43,7 @@ ORDER: Final = (
     Reason.CONTAINER_REFUSED,
     Reason.CRASH_LOOPING,
     Reason.UNSCHEDULABLE,
+    Reason.PODS_NOT_READY,
 )
 """The first of them is told: what comes first in this list is likely to cause what comes after."""
 
@@ -144,6 +145,8 @@ def _of_workloads(observed: Observed) -> Iterator[Trouble]:
             for condition in live.get("status", {}).get("conditions") or ():
                 if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
                     yield _refused_pod(component_of(live), condition.get("message", ""))
+                if condition["type"] == "Progressing" and condition["status"] == "False":
+                    yield _stuck(component_of(live), live["metadata"]["name"])
     for event in observed.events:
         about = event.get("involvedObject") or event.get("regarding") or {}
         live_set = observed.child("StatefulSet", about.get("name", ""))
@@ -151,6 +154,15 @@ def _of_workloads(observed: Observed) -> Iterator[Trouble]:
             continue
         if live_set.get("status", {}).get("replicas", 0) < live_set["spec"].get("replicas", 1):
             yield _refused_pod(component_of(live_set), event.get("message") or event.get("note") or "")
+
+
+def _stuck(component: str, name: str) -> Trouble:
+    return Trouble(
+        component,
+        Reason.PODS_NOT_READY,
+        f"{component}: the roll-out of {name} does not come further, old pods go on; kubectl rollout status deploy/{name}, "
+        "and look at the newest pod",
+    )
 
 
 def _refused_pod(component: str, said: str) -> Trouble:

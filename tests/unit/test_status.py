@@ -301,6 +301,32 @@ def test_a_roll_out_is_told_and_nothing_is_wrong() -> None:
         assert "Running" == judged(seen)["phase"]
 
 
+def test_a_redis_node_that_is_replaced_on_purpose_is_no_degradation() -> None:
+    """While the set's revisions differ the pipeline is running; the same sight without a roll-out is degraded."""
+    nodes = [pod(Component.REDIS, number, ready=number < 2) for number in range(3)]
+    seen = with_pods(*nodes, without=Component.REDIS)
+    redis = one_of(rendered(), "StatefulSet", "btc-redis")
+    rolls = {**redis, "status": {"currentRevision": "1", "updateRevision": "2"}}
+    rests = {**redis, "status": {"currentRevision": "2", "updateRevision": "2"}}
+
+    during = judged(replace(seen, children={("StatefulSet", "btc-redis"): rolls}))
+    after = judged(replace(seen, children={("StatefulSet", "btc-redis"): rests}))
+
+    assert ("Running", "Degraded") == (during["phase"], after["phase"])
+    assert ("True", "RollingOut") == told(during, Condition.READY)
+
+
+def test_a_roll_out_that_does_not_come_further_is_told() -> None:
+    """Old pods go on: predictions flow, and the pipeline is degraded."""
+    stuck = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+    live = {**one_of(rendered(), "Deployment", "btc-infer"), "status": {"conditions": [stuck]}}
+
+    status = judged(sound(children={("Deployment", "btc-infer"): live}))
+
+    assert ("Degraded", ("True", "PodsNotReady")) == (status["phase"], told(status, Condition.READY))
+    assert "kubectl rollout status deploy/btc-infer" in message(status)
+
+
 def test_reanchors_are_told_as_the_plan_has_them() -> None:
     """Running, waiting and why, and the newest one."""
     running = Plan(symbols={"BTCUSDT": SymbolFacts(running="btc-x")}, last_reanchor={"name": "btc-x"}, last_request="7")

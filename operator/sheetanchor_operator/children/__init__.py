@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from typing import Final
 
 from sheetanchor_operator.children.accounts import accounts
 from sheetanchor_operator.children.inference import inference
@@ -19,7 +20,7 @@ from sheetanchor_operator.spec import Pipeline
 __all__ = ["CREATE_ONLY", "Defaults", "Manifest", "children"]
 
 
-PASSWORD_BYTES = 24
+PASSWORD_BYTES: Final = 24
 
 
 def random_password(_user: str) -> str:
