@@ -91,18 +91,20 @@ def _ready(facts: Facts, parts: tuple[Verdict, ...]) -> Verdict:
 
 def _rolling_out(facts: Facts) -> bool:
     return any(
-        _moves(live) for (kind, _), live in facts.observed.children.items() if kind in ("Deployment", "StatefulSet")
+        _moves(kind, live)
+        for (kind, _), live in facts.observed.children.items()
+        if kind in ("Deployment", "StatefulSet")
     )
 
 
-def _moves(live: Live) -> bool:
+def _moves(kind: str, live: Live) -> bool:
     """Say whether a workload's pods are being replaced or added."""
     status, wanted = live.get("status", {}), live["spec"].get("replicas", 1)
     if not wanted:
         return False
     if status.get("observedGeneration", 0) < live["metadata"].get("generation", 0):
         return True
-    if live.get("kind") == "StatefulSet":
+    if kind == "StatefulSet":
         return bool(status.get("currentRevision") != status.get("updateRevision"))
     return not status.get("updatedReplicas", 0) >= wanted >= status.get("replicas", 0)
 

@@ -160,8 +160,8 @@ def _stuck(component: str, name: str) -> Trouble:
     return Trouble(
         component,
         Reason.PODS_NOT_READY,
-        f"{component}: the roll-out of {name} does not come further, old pods go on; kubectl rollout status deploy/{name}, "
-        "and look at the newest pod",
+        f"{component}: the roll-out of {name} does not come further, old pods go on; see kubectl rollout status "
+        f"deploy/{name} and the newest pod",
     )
 
 

@@ -324,7 +324,7 @@ def test_a_roll_out_that_does_not_come_further_is_told() -> None:
     status = judged(sound(children={("Deployment", "btc-infer"): live}))
 
     assert ("Degraded", ("True", "PodsNotReady")) == (status["phase"], told(status, Condition.READY))
-    assert "kubectl rollout status deploy/btc-infer" in message(status)
+    assert "rollout status deploy/btc-infer" in message(status)
 
 
 def test_reanchors_are_told_as_the_plan_has_them() -> None:
