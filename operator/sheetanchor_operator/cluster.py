@@ -152,8 +152,9 @@ class Cluster:
         """
         url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
         headers = {"Content-Type": content_type, "Accept": accept}
-        for setting in (await self._configuration.auth_settings()).values():
-            headers[setting["key"]] = setting["value"]
+        credentials: Any = await self._configuration.auth_settings()
+        for one in credentials.values():
+            headers[one["key"]] = one["value"]
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await self._client.call_api(method, url, headers, body, _request_timeout=timeout_s)
