@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.bed.tools import api_programs
+from cluster.bed.host import reason_against_tools
+from cluster.bed.tools import api_programs, api_programs_there
 
 ADMIN_TOKEN = "admin-of-a-test"  # of a server on loopback, for as long as a test runs
 READY_WITHIN_S = 60  # three seconds when nothing else runs
@@ -174,8 +175,25 @@ class ApiServer:
 @pytest.fixture(scope="session")
 def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A Kubernetes API server without nodes; tests keep to namespaces of their own or clean up."""
+    # Minutes of compiling would break a test's limit, and leave nobody the wiser.
+    assert api_programs_there(), "first: PYTHONPATH=tests python3 -m cluster.bed tools (`make test` does)"
     server = ApiServer(tmp_path_factory.mktemp("apiserver"))
     try:
         yield server.start()
     finally:
         server.stop()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs an API server where none can be compiled; `.ci/hosts` and the header say so."""
+    if not reason_against_tools():
+        return
+    without = [item for item in items if "apiserver" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=without)
+    items[:] = [item for item in items if item not in without]
+
+
+def pytest_report_header() -> str:
+    """Say why tests that need Kubernetes are left out, if they are."""
+    reason = reason_against_tools()
+    return f"left out, no Kubernetes API server: {reason}" if reason else ""

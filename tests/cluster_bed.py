@@ -88,9 +88,10 @@ class Cluster:
         """Start a zone's machine again and wait until its node is ready."""
         node = self._container(zone)
         kind.podman("start", node)
-        self.wait(lambda: kind.node_states().get(node) == "True", 120, f"{node} is ready")
-        # Its address may be another one than before.
-        self.wait(lambda: kind.route_to_pods() is None, 30, "routes to pods")
+        # Its address may be another one than before, and until kubelet has told the node seems as ready as it was.
+        address = kind.podman("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", node).strip()
+        self.wait(lambda: kind.nodes_ready().get(node) == address, 120, f"{node} is ready at {address}")
+        kind.route_to_pods()
 
     def wait(self, condition: Callable[[], bool], within_s: float, what: str) -> float:
         """Poll a condition until it holds and give the seconds that it took; a failing question counts as no."""
@@ -100,7 +101,7 @@ class Cluster:
                 if condition():
                     return time.monotonic() - started_s
                 trouble = ""
-            except (AssertionError, BedError) as error:
+            except (AssertionError, BedError, OSError) as error:
                 trouble = f" (last answer: {error})"
             if time.monotonic() - started_s > within_s:
                 raise AssertionError(f"not within {within_s:g} s: {what}{trouble}")

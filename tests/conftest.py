@@ -11,10 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from apiserver import apiserver
+from apiserver import apiserver, pytest_collection_modifyitems, pytest_report_header
 from exchange_fixture import exchange, fast_exchange, short_recording
 
-__all__ = ["apiserver", "exchange", "fast_exchange", "short_recording"]
+__all__ = [
+    "apiserver",
+    "exchange",
+    "fast_exchange",
+    "pytest_collection_modifyitems",
+    "pytest_report_header",
+    "short_recording",
+]
 
 
 def wait_until(condition: Callable[[], bool], *, within_s: float, what: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.bed.cache import root
 from cluster.bed.run import BedError, CannotHost, run, say, succeeds
-from cluster.bed.tools import go, log
+from cluster.bed.tools import api_programs_there, go, log
 
 # What must be there, and Debian's package that brings it. netavark and aardvark-dns let nodes find each other by name.
 NEEDED = {
@@ -66,7 +66,7 @@ def _reason_against_nodes() -> str:
 def reason_against_tools() -> str:
     """Say in one line why Kubernetes' programs cannot be had here; empty when they can."""
     try:
-        if not (any(root().glob("kubernetes-api-*")) and any(root().glob("go-kind-*"))):
+        if not api_programs_there():
             go()
     except CannotHost as trouble:
         return str(trouble)

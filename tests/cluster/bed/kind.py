@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from cluster.bed.cache import digest, root
 from cluster.bed.host import engine
@@ -136,9 +137,9 @@ def _await_nodes() -> None:
     deadline = time.monotonic() + READY_WITHIN_S
     while True:
         try:
-            ready = [name for name, state in node_states().items() if state == "True"]
+            ready = nodes_ready()
         except BedError:
-            ready = []
+            ready = {}
         if len(ready) == 4:
             return
         if time.monotonic() > deadline:
@@ -146,13 +147,18 @@ def _await_nodes() -> None:
         time.sleep(1)
 
 
-def node_states() -> dict[str, str]:
-    """Tell each node's condition Ready."""
-    states = {}
+def nodes_ready() -> dict[str, str]:
+    """Tell the address of each node that is ready."""
+    found = {}
     for node in json.loads(kubectl("get", "nodes", "-o", "json", within_s=20))["items"]:
         conditions = {one["type"]: one["status"] for one in node["status"].get("conditions", [])}
-        states[node["metadata"]["name"]] = conditions.get("Ready", "Unknown")
-    return states
+        if conditions.get("Ready") == "True":
+            found[node["metadata"]["name"]] = _address(node)
+    return found
+
+
+def _address(node: Any) -> str:
+    return next((str(one["address"]) for one in node["status"]["addresses"] if one["type"] == "InternalIP"), "")
 
 
 def zones() -> dict[str, str]:
@@ -169,7 +175,7 @@ def route_to_pods() -> None:
     if os.geteuid() != 0 or not shutil.which("ip"):
         return
     for item in json.loads(kubectl("get", "nodes", "-o", "json"))["items"]:
-        address = next(one["address"] for one in item["status"]["addresses"] if one["type"] == "InternalIP")
+        address = _address(item)
         network = item["spec"]["podCIDR"]
         routed = run("ip", "route", "show", network, within_s=10)
         if routed.strip() and f"via {address} " not in routed:

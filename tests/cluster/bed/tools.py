@@ -102,6 +102,11 @@ def api_programs() -> Path:
     return entry("kubernetes-api", _key(*API_PACKAGES), build)
 
 
+def api_programs_there() -> bool:
+    """Tell whether `api_programs` has nothing to compile."""
+    return (root() / f"kubernetes-api-{_key(*API_PACKAGES)}").is_dir()
+
+
 def node_programs() -> Path:
     """Return the folder of what else Kubernetes needs: control plane, kubelet, kubeadm."""
 
