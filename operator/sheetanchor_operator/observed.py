@@ -61,7 +61,7 @@ class Observed:
         refusals: What the last apply was refused.
         states: `GET /state` of each processor, by pod name.
         predictions: `GET /predictions/{S}` by pod name and symbol.
-        health: `GET /health/detailed` of each ingestor, by pod name.
+        health: `GET /health/detailed` of each ingestor and Redis node, by pod name.
     """
 
     now_us: int

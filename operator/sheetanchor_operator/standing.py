@@ -68,7 +68,12 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How the whole pipeline stands."""
+    """How the whole pipeline stands.
+
+    Attributes:
+        managed: Whether Redis is the operator's own.
+        master: Pod that says it takes writes, "" if none does.
+    """
 
     counts: Mapping[Component, Count]
     lines: tuple[tuple[Line, bool], ...]
@@ -76,6 +81,7 @@ class Standing:
     forecasts: tuple[Forecast, ...]
     active_zone: str
     managed: bool
+    master: str
 
     @property
     def total(self) -> Count:
@@ -95,6 +101,7 @@ def standing_of(pipeline: Pipeline, observed: Observed) -> Standing:
         forecasts=tuple(_forecast(name, observed) for name in pipeline.spec.symbols),
         active_zone=_active_zone(symbols, observed),
         managed=pipeline.managed_redis is not None,
+        master=_master(observed),
     )
 
 
@@ -166,3 +173,14 @@ def _active_zone(symbols: tuple[Symbol, ...], observed: Observed) -> str:
     active = next((symbol.active for symbol in symbols if symbol.active), "")
     node = next((pod["spec"].get("nodeName", "") for pod in observed.pods if pod["metadata"]["name"] == active), "")
     return observed.node_zones.get(node, "")
+
+
+def _master(observed: Observed) -> str:
+    """Name the pod of the Redis master; of two that think so, the one that has replicas."""
+    masters: list[tuple[int, str]] = []
+    for pod, answer in sorted(observed.health.items()):
+        checks = (answer.body or {}).get("checks")
+        server = checks.get("server") if isinstance(checks, Mapping) else None
+        if isinstance(server, Mapping) and server.get("role") == "master":
+            masters.append((int(server.get("replicas") or 0), pod))
+    return max(masters, default=(0, ""))[1]

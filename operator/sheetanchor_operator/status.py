@@ -188,7 +188,7 @@ def _components(pipeline: Pipeline, standing: Standing) -> Status:
         "ingestion": row(counts[Component.INGEST]),
         "processor": row(counts[Component.PROCESS]),
         "inference": {**row(counts[Component.INFER]), "selector": selector},
-        "redis": row(counts[Component.REDIS]),
+        "redis": {**row(counts[Component.REDIS]), **({"master": standing.master} if standing.master else {})},
     }
 
 

@@ -61,7 +61,7 @@ class Workloads:
             component = (pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL)
             if component == Component.PROCESS:
                 questions.append(self._note(answers.states, name, pod, "/state"))
-            elif component == Component.INGEST:
+            elif component in (Component.INGEST, Component.REDIS):
                 questions.append(self._note(answers.health, name, pod, "/health/detailed"))
             elif component == Component.INFER:
                 for symbol in symbols:

@@ -262,6 +262,18 @@ def test_the_managed_redis_needs_a_majority_and_a_master(
     assert expected == told(judged(seen, status=WAS_SOUND), Condition.REDIS_HEALTHY)
 
 
+def test_the_master_is_the_node_that_says_so_and_is_followed() -> None:
+    """One that was cut off still thinks so for a moment, but nobody follows it."""
+
+    def node(role: str, replicas: int = 0) -> Answer:
+        return Answer({"checks": {"server": {"role": role, "replicas": replicas}}})
+
+    said = {"btc-redis-0": node("master"), "btc-redis-1": node("master", 1), "btc-redis-2": node("slave")}
+
+    assert "btc-redis-1" == judged(sound(health=said))["redis"]["master"]
+    assert "master" not in judged(sound())["redis"]
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
