@@ -87,9 +87,9 @@ class World:
         }
         observed = Observed(
             now_us=self.now_us,
-            reanchors=tuple(copy.deepcopy(list(self.reanchors.values()))),
-            jobs=tuple(copy.deepcopy(list(self.jobs.values()))),
-            pods=tuple(copy.deepcopy(list(self.pods.values()))),
+            reanchors=tuple(self.reanchors.values()),
+            jobs=tuple(self.jobs.values()),
+            pods=tuple(self.pods.values()),
             states={"btc-process-0": Answer({"symbols": told})} if self.answering else {},
         )
         return plan(parse(body), observed, Defaults(image="example/sheetanchor:1"))
@@ -204,3 +204,9 @@ class World:
             if not (made.create or made.start or made.patch or made.delete):
                 return made
         raise AssertionError("it never settles: each plan asks for more")
+
+
+def args_of(world: World, job: str) -> list[str]:
+    """The arguments of a Job's container."""
+    container = world.jobs[job]["spec"]["template"]["spec"]["containers"][0]
+    return list(container["args"])
