@@ -156,17 +156,22 @@ async def test_without_any_sentinel_a_call_fails_soon(tmp_path: object, free_por
 
 
 async def test_a_master_that_ends_hands_over_first(members: RedisSet, client: Redis) -> None:
-    """Asked to end, it loses no write that it acknowledged."""
+    """Asked to end with its Sentinel, as a pod is, it loses no write that it acknowledged."""
     [old] = members.masters()
     async with writing(client) as writer:
+        sentinel = members.sentinels[old].process
+        assert sentinel is not None
+        sentinel.terminate()
         code = await asyncio.to_thread(members.servers[old].terminate)
         await writer.goes_on()
 
     assert code == 0
     assert members.masters() not in ([], [old])
     assert await missing(client, writer.until(float("inf"))) == []
-    members.servers[old].forget()
-    members.servers[old].start()
+    await asyncio.to_thread(sentinel.wait, 20)
+    for run in (members.servers[old], members.sentinels[old]):
+        run.forget()
+        run.start()
     await whole_again(members)
 
 

@@ -59,6 +59,14 @@ SENTINEL_RESOURCES: Final[Manifest] = {
     "limits": {"memory": "192Mi"},
 }
 
+DNS_OPTIONS: Final = (
+    {"name": "ndots", "value": "1"},
+    {"name": "timeout", "value": "1"},
+    {"name": "attempts", "value": "2"},
+)
+"""A Sentinel does nothing else while it looks up a name, and stops electing when that takes long. The names of nodes are
+whole ones, so they need not be tried under other domains first."""
+
 _BYTES: Final = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -169,6 +177,7 @@ def _template(pipeline: Pipeline, managed: ManagedRedis, observed: Observed, def
         "enableServiceLinks": False,
         "securityContext": POD_SECURITY,
         "terminationGracePeriodSeconds": GRACE_S,
+        "dnsConfig": {"options": [dict(one) for one in DNS_OPTIONS]},
         "tolerations": tolerations(pipeline),
         "affinity": apart_on_nodes(pipeline, Component.REDIS),
         "topologySpreadConstraints": [
