@@ -280,7 +280,12 @@ def _reanchor_throttled(facts: Facts) -> Verdict:
         return Verdict(Condition.REANCHOR_THROTTLED, "False", Reason.NOT_THROTTLED, "nothing holds up a re-anchor")
     first = waits[0][1].throttled or Reason.UNKNOWN
     text = "; ".join(f"{symbol}: {one.message}" for symbol, one in waits)
-    return Verdict(Condition.REANCHOR_THROTTLED, "True", first, f"{text}; kubectl reanchor --force does not wait")
+    return Verdict(
+        Condition.REANCHOR_THROTTLED,
+        "True",
+        first,
+        f"{text}; kubectl reanchor {facts.pipeline.name} --force does not wait",
+    )
 
 
 def _paused(facts: Facts) -> Verdict:
