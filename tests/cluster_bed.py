@@ -44,7 +44,6 @@ class Cluster:
         if self.given:
             print(f"[cluster] using the cluster of {self.given}", file=sys.stderr)
             return self
-        host.install()
         with locked(kind.NAME):
             self.was_there = bool(kind.nodes())
             kind.start()

@@ -16,7 +16,6 @@ from cluster.bed.tools import api_programs, tool_path
 def up() -> None:
     """Have four nodes run."""
     require_host()
-    host.install()
     with locked(kind.NAME):
         kind.start()
     say(f"export KUBECONFIG={kind.KUBECONFIG} PATH={tool_path()}:$PATH")
@@ -50,6 +49,7 @@ def tools() -> None:
     """Compile what tests need without a cluster."""
     if reason := host.reason_against_tools():
         raise CannotHost(reason)
+    host.install("openssl")  # keys of the API server that runs without nodes
     api_programs()
     tool_path()
 
@@ -60,8 +60,8 @@ def prepare() -> None:
     if given.kubeconfig():
         return
     require_host()
-    host.install()
     if host.engine() == "podman":
+        host.install()
         kind.node_archive()
         prometheus_archive()
     product.archive()

@@ -88,22 +88,22 @@ def _reason_against_podman() -> str:
     return ""
 
 
-def missing() -> list[str]:
-    """Name the Debian packages that are not installed."""
+def missing(*only: str) -> list[str]:
+    """Name the Debian packages that are not installed, of all or of some."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     found = {
         what: Path(what).exists() if what.startswith("/") else bool(shutil.which(what, path=path)) for what in NEEDED
     }
-    return sorted(package for what, package in NEEDED.items() if not found[what])
+    return sorted(package for what, package in NEEDED.items() if not found[what] and package in (only or [package]))
 
 
-def install() -> None:
-    """Install the Debian packages that are missing, as root; name them otherwise.
+def install(*only: str) -> None:
+    """Install the Debian packages that are missing, of all or of some, as root; name them otherwise.
 
     Raises:
         CannotHost: They are missing and cannot be installed.
     """
-    wanted = missing()
+    wanted = missing(*only)
     if not wanted:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):

@@ -12,8 +12,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from cluster.bed.build import CONTAINER_PREFIX
 from cluster.bed.cache import digest, root
-from cluster.bed.host import engine
+from cluster.bed.host import engine, install
 from cluster.bed.node_image import node_archive, node_image, node_key
 from cluster.bed.run import BedError, run, say, succeeds
 from cluster.bed.tools import NODE, log, program, tool_path
@@ -67,6 +68,8 @@ def nodes() -> list[str]:
 
 def start() -> None:
     """Have the cluster run: as it is, started again, or made anew."""
+    if engine() == "podman":
+        install()
     FOLDER.mkdir(parents=True, exist_ok=True)
     made_from = FOLDER / "made-from"
     wanted = digest(node_key(), NODE / "kind.yaml", engine())
@@ -217,11 +220,22 @@ def delete() -> None:
         if image.startswith("localhost/sheetanchor-node:"):
             # Another checkout's cluster may run on the same image; then it stays.
             succeeds(engine(), "rmi", image, within_s=60)
+    _forget_builds()
     if NAME in podman("network", "ls", "--format", "{{.Name}}").split():
         podman("network", "rm", NAME)
     if (FOLDER / "made-lib-modules").exists() and not any(Path("/lib/modules").iterdir()):
         Path("/lib/modules").rmdir()
     shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def _forget_builds() -> None:
+    """Remove what builds left that were killed."""
+    if not shutil.which("buildah") or os.geteuid() != 0:
+        return
+    for name in run("buildah", "containers", "--format", "{{.ContainerName}}", within_s=30).split():
+        builder = name.removeprefix(CONTAINER_PREFIX)
+        if name != builder and not Path(f"/proc/{builder.partition('-')[0]}").exists():
+            succeeds("buildah", "rm", name)
 
 
 def _image() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster.bed.build import Build, debian_root
 from cluster.bed.cache import digest, entry
+from cluster.bed.host import install
 from cluster.bed.run import run, say
 from cluster.bed.tools import KUBERNETES, NODE, api_programs, node_programs, program
 
@@ -33,6 +34,7 @@ def node_archive() -> Path:
     key = node_key()
 
     def build(folder: Path) -> None:
+        install()
         containers, root = debian_root("containers", CONTAINER_PACKAGES), debian_root("node", NODE_PACKAGES)
         kubernetes, api, coredns = node_programs(), api_programs(), program("coredns")
         say("building the nodes' image")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cluster.bed.build import Build, debian_root
 from cluster.bed.cache import digest, entry
+from cluster.bed.host import install
 from cluster.bed.run import say
 
 PROMETHEUS_IMAGE = "localhost/prometheus:dev"
@@ -15,6 +16,7 @@ def prometheus_archive() -> Path:
     """Return the archive of an image with Debian's Prometheus, which tests let scrape the cluster."""
 
     def build(folder: Path) -> None:
+        install()
         root = debian_root("prometheus", ("prometheus",))
         say("building the image of Prometheus")
         image = Build()
