@@ -48,7 +48,7 @@ def play(moves: list[tuple[str, Any]], crashes: list[int]) -> World:
     return world
 
 
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_MOVES, st.lists(st.integers(0, 4), max_size=25))
 def test_crashes_in_between_change_nothing(moves: list[tuple[str, Any]], crashes: list[int]) -> None:
     """An operator that dies after any of its actions leaves its successor to start the same runs at the same times."""
