@@ -1,0 +1,162 @@
+"""The alerts that the chart ships: each fires when it should and not before, and somebody knows what to do then."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alert_cases import CASES, Case, pipe
+from prometheus_parts import CHART, RULES, promtool
+
+DOCS = Path(__file__).parents[2] / "docs"
+RUNBOOKS = DOCS / "runbooks"
+FILES = sorted(RULES.glob("*.yaml"))
+NOT_OF_A_PIPELINE = {"operator.yaml"}
+NEVER_MUTED = {"SheetAnchorMaintenanceLong", "SheetAnchorReanchorSlow"}
+"""The first is about the maintenance itself; the second counts over all pipelines."""
+
+
+def rules() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Give every rule with its file."""
+    for path in FILES:
+        for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]:
+            for one in group["rules"]:
+                yield path, one
+
+
+ALERTS = {rule["alert"]: (path, rule) for path, rule in rules() if "alert" in rule}
+
+
+def evaluate(folder: Path, cases: list[Case], name: str) -> subprocess.CompletedProcess[str]:
+    """Let promtool play cases of one alert against the rules as they are shipped."""
+    tests = [
+        {
+            "interval": "15s",
+            "input_series": [{"series": series, "values": values} for series, values in case.series.items()],
+            "promql_expr_test": [
+                {
+                    "expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}}) > 0 or vector(0)',
+                    "eval_time": case.at,
+                    "exp_samples": [{"labels": "{}", "value": int(case.fires)}],
+                }
+            ],
+        }
+        for case in cases
+    ]
+    files = [str(RULES / "recorded.yaml"), str(ALERTS[name][0])]
+    content = {"rule_files": files, "evaluation_interval": "15s", "tests": tests}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return subprocess.run([promtool(), "test", "rules", path], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_fires_above_its_threshold_and_not_below(tmp_path: Path, name: str) -> None:
+    """Each alert has a case in which it fires and one in which it does not, and behaves so."""
+    cases = [case for case in CASES if case.alert == name]
+
+    done = evaluate(tmp_path, cases, name)
+
+    assert {case.fires for case in cases} == {True, False}
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_case_speaks_of_an_alert_that_is_not_there() -> None:
+    """A renamed alert takes its cases along."""
+    assert {case.alert for case in CASES} <= set(ALERTS)
+
+
+@pytest.mark.parametrize("name", [name for name, (path, _) in ALERTS.items() if path.name not in NOT_OF_A_PIPELINE])
+def test_maintenance_mutes_a_pipelines_alerts(name: str) -> None:
+    """All alerts about a pipeline look whether it rests on purpose."""
+    _, rule = ALERTS[name]
+    of_a_service = "sheetanchor:http_errors" in rule["expr"]  # nobody asks a pipeline that rests
+
+    muted = "unless on (namespace, pipeline) sheetanchor:pipeline_at_rest" in rule["expr"]
+
+    assert muted is (name not in NEVER_MUTED and not of_a_service)
+
+
+@pytest.mark.parametrize("resting", ["maintenance", "suspended"])
+def test_a_muted_alert_does_not_fire(tmp_path: Path, resting: str) -> None:
+    """What would be told of a running pipeline is not told of one in maintenance, or of a suspended one."""
+    at_rest = {
+        "maintenance": pipe("sheetanchor_pipeline_maintenance", "1x500"),
+        "suspended": pipe("sheetanchor_pipeline_phase", "1x500", 'phase="Suspended"'),
+    }[resting]
+    of_pods = "SheetAnchorSbeDisconnected"
+    of_the_operator = "SheetAnchorPipelineNotReady"
+    cases = {
+        name: [Case(name, False, case.at, case.series | at_rest) for case in CASES if case.alert == name and case.fires]
+        for name in (of_pods, of_the_operator)
+    }
+
+    done = [evaluate(tmp_path, cases[name], name) for name in cases]
+
+    assert [one.returncode for one in done] == [0, 0], [one.stdout for one in done]
+
+
+def test_promtool_finds_nothing_wrong() -> None:
+    """Syntax and templates are what Prometheus takes."""
+    done = subprocess.run(
+        [promtool(), "check", "rules", *FILES], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_says_what_to_do(name: str) -> None:
+    """Each has a severity, a summary, a description and the address of its runbook."""
+    _, rule = ALERTS[name]
+    notes = rule["annotations"]
+
+    assert rule["labels"]["severity"] in ("critical", "warning", "info")
+    assert set(notes) == {"summary", "description", "runbook_url"}
+    assert len(notes["description"]) > 40
+    assert notes["runbook_url"].endswith(f"/docs/runbooks/{name}.md")
+
+
+def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
+    """None is missing, none is left over."""
+    assert sorted(ALERTS) == sorted(path.stem for path in RUNBOOKS.glob("SheetAnchor*.md"))
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_a_runbook_has_its_four_parts(name: str) -> None:
+    """Meaning, impact, diagnosis with commands, mitigation; in this order."""
+    text = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
+
+    assert text.splitlines()[0] == f"# {name}"
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
+    assert "```sh\n" in text.partition("## Diagnosis")[2].partition("## Mitigation")[0]
+
+
+def test_alerts_are_routed_by_severity() -> None:
+    """In the example, critical alerts reach the pager and Slack, warnings Slack, the rest nobody."""
+    route = yaml.safe_load((CHART / "examples" / "alertmanager.yml").read_text(encoding="utf-8"))["route"]
+
+    assert [receivers(route, severity) for severity in ("critical", "warning", "info")] == [
+        ["pagerduty", "slack"],
+        ["slack"],
+        ["recorded"],
+    ]
+
+
+def receivers(route: dict[str, Any], severity: str) -> list[str]:
+    """Walk the routes as Alertmanager does: the first that matches, and the next ones while it says so."""
+    found = []
+    for one in route["routes"]:
+        (matcher,) = one["matchers"]
+        pattern = matcher.partition('"')[2].rstrip('"')
+        if re.fullmatch(pattern, severity):
+            found.append(one["receiver"])
+            if not one.get("continue"):
+                break
+    return found or [route["receiver"]]
