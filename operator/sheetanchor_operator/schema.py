@@ -114,6 +114,16 @@ def _structural(node: Schema, blocks: dict[str, Schema]) -> Schema:
     return node
 
 
+def _without_defaults(node: Schema) -> Schema:
+    """Leave out defaults: a status is what was observed, and must read back as it was written."""
+    node = {name: value for name, value in node.items() if name != "default"}
+    if "properties" in node:
+        node["properties"] = {name: _without_defaults(one) for name, one in node["properties"].items()}
+    if isinstance(node.get("items"), dict):
+        node["items"] = _without_defaults(node["items"])
+    return node
+
+
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nulls(one) for name, one in value.items() if one is not None}
@@ -133,7 +143,7 @@ def definition(
             "kind": {"type": "string", "description": "Kind of the object."},
             "metadata": {"type": "object"},
             "spec": structural(spec),
-            "status": structural(status),
+            "status": _without_defaults(structural(status)),
         },
     }
     shown = [

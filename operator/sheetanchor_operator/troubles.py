@@ -8,7 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sheetanchor_operator.children.needs import claims_needed, config_maps_needed, secrets_needed
+from sheetanchor_operator.children.needs import (
+    claims_needed,
+    component_that_needs,
+    config_maps_needed,
+    secrets_needed,
+)
 from sheetanchor_operator.names import COMPONENT_LABEL, Component, Reason
 from sheetanchor_operator.observed import Live, Observed, Refusal
 from sheetanchor_operator.spec import Pipeline
@@ -114,7 +119,7 @@ def _of_needs(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
             files = " ".join(f"--from-file={key}=FILE" for key in missing)
             if missing:
                 yield Trouble(
-                    "",
+                    component_that_needs(pipeline, name),
                     Reason.SECRET_MISSING,
                     f"Secret {name} lacks {', '.join(missing)}: kubectl -n {namespace} {verb} {name} {files}",
                 )

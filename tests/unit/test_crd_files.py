@@ -102,6 +102,14 @@ def defaulted(value: Any, node: dict[str, Any]) -> Any:
     return filled
 
 
+@each_file
+def test_a_status_reads_back_as_it_was_written(path: Path) -> None:
+    """Nothing is filled in: an observation that was not made must not look like one."""
+    assert [] == [
+        place for place, node in nodes(schema_of(path)["properties"]["status"], "status") if "default" in node
+    ]
+
+
 SPECS: list[dict[str, Any]] = [
     {"symbols": ["BTCUSDT"]},
     {"symbols": ["BTCUSDT"], "redis": {"managed": {}}, "processor": {}, "inference": {"model": {}}},

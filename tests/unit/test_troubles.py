@@ -9,6 +9,7 @@ import pytest
 
 from pipeline_parts import (
     NOW_US,
+    OWN_EXCHANGE,
     crashed,
     judged,
     message,
@@ -22,7 +23,7 @@ from pipeline_parts import (
 )
 from sheetanchor_operator.moments import text_of
 from sheetanchor_operator.names import Component, Condition
-from sheetanchor_operator.observed import Refusal
+from sheetanchor_operator.observed import Observed, Refusal
 
 WAS_SOUND = {"lastPredictionAt": text_of(NOW_US - 60_000_000)}
 
@@ -60,6 +61,20 @@ def test_a_missing_secret_comes_with_the_command_that_makes_it() -> None:
     assert ("False", "SecretMissing") == told(status, Condition.READY)
     command = "kubectl -n market create secret generic binance-api-key --from-file=api-key=FILE"
     assert command in message(status)
+
+
+def test_a_missing_secret_is_the_trouble_of_whoever_reads_it() -> None:
+    """The exchange's key is nobody's business but the ingestors'; a Redis password is everybody's."""
+    empty = Observed(NOW_US, zones=ZONES, secrets={"binance-api-key": None, "cache": None})
+    external = {"redis": {"external": {"url": "redis://c:6379", "passwordSecret": {"name": "cache"}}}}
+
+    key, password = judged(empty), judged(empty, {**external, "exchange": OWN_EXCHANGE})
+
+    assert "SecretMissing" == told(key, Condition.INGESTION_HEALTHY)[1]
+    assert "Starting" == told(key, Condition.INFERENCE_READY)[1]
+    assert {"SecretMissing"} == {
+        told(password, kind)[1] for kind in (Condition.INGESTION_HEALTHY, Condition.INFERENCE_READY, Condition.READY)
+    }
 
 
 def test_a_secret_without_the_entry_is_missing_too() -> None:

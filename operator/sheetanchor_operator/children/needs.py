@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sheetanchor.settings import REDIS_USERS
 from sheetanchor_operator.children.inference import MODEL_FILES
 from sheetanchor_operator.children.pods import secret_entries
@@ -9,10 +11,13 @@ from sheetanchor_operator.names import Component, child_name
 from sheetanchor_operator.spec import Pipeline
 
 
+ROLES: Final = (Component.INGEST, Component.PROCESS, Component.INFER, Component.REANCHOR)
+
+
 def secrets_needed(pipeline: Pipeline) -> dict[str, frozenset[str]]:
     """Name the Secrets that people must have made, each with the entries that are read; not the operator's own."""
     needed: dict[str, set[str]] = {}
-    for component in (Component.INGEST, Component.PROCESS, Component.INFER, Component.REANCHOR):
+    for component in ROLES:
         for entry in secret_entries(pipeline, component).values():
             needed.setdefault(entry.name, set()).add(entry.key)
     managed, external = pipeline.managed_redis, pipeline.spec.redis.external
@@ -23,6 +28,12 @@ def secrets_needed(pipeline: Pipeline) -> dict[str, frozenset[str]]:
     if external is not None and external.ca_secret is not None:
         needed.setdefault(external.ca_secret.name, set()).add(external.ca_secret.key)
     return {name: frozenset(keys) for name, keys in needed.items()}
+
+
+def component_that_needs(pipeline: Pipeline, secret: str) -> str:
+    """Name the one component that reads a Secret, "" if several do."""
+    readers = [role for role in ROLES if secret in {entry.name for entry in secret_entries(pipeline, role).values()}]
+    return str(readers[0]) if len(readers) == 1 else ""
 
 
 def config_maps_needed(pipeline: Pipeline) -> dict[str, frozenset[str]]:
