@@ -73,6 +73,16 @@ def test_the_document_has_the_same_rules() -> None:
     assert {n: sorted(rules.split()) for n, rules in found.items()} == {n: sorted(r.split()) for n, r in ROLES.items()}
 
 
+def test_one_user_for_all_roles_has_the_rights_of_each() -> None:
+    """The rule for an external server is enough for every role."""
+    text = DOCUMENT.with_name("redis.md").read_text("utf-8")
+    [rules] = re.findall(r"^ACL SETUSER sheetanchor on >PASSWORD (.+)$", text, re.MULTILINE)
+
+    for role, needed in ROLES.items():
+        missing = {word.removeprefix("%R") for word in needed.split()} - set(rules.split())
+        assert (role, set()) == (role, missing)
+
+
 async def test_nobody_gets_in_without_a_password(server: RedisServer) -> None:
     """The default user is off."""
     client = redis_client(server.url)

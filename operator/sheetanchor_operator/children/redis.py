@@ -42,8 +42,10 @@ CREATE_ONLY: Final = f"{GROUP}/create-only"
 """Annotation of an object that is made once and never written again."""
 
 SENTINEL_HTTP_PORT: Final = 8081
-DATA_FOLDER: Final = "/var/lib/sheetanchor/redis"
-SENTINEL_FOLDER: Final = "/var/lib/sheetanchor/sentinel"
+VOLUME_FOLDER: Final = "/var/lib/sheetanchor"
+SERVER_FOLDER: Final = f"{VOLUME_FOLDER}/redis"
+SENTINEL_FOLDER: Final = f"{VOLUME_FOLDER}/sentinel"
+"""Beside the data: where that outlives the pods, so must the knowledge which node had the newest."""
 
 GRACE_S: Final = 30
 """A master takes at most 8 s to hand over and 8 s to end."""
@@ -166,7 +168,6 @@ def _template(pipeline: Pipeline, managed: ManagedRedis, observed: Observed, def
     items = [{"key": user, "path": user} for user in REDIS_USERS]
     volumes: list[Manifest] = [
         {"name": "secrets", "secret": {"secretName": secret, "defaultMode": 0o440, "items": items}},
-        {"name": "notes", "emptyDir": {"sizeLimit": NOTES_SIZE}},
         {"name": "tmp", "emptyDir": {"sizeLimit": NOTES_SIZE}},
     ]
     if managed.storage is None:
@@ -230,19 +231,17 @@ def _args(settings: dict[str, Any], *flags: str) -> list[str]:
 
 def _server(pipeline: Pipeline, managed: ManagedRedis, defaults: Defaults) -> Manifest:
     flags = ["--persistent"] if managed.storage is not None else []
-    settings = _settings(pipeline, managed, defaults) | {"data_dir": DATA_FOLDER, "http_port": HTTP_PORT}
+    settings = _settings(pipeline, managed, defaults) | {"data_dir": SERVER_FOLDER, "http_port": HTTP_PORT}
     ports = {"redis": REDIS_PORT, "http": HTTP_PORT}
-    mount = {"name": "data", "mountPath": DATA_FOLDER}
     resources = resources_of(managed.resources)
-    return _container(pipeline, managed, defaults, "redis", _args(settings, *flags), ports, mount, resources)
+    return _container(pipeline, managed, defaults, "redis", _args(settings, *flags), ports, resources)
 
 
 def _sentinel(pipeline: Pipeline, managed: ManagedRedis, defaults: Defaults) -> Manifest:
     settings = _settings(pipeline, managed, defaults) | {"data_dir": SENTINEL_FOLDER, "http_port": SENTINEL_HTTP_PORT}
     ports = {"sentinel": SENTINEL_PORT, "http-sentinel": SENTINEL_HTTP_PORT}
-    mount = {"name": "notes", "mountPath": SENTINEL_FOLDER}
     args = _args(settings, "--sentinel")
-    return _container(pipeline, managed, defaults, "sentinel", args, ports, mount, SENTINEL_RESOURCES)
+    return _container(pipeline, managed, defaults, "sentinel", args, ports, SENTINEL_RESOURCES)
 
 
 def _container(
@@ -252,7 +251,6 @@ def _container(
     name: str,
     args: list[str],
     ports: dict[str, int],
-    mount: Manifest,
     resources: Manifest,
 ) -> Manifest:
     http = next(port for port in ports if port.startswith("http"))
@@ -270,7 +268,7 @@ def _container(
         "livenessProbe": _probe("/health/live", http, 5, 6),
         "readinessProbe": _probe("/health/ready", http, 2, 3),
         "volumeMounts": [
-            mount,
+            {"name": "data", "mountPath": VOLUME_FOLDER},
             {"name": "secrets", "mountPath": SECRETS_FOLDER, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
         ],
