@@ -10,6 +10,7 @@ import pytest
 from pipeline_parts import (
     NOW_US,
     OWN_EXCHANGE,
+    ZONES,
     crashed,
     judged,
     message,

@@ -10,7 +10,6 @@ from sheetanchor_operator.children.pods import secret_entries
 from sheetanchor_operator.names import Component, child_name
 from sheetanchor_operator.spec import Pipeline
 
-
 ROLES: Final = (Component.INGEST, Component.PROCESS, Component.INFER, Component.REANCHOR)
 
 
