@@ -161,12 +161,20 @@ async def asking(settings: ProcessSettings, writers: list[SymbolWriter], shared:
             )
             for writer in writers
         ]
+        for task in tasks:
+            task.add_done_callback(_tell_end)
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _tell_end(task: asyncio.Task[None]) -> None:
+    """Log a fault of the asking: the processor goes on without it."""
+    if not task.cancelled() and task.exception() is not None:
+        log.error("no more re-anchors will be asked for", exc_info=task.exception())
 
 
 def _is_active(writer: SymbolWriter) -> Callable[[], bool]:

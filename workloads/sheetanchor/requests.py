@@ -179,7 +179,7 @@ class Requests:
             try:
                 gaps = await self._next_gaps()
             except RedisError as error:
-                log.debug("%s: gaps cannot be read: %s", self.symbol, error)
+                self._say(f"{self.symbol}: gaps cannot be read: {error}")
                 await asyncio.sleep(REDIS_RETRY_S * (0.5 + random.random()))
                 continue
             self._recent.extend(gaps)
@@ -235,12 +235,18 @@ class Requests:
             log.info("%s: asked for a re-anchor: %s (%s)", self.symbol, name, manifest["spec"]["reason"])
         if verdict in ("created", "exists"):
             return
-        now_s = time.monotonic()
-        level = logging.ERROR if now_s - self._told_s > TELL_AGAIN_S else logging.DEBUG
-        self._told_s = now_s if level == logging.ERROR else self._told_s
         advice = "; the Role of this pod's service account must allow to create reanchors" * (verdict == "forbidden")
         said = f"{answer.status} {answer.message}".strip()
-        log.log(level, "%s: no ReAnchor %s: %s: %s%s", self.symbol, name, verdict, said, advice)
+        self._say(f"{self.symbol}: no ReAnchor {name}: {verdict}: {said}{advice}")
+
+    def _say(self, text: str) -> None:
+        """Log an error, or only for debugging if there was one in the last minute."""
+        now_s = time.monotonic()
+        if now_s - self._told_s <= TELL_AGAIN_S:
+            log.debug("%s", text)
+            return
+        self._told_s = now_s
+        log.error("%s", text)
 
 
 def api_url(settings: ReanchorRequests, environ: dict[str, str]) -> str:
