@@ -32,6 +32,7 @@ from sheetanchor_operator.measures import Measures
 from sheetanchor_operator.publish import Publisher
 from sheetanchor_operator.reconcile import Reconciler
 from sheetanchor_operator.settings import OperatorSettings
+from sheetanchor_operator.watch import plain_words
 from sheetanchor_operator.workloads import Workloads
 
 log = logging.getLogger(__name__)
@@ -185,6 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load(OperatorSettings, vars(parser.parse_args(argv)), dict(os.environ))
         logs.set_up("sheetanchor-operator", settings.log_level)
+        logging.getLogger().handlers[0].addFilter(plain_words)
+        # A line per object and event would drown what matters.
+        logging.getLogger("kopf").setLevel(logging.WARNING)
         return asyncio.run(run(settings))
     except BadSettings as error:
         print(f"sheetanchor-operator: {error}", file=sys.stderr)

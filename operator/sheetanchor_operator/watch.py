@@ -19,7 +19,9 @@ from sheetanchor_operator.names import KOPF_PREFIX, PIPELINE_LABEL
 
 log = logging.getLogger(__name__)
 
-SERVER_TIMEOUT_S: Final = 240.0
+SERVER_TIMEOUT_S: Final = 240
+"""A whole number: the API server takes no other."""
+
 CLIENT_TIMEOUT_S: Final = 250.0
 CONNECT_TIMEOUT_S: Final = 5.0
 INACTIVITY_S: Final = 70.0
@@ -81,9 +83,13 @@ class Watches:
 
     async def _watch(self) -> None:
         where: dict[str, Any] = {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
-        await kopf.operator(
-            registry=self._registry(), settings=self._settings(), standalone=True, stop_flag=self._stop, **where
-        )
+        try:
+            await kopf.operator(
+                registry=self._registry(), settings=self._settings(), standalone=True, stop_flag=self._stop, **where
+            )
+        finally:
+            # kopf waits for the flag in a thread, and the event loop does not end before that thread does.
+            self._stop.set()
 
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
@@ -120,6 +126,13 @@ class Watches:
             if selector:
                 settings.watching.label_selectors[kind.api_version, kind.plural] = selector
         return settings
+
+
+def plain_words(record: logging.LogRecord) -> bool:
+    """Filter for log handlers: takes off what kopf hangs on its log lines, which is no JSON."""
+    for name in ("settings", "k8s_ref", "k8s_skip"):
+        record.__dict__.pop(name, None)
+    return True
 
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
