@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
+from sheetanchor_operator.names import GROUP
+
 _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
 _FACTORS: Final[Mapping[str, Decimal]] = {
     "": Decimal(1),
@@ -21,8 +23,31 @@ _FACTORS: Final[Mapping[str, Decimal]] = {
     **{unit: Decimal(1000) ** power for power, unit in enumerate(("k", "M", "G", "T", "P", "E"), 1)},
     **{f"{unit}i": Decimal(1024) ** power for power, unit in enumerate(("K", "M", "G", "T", "P", "E"), 1)},
 }
-_KEYS: Final = ("name", "mountPath", "containerPort", "port", "topologyKey", "uid", "key", "type", "path")
-"""What tells the items of a list apart, the first that all of them have."""
+_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "containers": ("name",),
+    "initContainers": ("name",),
+    "env": ("name",),
+    "volumes": ("name",),
+    "volumeMounts": ("mountPath",),
+    "imagePullSecrets": ("name",),
+    "ports": ("containerPort", "port"),
+    "topologySpreadConstraints": ("topologyKey",),
+    "ownerReferences": ("uid",),
+}
+"""Lists to which others may add, and what tells their items apart, the first that all have. Others are one value."""
+
+_ALONE: Final = frozenset({"NetworkPolicy", "Role", "RoleBinding"})
+"""Kinds in whose lists everything counts: what somebody adds there opens a door that is meant to be closed."""
+
+APPLIED: Final = f"{GROUP}/applied"
+"""Annotation with the digest of the manifest that was applied: it tells that something is wanted no longer."""
+
+
+def stamped(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a manifest with its own digest in an annotation."""
+    metadata = dict(manifest["metadata"])
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), APPLIED: digest(manifest)}
+    return {**manifest, "metadata": metadata}
 
 
 def needs_apply(desired: Mapping[str, Any], live: Mapping[str, Any] | None) -> bool:
@@ -32,18 +57,25 @@ def needs_apply(desired: Mapping[str, Any], live: Mapping[str, Any] | None) -> b
         desired: The manifest.
         live: The object as the API server gave it; None if it does not exist.
     """
-    return live is None or not covers(live, desired)
+    return live is None or not covers(live, desired, shared=desired.get("kind") not in _ALONE)
 
 
-def covers(live: Any, desired: Any) -> bool:
-    """Say whether everything that is desired is there."""
+def covers(live: Any, desired: Any, name: str = "", *, shared: bool = True) -> bool:
+    """Say whether everything that is desired is there.
+
+    Args:
+        live: A value of the object.
+        desired: The same value of the manifest.
+        name: The field that they are in.
+        shared: Whether others may add to lists.
+    """
     if isinstance(desired, Mapping):
         known = live if isinstance(live, Mapping) else {}
         return (isinstance(live, Mapping) or _is_nothing(live)) and all(
-            covers(known.get(name), value) for name, value in desired.items()
+            covers(known.get(key), value, key, shared=shared) for key, value in desired.items()
         )
     if isinstance(desired, (list, tuple)):
-        return _covers_list(live, desired)
+        return _covers_list(live, desired, name, shared=shared)
     if desired is None or live is None:
         return _is_nothing(desired) and _is_nothing(live)
     return bool(desired == live) or _same_quantity(desired, live)
@@ -51,19 +83,29 @@ def covers(live: Any, desired: Any) -> bool:
 
 def _is_nothing(value: Any) -> bool:
     """The API server drops empty lists, maps and strings here and there."""
-    return value is None or value in ("", [], {}, False, ())
+    return value is None or value in ("", [], {}, ())
 
 
-def _covers_list(live: Any, desired: Sequence[Any]) -> bool:
-    if not desired:
-        return _is_nothing(live)
+def _covers_list(live: Any, desired: Sequence[Any], name: str, *, shared: bool) -> bool:
     if not isinstance(live, list):
-        return False
-    key = next((key for key in _KEYS if all(isinstance(item, Mapping) and key in item for item in desired)), None)
-    if key is None or len({str(item[key]) for item in desired}) < len(desired):
-        return len(live) == len(desired) and all(map(covers, live, desired))
+        return not desired and _is_nothing(live)
+    key = _key_of(name, desired) if shared else None
+    if key is None:
+        return len(live) == len(desired) and all(
+            covers(one, other, name, shared=shared) for one, other in zip(live, desired, strict=True)
+        )
     by_key = {str(item.get(key)): item for item in live if isinstance(item, Mapping)}
-    return all(covers(by_key.get(str(item[key])), item) for item in desired)
+    return all(covers(by_key.get(str(item[key])), item, name, shared=shared) for item in desired)
+
+
+def _key_of(name: str, desired: Sequence[Any]) -> str | None:
+    """Choose what tells a list's items apart, None if nothing does."""
+    if not all(isinstance(item, Mapping) for item in desired):
+        return None
+    for key in _KEYS.get(name, ()):
+        if len({str(item[key]) for item in desired if key in item}) == len(desired):
+            return key
+    return None
 
 
 def _same_quantity(one: Any, other: Any) -> bool:

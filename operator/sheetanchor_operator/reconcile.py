@@ -15,7 +15,7 @@ from sheetanchor_operator.children import Defaults, Manifest, children
 from sheetanchor_operator.children.needs import claims_needed, config_maps_needed, secrets_needed
 from sheetanchor_operator.children.redis import CREATE_ONLY
 from sheetanchor_operator.cluster import CHILDREN, JOB, KINDS, PIPELINE, POD, REANCHOR, ApiRefused, Body, Cluster
-from sheetanchor_operator.drift import digest, needs_apply
+from sheetanchor_operator.drift import digest, needs_apply, stamped
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.measures import Measures
 from sheetanchor_operator.observed import Observed, Refusal
@@ -179,7 +179,7 @@ class Reconciler:
 
     async def _keep(self, pipeline: Pipeline, observed: Observed) -> tuple[Refusal, ...]:
         """Make the children be as they should; gives what the API server would not do."""
-        desired = children(pipeline, observed, self.defaults)
+        desired = [stamped(manifest) for manifest in children(pipeline, observed, self.defaults)]
         refusals = [await self._apply(manifest, observed) for manifest in desired]
         wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
         for (kind, name), live in observed.children.items():

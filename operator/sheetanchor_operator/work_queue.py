@@ -97,5 +97,11 @@ class Schedule(Generic[Item]):
         return delay_s
 
     def forget(self, item: Item) -> None:
-        """An item is no more."""
-        self._entries.pop(item, None)
+        """An item is no more; one that has returned while its end was looked at is looked at again."""
+        entry = self._entries.get(item)
+        if entry is None:
+            return
+        if entry.running and entry.due_s is not None:
+            entry.running = False
+        else:
+            del self._entries[item]
