@@ -13,8 +13,11 @@ import pytest
 import yaml
 
 from apiserver import ApiServer
+from pipeline_parts import judged, sound
 from sheetanchor_operator.fields import RULES
 from sheetanchor_operator.names import API_VERSION, GROUP, PIPELINE_KIND, REANCHOR_KIND, Reason
+from sheetanchor_operator.observed import Observed
+from sheetanchor_operator.reanchor_plan import Plan, SymbolFacts
 from sheetanchor_operator.spec import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -327,6 +330,15 @@ def test_the_words_of_conditions_are_a_closed_list(resources: Resources) -> None
 
     assert "Unsupported value" in said(refused.value)
     assert taken["status"]["conditions"][0]["reason"] == "SecretMissing"
+
+
+def test_a_status_is_read_back_as_it_was_written(resources: Resources) -> None:
+    """Nothing is dropped or filled in, or each look at a pipeline would write it again."""
+    live = resources.create(PIPELINE_KIND, "written", {})
+    facts = SymbolFacts(pending=("x",), throttled=Reason.COOLDOWN, message="wait", rebuilt_us=(1, 2))
+    for status in (judged(sound(), plan=Plan(symbols={"BTCUSDT": facts}, last_request="7")), judged(Observed(1))):
+        live = resources.replace({**live, "status": status}, "/status")
+        assert status == live["status"]
 
 
 def test_columns_show_what_people_ask_for(established: ApiServer, resources: Resources) -> None:
