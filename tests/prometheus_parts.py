@@ -8,6 +8,7 @@ shipped.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -16,23 +17,49 @@ from typing import Any
 
 import yaml
 
+from cluster.bed.cache import digest, entry
+from cluster.bed.run import CannotHost, run
+
 CHART = Path(__file__).parents[1] / "charts" / "sheetanchor"
 SCRAPE_FILE = CHART / "examples" / "prometheus.yml"
 RULES = CHART / "rules"
 
 
 def promtool() -> str:
-    """Find promtool, which Debian's package `prometheus` brings."""
-    found = shutil.which("promtool")
-    assert found, "no promtool: install Debian's package prometheus"
-    return found
+    """Find promtool, or take it out of Debian's package without installing that, which would start a service.
+
+    Raises:
+        CannotHost: This machine has no apt-get.
+    """
+    return program("promtool")
 
 
 def prometheus() -> str:
-    """Find Debian's Prometheus."""
-    found = shutil.which("prometheus")
-    assert found, "no prometheus: install Debian's package prometheus"
-    return found
+    """Find Debian's Prometheus, as promtool is found."""
+    return program("prometheus")
+
+
+def program(name: str) -> str:
+    """Find one of the package's programs.
+
+    Raises:
+        CannotHost: It is not there and cannot be had.
+    """
+    found = shutil.which(name)
+    if found:
+        return found
+    if not shutil.which("apt-get"):
+        raise CannotHost("no promtool and no apt-get: install Prometheus 2.42 or newer")
+    return str(entry("debian-prometheus", digest("prometheus"), _unpack) / "usr" / "bin" / name)
+
+
+def _unpack(folder: Path) -> None:
+    if os.geteuid() == 0:  # a fresh machine knows no packages yet; others know them already
+        run("apt-get", "-qq", "update", within_s=300)
+    run("apt-get", "-qq", "download", "prometheus", within_s=300, folder=folder)
+    (package,) = folder.glob("*.deb")
+    run("dpkg-deb", "-x", package, folder, within_s=60)
+    package.unlink()
 
 
 def pod_targets(pods: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
