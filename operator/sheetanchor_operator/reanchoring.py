@@ -416,7 +416,7 @@ def _start(draft: Draft, lead: ReAnchor, merged: Sequence[ReAnchor], dead: str) 
 def _facts(draft: Draft, symbol: str, wait: triggers.Wait | None = None) -> SymbolFacts:
     own = draft.of(symbol)
     pending = tuple(one.name for one in own if one.phase == "Pending" and not one.answered_by)
-    throttled = _THROTTLES.get(wait.kind) if wait is not None and pending else None
+    throttled = _THROTTLES.get(wait.kind) if wait is not None else None
     if throttled is Reason.BACKING_OFF and any("Retry-After" in (one.raw.get("message") or "") for one in own):
         throttled = Reason.EXCHANGE_LIMIT
     return SymbolFacts(

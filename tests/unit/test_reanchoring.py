@@ -226,6 +226,22 @@ def test_failed_rebuild_of_a_doubted_state_is_never_given_up() -> None:
     assert min(b - a for a, b in pairwise(starts[5:])) > 20 * SECOND
 
 
+def test_doubt_that_waits_for_the_backoff_says_so() -> None:
+    """Between a request that has failed for good and the operator's own the pipeline shows what is waited for."""
+    world = World()
+    world.suspect()
+    world.add("one")
+    for attempt in range(1, 6):
+        while not world.at_work():
+            world.now_us = max(world.now_us, world.settle().wake_at_us or 0)
+        world.ends(f"one-{attempt}", result="failed")
+        made = world.settle()
+
+    facts = made.symbols[SYMBOL]
+    assert ("Failed", (), Reason.BACKING_OFF) == (world.of("one")["phase"], facts.pending, facts.throttled)
+    assert world.now_us < facts.next_us
+
+
 def test_exchange_that_says_when_is_heeded() -> None:
     """A retry does not begin before the time that the exchange has named."""
     world = World()
