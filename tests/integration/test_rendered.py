@@ -1,0 +1,157 @@
+"""Everything that a pipeline puts into a cluster, judged by schemas, linters and a real API server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from apiserver import ApiServer
+from cluster.bed.tools import program
+from operator_parts import define
+from pod_security import violations
+from rendered_parts import PIPELINES, Manifest, manifests_of, pod_specs
+
+VERSIONS = ("1.31", "1.33", "1.35")
+IGNORED = yaml.safe_load((Path(__file__).parents[1] / "data" / "kube-score.yaml").read_text(encoding="utf-8"))
+OURS = ("sheetanchor.dev/", "monitoring.coreos.com/")
+PASSWORD = "password of"
+"""What the generated passwords begin with here."""
+
+pipelines = pytest.mark.parametrize("name", PIPELINES)
+
+
+@pipelines
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_pipelines_children_fit_the_schemas_of_kubernetes(name: str, version: str) -> None:
+    """No field is unknown, none is of a wrong type, in an old, a usual and a new Kubernetes."""
+    for one in manifests_of(PIPELINES[name]):
+        kubernetes_validate.validate(one, version, strict=True)
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "maintenance"])  # it has no pods on purpose
+def test_a_linter_finds_nothing_in_a_pipelines_children(name: str) -> None:
+    """kube-score finds nothing but what the list of exceptions gives a reason for."""
+    assert score(manifests_of(PIPELINES[name])) == []
+
+
+def score(manifests: list[Manifest]) -> list[str]:
+    """Let kube-score judge; a CPU limit is no virtue here, a throttled workload misses its beat."""
+    flags = [flag for check in IGNORED for flag in ("--ignore-test", check)]
+    command = [program("kube-score"), "score", "--output-format", "ci", "--ignore-container-cpu-limit", *flags, "-"]
+    done = subprocess.run(
+        command, input=yaml.safe_dump_all(manifests), capture_output=True, text=True, timeout=60, check=False
+    )
+    lines = done.stdout.splitlines()
+    assert lines, done.stderr
+    return [line for line in lines if line.startswith(("[CRITICAL]", "[WARNING]"))]
+
+
+@pipelines
+def test_every_container_has_requests_and_a_memory_limit(name: str) -> None:
+    """What one component uses is not what another one lacks."""
+    for place, pod in pod_specs(manifests_of(PIPELINES[name])).items():
+        for container in pod["spec"]["containers"]:
+            resources = container["resources"]
+
+            assert {"cpu", "memory"} <= set(resources["requests"]), place
+            assert "memory" in resources["limits"], place
+
+
+@pipelines
+def test_passwords_are_in_their_secret_only(name: str) -> None:
+    """No generated password shows in any other object, be it an argument, a variable or an annotation."""
+    others = [one for one in manifests_of(PIPELINES[name]) if one["kind"] != "Secret"]
+
+    assert PASSWORD not in json.dumps(others)
+    assert [] == [one for one in values_of_environment(others) if "KEY" in one or "PASSWORD" in one]
+
+
+def values_of_environment(manifests: list[Manifest]) -> Iterator[str]:
+    """Give the name of each environment variable."""
+    for pod in pod_specs(manifests).values():
+        for container in pod["spec"]["containers"]:
+            for variable in container.get("env", ()):
+                yield variable["name"]
+
+
+@pipelines
+def test_no_role_has_a_wildcard(name: str) -> None:
+    """Rights are listed one by one."""
+    assert [] == wildcards(manifests_of(PIPELINES[name]))
+
+
+def wildcards(manifests: list[Manifest]) -> list[str]:
+    """Name the roles of which a rule says "all"."""
+    return [
+        one["metadata"]["name"]
+        for one in manifests
+        if one["kind"] in ("Role", "ClusterRole")
+        for rule in one["rules"]
+        if "*" in [*rule["verbs"], *rule.get("resources", ()), *rule.get("apiGroups", ())]
+    ]
+
+
+@pytest.fixture(scope="module")
+def restricted(apiserver: ApiServer) -> str:
+    """A namespace that enforces Pod Security "restricted"."""
+    name = "rendered-restricted"
+    define(apiserver)
+    apiserver.kubectl("create", "namespace", name)
+    apiserver.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    return name
+
+
+def dry_run(server: ApiServer, namespace: str, manifests: list[Manifest]) -> subprocess.CompletedProcess[str]:
+    """Apply on the server without storing anything; unknown and doubled fields are errors."""
+    flags = ["--server-side", "--dry-run=server", "--validate=strict", "-n", namespace]
+    return server.try_kubectl("apply", *flags, "-f", "-", text_in=yaml.safe_dump_all(manifests))
+
+
+def pods_of(manifests: list[Manifest], namespace: str) -> list[Manifest]:
+    """Make a pod of each template, as its controller would."""
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {**pod["metadata"], "name": place.lower().replace("/", "-"), "namespace": namespace},
+            "spec": {"restartPolicy": "Always", **pod["spec"]},
+        }
+        for place, pod in pod_specs(manifests).items()
+    ]
+
+
+@pipelines
+def test_a_real_api_server_takes_a_pipelines_children(apiserver: ApiServer, restricted: str, name: str) -> None:
+    """Server-side, strictly validated, nothing is refused and nothing warned of."""
+    done = dry_run(apiserver, restricted, manifests_of(PIPELINES[name], restricted))
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pipelines
+def test_real_pod_security_takes_a_pipelines_pods(apiserver: ApiServer, restricted: str, name: str) -> None:
+    """Kubernetes' own admission lets every pod into a namespace that enforces "restricted"."""
+    pods = pods_of(manifests_of(PIPELINES[name], restricted), restricted)
+
+    done = dry_run(apiserver, restricted, pods)
+
+    assert [] == [line for pod in pods for line in violations(pod["spec"])]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_pod_security_is_at_work(apiserver: ApiServer, restricted: str) -> None:
+    """A pod in its node's network is refused, so the claim before means something."""
+    bad: dict[str, Any] = pods_of(manifests_of({}, restricted), restricted)[0]
+    bad["spec"]["hostNetwork"] = True
+
+    done = dry_run(apiserver, restricted, [bad])
+
+    assert done.returncode != 0
+    assert "violates PodSecurity" in done.stderr
