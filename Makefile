@@ -55,7 +55,7 @@ fuzz: ## fuzz the decoder for SECONDS (default 60)
 model: .venv/.dev-ready ## train the model that ships, from the recording that ships
 	$(BIN)/sheetanchor train --out workloads/sheetanchor/models $(ARGS)
 
-cluster: ## four nodes with operator and sample, left up; the second time in under a minute
+cluster: .venv/.run-ready ## four nodes with operator and sample, left up; the second time in under a minute
 	@$(BED) sample
 
 cluster-down: ## remove that cluster and every trace of it

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +29,7 @@ KUBECONFIG = FOLDER / "kubeconfig"
 ZONE_LABEL = "topology.kubernetes.io/zone"
 # The image that this version of kind was released with.
 PUBLIC_IMAGE = "docker.io/kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac133a309a2a30ba309614e8ec94d976dc5a"
+OUR_IMAGES = ("localhost/sheetanchor-node:", "localhost/sheetanchor-base:", "localhost/sheetanchor:")
 REGISTRY = "https://registry-1.docker.io/v2/"
 REGISTRY_WITHIN_S = 4
 PULL_WITHIN_S = 300
@@ -191,14 +194,24 @@ def route_to_pods() -> None:
 
 def load(archive: Path) -> None:
     """Give an image's archive to the workers' container runtime, unless they have it."""
-    mark = f"/kind/loaded-{digest(f'{archive.stat().st_size} {archive.stat().st_mtime_ns} {archive}')}"
+    mark = f"/kind/loaded-{digest(_contents(archive))}"
     lacking = [node for node in zones().values() if not succeeds_in(node, "test", "-e", mark)]
     if not lacking:
         return
-    say(f"loading {archive.parent.name} into {len(lacking)} nodes")
+    say(f"loading {archive.name} of {archive.parent.name} into {len(lacking)} nodes")
     kind("load", "image-archive", archive, "--name", NAME, "--nodes", ",".join(lacking), within_s=300)
     for node in lacking:
         podman("exec", node, "touch", mark)
+
+
+def _contents(archive: Path) -> str:
+    """Return what an image's archive says of its contents: digests of all its parts, and its names."""
+    with tarfile.open(archive) as parts:
+        for name in ("manifest.json", "index.json"):  # docker's form, the OCI's form
+            with contextlib.suppress(KeyError):
+                if found := parts.extractfile(name):
+                    return found.read().decode()
+    raise BedError(f"{archive} is no image's archive")
 
 
 def succeeds_in(node: str, *command: str) -> bool:
@@ -216,16 +229,25 @@ def delete() -> None:
         # Nothing on a node is worth the ten seconds that each would get for a shutdown.
         succeeds(engine(), "kill", *there)
         kind("delete", "cluster", "--name", NAME, "--kubeconfig", KUBECONFIG, within_s=180)
-    for image in podman("images", "--format", "{{.Repository}}:{{.Tag}}").split():
-        if image.startswith("localhost/sheetanchor-node:"):
-            # Another checkout's cluster may run on the same image; then it stays.
-            succeeds(engine(), "rmi", image, within_s=60)
+    _forget_images()
     _forget_builds()
     if NAME in podman("network", "ls", "--format", "{{.Name}}").split():
         podman("network", "rm", NAME)
     if (FOLDER / "made-lib-modules").exists() and not any(Path("/lib/modules").iterdir()):
         Path("/lib/modules").rmdir()
     shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def _forget_images() -> None:
+    """Remove from the engine's store the images that are ours; what they are made from stays in the cache."""
+    images = [line.split() for line in podman("images", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}").splitlines()]
+    for _, name in images:
+        if name.startswith(OUR_IMAGES):
+            # Another checkout's cluster may run on the same image; then it stays.
+            succeeds(engine(), "rmi", name, within_s=60)
+    for identity, name in images:  # steps of builds have no names
+        if name == "<none>:<none>" and "sheetanchor" in podman("image", "inspect", "-f", "{{.History}}", identity):
+            succeeds(engine(), "rmi", identity, within_s=60)
 
 
 def _forget_builds() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.bed import given, kind
-from cluster.bed.cache import entry
+from cluster.bed.cache import root
 from cluster.bed.run import BedError, run, say
 from cluster.bed.tools import log, tool_path
 
@@ -31,13 +31,12 @@ def environment() -> dict[str, str]:
 def archive() -> Path:
     """Build the product's image from the sources as they are and return its archive."""
     say("building the product's image")
-    run("make", "--no-print-directory", "image", within_s=IMAGE_WITHIN_S, folder=kind.CHECKOUT, log=log("image"))
-    identity = kind.podman("inspect", "--format", "{{.Id}}", IMAGE).strip().removeprefix("sha256:")
-
-    def save(folder: Path) -> None:
-        kind.podman("save", "-q", "-o", folder / "image.tar", IMAGE, within_s=300)
-
-    return entry("product-image", identity[:12], save) / "image.tar"
+    folder = root() / "image"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{kind.NAME}.tar"  # another checkout's image is another one
+    script = kind.CHECKOUT / "workloads" / "image.sh"
+    run("bash", script, IMAGE, path, within_s=IMAGE_WITHIN_S, folder=kind.CHECKOUT, log=log("image"))
+    return path
 
 
 def image() -> str:
