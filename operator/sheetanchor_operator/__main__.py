@@ -75,7 +75,8 @@ class Operator:
         self.cluster, self.settings = cluster, settings
         self.election = Election(cluster, settings.pod_namespace, settings.operator_lease, identity, loop.time)
         self.cache = Cache()
-        self.workloads = Workloads(cluster, through_api_server=settings.operator_ask_through == "apiserver")
+        acting = cluster.fenced(self.election.holds)
+        self.workloads = Workloads(acting, through_api_server=settings.operator_ask_through == "apiserver")
         defaults = Defaults(
             image=settings.operator_image,
             pull_policy=settings.operator_image_pull_policy,
@@ -83,12 +84,12 @@ class Operator:
             operator_namespace=settings.pod_namespace,
             monitoring_namespaces=tuple(settings.operator_monitoring_namespaces),
         )
-        publisher = Publisher(cluster, settings.pod_name)
+        publisher = Publisher(acting, settings.pod_name)
         reconciler = Reconciler(
-            cluster, self.cache, self.workloads, publisher, Measures(), defaults, settings.operator_resync_s
+            acting, self.cache, self.workloads, publisher, Measures(), defaults, settings.operator_resync_s
         )
         self.leader = Leader(
-            cluster,
+            acting,
             self.cache,
             reconciler,
             settings.operator_namespaces,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -23,6 +24,9 @@ Body = dict[str, Any]
 
 TIMEOUT_S: Final = 10.0
 """An answer of the API server comes within a second or not at all; a Lease must not wait longer than this."""
+
+FENCED_TIMEOUT_S: Final = 4.5
+"""A write of a leader that is about to lose its Lease has ended before anybody else may take it."""
 
 PAGE: Final = 500
 """Objects per page of a list, as kubectl asks for."""
@@ -128,6 +132,13 @@ class Cluster:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._client = ApiClient(configuration)
+        self._may_write: Callable[[], bool] | None = None
+
+    def fenced(self, may_write: Callable[[], bool]) -> Cluster:
+        """Give the same connection with a guard: what was stopped and goes on must not write on somebody's heels."""
+        guarded = copy(self)
+        guarded._may_write = may_write
+        return guarded
 
     async def aclose(self) -> None:
         """Give the connections back."""
@@ -150,6 +161,10 @@ class Cluster:
             ApiRefused: The server will not do it.
             ApiUnavailable: It cannot do it just now.
         """
+        if method != "GET" and self._may_write is not None:
+            if not self._may_write():
+                raise ApiUnavailable(f"{method} {path}: not sent, since the Lease may be another's by now")
+            timeout_s = min(timeout_s, FENCED_TIMEOUT_S)
         url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
         headers = {"Content-Type": content_type, "Accept": accept}
         credentials: Any = await self._configuration.auth_settings()

@@ -22,6 +22,10 @@ AUDIT_EVERY_S: Final = 30.0
 AUDIT_GRACE_S: Final = 5.0
 """What was listed must have been seen by the watch this much later."""
 
+FIRST_AUDIT_S: Final = 1.5
+FIRST_GRACE_S: Final = 0.5
+"""What is deleted between our own list and that of the watches is seen by neither; soon after is early enough."""
+
 DEAF_AFTER_S: Final = 60.0
 """A watch that is behind for longer than this will not come back by itself: the process has to start anew."""
 
@@ -190,21 +194,27 @@ class Leader:
 
     async def _audit(self) -> None:
         """Compare what the watches have shown with lists, again and again; what has vanished unseen is dropped."""
+        await self._audit_all(FIRST_AUDIT_S, FIRST_GRACE_S)
         while True:
-            await asyncio.sleep(AUDIT_EVERY_S * (0.9 + 0.2 * random.random()))
-            for kind in watched(nodes=self._nodes):
-                try:
-                    await self._audit_kind(kind)
-                except ApiError as error:
-                    log.warning("the watch of %s cannot be checked: %s", kind.plural, error)
+            await self._audit_all(AUDIT_EVERY_S * (0.9 + 0.2 * random.random()), AUDIT_GRACE_S)
 
-    async def _audit_kind(self, kind: Kind) -> None:
+    async def _audit_all(self, after_s: float, grace_s: float) -> None:
+        await asyncio.sleep(after_s)
+        await asyncio.gather(*(self._try_audit(kind, grace_s) for kind in watched(nodes=self._nodes)))
+
+    async def _try_audit(self, kind: Kind, grace_s: float) -> None:
+        try:
+            await self._audit_kind(kind, grace_s)
+        except ApiError as error:
+            log.warning("the watch of %s cannot be checked: %s", kind.plural, error)
+
+    async def _audit_kind(self, kind: Kind, grace_s: float) -> None:
         before = self._cache.places(kind.name)
         listed = {
             (body["metadata"].get("namespace", ""), body["metadata"]["name"]): version_of(body)
             async for body in self._list(kind, metadata_only=True)
         }
-        await asyncio.sleep(AUDIT_GRACE_S)
+        await asyncio.sleep(grace_s)
         now = self._cache.places(kind.name)
         missed = [place for place, version in listed.items() if place in now and version_of(now[place]) < version]
         missed += [place for place in listed if place not in now and place not in before and kind is PIPELINE]

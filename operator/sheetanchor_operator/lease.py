@@ -99,6 +99,10 @@ class Election:
         self._view = View(changed_s=clock())
         self._renewed_s = float("-inf")
 
+    def holds(self) -> bool:
+        """Say whether nobody else can have the Lease at this moment."""
+        return self.leading.is_set() and self._clock() - self._renewed_s <= RENEW_WITHIN_S
+
     async def run(self) -> None:
         """Stand for election, then renew; ends when the Lease is lost."""
         while True:
