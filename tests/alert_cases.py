@@ -298,12 +298,6 @@ CASES: list[Case] = [
         pod("sheetanchor_alerts_total", "1x20 2x20", 'code="SBE_RECONNECTION_FAILED"'),
         pod("sheetanchor_alerts_total", "1x20 2x20", 'code="MODEL_FAILURE"'),
     ),
-    *both(
-        "SheetAnchorCircuitOpen",
-        "1m15s",
-        pod("circuit_breaker_state", "2x40", 'dependency="rest"'),
-        pod("circuit_breaker_state", "1x40", 'dependency="rest"'),
-    ),
     # reanchor.yaml
     Case("SheetAnchorGapFound", True, "20m15s", new_counter("sheetanchor_gaps_total", GAP, POD, POD)),
     Case("SheetAnchorGapFound", False, "20m15s", old_counter("sheetanchor_gaps_total", GAP, POD, POD)),
