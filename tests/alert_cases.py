@@ -248,6 +248,7 @@ CASES: list[Case] = [
     # predictions.yaml
     *brief("SheetAnchorPredictionsMissing", RUNNING, "1m15s", "45s"),
     Case("SheetAnchorPredictionsMissing", False, "5m", RUNNING | committed(7.5)),
+    Case("SheetAnchorPredictionsMissing", False, "5m", pipe("sheetanchor_pipeline_phase", "1x40", 'phase="Pending"')),
     *both("SheetAnchorPredictionFrequency", "6m15s", committed(0.44 * 15), committed(0.46 * 15)),
     Case("SheetAnchorPredictionFrequency", False, "4m", committed(0.44 * 15)),
     Case("SheetAnchorPredictionFrequency", True, "6m15s", committed(0.56 * 15)),
