@@ -13,7 +13,6 @@ from typing import Any
 
 from cluster.bed import given, host, kind, product
 from cluster.bed.cache import locked
-from cluster.bed.prometheus_image import PROMETHEUS_IMAGE, prometheus_archive
 from cluster.bed.run import BedError, CannotHost
 from cluster.bed.tools import tool_path
 
@@ -113,10 +112,9 @@ class Cluster:
         self.made.append(name)
         return name
 
-    def load_prometheus(self) -> str:
-        """Have an image with Prometheus on the nodes and return its name."""
-        kind.load(prometheus_archive())
-        return PROMETHEUS_IMAGE
+    def load_product(self) -> str:
+        """Have the product's image on the nodes and return its name."""
+        return product.image()
 
     def tag_image(self, name: str, other: str) -> None:
         """Give an image on the nodes one more name."""
@@ -144,10 +142,9 @@ class Cluster:
 class Installed:
     """The chart, installed on a cluster whose nodes have the product's image."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
+    def __init__(self, cluster: Cluster, image: str) -> None:
+        self.cluster, self.image = cluster, image
         self.namespace, self.release, self.chart = product.NAMESPACE, product.RELEASE, product.CHART
-        self.image = product.image()
         if product.installed():
             self.uninstall()  # of an earlier source, or with other values
         self.notes = product.install(self.image)

@@ -27,9 +27,15 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def installed(cluster: Cluster) -> Iterator[Installed]:
-    """The chart in the namespace sheetanchor-system, and the product's image on the nodes."""
-    installed = Installed(cluster)
+def image(cluster: Cluster) -> str:
+    """The name of the product's image, which the nodes have."""
+    return cluster.load_product()
+
+
+@pytest.fixture(scope="session")
+def installed(cluster: Cluster, image: str) -> Iterator[Installed]:
+    """The chart in the namespace sheetanchor-system."""
+    installed = Installed(cluster, image)
     yield installed
     if cluster.was_there:
         installed.uninstall()
@@ -70,9 +76,3 @@ def second_image(cluster: Cluster, installed: Installed) -> str:
     other = installed.image.rpartition(":")[0] + ":other"
     cluster.tag_image(installed.image, other)
     return other
-
-
-@pytest.fixture(scope="session")
-def prometheus_image(cluster: Cluster) -> str:
-    """The name of an image with Debian's Prometheus that the nodes have."""
-    return cluster.load_prometheus()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,27 +13,29 @@ from cluster_bed import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 
-SERVER = {
-    "apiVersion": "v1",
-    "kind": "Pod",
-    "metadata": {"name": "server", "labels": {"app": "server"}},
-    "spec": {
-        "terminationGracePeriodSeconds": 0,
-        "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [
-            {
-                "name": "server",
-                "imagePullPolicy": "Never",
-                "args": ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/data"],
-                "ports": [{"containerPort": 9090}],
-                "readinessProbe": {"httpGet": {"path": "/-/ready", "port": 9090}, "periodSeconds": 1},
-                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                "volumeMounts": [{"name": "data", "mountPath": "/data"}],
-            }
-        ],
-        "volumes": [{"name": "data", "emptyDir": {}}],
-    },
-}
+PORT, PATH = 8090, "/api/v3/time"
+
+
+def server(image: str, **spec: Any) -> str:
+    """Write the manifest of a pod that answers over HTTP: an exchange."""
+    container = {
+        "name": "server",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": ["exchange", "--loop", "--http-host", "0.0.0.0", "--http-port", str(PORT)],
+        "readinessProbe": {"httpGet": {"path": PATH, "port": PORT}, "periodSeconds": 1},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    security = {"runAsNonRoot": True, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
+    whole = {"terminationGracePeriodSeconds": 0, "securityContext": security, "containers": [container], **spec}
+    metadata = {"name": "server", "labels": {"app": "server"}}
+    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": whole})
+
+
+def answers(address: str) -> bool:
+    """Tell whether the server answers at a pod's address."""
+    with urllib.request.urlopen(f"http://{address}:{PORT}{PATH}", timeout=3) as answer:
+        return bool(answer.status == 200)
 
 
 def test_three_zones_of_one_node(cluster: Cluster) -> None:
@@ -43,22 +46,19 @@ def test_three_zones_of_one_node(cluster: Cluster) -> None:
     assert 3 == len(set(zones.values()))
 
 
-def test_pods_are_reached(cluster: Cluster, namespace: Callable[[str], str], prometheus_image: str) -> None:
+def test_pods_are_reached(cluster: Cluster, namespace: Callable[[str], str], image: str) -> None:
     """A pod that keeps to "restricted" runs, finds others by name, and answers on its address; exec and logs work."""
     place = namespace("bed")
-    pod = json.loads(json.dumps(SERVER))
-    pod["spec"]["containers"][0]["image"] = prometheus_image
-    cluster.kubectl("-n", place, "apply", "-f", "-", input=json.dumps(pod))
-    cluster.kubectl("-n", place, "expose", "pod", "server", "--port=9090")
+    cluster.kubectl("-n", place, "apply", "-f", "-", input=server(image))
+    cluster.kubectl("-n", place, "expose", "pod", "server", "--port=8090")
 
     cluster.kubectl("-n", place, "wait", "pod/server", "--for=condition=Ready", "--timeout=90s")
 
     address = cluster.json("-n", place, "pod/server")["status"]["podIP"]
-    with urllib.request.urlopen(f"http://{address}:9090/-/healthy", timeout=5) as answer:
-        assert 200 == answer.status
+    assert answers(address)
     found = cluster.kubectl("-n", place, "exec", "server", "--", "getent", "hosts", f"server.{place}.svc")
     assert f"server.{place}.svc.cluster.local" in found
-    assert "ready to receive web requests" in cluster.kubectl("-n", place, "logs", "server")
+    assert "exchange listening" in cluster.kubectl("-n", place, "logs", "server")
 
 
 def test_an_unrestricted_pod_is_refused(cluster: Cluster, namespace: Callable[[str], str]) -> None:
@@ -68,13 +68,10 @@ def test_an_unrestricted_pod_is_refused(cluster: Cluster, namespace: Callable[[s
     assert 'violates PodSecurity "restricted' in said
 
 
-def test_a_zone_comes_back(cluster: Cluster, namespace: Callable[[str], str], prometheus_image: str) -> None:
+def test_a_zone_comes_back(cluster: Cluster, namespace: Callable[[str], str], image: str) -> None:
     """A node that lost its power is ready again after it is switched on, and its pods are reached again."""
     place, node = namespace("power"), cluster.zones["c"]
-    pod = json.loads(json.dumps(SERVER))
-    pod["spec"]["containers"][0]["image"] = prometheus_image
-    pod["spec"]["nodeName"] = node
-    cluster.kubectl("-n", place, "apply", "-f", "-", input=json.dumps(pod))
+    cluster.kubectl("-n", place, "apply", "-f", "-", input=server(image, nodeName=node))
     cluster.kubectl("-n", place, "wait", "pod/server", "--for=condition=Ready", "--timeout=90s")
     before = cluster.json("-n", place, "pod/server")["status"]["containerStatuses"][0]["restartCount"]
 
@@ -85,7 +82,6 @@ def test_a_zone_comes_back(cluster: Cluster, namespace: Callable[[str], str], pr
         status = cluster.json("-n", place, "pod/server")["status"]
         if not status["containerStatuses"][0]["ready"] or status["containerStatuses"][0]["restartCount"] == before:
             return False
-        with urllib.request.urlopen(f"http://{status['podIP']}:9090/-/healthy", timeout=3) as answer:
-            return bool(answer.status == 200)
+        return answers(status["podIP"])
 
     cluster.wait(again, 90, "the pod answers again")

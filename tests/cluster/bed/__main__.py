@@ -8,7 +8,6 @@ from pathlib import Path
 
 from cluster.bed import given, host, kind, product
 from cluster.bed.cache import locked, root
-from cluster.bed.prometheus_image import prometheus_archive
 from cluster.bed.run import BedError, CannotHost, say
 from cluster.bed.tools import api_programs, tool_path
 
@@ -63,7 +62,6 @@ def prepare() -> None:
     if host.engine() == "podman":
         host.install()
         kind.node_archive()
-        prometheus_archive()
     product.archive()
 
 
