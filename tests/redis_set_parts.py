@@ -111,9 +111,17 @@ class RedisSet:
         """Port of a server."""
         return int(self.nodes[index].split(":")[1])
 
+    def sentinel_port(self, index: int) -> int:
+        """Port of a Sentinel."""
+        return int(self.nodes[index].split(":")[2])
+
+    def login(self, user: str) -> dict[str, str]:
+        """Give a user's name and password as redis-py takes them."""
+        return {"username": user, "password": self.passwords[user]}
+
     def url(self, user: str) -> str:
         """Give the URL that a role uses."""
-        hosts = ",".join(f"localhost:{node.split(':')[2]}" for node in self.nodes)
+        hosts = ",".join(f"localhost:{self.sentinel_port(index)}" for index in range(3))
         return f"sentinel://{user}@{hosts}/sheetanchor"
 
     def password_file(self, user: str) -> Path:
@@ -122,8 +130,8 @@ class RedisSet:
 
     def info(self, index: int) -> dict[str, Any]:
         """Ask a server how its replication stands; empty when it does not answer."""
-        login = {"username": "sentinel", "password": self.passwords["sentinel"]}
-        client: Any = sync_redis.Redis(port=self.port(index), socket_timeout=1, socket_connect_timeout=1, **login)
+        timeouts: Any = {"socket_timeout": 1, "socket_connect_timeout": 1}
+        client: Any = sync_redis.Redis(port=self.port(index), **timeouts, **self.login("sentinel"))
         try:
             return dict(client.info())
         except sync_redis.RedisError:

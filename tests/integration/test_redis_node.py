@@ -15,7 +15,7 @@ from conftest import server_binary
 from redis_set_parts import RedisSet, redis_set
 from sheetanchor.errors import RedisError, RedisRefused, RedisUnavailable
 from sheetanchor.hot_state import HotState, ensure_library, library_version
-from sheetanchor.transport import clear_errors, redis_client, server_identity
+from sheetanchor.transport import clear_errors, client_of, redis_client, server_identity
 
 pytestmark = pytest.mark.slow
 
@@ -224,6 +224,24 @@ async def test_a_frozen_master_is_left_and_does_not_come_back_as_one(members: Re
 
     assert members.masters() != [old]
     assert await missing(client, acknowledged) == []
+
+
+async def test_a_reader_leaves_a_master_that_was_replaced_while_it_still_answers(
+    members: RedisSet, client: Redis
+) -> None:
+    """A failover that somebody asks for leaves the old master up, which learns of it some seconds later."""
+    [old] = members.masters()
+    sentinel = client_of("localhost", members.sentinel_port(0), timeout_s=2, **members.login("sentinel"))
+    before = (await client.info("server"))["tcp_port"]
+
+    await sentinel.execute_command("SENTINEL", "FAILOVER", "sheetanchor")
+    async with asyncio.timeout(WRITABLE_WITHIN_S):
+        while (await client.info("server"))["tcp_port"] == before:
+            await asyncio.sleep(0.05)
+
+    assert before == members.port(old)
+    await sentinel.aclose()
+    await whole_again(members)
 
 
 async def test_a_node_that_is_lost_with_its_sentinel_is_replaced(members: RedisSet, client: Redis) -> None:
