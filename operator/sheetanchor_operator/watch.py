@@ -27,6 +27,9 @@ CONNECT_TIMEOUT_S: Final = 5.0
 INACTIVITY_S: Final = 70.0
 """The API server sends a bookmark every minute: a stream without any for longer is dead."""
 
+BACKOFFS_S: Final = (1, 1, 2, 3, 5)
+"""A watch that is refused for longer than the Lease may go without renewal ends the operator, which begins anew."""
+
 CHUNK: Final = 500
 STOP_WITHIN_S: Final = 5.0
 
@@ -120,6 +123,7 @@ class Watches:
         settings.watching.inactivity_timeout = INACTIVITY_S
         settings.watching.chunk_size = CHUNK
         settings.networking.request_timeout = 30.0
+        settings.networking.error_backoffs = BACKOFFS_S
         settings.networking.connect_timeout = CONNECT_TIMEOUT_S
         for kind in self._kinds:
             selector = selector_of(kind)
