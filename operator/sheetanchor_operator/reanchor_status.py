@@ -74,7 +74,7 @@ def _of_run(ended: Ended) -> Status:
         "exitCode": ended.exit_code if 0 <= ended.exit_code <= 255 else None,
     }
     if ended.started_us:
-        status["durationSeconds"] = round(max(0, ended.finished_us - ended.started_us) / 1e6, 6)
+        status["durationSeconds"] = round(max(0, ended.finished_us - ended.started_us) / 1e6, 3)
     receipt = ended.receipt
     if receipt is not None:
         status |= {

@@ -26,6 +26,7 @@ from sheetanchor_operator.plugin.words import condition
 
 FINAL_PHASES: Final = ("Succeeded", "Failed", "Skipped")
 POLL_S: Final = 0.5
+UNSEEN_TOLD_S: Final = 2.0
 UNSEEN_HINT_S: Final = 10.0
 """An operator that is there acts within a second or two."""
 
@@ -122,7 +123,8 @@ def wait(api: Api, asked: Asked, timeout_s: float) -> list[Object]:
         if all(one is not None and _is_final(one) for one in found.values()):
             return [one for one in found.values() if one is not None]
         words = _waits_for(found, time.monotonic() - begun_s)
-        if words != told:
+        seen = any(one is not None for one in found.values())
+        if words != told and (seen or time.monotonic() - begun_s > UNSEEN_TOLD_S):
             print(words, file=sys.stderr)
             told = words
         if time.monotonic() > deadline_s:
