@@ -121,13 +121,15 @@ def redis(values: dict[str, tuple[str, str, str]]) -> Series:
     }
 
 
-def duration(over: float) -> Series:
-    """Give re-anchors of which so many took longer than a minute."""
+def duration(over: int, at_first: str = "_x80", known: str = "1x200") -> Series:
+    """Give an operator's first re-anchors after 20 minutes, of which so many took longer than a minute."""
     name, result = "sheetanchor_reanchor_duration_seconds", 'result="swapped"'
     return {
-        **op(f"{name}_count", "4x20 5x20", result),
-        **op(f"{name}_bucket", f"4x20 {5 - over}x20", f'{result},le="60.0"'),
-        **op(f"{name}_bucket", "4x20 5x20", f'{result},le="+Inf"'),
+        **op(f"{name}_count", f"{at_first} 5x40", result),
+        **op(f"{name}_bucket", f"{at_first} {5 - over}x40", f'{result},le="60.0"'),
+        **op(f"{name}_bucket", f"{at_first} 5x40", f'{result},le="+Inf"'),
+        **op("up", known),
+        **op("process_start_time_seconds", "-9999x200"),
     }
 
 
@@ -304,7 +306,9 @@ CASES: list[Case] = [
     Case("SheetAnchorGapFound", False, "20m15s", old_counter("sheetanchor_gaps_total", GAP, POD, POD)),
     Case("SheetAnchorGapFound", True, "6m", pod("sheetanchor_gaps_total", "3x20 4x20", GAP)),
     Case("SheetAnchorGapFound", False, "6m", pod("sheetanchor_gaps_total", "3x40", GAP)),
-    *both("SheetAnchorReanchorSlow", "6m", duration(1), duration(0)),
+    *both("SheetAnchorReanchorSlow", "20m15s", duration(1), duration(0)),
+    Case("SheetAnchorReanchorSlow", True, "20m15s", duration(1, "4x80")),
+    Case("SheetAnchorReanchorSlow", False, "20m15s", duration(1, "_x80", "_x80 1x100")),
     Case("SheetAnchorReanchorFailing", True, "20m15s", new_counter(REANCHORS, FAILED, PIPELINE, PIPELINE)),
     Case("SheetAnchorReanchorFailing", False, "20m15s", old_counter(REANCHORS, FAILED, PIPELINE, PIPELINE)),
     Case("SheetAnchorReanchorFailing", False, "12m", reanchors("0x20 1x40", 'trigger="gap",result="swapped"')),
