@@ -18,9 +18,9 @@ import yaml
 
 from apiserver import ApiServer
 from conftest import free_port_number
-from operator_parts import define, make_pipeline, namespace, reanchors, set_status, token_of
+from operator_parts import create, define, make_pipeline, namespace, reanchors, set_status, token_of
 from sheetanchor.reanchor_object import Owner, reanchor_object
-from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_ANNOTATION, REANCHOR_KIND
+from sheetanchor_operator.names import API_VERSION, PIPELINE_KIND, REANCHOR_ANNOTATION, REANCHOR_KIND
 from sheetanchor_operator.reanchor_wishes import asks_of_wish, read_wish
 
 pytestmark = pytest.mark.slow
@@ -61,7 +61,8 @@ class Place:
 
     def wish(self) -> str:
         """The value of the annotation."""
-        notes = self.server.json("pp/btc", "-n", self.name)["metadata"].get("annotations", {})
+        path = f"/apis/{API_VERSION}/namespaces/{self.name}/predictionpipelines/btc"
+        notes = self.server.ask(path)["metadata"].get("annotations", {})
         return str(notes.get(REANCHOR_ANNOTATION, ""))
 
     def create(self, value: str, at_us: int = 1_790_000_000_000_000) -> list[str]:
@@ -71,7 +72,7 @@ class Place:
             for ask in asks_of_wish(read_wish(value, ("BTCUSDT", "ETHUSDT")), at_us)
         ]
         for body in made:
-            self.server.apply(body, namespace=self.name)
+            create(self.server, self.name, body)
         return [body["metadata"]["name"] for body in made]
 
     @contextmanager
@@ -351,7 +352,7 @@ def test_history_lists_newest_first(place: Place) -> None:
     names = place.create("first")
     other = reanchor_object(Owner("other", place.name), asks_of_wish(read_wish("x", ("BTCUSDT",)), 1)[0])
     other["spec"]["atMicros"] = 0
-    place.server.apply(other, namespace=place.name)
+    create(place.server, place.name, other)
 
     whole = place.run("history", "btc")
     one = place.run("history", "btc", "--symbol", "ETHUSDT", "-o", "json")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from apiserver import ApiServer
-from operator_parts import define, make_pipeline, namespace, reanchors, set_status
+from operator_parts import create, define, make_pipeline, namespace, reanchors, set_status
 from sheetanchor.contract import Receipt
 from sheetanchor.reanchor.receipts import short_json
 from sheetanchor_operator.children.parts import Defaults
@@ -52,20 +52,11 @@ def look(server: ApiServer, place: str, state: dict[str, Any] | None = None) -> 
 def carry_out(server: ApiServer, place: str, made: Plan) -> None:
     """Do what a plan says, strictly."""
     for manifest in (*made.create, *(start.manifest for start in made.start)):
-        server.ask(
-            f"{path_of(manifest, place)}?fieldValidation=Strict&fieldManager=sheetanchor-operator",
-            method="POST",
-            body=manifest,
-        )
+        create(server, place, manifest)
     for patch in made.patch:
         set_status(server, place, REANCHOR_KIND, patch.name, dict(patch.status))
     for name in made.delete:
         server.kubectl("delete", "reanchor", name, "-n", place)
-
-
-def path_of(manifest: dict[str, Any], place: str) -> str:
-    prefix = "/api/v1" if manifest["apiVersion"] == "v1" else f"/apis/{manifest['apiVersion']}"
-    return f"{prefix}/namespaces/{place}/{manifest['kind'].lower()}s"
 
 
 def pod_of(job: dict[str, Any], uid: str) -> dict[str, Any]:
@@ -120,7 +111,7 @@ def run_of(server: ApiServer, place: str, attempt: int) -> str:
     job = server.json("jobs", "-n", place)["items"][-1]
     assert job["metadata"]["name"].endswith(f"-{attempt}")
     pod = pod_of(made.start[0].manifest, job["metadata"]["uid"])
-    server.ask(f"/api/v1/namespaces/{place}/pods", method="POST", body=pod)
+    create(server, place, pod)
     return str(pod["metadata"]["name"])
 
 
@@ -171,7 +162,7 @@ def test_a_failed_run_is_followed_by_another(server: ApiServer, place: str) -> N
 def test_an_object_by_hand_is_taken_up(server: ApiServer, place: str) -> None:
     """A ReAnchor without labels or owner, with nothing but pipeline and symbol, is run and adopted."""
     body = {"apiVersion": "sheetanchor.dev/v1alpha1", "kind": REANCHOR_KIND, "metadata": {"name": "by-hand"}}
-    server.apply({**body, "spec": {"pipeline": "btc", "symbol": "BTCUSDT"}}, namespace=place)
+    create(server, place, {**body, "spec": {"pipeline": "btc", "symbol": "BTCUSDT"}})
 
     made = look(server, place, {**SUSPECT, "state": "anchored", "epoch": 1})
 
