@@ -112,7 +112,9 @@ sources=$(find pyproject.toml README.md LICENSE decoder operator/sheetanchor_ope
 if [ ! -e "$cache/own-$sources-$version.whl.name" ]; then
     say "building our own wheel"
     rm -rf "$context/own" && mkdir -p "$context/own"
-    $pip wheel -q --disable-pip-version-check --no-deps -w "$context/own" . >"$cache/wheel.log" 2>&1 || {
+    # A build folder of its own: whatever else is being built from this tree must not meet it.
+    rm -rf "$cache/build"
+    $pip wheel -q --disable-pip-version-check --no-deps "--config-settings=build-dir=$cache/build" -w "$context/own" . >"$cache/wheel.log" 2>&1 || {
         tail -n 30 "$cache/wheel.log" >&2; fail "our own wheel could not be built; the log is $cache/wheel.log"; }
     rm -f "$cache"/own-*.whl.name
     (cd "$context/own" && ls ./*.whl) >"$cache/own-$sources-$version.whl.name"
