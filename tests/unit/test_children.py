@@ -141,7 +141,7 @@ def test_the_managed_redis_is_reached_by_sentinel_and_by_each_role_as_itself() -
     """The URL names all nodes and the role's user; the password comes from a file."""
     files = one_of(rendered(), "ConfigMap", "btc-settings")["data"]
 
-    hosts = ",".join(f"btc-redis-{number}.btc-redis.market.svc.cluster.local:26379" for number in range(3))
+    hosts = ",".join(f"btc-redis-{number}.btc-redis.market.svc.cluster.local.:26379" for number in range(3))
     for role in ROLES:
         settings = yaml.safe_load(files[f"{role}.yaml"])
         assert f"sentinel://{role}@{hosts}/sheetanchor" == settings["redis_url"]

@@ -91,7 +91,7 @@ def test_nodes_are_told_what_they_understand(spec: dict[str, Any]) -> None:
     assert tuning_of(server).maxmemory_bytes == 768 * 2**20
     assert server.min_replicas_to_write == (0 if spec == GIVEN else 1)
     own, nodes = nodes_of(server.model_copy(update={"node": server.nodes[1]}))
-    assert (own.host, own.port, own.sentinel_port) == ("btc-redis-1.btc-redis.market.svc.cluster.local", 6379, 26379)
+    assert (own.host, own.port, own.sentinel_port) == ("btc-redis-1.btc-redis.market.svc.cluster.local.", 6379, 26379)
     assert own == nodes[1]
 
 

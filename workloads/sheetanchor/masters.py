@@ -28,6 +28,12 @@ CONNECT_TIMEOUT_S: Final = 1.0
 
 LOOK_EVERY_S: Final = 1.0
 
+STRAGGLER_S: Final = 0.02
+"""How much later than most a Sentinel may answer before its connection is given up."""
+
+REST_S: Final = 3.0
+"""A Sentinel that gave no answer is left alone so long while others answer: to look up a name that is gone is slow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Master:
@@ -114,6 +120,7 @@ class Masters:
     def __init__(self, sentinels: Sequence[Redis], service: str) -> None:
         self._sentinels = list(sentinels)
         self._service = service
+        self._rests_until = dict.fromkeys(range(len(self._sentinels)), 0.0)
 
     async def find(self) -> Master:
         """Ask all Sentinels; most of them suffice, and after half a second any.
@@ -122,28 +129,44 @@ class Masters:
             ConnectionError: If none names a master; redis-py's.
             AuthenticationError: If none names one and one wants another password; redis-py's.
         """
-        tasks = [asyncio.create_task(self._ask(sentinel)) for sentinel in self._sentinels]
-        said: list[Master | Exception] = []
+        now = asyncio.get_running_loop().time()
+        awake = [number for number, until in self._rests_until.items() if now >= until]
+        said = await self._ask_all(awake)
+        if not _masters(said) and len(awake) < len(self._sentinels):
+            said = await self._ask_all(list(self._rests_until))
+        found = newest(_masters(said))
+        if found is None:
+            raise self._none_found([error for error in said if isinstance(error, Exception)])
+        return found
+
+    async def _ask_all(self, numbers: Sequence[int]) -> list[Master | Exception]:
+        tasks = [asyncio.create_task(self._ask(number)) for number in numbers]
+        if not tasks:
+            return []
+        answers = 0
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 for finished in asyncio.as_completed(tasks):
-                    said.append(await finished)
-                    if 2 * len(_masters(said)) > len(tasks):
+                    answers += isinstance(await finished, Master)
+                    if 2 * answers > len(self._sentinels):
                         break
+            await asyncio.wait(tasks, timeout=STRAGGLER_S)
         except TimeoutError:
             pass  # what has been said so far must do
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        found = newest(_masters(said))
-        if found is None:
-            raise self._none_found([error for error in said if isinstance(error, Exception)])
-        return found
+        return [task.result() for task in tasks if not task.cancelled()]
 
-    async def _ask(self, sentinel: Redis) -> Master | Exception:
+    async def _ask(self, number: int) -> Master | Exception:
+        loop = asyncio.get_running_loop()
+        # Whoever is waited for in vain rests as well.
+        self._rests_until[number] = loop.time() + REST_S
         try:
-            return await ask_master(sentinel, self._service)
+            master = await ask_master(self._sentinels[number], self._service)
+            self._rests_until[number] = 0.0
+            return master
         except (exceptions.RedisError, OSError, ValueError) as error:
             return error
 

@@ -111,6 +111,7 @@ class NodeProcess:
         self._settings = settings
         self._tuning = tuning_of(settings)
         self._own, self._nodes = nodes_of(settings)
+        self._name = self._own.host.rstrip(".")
         self._passwords = read_passwords(settings.password_dir) | {NODE: secrets.token_hex(32)}
         self._folder = settings.data_dir.absolute()
         self._binary = str(settings.server) if settings.server else find_binary().path
@@ -213,7 +214,7 @@ class NodeProcess:
                 if answered:
                     self._health.beat()
                 up = metrics.SENTINEL_UP if self._settings.sentinel else metrics.REDIS_UP
-                up.labels(self._own.host).set(answered)
+                up.labels(self._name).set(answered)
                 await asyncio.sleep(WATCH_EVERY_S)
 
     @contextlib.asynccontextmanager
@@ -254,7 +255,7 @@ class NodeProcess:
             self.state.library_of = found.replication_id
 
     def _show(self, found: Replication) -> None:
-        node = self._own.host
+        node = self._name
         metrics.REDIS_MASTER.labels(node).set(found.role == "master")
         metrics.REDIS_LINK_UP.labels(node).set(found.link_up)
         metrics.REDIS_REPLICAS.labels(node).set(found.replicas)
@@ -270,9 +271,9 @@ class NodeProcess:
             self.state.hurried = True
         found = await ask_master(client, self._settings.service)
         self.state.watched = found
-        metrics.SENTINEL_MASTER_DOWN.labels(self._own.host).set(found.down)
-        metrics.SENTINEL_EPOCH.labels(self._own.host).set(found.config_epoch)
-        metrics.SENTINEL_OTHERS.labels(self._own.host).set(found.others)
+        metrics.SENTINEL_MASTER_DOWN.labels(self._name).set(found.down)
+        metrics.SENTINEL_EPOCH.labels(self._name).set(found.config_epoch)
+        metrics.SENTINEL_OTHERS.labels(self._name).set(found.others)
 
     # --- end
 

@@ -66,8 +66,7 @@ DNS_OPTIONS: Final = (
     {"name": "timeout", "value": "1"},
     {"name": "attempts", "value": "2"},
 )
-"""A Sentinel does nothing else while it looks up a name, and stops electing when that takes long. The nodes' names are
-whole ones, so that they need not be tried under other domains first."""
+"""Servers and Sentinels do nothing else while they look up a name, so that must not take long."""
 
 _BYTES: Final = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 

@@ -30,9 +30,13 @@ class SecretEntry:
 
 
 def redis_hosts(pipeline: Pipeline, defaults: Defaults) -> tuple[str, ...]:
-    """Name the nodes of the managed Redis, as DNS knows them."""
+    """Name the nodes of the managed Redis, as DNS knows them.
+
+    The dot at the end says that the name is whole. The name of a pod that is being replaced is gone for a moment, and
+    would be looked for in every search domain, again and again, by whoever has to find another master just then.
+    """
     service = child_name(pipeline.name, Component.REDIS)
-    domain = f"{service}.{pipeline.namespace}.svc.{defaults.cluster_domain}"
+    domain = f"{service}.{pipeline.namespace}.svc.{defaults.cluster_domain}."
     return tuple(f"{service}-{number}.{domain}" for number in range(REDIS_NODES))
 
 
