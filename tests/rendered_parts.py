@@ -63,6 +63,33 @@ PIPELINES: dict[str, dict[str, Any]] = {
     "model-map": {"inference": {"model": {"configMap": {"name": "momentum"}}}},
     "maintenance": {"maintenance": {"enabled": True, "reason": "new nodes"}},
 }
+SYSTEM = "rendered-restricted"
+"""Where the chart is installed; a namespace that enforces Pod Security "restricted"."""
+
+CHARTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "everything": {
+        "image": {"repository": "registry.example/sheetanchor", "digest": f"sha256:{'0' * 64}"},
+        "imagePullSecrets": [{"name": "registry"}],
+        "workloadImage": "registry.example/workloads:1",
+        "replicas": 3,
+        "logLevel": "debug",
+        "monitoring": {
+            "podMonitor": True,
+            "prometheusRule": True,
+            "labels": {"release": "prometheus"},
+            "namespaces": ["monitoring"],
+        },
+        "podAnnotations": {"example.com/team": "market"},
+        "nodeSelector": {"disk": "fast"},
+    },
+    "namespaced": {"watchNamespaces": [SYSTEM], "crds": {"keep": False}},
+    "bare": {
+        "crds": {"install": False},
+        "monitoring": {"annotations": False, "podMonitor": False, "prometheusRule": False},
+        "networkPolicy": {"enabled": False},
+    },
+}
 
 
 def manifests_of(spec: dict[str, Any], namespace: str = "market") -> list[Manifest]:
@@ -83,7 +110,19 @@ def manifests_of(spec: dict[str, Any], namespace: str = "market") -> list[Manife
 
 def rendered_chart(values: dict[str, Any], *flags: str) -> list[Manifest]:
     """Render the chart with values on top of its own."""
-    command = [program("helm"), "template", "sheetanchor", CHART, "-n", "sheetanchor-system", "-f", "-", *flags]
+    command = [
+        program("helm"),
+        "template",
+        "sheetanchor",
+        CHART,
+        "-n",
+        SYSTEM,
+        "-f",
+        "-",
+        "--kube-version",
+        "1.34.0",
+        *flags,
+    ]
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return [one for one in yaml.safe_load_all(done.stdout) if one]

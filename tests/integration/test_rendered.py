@@ -13,17 +13,21 @@ import pytest
 import yaml
 
 from apiserver import ApiServer
+from cluster.bed.host import reason_against_tools
 from cluster.bed.tools import program
 from operator_parts import define
 from pod_security import violations
-from rendered_parts import PIPELINES, Manifest, manifests_of, pod_specs
+from prometheus_parts import CHART, RULES, SCRAPE_FILE
+from rendered_parts import CHARTS, PIPELINES, SYSTEM, Manifest, manifests_of, pod_specs, rendered_chart
+
+pytestmark = pytest.mark.skipif(bool(reason_against_tools()), reason="helm and kube-score cannot be compiled")
 
 VERSIONS = ("1.31", "1.33", "1.35")
 IGNORED = yaml.safe_load((Path(__file__).parents[1] / "data" / "kube-score.yaml").read_text(encoding="utf-8"))
-OURS = ("sheetanchor.dev/", "monitoring.coreos.com/")
 PASSWORD = "password of"
 """What the generated passwords begin with here."""
 
+charts = pytest.mark.parametrize("name", CHARTS)
 pipelines = pytest.mark.parametrize("name", PIPELINES)
 
 
@@ -38,12 +42,12 @@ def test_a_pipelines_children_fit_the_schemas_of_kubernetes(name: str, version: 
 @pytest.mark.parametrize("name", [name for name in PIPELINES if name != "maintenance"])  # it has no pods on purpose
 def test_a_linter_finds_nothing_in_a_pipelines_children(name: str) -> None:
     """kube-score finds nothing but what the list of exceptions gives a reason for."""
-    assert score(manifests_of(PIPELINES[name])) == []
+    assert score(manifests_of(PIPELINES[name]), *IGNORED["everywhere"]) == []
 
 
-def score(manifests: list[Manifest]) -> list[str]:
+def score(manifests: list[Manifest], *ignored: str) -> list[str]:
     """Let kube-score judge; a CPU limit is no virtue here, a throttled workload misses its beat."""
-    flags = [flag for check in IGNORED for flag in ("--ignore-test", check)]
+    flags = [flag for check in ignored for flag in ("--ignore-test", check)]
     command = [program("kube-score"), "score", "--output-format", "ci", "--ignore-container-cpu-limit", *flags, "-"]
     done = subprocess.run(
         command, input=yaml.safe_dump_all(manifests), capture_output=True, text=True, timeout=60, check=False
@@ -101,11 +105,10 @@ def wildcards(manifests: list[Manifest]) -> list[str]:
 @pytest.fixture(scope="module")
 def restricted(apiserver: ApiServer) -> str:
     """A namespace that enforces Pod Security "restricted"."""
-    name = "rendered-restricted"
     define(apiserver)
-    apiserver.kubectl("create", "namespace", name)
-    apiserver.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
-    return name
+    apiserver.kubectl("create", "namespace", SYSTEM)
+    apiserver.kubectl("label", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=restricted")
+    return SYSTEM
 
 
 def dry_run(server: ApiServer, namespace: str, manifests: list[Manifest]) -> subprocess.CompletedProcess[str]:
@@ -155,3 +158,110 @@ def test_pod_security_is_at_work(apiserver: ApiServer, restricted: str) -> None:
 
     assert done.returncode != 0
     assert "violates PodSecurity" in done.stderr
+
+
+def known_to_kubernetes(manifests: list[Manifest]) -> list[Manifest]:
+    """Leave out what only the Prometheus operator defines."""
+    return [one for one in manifests if not one["apiVersion"].startswith("monitoring.coreos.com/")]
+
+
+def without_hooks(manifests: list[Manifest]) -> list[Manifest]:
+    """Leave out what lives for the second of a `helm test`."""
+    return [one for one in manifests if "helm.sh/hook" not in one["metadata"].get("annotations", {})]
+
+
+@charts
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_chart_fits_the_schemas_of_kubernetes(name: str, version: str) -> None:
+    """Whatever its values, the chart renders no unknown field and no wrong type."""
+    for one in known_to_kubernetes(rendered_chart(CHARTS[name])):
+        kubernetes_validate.validate(one, version, strict=True)
+
+
+@pytest.mark.parametrize("name", [name for name in CHARTS if name != "bare"])  # who wants no policies gets none
+def test_a_linter_finds_nothing_in_the_chart(name: str) -> None:
+    """kube-score finds nothing but what the list of exceptions gives a reason for."""
+    manifests = without_hooks(rendered_chart(CHARTS[name]))
+
+    assert score(manifests, *IGNORED["everywhere"], *IGNORED["chart"]) == []
+
+
+@charts
+def test_a_real_api_server_takes_the_chart(apiserver: ApiServer, restricted: str, name: str) -> None:
+    """Server-side, strictly validated, nothing is refused and nothing warned of."""
+    done = dry_run(apiserver, restricted, known_to_kubernetes(rendered_chart(CHARTS[name])))
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@charts
+def test_real_pod_security_takes_the_charts_pods(apiserver: ApiServer, restricted: str, name: str) -> None:
+    """Operator and test pod run in a namespace that enforces "restricted"."""
+    pods = pods_of(rendered_chart(CHARTS[name]), restricted)
+
+    done = dry_run(apiserver, restricted, pods)
+
+    assert [] == [line for pod in pods for line in violations(pod["spec"])]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@charts
+def test_the_chart_holds_no_secret_and_no_wildcard(name: str) -> None:
+    """It has nothing to keep secret, and its rights are listed one by one."""
+    manifests = rendered_chart(CHARTS[name])
+
+    assert [] == [one["metadata"]["name"] for one in manifests if one["kind"] == "Secret"]
+    assert [] == wildcards(manifests)
+
+
+def test_images_come_from_the_values() -> None:
+    """No image is named anywhere but in the values."""
+    manifests = rendered_chart(CHARTS["everything"])
+    containers = [one for pod in pod_specs(manifests).values() for one in pod["spec"]["containers"]]
+    arguments = [argument for one in containers for argument in one.get("args", ())]
+
+    assert {one["image"] for one in containers} == {f"registry.example/sheetanchor@sha256:{'0' * 64}"}
+    assert "--operator-image=registry.example/workloads:1" in arguments
+    assert "localhost/" not in json.dumps(manifests)
+
+
+def test_rules_reach_the_cluster_as_they_are() -> None:
+    """Each rule file is a PrometheusRule of the same content."""
+    shipped = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(RULES.glob("*.yaml"))]
+    manifests = rendered_chart(CHARTS["everything"])
+
+    objects = [one["spec"] for one in manifests if one["kind"] == "PrometheusRule"]
+
+    assert sorted(objects, key=str) == sorted(shipped, key=str)
+
+
+def test_both_ways_of_scraping_give_the_same_labels() -> None:
+    """The PodMonitor relabels as the plain configuration does, at the same interval."""
+    (job,) = yaml.safe_load(SCRAPE_FILE.read_text(encoding="utf-8"))["scrape_configs"]
+    (monitor,) = [one for one in rendered_chart(CHARTS["everything"]) if one["kind"] == "PodMonitor"]
+    plain = {
+        one["target_label"]: (one["source_labels"], one.get("replacement", "$1"))
+        for one in job["relabel_configs"]
+        if not one.get("target_label", "__").startswith("__")
+    }
+
+    for endpoint in monitor["spec"]["podMetricsEndpoints"]:
+        own = {
+            one["targetLabel"]: (one["sourceLabels"], one.get("replacement", "$1"))
+            for one in endpoint["relabelings"]
+            if "targetLabel" in one
+        }
+
+        assert own == plain
+        assert (endpoint["honorLabels"], endpoint["interval"]) == (job["honor_labels"], "15s")
+
+
+@pytest.mark.parametrize("name", ["pipeline.yaml", "recorded-market.yaml"])
+def test_a_real_api_server_takes_the_examples(apiserver: ApiServer, restricted: str, name: str) -> None:
+    """What a reader applies first is taken as it is, its pods by Pod Security too."""
+    manifests = [one for one in yaml.safe_load_all((CHART / "examples" / name).read_text(encoding="utf-8")) if one]
+    pods = pods_of(manifests, restricted)
+
+    done = [dry_run(apiserver, restricted, some) for some in (manifests, pods) if some]
+
+    assert [(0, "")] * len(done) == [(one.returncode, one.stderr) for one in done]
