@@ -51,7 +51,7 @@ KEEP_US: Final = 15 * SECOND_US
 """Whoever waits for a result finds it for at least this long."""
 
 LOOK_US: Final = SECOND_US
-"""How often to look at a state that is in doubt or not known."""
+"""How often to look at a state that is in doubt."""
 
 RUN_LOOK_US: Final = 5 * SECOND_US
 
@@ -261,8 +261,10 @@ def _decide(draft: Draft, symbol: str, sight: Sight) -> None:
         if wait is not None and dry is not None and not seen.lock_held:
             _start(draft, dry, [], dead)
             wait = None
-    if not sight.known or seen.suspect:
+    if sight.known and seen.suspect:
         draft.wakes.append(draft.now_us + LOOK_US)
+    elif waiting and not sight.known:
+        draft.wakes.append(draft.now_us + RUN_LOOK_US)
     draft.symbols[symbol] = _facts(draft, symbol, wait)
 
 

@@ -92,8 +92,8 @@ def test_state_in_doubt_is_rebuilt_although_nobody_asks() -> None:
 def test_state_that_nobody_knows_is_left_alone() -> None:
     """Without an answer of a processor nothing is asked for, but what others ask for is done."""
     world = World(answering=False)
-    world.settle()
-    assert [] == world.started
+    made = world.settle()
+    assert ([], None) == (world.started, made.wake_at_us)
 
     world.add("asked")
     world.settle()
