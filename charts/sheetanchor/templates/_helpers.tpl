@@ -1,77 +1,85 @@
-{{- define "sheetanchor.name" -}}
-{{- if contains "sheetanchor" .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-sheetanchor" .Release.Name | trunc 50 | trimSuffix "-" }}{{ end }}
-{{- end }}
+{{- define "sheetanchor.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
 
-{{/* Cluster-wide objects carry the namespace, so that two releases do not meet. */}}
+{{/* Name of the operator's objects, and of its Lease. */}}
+{{- define "sheetanchor.operator" -}}
+{{- printf "%s-operator" (include "sheetanchor.fullname" .) -}}
+{{- end -}}
+
+{{/* Cluster-wide objects of two installations must not meet. */}}
 {{- define "sheetanchor.clusterName" -}}
-{{- printf "%s-%s-operator" .Release.Namespace (include "sheetanchor.name" .) | trunc 63 | trimSuffix "-" }}
-{{- end }}
+{{- printf "%s-%s" .Release.Namespace (include "sheetanchor.operator" .) | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "sheetanchor.account" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "sheetanchor.operator" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.name: name the account that the operator runs under, or let serviceAccount.create be true" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "sheetanchor.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{- printf "%s@%s" .repository .digest -}}
+{{- else -}}
+{{- printf "%s:%s" .repository (default $.Chart.AppVersion .tag) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 
 {{- define "sheetanchor.selector" -}}
 app.kubernetes.io/name: sheetanchor
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
-{{- end }}
+{{- end -}}
 
-{{- define "sheetanchor.labels" -}}
-{{ include "sheetanchor.selector" . }}
+{{/* What every object carries but the labels that select pods. */}}
+{{- define "sheetanchor.origin" -}}
 app.kubernetes.io/part-of: sheetanchor
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
-{{- end }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
 
-{{- define "sheetanchor.image" -}}
-{{- if .Values.image.digest }}{{ .Values.image.repository }}@{{ .Values.image.digest }}{{ else }}{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
-{{- end }}
+{{- define "sheetanchor.labels" -}}
+{{ include "sheetanchor.selector" . }}
+{{ include "sheetanchor.origin" . }}
+{{- end -}}
 
-{{/* Whether the Prometheus operator's objects are wanted: true, false, or auto. Arguments: root, the value. */}}
+{{- define "sheetanchor.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "sheetanchor.containerSecurity" -}}
+allowPrivilegeEscalation: false
+privileged: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* "true" if an object of the Prometheus operator is wanted; takes the root and the value true, false or auto. */}}
 {{- define "sheetanchor.wanted" -}}
-{{- $root := index . 0 }}{{ $value := index . 1 | toString }}
-{{- if or (eq $value "true") (and (eq $value "auto") ($root.Capabilities.APIVersions.Has "monitoring.coreos.com/v1")) }}yes{{ end }}
-{{- end }}
-
-{{/* What the operator does to a namespace with pipelines. */}}
-{{- define "sheetanchor.rules" -}}
-- apiGroups: [sheetanchor.dev]
-  resources: [predictionpipelines]
-  verbs: [get, list, watch, patch]
-- apiGroups: [sheetanchor.dev]
-  resources: [reanchors]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [sheetanchor.dev]
-  resources: [predictionpipelines/status, reanchors/status]
-  verbs: [get, patch]
-# Owner references that block deletion may only be set by who may update the owner's finalizers.
-- apiGroups: [sheetanchor.dev]
-  resources: [predictionpipelines/finalizers, reanchors/finalizers]
-  verbs: [update]
-- apiGroups: [""]
-  resources: [serviceaccounts, configmaps, secrets, services]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [""]
-  resources: [pods, events]
-  verbs: [get, list, watch]
-- apiGroups: [""]
-  resources: [persistentvolumeclaims]
-  verbs: [get]
-- apiGroups: [apps]
-  resources: [deployments, statefulsets]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [batch]
-  resources: [jobs]
-  verbs: [get, list, watch, create, delete]
-- apiGroups: [policy]
-  resources: [poddisruptionbudgets]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [networking.k8s.io]
-  resources: [networkpolicies]
-  verbs: [get, list, watch, create, patch, delete]
-# For the processors' right to create ReAnchors, which the operator therefore holds itself.
-- apiGroups: [rbac.authorization.k8s.io]
-  resources: [roles, rolebindings]
-  verbs: [get, list, watch, create, patch, delete]
-- apiGroups: [events.k8s.io]
-  resources: [events]
-  verbs: [create, patch]
-{{- end }}
+{{- $value := index . 1 | toString -}}
+{{- if eq $value "true" -}}true
+{{- else if and (eq $value "auto") ((index . 0).Capabilities.APIVersions.Has "monitoring.coreos.com/v1") -}}true
+{{- end -}}
+{{- end -}}
