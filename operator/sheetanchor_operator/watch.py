@@ -15,7 +15,7 @@ from typing import Any, Final
 import kopf
 
 from sheetanchor_operator.cluster import CHILDREN, JOB, NODE, PIPELINE, POD, REANCHOR, Kind
-from sheetanchor_operator.names import KOPF_PREFIX, PIPELINE_LABEL
+from sheetanchor_operator.names import FIELD_MANAGER, KOPF_PREFIX, PIPELINE_LABEL
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ INACTIVITY_S: Final = 70.0
 
 BACKOFFS_S: Final = (1, 1, 2, 3, 5)
 """A watch that is refused for longer than the Lease may go without renewal ends the operator, which begins anew."""
+
+IDLE_S: Final = 0.1
+"""kopf keeps a task for each object for this long after its last event; its five seconds are memory for nothing."""
 
 CHUNK: Final = 500
 STOP_WITHIN_S: Final = 5.0
@@ -86,6 +89,8 @@ class Watches:
 
     async def _watch(self) -> None:
         where: dict[str, Any] = {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
+        # kopf would else ask for the name of the user that it runs as, and the image has none for its number.
+        where["identity"] = FIELD_MANAGER
         try:
             await kopf.operator(
                 registry=self._registry(), settings=self._settings(), standalone=True, stop_flag=self._stop, **where
@@ -117,6 +122,7 @@ class Watches:
         settings.persistence.finalizer = f"{KOPF_PREFIX}/finalizer"
         settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=KOPF_PREFIX, v1=False)
         settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=KOPF_PREFIX, v1=False)
+        settings.queueing.idle_timeout = IDLE_S
         settings.watching.server_timeout = SERVER_TIMEOUT_S
         settings.watching.client_timeout = CLIENT_TIMEOUT_S
         settings.watching.connect_timeout = CONNECT_TIMEOUT_S
