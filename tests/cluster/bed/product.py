@@ -35,6 +35,7 @@ def archive() -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / f"{kind.NAME}.tar"  # another checkout's image is another one
     script = kind.CHECKOUT / "workloads" / "image.sh"
+    log("image").unlink(missing_ok=True)
     run("bash", script, IMAGE, path, within_s=IMAGE_WITHIN_S, folder=kind.CHECKOUT, log=log("image"))
     return path
 
@@ -62,6 +63,8 @@ def install(name: str, *options: str) -> str:
     repository, _, tag = name.rpartition(":")
     say("installing the chart")
     command = ["upgrade", RELEASE, str(CHART), "--install", "--namespace", NAMESPACE, "--create-namespace"]
+    # Definitions that somebody applied by hand, or another release left, become this one's.
+    command.append("--take-ownership")
     values = ["--set", f"image.repository={repository}", "--set-string", f"image.tag={tag}"]
     limit = ["--wait", "--timeout", f"{INSTALL_WITHIN_S - 20}s"]
     return helm(*command, *values, *options, *limit)
