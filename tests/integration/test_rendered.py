@@ -218,10 +218,10 @@ def test_images_come_from_the_values() -> None:
     """No image is named anywhere but in the values."""
     manifests = rendered_chart(CHARTS["everything"])
     containers = [one for pod in pod_specs(manifests).values() for one in pod["spec"]["containers"]]
-    arguments = [argument for one in containers for argument in one.get("args", ())]
+    variables = {one["name"]: one.get("value") for container in containers for one in container.get("env", ())}
 
     assert {one["image"] for one in containers} == {f"registry.example/sheetanchor@sha256:{'0' * 64}"}
-    assert "--operator-image=registry.example/workloads:1" in arguments
+    assert variables["SHEETANCHOR_OPERATOR_IMAGE"] == "registry.example/workloads:1"
     assert "localhost/" not in json.dumps(manifests)
 
 
