@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sheetanchor_operator.names import PIPELINE_KIND, PIPELINE_LABEL, REANCHOR_KIND, TOPOLOGY_ZONE
@@ -14,6 +15,7 @@ Body = Mapping[str, Any]
 Key = tuple[str, str]
 """Namespace and name of a pipeline."""
 
+NODE_KIND: Final = "Node"
 _UNUSED_METADATA: Final = ("managedFields", "selfLink")
 
 
@@ -27,6 +29,9 @@ def slim(body: Body) -> Body:
     """Leave out what is never looked at, and every value of a Secret."""
     metadata = {name: value for name, value in body["metadata"].items() if name not in _UNUSED_METADATA}
     kept = {**body, "metadata": metadata}
+    if body.get("kind") == NODE_KIND:
+        # Only their zones are looked at, and kubelets write their statuses all the time.
+        return {"kind": NODE_KIND, "apiVersion": body.get("apiVersion"), "metadata": metadata}
     if body.get("kind") == "Secret":
         # The keys are needed to say which one is missing; the values are nobody's business here.
         kept["data"] = dict.fromkeys(body.get("data") or {}, "")
@@ -47,51 +52,85 @@ def pipeline_of(body: Body) -> Key | None:
     return (namespace, name) if name else None
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An object as it is kept: as JSON, which is a fifth of what the same takes as values.
+
+    Attributes:
+        key: The pipeline that it belongs to, None if to none.
+        version: Its resource version as a number.
+    """
+
+    uid: str
+    version: int
+    key: Key | None
+    text: bytes
+
+
 class Cache:
     """Objects by kind, namespace and name."""
 
     def __init__(self) -> None:
-        self._objects: dict[str, dict[Key, Body]] = defaultdict(dict)
-        self._by_pipeline: dict[Key, dict[tuple[str, str], Body]] = defaultdict(dict)
+        self._objects: dict[str, dict[Key, Entry]] = defaultdict(dict)
+        self._by_pipeline: dict[Key, set[tuple[str, str]]] = defaultdict(set)
+        self._node_zones: dict[str, str] = {}
 
     def put(self, body: Body) -> Key | None:
         """Take an object in, unless a newer version of it is known; gives the pipeline that it belongs to."""
         kind, metadata = body["kind"], body["metadata"]
-        place = (metadata.get("namespace", ""), metadata["name"])
+        place, uid, version = (
+            (metadata.get("namespace", ""), metadata["name"]),
+            metadata.get("uid", ""),
+            version_of(body),
+        )
         known = self._objects[kind].get(place)
-        if known is not None and known["metadata"].get("uid") == metadata.get("uid"):
-            if version_of(known) > version_of(body):
-                return pipeline_of(known)
-        elif known is not None:
+        if known is not None and known.uid == uid and known.version > version:
+            return known.key
+        key = pipeline_of(body)
+        if known is not None and known.key != key:
             self.drop(kind, *place)
-        kept = slim(body)
-        self._objects[kind][place] = kept
-        key = pipeline_of(kept)
+        text = json.dumps(slim(body), separators=(",", ":")).encode()
+        self._objects[kind][place] = Entry(uid, version, key, text)
         if key is not None:
-            self._by_pipeline[key][kind, place[1]] = kept
+            self._by_pipeline[key].add((kind, place[1]))
+        if kind == NODE_KIND:
+            self._note_zone(place[1], (metadata.get("labels") or {}).get(TOPOLOGY_ZONE, ""))
         return key
+
+    def _note_zone(self, node: str, zone: str) -> None:
+        zones = {**self._node_zones, node: zone}
+        self._node_zones = {name: one for name, one in zones.items() if one}
 
     def drop(self, kind: str, namespace: str, name: str) -> Key | None:
         """Forget an object; gives the pipeline that it belonged to."""
         known = self._objects[kind].pop((namespace, name), None)
-        key = pipeline_of(known) if known is not None else None
-        if key is not None:
-            self._by_pipeline[key].pop((kind, name), None)
-            if not self._by_pipeline[key]:
-                del self._by_pipeline[key]
-        return key
+        if known is None:
+            return None
+        if kind == NODE_KIND:
+            self._note_zone(name, "")
+        if known.key is not None:
+            self._by_pipeline[known.key].discard((kind, name))
+            if not self._by_pipeline[known.key]:
+                del self._by_pipeline[known.key]
+        return known.key
 
     def get(self, kind: str, namespace: str, name: str) -> Body | None:
         """Give an object, None if it is not known."""
+        known = self._objects[kind].get((namespace, name))
+        return None if known is None else json.loads(known.text)
+
+    def entry(self, kind: str, namespace: str, name: str) -> Entry | None:
+        """Give what is known of an object without reading it, None if it is not known."""
         return self._objects[kind].get((namespace, name))
 
-    def places(self, kind: str) -> dict[Key, Body]:
-        """Give all objects of a kind by namespace and name."""
+    def places(self, kind: str) -> dict[Key, Entry]:
+        """Give what is known of all objects of a kind by namespace and name."""
         return dict(self._objects[kind])
 
     def of(self, key: Key) -> dict[tuple[str, str], Body]:
         """Give everything that belongs to a pipeline, itself included, by kind and name."""
-        return dict(self._by_pipeline.get(key, {}))
+        places = self._by_pipeline.get(key, ())
+        return {(kind, name): json.loads(self._objects[kind][key[0], name].text) for kind, name in places}
 
     def pipelines(self) -> list[Key]:
         """Name all pipelines."""
@@ -99,11 +138,7 @@ class Cache:
 
     def node_zones(self) -> dict[str, str]:
         """Give the zone of each node that has one."""
-        zones = {
-            node["metadata"]["name"]: (node["metadata"].get("labels") or {}).get(TOPOLOGY_ZONE, "")
-            for node in self._objects["Node"].values()
-        }
-        return {name: zone for name, zone in zones.items() if zone}
+        return self._node_zones
 
 
 def content_hash(body: Body) -> str:

@@ -256,9 +256,10 @@ class Cluster:
                 return None
             raise
 
-    async def warnings(self, namespace: str, limit: int = 200) -> list[Body]:
-        """Read recent Warning events of a namespace."""
-        query = {"fieldSelector": "type=Warning", "limit": str(limit)}
+    async def warnings(self, namespace: str, kind: str, name: str, limit: int = 20) -> list[Body]:
+        """Read Warning events about an object."""
+        about = f"type=Warning,involvedObject.kind={kind},involvedObject.name={name}"
+        query = {"fieldSelector": about, "limit": str(limit)}
         found = await self.ask("GET", f"/api/v1/namespaces/{quote(namespace)}/events", query=query)
         return list(found.get("items") or ())
 

@@ -119,9 +119,9 @@ class Leader:
         """Take in what a watch has seen."""
         kind, metadata = body["kind"], body["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
-        known = self._cache.get(kind, namespace, name)
+        known = self._cache.entry(kind, namespace, name)
         if event == "DELETED":
-            if known is None or known["metadata"].get("uid") != metadata.get("uid"):
+            if known is None or known.uid != metadata.get("uid"):
                 return
             key = self._cache.drop(kind, namespace, name)
         else:
@@ -129,7 +129,7 @@ class Leader:
             key = self._cache.put(body)
             if zones is not None and zones == self._cache.node_zones():
                 return
-            if known is not None and version_of(known) >= version_of(body):
+            if known is not None and known.uid == metadata.get("uid") and known.version >= version_of(body):
                 return
         if kind == NODE.name:
             self._wake_all()
@@ -137,7 +137,7 @@ class Leader:
             self._wake(key)
 
     def _wake(self, key: Key) -> None:
-        if self._cache.get(PIPELINE.name, *key) is None and key not in self._known():
+        if self._cache.entry(PIPELINE.name, *key) is None and key not in self._known():
             return
         self._schedule.wake(key, self._now_s)
         self._news.set()
@@ -216,10 +216,10 @@ class Leader:
         }
         await asyncio.sleep(grace_s)
         now = self._cache.places(kind.name)
-        missed = [place for place, version in listed.items() if place in now and version_of(now[place]) < version]
+        missed = [place for place, version in listed.items() if place in now and now[place].version < version]
         missed += [place for place in listed if place not in now and place not in before and kind is PIPELINE]
-        for place, body in before.items():
-            if place not in listed and now.get(place) is body:
+        for place, entry in before.items():
+            if place not in listed and now.get(place) is entry:
                 missed.append(place)
                 key = self._cache.drop(kind.name, *place)
                 if key is not None:

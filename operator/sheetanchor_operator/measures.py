@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sheetanchor_operator import metrics
 from sheetanchor_operator.cache import Key
-from sheetanchor_operator.names import REANCHOR_KIND, Component, Condition, Phase
+from sheetanchor_operator.names import Component, Condition, Phase
 
 FINAL: Final = ("Succeeded", "Failed", "Skipped")
 _RUN: Final = ("Succeeded", "Failed")
@@ -30,13 +30,13 @@ class Measures:
         """Name the pipelines that are measured."""
         return list(self._phases)
 
-    def take(self, key: Key, status: Mapping[str, Any], mine: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
+    def take(self, key: Key, status: Mapping[str, Any], reanchors: Sequence[Mapping[str, Any]]) -> None:
         """Take a status in.
 
         Args:
             key: The pipeline.
             status: As it is now.
-            mine: What belongs to it, by kind and name.
+            reanchors: Its ReAnchors.
         """
         phase = str(status.get("phase", ""))
         self._phase(key, phase)
@@ -50,7 +50,7 @@ class Measures:
             counts = status.get(field) or {}
             metrics.REPLICAS.labels(*key, str(component)).set(counts.get("replicas", 0))
             metrics.READY_REPLICAS.labels(*key, str(component)).set(counts.get("ready", 0))
-        self._success_rate(key, [body for (kind, _), body in mine.items() if kind == REANCHOR_KIND])
+        self._success_rate(key, reanchors)
 
     def _phase(self, key: Key, phase: str) -> None:
         now_s = time.monotonic()
@@ -62,7 +62,7 @@ class Measures:
         for known in Phase:
             metrics.PHASE.labels(*key, str(known)).set(known == phase)
 
-    def _success_rate(self, key: Key, reanchors: list[Mapping[str, Any]]) -> None:
+    def _success_rate(self, key: Key, reanchors: Sequence[Mapping[str, Any]]) -> None:
         ends = [(body.get("status") or {}).get("phase") for body in reanchors]
         ran = [end for end in ends if end in _RUN]
         if ran:

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from sheetanchor_operator.cache import Cache, Key, content_hash
+from sheetanchor_operator.cache import Cache, Key, content_hash, slim
 from sheetanchor_operator.children import Defaults, Manifest, children
 from sheetanchor_operator.children.needs import claims_needed, config_maps_needed, secrets_needed
 from sheetanchor_operator.children.redis import CREATE_ONLY
 from sheetanchor_operator.cluster import CHILDREN, JOB, KINDS, PIPELINE, POD, REANCHOR, ApiRefused, Body, Cluster
-from sheetanchor_operator.drift import digest, needs_apply, stamped
+from sheetanchor_operator.drift import APPLIED, needs_apply, stamped
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.measures import Measures
+from sheetanchor_operator.names import FIELD_MANAGER
 from sheetanchor_operator.observed import Observed, Refusal
 from sheetanchor_operator.publish import Publisher
 from sheetanchor_operator.reanchor_plan import Plan
@@ -37,12 +38,13 @@ PER_PIPELINE_S: Final = 0.05
 REFUSED_AGAIN_S: Final = 20.0
 """A manifest that was refused is tried again after this time, or when it has changed."""
 
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 _CHILD_KINDS: Final = frozenset(kind.name for kind in CHILDREN)
 
 
 @dataclass(slots=True)
 class _Applied:
-    """What became of the last write of a child: of which manifest, and the version that came of it."""
+    """What became of a child: which manifest it was last found to agree with, and in which version."""
 
     digest: str
     version: str = ""
@@ -66,6 +68,7 @@ class Reconciler:
     defaults: Defaults
     resync_s: float = 10.0
     _applied: dict[tuple[str, str, str], _Applied] = field(default_factory=dict)
+    _unsound: set[Key] = field(default_factory=set)
 
     async def reconcile(self, key: Key) -> float | None:
         """Look at a pipeline once.
@@ -87,10 +90,9 @@ class Reconciler:
         except BadSpec as error:
             await self._write_status(body, refused_status(body, str(error), _now_us()))
             return self.resync_s
-        observed = await self._observe(pipeline, key)
+        observed = await self._observe(pipeline, self.cache.of(key))
         if not pipeline.paused:
-            refusals = await self._keep(pipeline, observed)
-            observed = replace(observed, refusals=refusals, children=self._children(key))
+            observed = await self._keep(pipeline, observed)
         decided = plan(pipeline, observed, self.defaults)
         acted = await self._carry_out(pipeline, decided)
         if not acted:
@@ -99,37 +101,36 @@ class Reconciler:
         events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
         if await self._write_status(body, status):
             await self._tell(pipeline.namespace, (*events, *decided.events))
-        self.measures.take(key, status, self.cache.of(key))
-        return self._next_look(decided, status)
+        self.measures.take(key, status, observed.reanchors)
+        return self._next_look(key, decided, status)
 
     def _forget(self, key: Key) -> None:
         self.measures.forget(key)
         namespace, name = key
         for place in [p for p in self._applied if p[1] == namespace and p[2].startswith(f"{name}-")]:
-            if self.cache.get(*place) is None:
-                del self._applied[place]
+            del self._applied[place]
+        self._unsound.discard(key)
 
-    def _next_look(self, decided: Plan, status: Mapping[str, Any]) -> float:
+    def _next_look(self, key: Key, decided: Plan, status: Mapping[str, Any]) -> float:
         sound = status.get("phase") in ("Running", "Suspended", "Maintenance", "Paused")
-        least_s = PER_PIPELINE_S * len(self.cache.pipelines())
+        (self._unsound.discard if sound else self._unsound.add)(key)
+        least_s = PER_PIPELINE_S * len(self.cache.pipelines() if sound else self._unsound)
         wait_s = max(self.resync_s if sound else UNSOUND_S, least_s) * (0.9 + 0.2 * random.random())
         if decided.wake_at_us is not None:
-            wait_s = min(wait_s, max(0.0, (decided.wake_at_us - _now_us()) / 1e6))
+            wake_s = (decided.wake_at_us - _now_us()) / 1e6
+            # A pipeline that is in doubt wants a look every second: many of them take turns.
+            wait_s = min(wait_s, max(0.0 if sound else least_s, wake_s))
         return wait_s
 
     # Observing
 
-    def _children(self, key: Key) -> dict[tuple[str, str], Mapping[str, Any]]:
-        return {place: body for place, body in self.cache.of(key).items() if place[0] in _CHILD_KINDS}
-
-    async def _observe(self, pipeline: Pipeline, key: Key) -> Observed:
-        mine = self.cache.of(key)
+    async def _observe(self, pipeline: Pipeline, mine: Mapping[tuple[str, str], Mapping[str, Any]]) -> Observed:
         pods = tuple(body for (kind, _), body in sorted(mine.items()) if kind == POD.name)
         answers, needs = await asyncio.gather(self.workloads.ask(pods, pipeline.spec.symbols), self._needs(pipeline))
         zones = self.cache.node_zones()
         return Observed(
             now_us=_now_us(),
-            children=self._children(key),
+            children=_children(mine),
             pods=pods,
             zones=tuple(sorted(set(zones.values()))),
             node_zones=zones,
@@ -165,44 +166,52 @@ class Reconciler:
         }
 
     async def _warnings(self, pipeline: Pipeline, mine: Mapping[tuple[str, str], Any]) -> tuple[Body, ...]:
-        """Read the namespace's Warning events, but only while something is wrong with the children."""
-        workloads = [body for (kind, _), body in mine.items() if kind in ("Deployment", "StatefulSet")]
-        wanted = sum(int((body.get("spec") or {}).get("replicas", 1)) for body in workloads)
-        ready = sum(int((body.get("status") or {}).get("readyReplicas", 0)) for body in workloads)
-        if ready >= wanted:
-            return ()
-        found = await self.cluster.warnings(pipeline.namespace)
-        own = [one for one in found if str(one["involvedObject"].get("name", "")).startswith(f"{pipeline.name}-")]
-        return tuple(sorted(own, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or "")))
+        """Read why a StatefulSet makes no pods, while it does not: unlike a Deployment it does not say so itself."""
+        found = []
+        for (kind, name), body in sorted(mine.items()):
+            wanted = int((body.get("spec") or {}).get("replicas", 1)) if kind == "StatefulSet" else 0
+            if int((body.get("status") or {}).get("replicas", 0)) < wanted:
+                found += await self.cluster.warnings(pipeline.namespace, kind, name)
+        return tuple(sorted(found, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or "")))
 
     # Applying
 
-    async def _keep(self, pipeline: Pipeline, observed: Observed) -> tuple[Refusal, ...]:
-        """Make the children be as they should; gives what the API server would not do."""
+    async def _keep(self, pipeline: Pipeline, observed: Observed) -> Observed:
+        """Make the children be as they should; gives what is there then, and what the API server would not do."""
         desired = [stamped(manifest) for manifest in children(pipeline, observed, self.defaults)]
-        refusals = [await self._apply(manifest, observed) for manifest in desired]
+        live, refusals = dict(observed.children), []
+        for manifest in desired:
+            done = await self._apply(manifest, observed)
+            if isinstance(done, Refusal):
+                refusals.append(done)
+            elif done is not None:
+                live[manifest["kind"], manifest["metadata"]["name"]] = done
         wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
-        for (kind, name), live in observed.children.items():
-            if (kind, name) not in wanted and _is_ours(live, pipeline):
+        for (kind, name), body in observed.children.items():
+            if (kind, name) not in wanted and _is_ours(body, pipeline):
                 log.info("%s %s/%s is not wanted any more", kind, pipeline.namespace, name)
-                await self.cluster.delete(KINDS[kind], pipeline.namespace, name, live["metadata"]["uid"])
-        return tuple(refusal for refusal in refusals if refusal is not None)
+                await self.cluster.delete(KINDS[kind], pipeline.namespace, name, body["metadata"]["uid"])
+        return replace(observed, refusals=tuple(refusals), children=live)
 
-    async def _apply(self, manifest: Manifest, observed: Observed) -> Refusal | None:
+    async def _apply(self, manifest: Manifest, observed: Observed) -> Refusal | Mapping[str, Any] | None:
+        """Write a child if it needs it; gives it as written, or why not, None if there was nothing to do."""
         metadata = manifest["metadata"]
         kind, namespace, name = manifest["kind"], metadata["namespace"], metadata["name"]
         live = observed.child(kind, name)
-        once = CREATE_ONLY in (metadata.get("annotations") or {})
-        if live is not None and (once or not needs_apply(manifest, live)):
+        once = CREATE_ONLY in metadata["annotations"]
+        if live is not None and once:
             return None
         place, now_s = (kind, namespace, name), time.monotonic()
-        content = kind if once else digest(manifest)
+        content = kind if once else metadata["annotations"][APPLIED]
         last = self._applied.get(place)
         if last is not None and last.digest == content:
             if last.refusal is not None and now_s < last.again_s:
                 return last.refusal
             if live is not None and last.version == live["metadata"].get("resourceVersion"):
                 return None
+        if live is not None and not needs_apply(manifest, live):
+            self._applied[place] = _Applied(content, str(live["metadata"].get("resourceVersion")))
+            return None
         try:
             written = await (self.cluster.create(manifest) if once else self.cluster.apply(manifest))
         except ApiRefused as error:
@@ -215,7 +224,7 @@ class Reconciler:
         self.cache.put(written)
         self._applied[place] = _Applied(content, str(written["metadata"]["resourceVersion"]))
         log.info("%s %s/%s %s", kind, namespace, name, "created" if live is None else "put right")
-        return None
+        return slim(written)
 
     # Re-anchors
 
@@ -289,6 +298,10 @@ def _whole(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, A
     return whole
 
 
+def _children(mine: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    return {place: body for place, body in mine.items() if place[0] in _CHILD_KINDS}
+
+
 def _owner(pipeline: Pipeline) -> Body:
     return {
         "apiVersion": PIPELINE.api_version,
@@ -303,6 +316,8 @@ def _owner(pipeline: Pipeline) -> Body:
 def _is_ours(live: Mapping[str, Any], pipeline: Pipeline) -> bool:
     metadata = live["metadata"]
     if CREATE_ONLY in (metadata.get("annotations") or {}) or "deletionTimestamp" in metadata:
+        return False
+    if (metadata.get("labels") or {}).get(MANAGED_BY) != FIELD_MANAGER:
         return False
     return any(owner.get("uid") == pipeline.uid for owner in metadata.get("ownerReferences") or ())
 

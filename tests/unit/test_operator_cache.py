@@ -1,0 +1,108 @@
+"""What the operator remembers of the cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sheetanchor_operator.cache import Cache, slim
+
+KEY = ("shop", "btc")
+
+
+def body(kind: str = "Deployment", name: str = "btc-infer", version: int = 1, **more: Any) -> dict[str, Any]:
+    metadata = {
+        "name": name,
+        "namespace": "shop",
+        "uid": more.pop("uid", f"uid-of-{name}"),
+        "resourceVersion": str(version),
+        "labels": {"sheetanchor.dev/pipeline": more.pop("pipeline", "btc")},
+        "managedFields": [{"manager": "x"}],
+    }
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata, **more}
+
+
+def node(name: str, zone: str) -> dict[str, Any]:
+    labels = {"topology.kubernetes.io/zone": zone} if zone else {}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}, "status": {"big": True}}
+
+
+def test_objects_are_found_by_their_pipeline() -> None:
+    """A pipeline's objects are what carries its label, ReAnchors what names it."""
+    cache = Cache()
+    cache.put(body())
+    cache.put(body("Service", "btc-redis"))
+    cache.put(body("Pod", "other-1", pipeline="other"))
+    wish = body("ReAnchor", "wish", spec={"pipeline": "btc"})
+    del wish["metadata"]["labels"]
+
+    cache.put(wish)
+
+    assert {("Deployment", "btc-infer"), ("Service", "btc-redis"), ("ReAnchor", "wish")} == set(cache.of(KEY))
+
+
+def test_an_older_version_changes_nothing() -> None:
+    """An event that comes after the answer to a later write is not believed."""
+    cache = Cache()
+    cache.put(body(version=9, spec={"replicas": 2}))
+
+    cache.put(body(version=8, spec={"replicas": 1}))
+
+    found = cache.get("Deployment", "shop", "btc-infer")
+    assert found is not None
+    assert 2 == found["spec"]["replicas"]
+
+
+def test_another_object_of_the_same_name_is_believed() -> None:
+    """What was deleted and made again has a uid of its own, whatever its version."""
+    cache = Cache()
+    cache.put(body(version=9, uid="first"))
+
+    cache.put(body(version=3, uid="second"))
+
+    entry = cache.entry("Deployment", "shop", "btc-infer")
+    assert entry is not None
+    assert "second" == entry.uid
+
+
+def test_an_object_that_changes_its_pipeline_moves() -> None:
+    """With its label an object leaves one pipeline and joins another."""
+    cache = Cache()
+    cache.put(body(version=1))
+
+    cache.put(body(version=2, pipeline="eth"))
+
+    assert ({}, {("Deployment", "btc-infer")}) == (cache.of(KEY), set(cache.of(("shop", "eth"))))
+
+
+def test_what_is_dropped_is_gone() -> None:
+    """After the last of its objects nothing of a pipeline is kept."""
+    cache = Cache()
+    cache.put(body())
+
+    key = cache.drop("Deployment", "shop", "btc-infer")
+
+    assert (KEY, {}, None) == (key, cache.of(KEY), cache.get("Deployment", "shop", "btc-infer"))
+    assert None is cache.drop("Deployment", "shop", "btc-infer")
+
+
+def test_no_value_of_a_secret_is_kept() -> None:
+    """Of a Secret only the names of its entries are known, and of no object who manages its fields."""
+    kept = slim(body("Secret", "btc-redis", data={"infer": "c2VzYW1l"}, stringData={"x": "sesame"}))
+
+    assert {"infer": ""} == kept["data"]
+    assert "sesame" not in str(kept)
+    assert "managedFields" not in kept["metadata"]
+
+
+def test_zones_follow_the_nodes() -> None:
+    """A node that goes or loses its label takes its zone with it; of its status nothing is kept."""
+    cache = Cache()
+    for name, zone in (("n1", "a"), ("n2", "b"), ("n3", "")):
+        cache.put(node(name, zone))
+    assert {"n1": "a", "n2": "b"} == cache.node_zones()
+
+    cache.put(node("n1", ""))
+    cache.drop("Node", "", "n2")
+
+    assert {} == cache.node_zones()
+    assert "status" not in (cache.get("Node", "", "n3") or {})
