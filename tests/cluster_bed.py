@@ -119,8 +119,7 @@ class Cluster:
     def tag_image(self, name: str, other: str) -> None:
         """Give an image on the nodes one more name."""
         for node in self.zones.values():
-            command = ["ctr", "--namespace", "k8s.io", "images", "tag", "--force", name, other]
-            kind.podman("exec", node, *command)
+            kind.tag(node, name, other)
 
     def _container(self, zone: str) -> str:
         assert not self.given, "machines of a cluster that was not made here cannot be switched off"

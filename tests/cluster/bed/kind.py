@@ -192,19 +192,21 @@ def route_to_pods() -> None:
         run("ip", "route", "replace", network, "via", address, within_s=10)
 
 
-def load(archive: Path) -> None:
-    """Give an image's archive to the workers' container runtime, unless they have it."""
-    mark = f"/kind/loaded-{digest(_contents(archive))}"
+def load(archive: Path, name: str = "", other: str = "") -> None:
+    """Give an image's archive to the workers' container runtime, unless they have it; and the image one more name."""
+    mark = f"/kind/loaded-{digest(contents(archive), other)}"
     lacking = [node for node in zones().values() if not succeeds_in(node, "test", "-e", mark)]
     if not lacking:
         return
     say(f"loading {archive.name} of {archive.parent.name} into {len(lacking)} nodes")
     kind("load", "image-archive", archive, "--name", NAME, "--nodes", ",".join(lacking), within_s=300)
     for node in lacking:
+        if name:
+            tag(node, name, other)
         podman("exec", node, "touch", mark)
 
 
-def _contents(archive: Path) -> str:
+def contents(archive: Path) -> str:
     """Return what an image's archive says of its contents: digests of all its parts, and its names."""
     with tarfile.open(archive) as parts:
         for name in ("manifest.json", "index.json"):  # docker's form, the OCI's form
@@ -212,6 +214,11 @@ def _contents(archive: Path) -> str:
                 if found := parts.extractfile(name):
                     return found.read().decode()
     raise BedError(f"{archive} is no image's archive")
+
+
+def tag(node: str, name: str, other: str) -> None:
+    """Give an image on a node one more name."""
+    podman("exec", node, "ctr", "--namespace", "k8s.io", "images", "tag", "--force", name, other)
 
 
 def succeeds_in(node: str, *command: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.bed import given, kind
-from cluster.bed.cache import root
+from cluster.bed.cache import digest, root
 from cluster.bed.run import BedError, run, say
 from cluster.bed.tools import log, tool_path
 
@@ -41,11 +41,16 @@ def archive() -> Path:
 
 
 def image() -> str:
-    """Have the product's image on the nodes and return its name; on a given cluster it is only named."""
+    """Have the product's image on the nodes and return its name; on a given cluster it is only named.
+
+    The name changes with the contents: under the same name no running pod would be replaced by a newer one.
+    """
     if given.kubeconfig():
         return given.image()
-    kind.load(archive())
-    return IMAGE
+    path = archive()
+    name = f"{IMAGE}-{digest(kind.contents(path))}"
+    kind.load(path, IMAGE, name)
+    return name
 
 
 def helm(*arguments: str | Path, within_s: float = INSTALL_WITHIN_S) -> str:
