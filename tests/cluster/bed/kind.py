@@ -30,6 +30,8 @@ ZONE_LABEL = "topology.kubernetes.io/zone"
 # The image that this version of kind was released with.
 PUBLIC_IMAGE = "docker.io/kindest/node:v1.34.0@sha256:7416a61b42b1662ca6ca89f02028ac133a309a2a30ba309614e8ec94d976dc5a"
 OUR_IMAGES = ("localhost/sheetanchor-node:", "localhost/sheetanchor-base:", "localhost/sheetanchor:")
+# What a step of the product's image, which has no name, shows in its history.
+OUR_STEPS = ("sheetanchor", "/opt/own", "/tmp/own", "/opt/needs")
 REGISTRY = "https://registry-1.docker.io/v2/"
 REGISTRY_WITHIN_S = 4
 PULL_WITHIN_S = 300
@@ -254,9 +256,10 @@ def _forget_images() -> None:
             succeeds(engine(), "rmi", name, within_s=60)
     steps = [identity for identity, name in images if name == "<none>:<none>"]
     for identity in steps:  # a step that another one rests on goes with that, or is gone already
-        told = [engine(), "history", "--no-trunc", "--format", "{{.CreatedBy}}", identity]
+        asked = [engine(), "history", "--no-trunc", "--format", "{{.CreatedBy}}", identity]
         with contextlib.suppress(BedError):
-            if "/opt/sheetanchor" in run(*told, within_s=30, extra_env=environment()):
+            told = run(*asked, within_s=30, extra_env=environment())
+            if any(mark in told for mark in OUR_STEPS):
                 podman("rmi", identity)
 
 
