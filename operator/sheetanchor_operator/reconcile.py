@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from sheetanchor_operator.observed import Observed, Refusal
 from sheetanchor_operator.publish import Publisher
 from sheetanchor_operator.reanchor_plan import Plan
 from sheetanchor_operator.reanchoring import plan
+from sheetanchor_operator.roll import held_back, may_go, place_of
 from sheetanchor_operator.spec import BadSpec, Pipeline, parse
 from sheetanchor_operator.status import refused_status, status_of, transitions
 from sheetanchor_operator.workloads import Workloads
@@ -34,6 +35,9 @@ UNSOUND_S: Final = 3.0
 
 PER_PIPELINE_S: Final = 0.05
 """With many pipelines each is looked at less often: at most twenty a second are, whatever their number."""
+
+HOLD_S: Final = 180.0
+"""A change waits this long for those before it: a roll-out of Redis takes a minute, one of the others ten seconds."""
 
 REFUSED_AGAIN_S: Final = 20.0
 """A manifest that was refused is tried again after this time, or when it has changed."""
@@ -69,6 +73,7 @@ class Reconciler:
     resync_s: float = 10.0
     _applied: dict[tuple[str, str, str], _Applied] = field(default_factory=dict)
     _unsound: set[Key] = field(default_factory=set)
+    _holding: dict[Key, float] = field(default_factory=dict)
 
     async def reconcile(self, key: Key) -> float | None:
         """Look at a pipeline once.
@@ -110,12 +115,15 @@ class Reconciler:
         for place in [p for p in self._applied if p[1] == namespace and p[2].startswith(f"{name}-")]:
             del self._applied[place]
         self._unsound.discard(key)
+        self._holding.pop(key, None)
 
     def _next_look(self, key: Key, decided: Plan, status: Mapping[str, Any]) -> float:
         sound = status.get("phase") in ("Running", "Suspended", "Maintenance", "Paused")
         (self._unsound.discard if sound else self._unsound.add)(key)
         least_s = PER_PIPELINE_S * len(self.cache.pipelines() if sound else self._unsound)
         wait_s = max(self.resync_s if sound else UNSOUND_S, least_s) * (0.9 + 0.2 * random.random())
+        if key in self._holding:
+            wait_s = min(wait_s, UNSOUND_S)
         if decided.wake_at_us is not None:
             wake_s = (decided.wake_at_us - _now_us()) / 1e6
             # A pipeline that is in doubt wants a look every second: many of them take turns.
@@ -180,7 +188,10 @@ class Reconciler:
         """Make the children be as they should; gives what is there then, and what the API server would not do."""
         desired = [stamped(manifest) for manifest in children(pipeline, observed, self.defaults)]
         live, refusals = dict(observed.children), []
+        held = self._held_back(pipeline, desired, live)
         for manifest in desired:
+            if place_of(manifest) in held:
+                continue
             done = await self._apply(manifest, observed)
             if isinstance(done, Refusal):
                 refusals.append(done)
@@ -188,10 +199,22 @@ class Reconciler:
                 live[manifest["kind"], manifest["metadata"]["name"]] = done
         wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
         for (kind, name), body in observed.children.items():
-            if (kind, name) not in wanted and _is_ours(body, pipeline):
+            if (kind, name) not in wanted and _is_ours(body, pipeline) and may_go(body, desired, live):
                 log.info("%s %s/%s is not wanted any more", kind, pipeline.namespace, name)
                 await self.cluster.delete(KINDS[kind], pipeline.namespace, name, body["metadata"]["uid"])
         return replace(observed, refusals=tuple(refusals), children=live)
+
+    def _held_back(
+        self, pipeline: Pipeline, desired: Sequence[Manifest], live: Mapping[tuple[str, str], Mapping[str, Any]]
+    ) -> frozenset[tuple[str, str]]:
+        """Name what waits for its turn; not for ever, since what it waits for may never be done."""
+        key, now_s = (pipeline.namespace, pipeline.name), time.monotonic()
+        held = held_back(desired, live)
+        if not held:
+            self._holding.pop(key, None)
+            return held
+        since_s = self._holding.setdefault(key, now_s)
+        return held if now_s - since_s < HOLD_S else frozenset()
 
     async def _apply(self, manifest: Manifest, observed: Observed) -> Refusal | Mapping[str, Any] | None:
         """Write a child if it needs it; gives it as written, or why not, None if there was nothing to do."""

@@ -290,3 +290,39 @@ def test_a_pipeline_that_is_gone_is_forgotten(apiserver: ApiServer, where: str, 
 
     assert {} == children_of(apiserver, where, "eth")
     until(lambda: 'name="eth"' not in operator.get("/metrics")[1], within_s=10, what="no metrics", operator=operator)
+
+
+def set_ready(server: ApiServer, where: str, plural: str, name: str) -> None:
+    """Write the status that controllers and kubelets would write once all pods are ready."""
+    path = f"/apis/apps/v1/namespaces/{where}/{plural}/{name}"
+    body = server.ask(path)
+    count = body["spec"]["replicas"]
+    counts = dict.fromkeys(("replicas", "readyReplicas", "updatedReplicas", "availableReplicas"), count)
+    status = {**counts, "observedGeneration": body["metadata"]["generation"]}
+    if plural == "statefulsets":
+        status |= {"currentRevision": "one", "updateRevision": "one"}
+    server.ask(f"{path}/status", method="PATCH", body={"status": status}, content_type=MERGE)
+
+
+def test_a_new_image_rolls_one_workload_after_another(
+    apiserver: ApiServer, where: str, operator: OperatorProcess
+) -> None:
+    """Redis is written first, and each next workload only when the one before is all ready."""
+    order = ["btc-redis", "btc-ingest-a", "btc-ingest-b", "btc-process", "btc-infer"]
+    plurals = {name: "statefulsets" if name == "btc-redis" else "deployments" for name in order}
+    for name in order:
+        set_ready(apiserver, where, plurals[name], name)
+    settle(operator)
+
+    def renewed() -> list[str]:
+        found = apiserver.json("deployments,statefulsets", "-n", where)["items"]
+        images = {one["metadata"]["name"]: one["spec"]["template"]["spec"]["containers"][0]["image"] for one in found}
+        return [name for name in order if images[name] == "localhost/sheetanchor:next"]
+
+    apply_pipeline(apiserver, where, image="localhost/sheetanchor:next")
+    for count, name in enumerate(order, 1):
+        expected = set(order[:count])
+        until(lambda due=expected: due <= set(renewed()), within_s=WITHIN_S, what=f"{name} written", operator=operator)
+        settle(operator, 1)
+        assert order[:count] == renewed()
+        set_ready(apiserver, where, plurals[name], name)
