@@ -34,14 +34,14 @@ def root() -> Path:
 
 
 def digest(*inputs: str | Path) -> str:
-    """Hash texts and the contents of files and folders."""
+    """Hash texts and the contents of files and folders; what Python compiled on the way does not count."""
     whole = hashlib.sha256()
     for item in inputs:
         files = [item] if isinstance(item, str) else sorted(item.rglob("*")) if item.is_dir() else [item]
         for part in files:
             if isinstance(part, str):
                 content = part.encode()
-            elif part.is_file():
+            elif part.is_file() and "__pycache__" not in part.parts:
                 content = part.name.encode() + b"\0" + part.read_bytes()
             else:
                 continue

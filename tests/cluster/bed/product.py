@@ -13,6 +13,7 @@ from cluster.bed.run import BedError, run, say
 from cluster.bed.tools import log, tool_path
 
 IMAGE = "localhost/sheetanchor:dev"
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "decoder", "operator", "workloads")
 CHART = kind.CHECKOUT / "charts" / "sheetanchor"
 SAMPLE = CHART / "examples" / "recorded-market.yaml"
 NAMESPACE, RELEASE = "sheetanchor-system", "sheetanchor"
@@ -29,14 +30,19 @@ def environment() -> dict[str, str]:
 
 
 def archive() -> Path:
-    """Build the product's image from the sources as they are and return its archive."""
-    say("building the product's image")
+    """Return the archive of the product's image, built now if the sources have changed."""
     folder = root() / "image"
     folder.mkdir(exist_ok=True)
     path = folder / f"{kind.NAME}.tar"  # another checkout's image is another one
+    made_from, sources = path.with_suffix(".made-from"), digest(*(kind.CHECKOUT / name for name in SOURCES))
+    if path.exists() and made_from.exists() and made_from.read_text() == sources:
+        return path
+    say("building the product's image")
+    made_from.unlink(missing_ok=True)
     script = kind.CHECKOUT / "workloads" / "image.sh"
     log("image").unlink(missing_ok=True)
     run("bash", script, IMAGE, path, within_s=IMAGE_WITHIN_S, folder=kind.CHECKOUT, log=log("image"))
+    made_from.write_text(sources)
     return path
 
 
