@@ -14,7 +14,7 @@ CLUSTER_TESTS = $(if $(filter tests,$(TESTS)),tests/cluster,$(filter tests/clust
 BED := PYTHONPATH=tests $(PYTHON) -m cluster.bed
 SOURCES := pyproject.toml $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
-.PHONY: help setup run test check format bench fuzz model image cluster cluster-down krew clean
+.PHONY: help setup run test check format bench fuzz model crds image cluster cluster-down krew clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,10 @@ fuzz: ## fuzz the decoder for SECONDS (default 60)
 
 model: .venv/.dev-ready ## train the model that ships, from the recording that ships
 	$(BIN)/sheetanchor train --out workloads/sheetanchor/models $(ARGS)
+
+crds: .venv/.dev-ready ## write the definitions anew from the operator's models, and the chart's copies of them
+	$(BIN)/python -m sheetanchor_operator.schema crds
+	cp crds/*.yaml charts/sheetanchor/files/crds/
 
 image: .venv/.run-ready ## build the image IMAGE (default localhost/sheetanchor:dev), without network while it is built
 	@bash workloads/image.sh $(IMAGE)
