@@ -23,6 +23,7 @@ from operator_process import (
     until,
     versions_of,
 )
+from sheetanchor_operator.leading import AUDIT_EVERY_S
 from sheetanchor_operator.names import EventReason
 
 MERGE = "application/merge-patch+json"
@@ -94,7 +95,7 @@ def test_a_look_that_finds_nothing_writes_nothing(apiserver: ApiServer, where: s
 
 
 @pytest.mark.parametrize("plural", CHILDREN)
-def test_a_deleted_child_is_back_within_five_seconds(
+def test_a_deleted_child_is_back_at_once(
     apiserver: ApiServer, where: str, operator: OperatorProcess, plural: str
 ) -> None:
     """Whatever is deleted is made again; a Secret of passwords with new ones."""
@@ -110,7 +111,7 @@ def test_a_deleted_child_is_back_within_five_seconds(
         return found is not None and found["metadata"]["uid"] != uid
 
     took_s = until(back, within_s=WITHIN_S, what=f"{plural}/{name} is back", operator=operator)
-    assert took_s < 5
+    assert took_s < AUDIT_EVERY_S / 3
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_a_change_of_what_is_ours_is_put_right(
 
     took_s = until(lambda: kept(apiserver.ask(path)), within_s=WITHIN_S, what=dump(patch), operator=operator)
 
-    assert took_s < 5
+    assert took_s < AUDIT_EVERY_S / 3
 
 
 def test_what_others_add_is_left_alone(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
@@ -163,7 +164,7 @@ def test_a_door_that_somebody_opens_is_closed(apiserver: ApiServer, where: str, 
     more = [*subjects, {"kind": "ServiceAccount", "name": "default", "namespace": where}]
     apiserver.ask(path, method="PATCH", body={"subjects": more}, content_type=MERGE)
 
-    until(lambda: apiserver.ask(path)["subjects"] == subjects, within_s=5, what="one subject", operator=operator)
+    until(lambda: apiserver.ask(path)["subjects"] == subjects, within_s=10, what="one subject", operator=operator)
 
 
 def test_a_field_of_the_specification_that_goes_goes_from_the_children(

@@ -21,6 +21,7 @@ from operator_process import (
     until,
     versions_of,
 )
+from sheetanchor_operator.lease import DURATION_S
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -56,7 +57,7 @@ def acts_within(server: ApiServer, where: str, operator: OperatorProcess, within
 
 
 def test_one_that_is_told_to_end_hands_over_at_once(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
-    """SIGTERM ends the leader with 0, and the other leads within three seconds."""
+    """SIGTERM ends the leader with 0, and the other leads at once, not when the Lease would have run out."""
     with operating(apiserver, where, tmp_path, "one") as one, operating(apiserver, where, tmp_path, "two") as two:
         until(lambda: one.leads or two.leads, within_s=30, what="one leads", operator=one)
         leader, other = (one, two) if one.leads else (two, one)
@@ -67,13 +68,13 @@ def test_one_that_is_told_to_end_hands_over_at_once(apiserver: ApiServer, where:
         took_s = until(lambda: other.leads, within_s=20, what="the other leads", operator=other)
 
         assert 0 == code
-        assert took_s < 3
+        assert took_s < DURATION_S / 2
         assert holder(apiserver, where).startswith(other.name)
-        acts_within(apiserver, where, other, 5)
+        acts_within(apiserver, where, other, 15)
 
 
 def test_one_that_is_killed_is_replaced(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
-    """SIGKILL gives nothing back: the other acts once the Lease has run out, within 20 s, and changes nothing else."""
+    """SIGKILL gives nothing back: the other acts once the Lease has run out, and changes nothing else."""
     with operating(apiserver, where, tmp_path, "one") as one:
         until_leading(one)
         until(lambda: len(children_of(apiserver, where)) > 20, within_s=30, what="children", operator=one)
@@ -82,7 +83,7 @@ def test_one_that_is_killed_is_replaced(apiserver: ApiServer, where: str, tmp_pa
             before = versions_of(apiserver, where)
 
             one.end(signal.SIGKILL)
-            acts_within(apiserver, where, two, 20)
+            acts_within(apiserver, where, two, 2 * DURATION_S)
             target = looks(two) + 2
             until(lambda: looks(two) >= target, within_s=30, what="two more looks", operator=two)
 
@@ -99,7 +100,7 @@ def test_one_that_was_stopped_writes_nothing_when_it_goes_on(apiserver: ApiServe
             until_standing_by(two)
             assert one.process is not None
             one.process.send_signal(signal.SIGSTOP)
-            until_leading(two, within_s=20)
+            until_leading(two, within_s=2 * DURATION_S)
             written = one.said().count("put right") + one.said().count("created")
 
             one.process.send_signal(signal.SIGCONT)
