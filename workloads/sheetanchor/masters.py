@@ -207,6 +207,12 @@ class MasterConnection(Connection):
         self.host, self.port = master.address
         await super().connect_check_health(check_health=check_health, retry_socket_connect=False)
 
+    async def check_health(self) -> None:
+        """Ask once for a sign of life now and then; tries of this inside those of the command would multiply."""
+        if self.health_check_interval and asyncio.get_running_loop().time() > self.next_health_check:
+            ping: Callable[[], Awaitable[None]] = self._send_ping
+            await ping()
+
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         """Log in, and make sure that this is a master: Sentinels tell of a failover before its server knows."""
         await super().on_connect_check_health(check_health)
