@@ -16,6 +16,7 @@ from sheetanchor.contract import SLOT_MS, slot_of
 
 GROUP = "sheetanchor.dev"
 POLL_S = 0.5
+ANSWER_WITHIN_S = 3.0
 HISTORY = 60
 """Slots that are asked for at once: two minutes, so that a slow answer loses none."""
 
@@ -27,7 +28,7 @@ class Api:
         self._client = config.new_client_from_config(config_file=kubeconfig)
         self._host = self._client.configuration.host
 
-    def ask(self, path: str, body: Any = None, method: str = "") -> Any:
+    def ask(self, path: str, body: Any = None, method: str = "", within_s: float = 10.0) -> Any:
         """Send a request; give its JSON, or its text if it is none.
 
         Raises:
@@ -41,7 +42,7 @@ class Api:
         verb = method or ("GET" if body is None else "POST")
         pool = self._client.rest_client.pool_manager
         try:
-            answer = pool.request(verb, self._host + path, body=data, headers=headers, timeout=10.0, retries=False)
+            answer = pool.request(verb, self._host + path, body=data, headers=headers, timeout=within_s, retries=False)
         except HTTPError as error:
             raise OSError(f"{verb} {path}: {error}") from error
         text = answer.data.decode()
@@ -56,9 +57,9 @@ class Api:
         found = self.ask(f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector.replace(',', '%2C')}")
         return list(found["items"])
 
-    def pod(self, namespace: str, name: str, path: str) -> Any:
+    def pod(self, namespace: str, name: str, path: str, within_s: float = 10.0) -> Any:
         """Ask a pod's port 8080."""
-        return self.ask(f"/api/v1/namespaces/{namespace}/pods/{name}:8080/proxy{path}")
+        return self.ask(f"/api/v1/namespaces/{namespace}/pods/{name}:8080/proxy{path}", within_s=within_s)
 
 
 def ready(pod: dict[str, Any]) -> bool:
@@ -80,23 +81,27 @@ class Reader:
         self._api, self._namespace, self._symbol = api, namespace, symbol
         self._selector = f"sheetanchor.dev/pipeline={pipeline},app.kubernetes.io/component=infer"
         self._stop = threading.Event()
+        self._read_us = 0
+        """When the last whole round of questions began."""
         self._thread = threading.Thread(target=self._read, name="reader", daemon=True)
         self.first = slot_of(time.time_ns() // 1_000) + 1
         self._thread.start()
 
     def _read(self) -> None:
-        names: list[str] = []
-        listed_s = 0.0
         while not self._stop.wait(POLL_S):
-            if time.monotonic() - listed_s > 2:
-                with contextlib.suppress(OSError, LookupError):
-                    names = [pod["metadata"]["name"] for pod in self._api.pods(self._namespace, self._selector)]
-                    listed_s = time.monotonic()
-            for name in names:
-                with contextlib.suppress(OSError, LookupError):
-                    answer = self._api.pod(self._namespace, name, f"/predictions/{self._symbol}?limit={HISTORY}")
-                    for record in answer["predictions"]:
-                        self._note(record)
+            started_us = time.time_ns() // 1_000
+            with contextlib.suppress(OSError, LookupError):
+                for pod in self._api.pods(self._namespace, self._selector):
+                    self._ask(pod["metadata"]["name"])
+                self._read_us = started_us
+
+    def _ask(self, name: str) -> None:
+        # A pod that has just gone makes the proxy wait; the others must not go unread for it.
+        with contextlib.suppress(OSError, LookupError):
+            path = f"/predictions/{self._symbol}?limit={HISTORY}"
+            answer = self._api.pod(self._namespace, name, path, within_s=ANSWER_WITHIN_S)
+            for record in answer["predictions"]:
+                self._note(record)
 
     def _note(self, record: dict[str, Any]) -> None:
         latency_ms = record["latency_ms"]
@@ -112,9 +117,11 @@ class Reader:
         return [slot for slot in range(self.first, last + 1) if slot not in self.seen]
 
     def settle(self) -> None:
-        """Wait until the slots up to now have had the time to be read."""
-        until = slot_of(time.time_ns() // 1_000) + 4
-        while slot_of(time.time_ns() // 1_000) < until:
+        """Wait until everybody has been asked after the slots up to now were over."""
+        until_us = time.time_ns() // 1_000 + 4 * SLOT_MS * 1_000
+        deadline_s = time.monotonic() + 60
+        while self._read_us < until_us:
+            assert time.monotonic() < deadline_s, "the API server has not answered for a minute"
             time.sleep(POLL_S)
 
     def close(self) -> None:
@@ -130,7 +137,8 @@ def reading(api: Api, namespace: str, pipeline: str) -> Iterator[Reader]:
     try:
         yield reader
         reader.settle()
-        assert [] == reader.missed(), f"missed slots since {reader.first}: {len(reader.seen)} were read"
+        missed = reader.missed()
+        assert [] == missed, f"missed {missed} of the slots since {reader.first}; {len(reader.seen)} were read"
     finally:
         reader.close()
 

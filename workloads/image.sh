@@ -25,7 +25,7 @@ flock -w 1800 9 || fail "another build holds $cache/lock for half an hour: end i
 
 engine=
 if command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1; then engine=docker
-elif command -v buildah >/dev/null; then engine=buildah
+elif command -v buildah >/dev/null && [ "$(id -u)" = 0 ]; then engine=buildah
 elif command -v podman >/dev/null; then engine=podman
 else fail "no docker engine, buildah or podman: install one of them (Debian: apt-get install buildah)"
 fi
@@ -44,7 +44,7 @@ base=${BASE:-docker.io/library/python:$version-slim}
 have_base() {
     case $engine in
     docker) docker image inspect "$base" >/dev/null 2>&1 || timeout 60 docker pull -q "$base" >/dev/null 2>&1 ;;
-    *) "$engine" pull -q "$base" >/dev/null 2>&1 ;;
+    *) timeout 120 "$engine" pull -q "$base" >/dev/null 2>&1 ;;
     esac
 }
 registry_answers() { timeout 5 bash -c '</dev/tcp/registry-1.docker.io/443' 2>/dev/null; }
