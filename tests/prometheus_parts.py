@@ -11,6 +11,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import urllib.parse
+import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import yaml
 
 from cluster.bed.cache import digest, entry
 from cluster.bed.run import CannotHost, run
+from conftest import free_port_number
 
 CHART = Path(__file__).parents[1] / "charts" / "sheetanchor"
 SCRAPE_FILE = CHART / "examples" / "prometheus.yml"
@@ -125,3 +129,34 @@ def _selected(pod: Mapping[str, Any]) -> bool:
     wanted = [one["label"].split("=", 1) for one in discovery["selectors"]]
     labels = pod["metadata"].get("labels", {})
     return all(labels.get(key) == value for key, value in wanted)
+
+
+class Prometheus:
+    """A running Prometheus."""
+
+    def __init__(self, folder: Path, config: Path) -> None:
+        self.port = free_port_number()
+        command = [prometheus(), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+        command += [f"--web.listen-address=127.0.0.1:{self.port}"]
+        self.log_path = folder / "prometheus.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+
+    def ask(self, path: str, **query: str) -> Any:
+        """Ask the API; None while it does not answer."""
+        url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return json.loads(answer.read())["data"]
+        except OSError:
+            return None
+
+    def query(self, expression: str) -> list[dict[str, str]]:
+        """Give the labels of all series that an expression finds."""
+        found = self.ask("query", query=expression)
+        return [one["metric"] for one in found["result"]] if found else []
+
+    def rules(self) -> list[dict[str, Any]]:
+        """Give every rule that it knows, with its health."""
+        known = self.ask("rules")
+        return [rule for group in known["groups"] for rule in group["rules"]] if known else []

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiohttp import web
-from prometheus_client import REGISTRY, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from sheetanchor import __version__
+from sheetanchor_operator.metrics import REGISTRY
 
 LEASE_STALE_S: Final = 60.0
 """The Lease is looked at every two seconds: an operator that has not managed to for a minute is of no use."""

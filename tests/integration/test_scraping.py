@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,42 +9,11 @@ from typing import Any
 import pytest
 
 from cluster.bed.run import CannotHost
-from conftest import free_port_number, wait_until
+from conftest import wait_until
 from inference_parts import Replica, promoted, replicas
-from prometheus_parts import prometheus, write_config
+from prometheus_parts import Prometheus, write_config
 from sheetanchor_operator.children.pods import SCRAPED
 from sheetanchor_operator.names import Component, labels_of
-
-
-class Prometheus:
-    """A running Prometheus."""
-
-    def __init__(self, folder: Path, config: Path) -> None:
-        self.port = free_port_number()
-        command = [prometheus(), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
-        command += [f"--web.listen-address=127.0.0.1:{self.port}"]
-        self.log_path = folder / "prometheus.log"
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-
-    def ask(self, path: str, **query: str) -> Any:
-        """Ask the API; None while it does not answer."""
-        url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                return json.loads(answer.read())["data"]
-        except OSError:
-            return None
-
-    def query(self, expression: str) -> list[dict[str, str]]:
-        """Give the labels of all series that an expression finds."""
-        found = self.ask("query", query=expression)
-        return [one["metric"] for one in found["result"]] if found else []
-
-    def rules(self) -> list[dict[str, Any]]:
-        """Give every rule that it knows, with its health."""
-        known = self.ask("rules")
-        return [rule for group in known["groups"] for rule in group["rules"]] if known else []
 
 
 def pod_of(replica: Replica) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""A real Prometheus beside the cluster, with the configuration and the rules that ship."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster_bed import Installed
+from cluster_parts import Running
+from prometheus_parts import Prometheus, write_config
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+TARGETS = {
+    "sheetanchor-operator": 2,
+    "sheetanchor-ingest": 3,
+    "sheetanchor-process": 2,
+    "sheetanchor-infer": 2,
+    "sheetanchor-redis": 6,
+}
+"""Pods of each service; a Redis pod has a server and a Sentinel."""
+
+TOLD = (
+    "sheetanchor_operator_leader == 1",
+    'sheetanchor_pipeline_phase{phase="Running"} == 1',
+    'sheetanchor_pipeline_condition{condition="Anchored"} == 1',
+    'sheetanchor_pipeline_ready_replicas{component="infer"} == 2',
+    'sheetanchor_reanchors_total{result="swapped"} >= 1',
+    "reanchor_success_rate",
+    "ingestor_sbe_connection_status == 1",
+    "ingestor_sbe_messages_total > 0",
+)
+
+
+@pytest.fixture(scope="module")
+def prometheus(installed: Installed, btc: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus whose targets are the cluster's pods."""
+    btc.until_sound()
+    folder: Path = tmp_path_factory.mktemp("prometheus")
+    pods: list[dict[str, Any]] = []
+    for namespace in (btc.namespace, installed.namespace):
+        pods += btc.api.ask(f"/api/v1/namespaces/{namespace}/pods")["items"]
+    running = Prometheus(folder, write_config(folder, pods))
+    yield running
+    running.process.terminate()
+    running.process.wait(timeout=20)
+
+
+def test_every_pod_is_scraped(prometheus: Prometheus, btc: Running) -> None:
+    """Operators, workloads and Redis nodes are found by annotations alone, and all of them answer."""
+
+    def up() -> dict[str, int]:
+        found = [one["service"] for one in prometheus.query("up == 1")]
+        return {service: found.count(service) for service in set(found)}
+
+    btc.wait(lambda: up() == TARGETS, 60, f"targets are up: {up()}")
+
+    assert [] == prometheus.query("up == 0")
+
+
+@pytest.mark.parametrize("expression", TOLD)
+def test_what_rules_speak_of_is_there(prometheus: Prometheus, btc: Running, expression: str) -> None:
+    """A healthy pipeline shows as one."""
+    btc.wait(lambda: prometheus.query(expression) != [], 60, f"{expression} has a series")
+
+
+def test_every_rule_is_evaluated(prometheus: Prometheus, btc: Running) -> None:
+    """No rule fails, and nothing critical fires about a healthy pipeline."""
+    btc.wait(lambda: {rule["health"] for rule in prometheus.rules()} == {"ok"}, 60, "every rule is evaluated")
+
+    assert [] == prometheus.query('ALERTS{alertstate="firing",severity="critical"}')
