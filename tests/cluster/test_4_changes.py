@@ -85,7 +85,7 @@ def test_another_model_is_rolled_out(btc: Running) -> None:
         btc.patch({"inference": {"model": {"configMap": {"name": "my-model"}}}})
         btc.wait(lambda: model_of(btc).startswith("quant@"), 90, "predictions come from the new model")
         btc.until_sound(120)
-        assert btc.status["model"].startswith("quant@")
+        btc.wait(lambda: btc.status["model"].startswith("quant@"), 30, "the status names the new model")
 
         manifest["name"] = "quant2"
         patch = {"data": {"manifest.json": json.dumps(manifest)}}
