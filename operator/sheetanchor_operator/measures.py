@@ -30,17 +30,19 @@ class Measures:
         """Name the pipelines that are measured."""
         return list(self._phases)
 
-    def take(self, key: Key, status: Mapping[str, Any], reanchors: Sequence[Mapping[str, Any]]) -> None:
+    def take(
+        self, key: Key, status: Mapping[str, Any], reanchors: Sequence[Mapping[str, Any]], *, announced: bool
+    ) -> None:
         """Take a status in.
 
         Args:
             key: The pipeline.
             status: As it is now.
             reanchors: Its ReAnchors.
+            announced: Whether maintenance is announced, which mutes alerts whatever the phase is.
         """
-        phase = str(status.get("phase", ""))
-        self._phase(key, phase)
-        metrics.MAINTENANCE.labels(*key).set(phase == Phase.MAINTENANCE)
+        self._phase(key, str(status.get("phase", "")))
+        metrics.MAINTENANCE.labels(*key).set(announced)
         for condition in status.get("conditions", ()):
             if condition["status"] == "Unknown":
                 _remove(metrics.CONDITION, *key, condition["type"])

@@ -72,7 +72,7 @@ PHASE_SECONDS: Final = Histogram(
     registry=REGISTRY,
 )
 MAINTENANCE: Final = Gauge(
-    "sheetanchor_pipeline_maintenance", "1 while a pipeline is in maintenance.", _PIPELINE, registry=REGISTRY
+    "sheetanchor_pipeline_maintenance", "1 while maintenance of a pipeline is announced.", _PIPELINE, registry=REGISTRY
 )
 REPLICAS: Final = Gauge(
     "sheetanchor_pipeline_replicas", "Pods that a component should have.", [*_PIPELINE, "component"], registry=REGISTRY

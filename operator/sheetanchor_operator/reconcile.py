@@ -106,7 +106,7 @@ class Reconciler:
         events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
         if await self._write_status(body, status):
             await self._tell(pipeline.namespace, (*events, *decided.events))
-        self.measures.take(key, status, observed.reanchors)
+        self.measures.take(key, status, observed.reanchors, announced=pipeline.spec.maintenance.enabled)
         return self._next_look(key, decided, status)
 
     def _forget(self, key: Key) -> None:

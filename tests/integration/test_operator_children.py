@@ -219,6 +219,26 @@ def test_a_paused_pipeline_is_left_alone(apiserver: ApiServer, where: str, opera
     assert "Paused" != phase()
 
 
+def test_maintenance_is_announced_while_paused(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
+    """Alerts are muted by what is announced, though a paused pipeline's workloads are left alone."""
+    path = deployment_path(where, "btc-infer")
+    pause = {"metadata": {"annotations": {"sheetanchor.dev/paused": "true"}}}
+    apiserver.ask(path_of(where), method="PATCH", body=pause, content_type=MERGE)
+    announced = f'sheetanchor_pipeline_maintenance{{name="btc",namespace="{where}"}}'
+
+    apply_pipeline(apiserver, where, maintenance={"enabled": True, "reason": "new switches"})
+
+    until(lambda: operator.metrics().get(announced) == 1.0, within_s=WITHIN_S, what="announced", operator=operator)
+    assert "Paused" == pipeline_of(apiserver, where)["status"]["phase"]
+    assert 2 == apiserver.ask(path)["spec"]["replicas"]
+
+    apply_pipeline(apiserver, where)
+    go_on = {"metadata": {"annotations": {"sheetanchor.dev/paused": None}}}
+    apiserver.ask(path_of(where), method="PATCH", body=go_on, content_type=MERGE)
+
+    until(lambda: operator.metrics().get(announced) == 0.0, within_s=WITHIN_S, what="over", operator=operator)
+
+
 def test_suspension_scales_to_zero_and_back(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
     """A suspended pipeline has no workloads but keeps its Redis."""
 
