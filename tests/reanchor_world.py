@@ -36,6 +36,7 @@ class World:
     started: list[tuple[int, str]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     answering: bool = True
+    changes: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for symbol in self.symbols:
@@ -127,11 +128,13 @@ class World:
     def _patch(self, patch: Any) -> None:
         body = self.reanchors[patch.name]
         before = body.get("status", {})
+        was = copy.deepcopy(body)
         after = {key: value for key, value in {**before, **patch.status}.items() if value is not None}
         ReanchorStatus.model_validate(after)
         assert before.get("phase") not in TERMINAL_PHASES or after["phase"] == before["phase"]
         assert after.get("attempts", 0) >= before.get("attempts", 0)
         body["status"] = after
+        self.changes.append((was, copy.deepcopy({**body, "metadata": {"namespace": "default", **body["metadata"]}})))
 
     def _delete(self, name: str) -> None:
         del self.reanchors[name]

@@ -41,7 +41,7 @@ class ApiError(Exception):
 
 
 class ApiUnavailable(ApiError):
-    """No answer, or one that says to come again.
+    """No answer, or one that says to come again: the server is busy, or somebody has written at the same moment.
 
     Attributes:
         retry_after_s: When the server wants to be asked again; 0 if it did not say.
@@ -183,7 +183,10 @@ class Cluster:
             return content
         metrics.API_ERRORS.labels(str(answer.status)).inc()
         message = str(content.get("message") or raw[:200].decode(errors="replace") or answer.reason)
-        if answer.status == 429 or answer.status >= 500:
+        # A condition on what is there ("Conflict" of a DELETE or a PUT) is the asker's own; where none was set, as in a
+        # create that met another one's use of the same quota, it is a collision and gone the next time.
+        collided = content.get("reason") == "Conflict" and method in ("POST", "PATCH")
+        if answer.status == 429 or answer.status >= 500 or collided:
             after = answer.headers.get("Retry-After", "")
             raise ApiUnavailable(f"{method} {path}: {message}", float(after) if after.isdigit() else 0.0)
         raise ApiRefused(answer.status, str(content.get("reason", "")), message)

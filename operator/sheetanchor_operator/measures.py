@@ -72,19 +72,28 @@ class Measures:
         else:
             _remove(metrics.SUCCESS_RATE, *key)
 
-    def ended(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Count a ReAnchor that has just ended."""
+    def changed(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Count what a change of a ReAnchor tells: a run that has ended, and the end of the whole.
+
+        Args:
+            before: The object as it was.
+            after: The object as it is written.
+        """
         was, now = before.get("status") or {}, after.get("status") or {}
-        if now.get("phase") not in FINAL or was.get("phase") in FINAL:
+        if was.get("phase") in FINAL:
+            return
+        final = now.get("phase") in FINAL
+        # One that another's run has answered had no run of its own.
+        ran = bool(now.get("finishedAt")) and not now.get("answeredBy")
+        if ran and (now["phase"] in _RUN if final else now.get("finishedAt") != was.get("finishedAt")):
+            good = "success" if now["phase"] == "Succeeded" else "failure"
+            metrics.RECOVERIES.labels("reanchor", good).inc()
+        if not final:
             return
         spec, metadata = after["spec"], after["metadata"]
         result = str(now.get("result", ""))
-        key = (metadata["namespace"], spec["pipeline"])
-        metrics.REANCHORS.labels(*key, spec.get("trigger", ""), result).inc()
-        if now["phase"] in _RUN:
-            good = "success" if now["phase"] == "Succeeded" else "failure"
-            metrics.RECOVERIES.labels("reanchor", good).inc()
-        if "durationSeconds" in now:
+        metrics.REANCHORS.labels(metadata["namespace"], spec["pipeline"], spec.get("trigger", ""), result).inc()
+        if ran and "durationSeconds" in now:
             metrics.REANCHOR_SECONDS.labels(result).observe(float(now["durationSeconds"]))
 
     def forget(self, key: Key) -> None:

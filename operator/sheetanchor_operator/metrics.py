@@ -88,7 +88,7 @@ REANCHORS: Final = Counter(
 )
 REANCHOR_SECONDS: Final = Histogram(
     "sheetanchor_reanchor_duration_seconds",
-    "Time from a re-anchor's first run to its end.",
+    "Duration of the run that decided a re-anchor, from its beginning to its end, by result.",
     ["result"],
     buckets=(0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300),
     registry=REGISTRY,

@@ -176,6 +176,12 @@ class EventReason(StrEnum):
     CRASH_LOOPING = "CrashLooping"
     REDIS_UNREACHABLE = "RedisUnreachable"
     SPEC_REFUSED = "SpecRefused"
+    VOLUME_CLAIM_MISSING = "VolumeClaimMissing"
+    CONTAINER_REFUSED = "ContainerRefused"
+    NO_MASTER = "NoMaster"
+    EXCHANGE_UNREACHABLE = "ExchangeUnreachable"
+    LINE_LOST = "LineLost"
+    NO_PREDICTIONS = "NoPredictions"
 
 
 def child_name(pipeline: str, component: Component | str, zone: str = "") -> str:

@@ -93,7 +93,7 @@ class Reconciler:
         try:
             pipeline = parse(body)
         except BadSpec as error:
-            await self._write_status(body, refused_status(body, str(error), _now_us()))
+            await self._refuse(key, body, str(error))
             return self.resync_s
         observed = await self._observe(pipeline, self.cache.of(key))
         if not pipeline.paused:
@@ -108,6 +108,18 @@ class Reconciler:
             await self._tell(pipeline.namespace, (*events, *decided.events))
         self.measures.take(key, status, observed.reanchors, announced=pipeline.spec.maintenance.enabled)
         return self._next_look(key, decided, status)
+
+    async def _refuse(self, key: Key, body: Mapping[str, Any], message: str) -> None:
+        """Tell that a pipeline's spec cannot be used; its children stay as they are."""
+        status = refused_status(body, message, _now_us())
+        metadata = body["metadata"]
+        events = transitions(body.get("status") or {}, status, metadata["name"], metadata["uid"])
+        if await self._write_status(body, status):
+            await self._tell(metadata["namespace"], events)
+        # What cannot be read announces nothing, so it mutes nothing either.
+        mine = self.cache.of(key)
+        reanchors = [one for (kind, _), one in mine.items() if kind == REANCHOR.name]
+        self.measures.take(key, status, reanchors, announced=False)
 
     def _forget(self, key: Key) -> None:
         self.measures.forget(key)
@@ -265,7 +277,7 @@ class Reconciler:
             written = await self.cluster.merge(REANCHOR, pipeline.namespace, patch.name, change, "status")
             if written is not None:
                 self.cache.put(written)
-                self.measures.ended(before or {}, written)
+                self.measures.changed(before or {}, written)
         for name in decided.adopt:
             owner = {"metadata": {"ownerReferences": [_owner(pipeline)]}}
             adopted = await self.cluster.merge(REANCHOR, pipeline.namespace, name, owner)

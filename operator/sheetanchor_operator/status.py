@@ -204,6 +204,12 @@ _TROUBLE_EVENTS: Final[Mapping[str, EventReason]] = {
     Reason.CRASH_LOOPING: EventReason.CRASH_LOOPING,
     Reason.REDIS_UNREACHABLE: EventReason.REDIS_UNREACHABLE,
     Reason.SPEC_REFUSED: EventReason.SPEC_REFUSED,
+    Reason.VOLUME_CLAIM_MISSING: EventReason.VOLUME_CLAIM_MISSING,
+    Reason.CONTAINER_REFUSED: EventReason.CONTAINER_REFUSED,
+    Reason.NO_MASTER: EventReason.NO_MASTER,
+    Reason.EXCHANGE_UNREACHABLE: EventReason.EXCHANGE_UNREACHABLE,
+    Reason.LINE_LOST: EventReason.LINE_LOST,
+    Reason.NO_PREDICTIONS: EventReason.NO_PREDICTIONS,
 }
 
 

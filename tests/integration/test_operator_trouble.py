@@ -235,6 +235,10 @@ def test_a_specification_of_another_version_is_told(apiserver: ApiServer, where:
             until(lambda: looks(operator) >= seen + 2, within_s=WITHIN_S, what="more looks", operator=operator)
 
             assert "spec.logLevel = 'trace'" in condition["message"]
+            events = apiserver.ask(f"/apis/events.k8s.io/v1/namespaces/{where}/events")["items"]
+            assert [condition["message"]] == [one["note"] for one in events if one["reason"] == "SpecRefused"]
+            failed = f'sheetanchor_pipeline_phase{{name="btc",namespace="{where}",phase="Failed"}}'
+            assert 1.0 == operator.metrics()[failed]
             assert before == children_of(apiserver, where)
         finally:
             apiserver.kubectl("delete", "predictionpipeline", "btc", "-n", where)

@@ -410,6 +410,27 @@ def test_a_trouble_is_told_once() -> None:
     assert [] == reasons(after, judged(seen, status=after))
 
 
+def test_what_is_lost_has_a_name_of_its_own() -> None:
+    """A lost line, exchange, inference or master: each is an Event that can be searched for."""
+    before = judged(sound())
+    silent = Answer({"checks": {"sbe_websocket": {"status": "disconnected", "message": "refused"}}})
+    lines = [pod(Component.INGEST, zone=zone, ready=False) for zone in ZONES]
+    one_line = with_pods(lines[0], *(pod(Component.INGEST, zone=zone) for zone in ZONES[1:]), without=Component.INGEST)
+    exchange = replace(with_pods(*lines, without=Component.INGEST), health={"btc-ingest-zone-a-0": silent})
+    model = sound(predictions={("p", "BTCUSDT"): predicts(ts=NOW_US - 60 * SECOND)})
+    master = sound(states={"btc-process-0": stands(connected=False)})
+
+    for seen, expected in (
+        (one_line, "LineLost"),
+        (exchange, "ExchangeUnreachable"),
+        (model, "NoPredictions"),
+        (master, "NoMaster"),
+    ):
+        after = judged(seen, status=before)
+        assert ("Warning", expected) in reasons(before, after), expected
+        assert [] == reasons(after, judged(seen, status=after))
+
+
 def test_a_throttled_reanchor_is_told() -> None:
     """With the reason, once."""
     wait = SymbolFacts(pending=("y",), throttled=Reason.BUDGET_USED_UP, message="60 rebuilds within an hour")
