@@ -83,6 +83,7 @@ class Operator:
             cluster_domain=settings.operator_cluster_domain,
             operator_namespace=settings.pod_namespace,
             monitoring_namespaces=tuple(settings.operator_monitoring_namespaces),
+            api_server_ports=tuple(settings.operator_api_server_ports),
         )
         publisher = Publisher(acting, settings.pod_name)
         reconciler = Reconciler(

@@ -23,6 +23,11 @@ class OperatorSettings(Common):
     operator_monitoring_namespaces: list[str] = setting(
         [], "namespace that may scrape metrics; repeat for several; none means all"
     )
+    operator_api_server_ports: list[int] = setting(
+        [443, 6443],
+        "port at which pods reach the API server: its Service, and where that leads; repeat for several",
+        min_length=1,
+    )
     operator_nodes: bool = setting(True, "look at the nodes' zones; needs the right to list nodes")
     operator_lease: str = setting("sheetanchor-operator", "name of the Lease that the leader holds")
     operator_workers: int = setting(8, "pipelines that are looked at at the same time", ge=1, le=100)

@@ -143,6 +143,7 @@ def test_the_operator_knows_every_variable() -> None:
         "watchNamespaces": ["a", "b"],
         "monitoring": {"namespaces": ["m"]},
         "rbac": {"nodes": False},
+        "networkPolicy": {"apiServerPorts": [16443, 443]},
         "workers": 3,
         "resyncSeconds": 2.5,
         "logLevel": "debug",
@@ -156,6 +157,7 @@ def test_the_operator_knows_every_variable() -> None:
     assert told["SHEETANCHOR_OPERATOR_NAMESPACES"] == "a,b"
     assert told["SHEETANCHOR_OPERATOR_MONITORING_NAMESPACES"] == "m"
     assert told["SHEETANCHOR_OPERATOR_NODES"] == "false"
+    assert told["SHEETANCHOR_OPERATOR_API_SERVER_PORTS"] == "16443,443"
     assert told["SHEETANCHOR_OPERATOR_IMAGE_PULL_POLICY"] == "Never"
     assert (told["SHEETANCHOR_OPERATOR_WORKERS"], told["SHEETANCHOR_OPERATOR_RESYNC_S"]) == ("3", "2.5")
 

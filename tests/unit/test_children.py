@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,15 @@ def test_traffic_is_denied_but_for_what_is_needed() -> None:
     assert [] == allowed(manifests, "btc-reanchor", "ingress")
     assert [("inside", (6379, 26379)), ("any", (8080, 8081))] == allowed(manifests, "btc-redis", "ingress")
     assert [("any", (8080,))] == allowed(manifests, "btc-infer", "ingress")
+
+
+def test_the_api_server_is_where_the_operator_was_told() -> None:
+    """A processor that could not reach it could not ask for a re-anchor."""
+    defaults = replace(DEFAULTS, api_server_ports=(16443,))
+    spec = {"exchange": OWN_EXCHANGE, "processor": {"selfReanchorAfterSeconds": 0}}
+    manifests = children(pipeline(spec), Observed(NOW_US, zones=ZONES), defaults, password)
+
+    assert ("any", (16443,)) == allowed(manifests, "btc-process", "egress")[-1]
 
 
 def test_a_processor_that_may_rebuild_by_itself_reaches_the_exchange() -> None:

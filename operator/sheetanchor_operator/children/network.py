@@ -20,9 +20,6 @@ from sheetanchor_operator.names import (
 )
 from sheetanchor_operator.spec import Pipeline
 
-API_SERVER_PORTS: Final = (443, 6443)
-"""The API server is no pod: only its ports can be named. 443 is its Service, 6443 where that usually leads."""
-
 _SCHEME_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 
@@ -87,7 +84,7 @@ def _redis(pipeline: Pipeline, defaults: Defaults) -> Manifest:
 
 
 def _processor(pipeline: Pipeline, defaults: Defaults) -> Manifest:
-    egress = [_dns(), _to_redis(pipeline), {"ports": _ports(*API_SERVER_PORTS)}]
+    egress = [_dns(), _to_redis(pipeline), {"ports": _ports(*defaults.api_server_ports)}]
     if pipeline.spec.processor.self_reanchor_after_seconds > 0:  # it may have to run a re-anchor itself
         egress.append({"ports": _ports(port_of(pipeline.spec.exchange.rest_url))})
     return _policy(pipeline, Component.PROCESS, [_from_operator_and_monitoring(defaults, HTTP_PORT)], egress)

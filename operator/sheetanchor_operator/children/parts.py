@@ -21,6 +21,7 @@ class Defaults:
         cluster_domain: DNS domain of the cluster's services.
         operator_namespace: Where the operator's pods are, which ask workloads over HTTP; "" if that is not known.
         monitoring_namespaces: Namespaces that may scrape metrics; empty means all.
+        api_server_ports: Where the API server is reached. It is no pod: policies can only name its ports.
     """
 
     image: str
@@ -28,6 +29,7 @@ class Defaults:
     cluster_domain: str = "cluster.local"
     operator_namespace: str = ""
     monitoring_namespaces: tuple[str, ...] = ()
+    api_server_ports: tuple[int, ...] = (443, 6443)
 
 
 def owner_of(pipeline: Pipeline) -> Manifest:
