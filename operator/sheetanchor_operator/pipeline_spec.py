@@ -295,8 +295,8 @@ class Reanchor(Block):
     )
     rebuilds_per_hour: int = field(
         60,
-        "Most rebuilds per symbol within an hour. Sixty use a twentieth of the exchange's request weight; a "
-        "state in doubt is rebuilt once a minute even beyond.",
+        "Most rebuilds of the pipeline within an hour, all symbols together. Sixty use a twentieth of the exchange's "
+        "request weight; a state in doubt is rebuilt once a minute even beyond.",
         ge=1,
         le=600,
     )

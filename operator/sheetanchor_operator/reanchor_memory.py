@@ -37,12 +37,18 @@ def jitter_of(name: str, attempt: int) -> float:
 
 def rebuilds_of(symbol: str, known: Iterable[ReAnchor], status: Mapping[str, Any], now_us: int) -> tuple[int, ...]:
     """Give the ends of the rebuilds of the last hour, also of those whose objects are deleted by now."""
-    told: set[int] = set()
-    for entry in status.get("symbols") or ():
-        if entry.get("name") == symbol:
-            told.update(int(at_us) for at_us in entry.get("rebuiltMicros") or ())
-    told.update(one.finished_us for one in known if one.symbol == symbol and one.result == "swapped")
-    return tuple(sorted(at_us for at_us in told if at_us > now_us - HOUR_US))[-REBUILDS_KEPT_MAX:]
+    return tuple(at_us for of, at_us in _rebuilds(known, status, now_us) if of == symbol)[-REBUILDS_KEPT_MAX:]
+
+
+def _rebuilds(known: Iterable[ReAnchor], status: Mapping[str, Any], now_us: int) -> list[tuple[str, int]]:
+    """Give symbol and end of every rebuild of the last hour, in their order."""
+    told = {
+        (str(entry.get("name")), int(at_us))
+        for entry in status.get("symbols") or ()
+        for at_us in entry.get("rebuiltMicros") or ()
+    }
+    told.update((one.symbol, one.finished_us) for one in known if one.result == "swapped")
+    return sorted((one for one in told if one[1] > now_us - HOUR_US), key=lambda one: one[1])
 
 
 def memory_of(symbol: str, known: Sequence[ReAnchor], status: Mapping[str, Any], now_us: int) -> State:
@@ -50,10 +56,11 @@ def memory_of(symbol: str, known: Sequence[ReAnchor], status: Mapping[str, Any],
 
     Args:
         symbol: Trading pair.
-        known: The pipeline's ReAnchors.
+        known: The pipeline's ReAnchors, those of its other symbols too.
         status: The pipeline's status.
         now_us: The moment.
     """
+    others = tuple(at_us for of, at_us in _rebuilds(known, status, now_us) if of != symbol)
     ran = sorted(
         (one for one in known if one.symbol == symbol and one.attempts and one.finished_us and not one.dry_run),
         key=lambda one: (one.finished_us, one.name),
@@ -69,6 +76,7 @@ def memory_of(symbol: str, known: Sequence[ReAnchor], status: Mapping[str, Any],
             retry_us = max(retry_us, one.next_us)
     return State(
         rebuilt_us=rebuilds_of(symbol, known, status, now_us),
+        others_us=others[-REBUILDS_KEPT_MAX:],
         covered_us=covered_us,
         ended_us=ran[-1].finished_us if ran else 0,
         failures=failures,

@@ -245,7 +245,7 @@ def _decide(draft: Draft, symbol: str, sight: Sight) -> None:
     sight = _after_swap(draft, symbol, sight)
     dead = _dead_run(draft, symbol, sight)
     seen = sight.seen(bool(sight.lock_holder) and not dead)
-    memory = memory_of(symbol, draft.of(symbol), draft.pipeline.status, draft.now_us)
+    memory = memory_of(symbol, list(draft.known.values()), draft.pipeline.status, draft.now_us)
     waiting = [one for one in draft.of(symbol) if one.phase == "Pending" and not one.answered_by]
     waiting = [one for one in waiting if not _skip_if_moot(draft, one, memory, seen, sight)]
     at_work = [one for one in draft.of(symbol) if one.phase == "Running"]

@@ -429,6 +429,26 @@ def test_symbols_are_independent() -> None:
     assert ["gap-btcusdt-1", "gap-ethusdt-1"] == sorted(world.at_work())
 
 
+def test_symbols_share_the_budget() -> None:
+    """What one symbol's rebuilds have spent the others do not get, unless they are in doubt."""
+    world = World(spec={"symbols": [SYMBOL, "ETHUSDT"], "reanchor": {"rebuildsPerHour": 2, "cooldownSeconds": 0}})
+    for name in ("one", "two"):
+        world.add(name)
+        world.settle()
+        world.ends(f"{name}-1")
+        world.settle()
+        world.passes(60)
+    world.add("three", symbol="ETHUSDT")
+
+    facts = world.settle().symbols["ETHUSDT"]
+
+    assert ([], Reason.BUDGET_USED_UP) == (world.at_work(), facts.throttled)
+    world.suspect("ETHUSDT")
+    world.passes(5)
+    world.settle()
+    assert ["three-1"] == world.at_work()
+
+
 def test_processor_that_lags_behind_a_swap_starts_nothing() -> None:
     """An answer from before the swap must not lead to a second run."""
     world = World()

@@ -201,6 +201,19 @@ def test_budget_of_an_hour() -> None:
     assert isinstance(later, Start)
 
 
+def test_other_symbols_spend_of_the_same_budget() -> None:
+    """Whoever has spent it, a sound state waits; a suspect one is repaired at once if it has not been just now."""
+    policy = Policy(rebuilds_per_hour=2)
+    state = State(rebuilt_us=(NOW - 600 * SECOND,), others_us=(NOW - 3000 * SECOND, NOW - 5 * SECOND))
+    state, _ = ask(state, wish(), policy)
+
+    _, decision = decide(state, SOUND, NOW, policy)
+
+    assert Wait(NOW + 3000 * SECOND, "the budget of 2 rebuilds an hour is used up") == decision
+    _, at_once = decide(State(others_us=state.others_us), SUSPECT, NOW + SECOND, policy)
+    assert isinstance(at_once, Start)
+
+
 def test_suspect_state_is_rebuilt_once_a_minute_without_budget() -> None:
     """A used-up budget slows the repair of a suspect state down to once a minute, and no further."""
     policy = Policy(rebuilds_per_hour=2)

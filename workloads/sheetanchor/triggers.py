@@ -182,6 +182,7 @@ class State:
         pending: At most one request per action, all forced ones as one.
         running: The run in progress.
         rebuilt_us: Ends of the rebuilds of the last hour.
+        others_us: Ends of those of other symbols that share the budget.
         covered_us: Requests about moments up to this one are answered by the last successful run.
         ended_us: End of the last run of any kind and result.
         failures: Failed runs in a row.
@@ -192,6 +193,7 @@ class State:
     pending: tuple[Request, ...] = ()
     running: Run | None = None
     rebuilt_us: tuple[int, ...] = ()
+    others_us: tuple[int, ...] = ()
     covered_us: int = 0
     ended_us: int = 0
     failures: int = 0
@@ -314,10 +316,12 @@ def _waits(state: State, request: Request, seen: Seen, policy: Policy) -> list[W
         waits.append(Wait(request.first_us + policy.debounce_us, "a scheduled re-anchor waits for company", "company"))
     if state.rebuilt_us and not seen.suspect and request.action != EMERGENCY:
         waits.append(Wait(state.rebuilt_us[-1] + policy.cooldown_us, "cooling down after the last rebuild", "cooldown"))
-    if len(state.rebuilt_us) >= policy.rebuilds_per_hour:
-        free_us = state.rebuilt_us[-policy.rebuilds_per_hour] + HOUR_US
+    spent_us = sorted((*state.rebuilt_us, *state.others_us))
+    if len(spent_us) >= policy.rebuilds_per_hour:
+        free_us = spent_us[-policy.rebuilds_per_hour] + HOUR_US
         if seen.suspect:
-            free_us = min(free_us, state.rebuilt_us[-1] + policy.suspect_interval_us)
+            own_us = state.rebuilt_us[-1] + policy.suspect_interval_us if state.rebuilt_us else 0
+            free_us = min(free_us, own_us)
         waits.append(Wait(free_us, f"the budget of {policy.rebuilds_per_hour} rebuilds an hour is used up", "budget"))
     return waits
 
