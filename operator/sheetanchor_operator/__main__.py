@@ -84,6 +84,8 @@ class Operator:
             operator_namespace=settings.pod_namespace,
             monitoring_namespaces=tuple(settings.operator_monitoring_namespaces),
             api_server_ports=tuple(settings.operator_api_server_ports),
+            dns_ports=tuple(settings.operator_dns_ports),
+            pull_secrets=tuple(settings.operator_image_pull_secrets),
         )
         publisher = Publisher(acting, settings.pod_name)
         reconciler = Reconciler(

@@ -40,7 +40,6 @@ HTTP_PORT: Final = 8080
 REDIS_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 SENTINEL_SERVICE: Final = "sheetanchor"
-DNS_PORT: Final = 53
 
 SETTINGS_FOLDER: Final = "/etc/sheetanchor/settings"
 SECRETS_FOLDER: Final = "/etc/sheetanchor/secrets"

@@ -18,6 +18,9 @@ class OperatorSettings(Common):
     operator_image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = setting(
         "", "when nodes pull images; wins over the pipelines' own; empty leaves it to them"
     )
+    operator_image_pull_secrets: list[str] = setting(
+        [], "pull secret of pipelines that name none, in each one's namespace; repeat for several"
+    )
     operator_namespaces: list[str] = setting([], "namespace to look after; repeat for several; none means all")
     operator_cluster_domain: str = setting("cluster.local", "DNS domain of the cluster's services")
     operator_monitoring_namespaces: list[str] = setting(
@@ -27,6 +30,9 @@ class OperatorSettings(Common):
         [443, 6443],
         "port at which pods reach the API server: its Service, and where that leads; repeat for several",
         min_length=1,
+    )
+    operator_dns_ports: list[int] = setting(
+        [53], "port at which the cluster's DNS pods listen; repeat for several", min_length=1
     )
     operator_nodes: bool = setting(True, "look at the nodes' zones; needs the right to list nodes")
     operator_lease: str = setting("sheetanchor-operator", "name of the Lease that the leader holds")

@@ -352,13 +352,26 @@ def test_traffic_is_denied_but_for_what_is_needed() -> None:
     assert [("any", (8080,))] == allowed(manifests, "btc-infer", "ingress")
 
 
-def test_the_api_server_is_where_the_operator_was_told() -> None:
-    """A processor that could not reach it could not ask for a re-anchor."""
-    defaults = replace(DEFAULTS, api_server_ports=(16443,))
+def test_the_cluster_is_as_the_operator_was_told() -> None:
+    """Where the API server and DNS are, and with what images are pulled, is the cluster's, not the pipeline's."""
+    defaults = replace(DEFAULTS, api_server_ports=(16443,), dns_ports=(5353,), pull_secrets=("registry",))
     spec = {"exchange": OWN_EXCHANGE, "processor": {"selfReanchorAfterSeconds": 0}}
-    manifests = children(pipeline(spec), Observed(NOW_US, zones=ZONES), defaults, password)
+    observed = Observed(NOW_US, zones=ZONES)
+    manifests = children(pipeline(spec), observed, defaults, password)
+    own = children(pipeline({**spec, "imagePullSecrets": [{"name": "mine"}]}), observed, defaults, password)
 
     assert ("any", (16443,)) == allowed(manifests, "btc-process", "egress")[-1]
+    for name in ("ingest", "process", "infer", "reanchor", "redis"):
+        assert ("any", (5353, 5353)) == allowed(manifests, f"btc-{name}", "egress")[0]
+    assert [{"name": "registry"}] == one_and_all(manifests, "imagePullSecrets")
+    assert [{"name": "mine"}] == one_and_all(own, "imagePullSecrets")
+
+
+def one_and_all(manifests: tuple[dict[str, Any], ...], field: str) -> Any:
+    """Give what every pod template has in a field, the same in all of them."""
+    first, *others = [template["spec"][field] for template in templates(manifests).values()]
+    assert [first] * len(others) == others
+    return first
 
 
 def test_a_processor_that_may_rebuild_by_itself_reaches_the_exchange() -> None:

@@ -9,7 +9,6 @@ from sheetanchor_operator.children.parts import Defaults, Manifest, metadata_of
 from sheetanchor_operator.children.redis import SENTINEL_HTTP_PORT
 from sheetanchor_operator.children.redis_access import external_ports
 from sheetanchor_operator.names import (
-    DNS_PORT,
     HTTP_PORT,
     PIPELINE_LABEL,
     REDIS_PORT,
@@ -36,8 +35,8 @@ def port_of(url: str) -> int:
     return parts.port or _SCHEME_PORTS[parts.scheme]
 
 
-def _dns() -> Rule:
-    return {"ports": [{"port": DNS_PORT, "protocol": protocol} for protocol in ("UDP", "TCP")]}
+def _dns(defaults: Defaults) -> Rule:
+    return {"ports": [{"port": port, "protocol": way} for port in defaults.dns_ports for way in ("UDP", "TCP")]}
 
 
 def _to_redis(pipeline: Pipeline) -> Rule:
@@ -79,12 +78,12 @@ def _redis(pipeline: Pipeline, defaults: Defaults) -> Manifest:
             {"from": [clients], "ports": _ports(REDIS_PORT, SENTINEL_PORT)},
             _from_operator_and_monitoring(defaults, HTTP_PORT, SENTINEL_HTTP_PORT),
         ],
-        [_dns(), _to_redis(pipeline)],
+        [_dns(defaults), _to_redis(pipeline)],
     )
 
 
 def _processor(pipeline: Pipeline, defaults: Defaults) -> Manifest:
-    egress = [_dns(), _to_redis(pipeline), {"ports": _ports(*defaults.api_server_ports)}]
+    egress = [_dns(defaults), _to_redis(pipeline), {"ports": _ports(*defaults.api_server_ports)}]
     if pipeline.spec.processor.self_reanchor_after_seconds > 0:  # it may have to run a re-anchor itself
         egress.append({"ports": _ports(port_of(pipeline.spec.exchange.rest_url))})
     return _policy(pipeline, Component.PROCESS, [_from_operator_and_monitoring(defaults, HTTP_PORT)], egress)
@@ -108,7 +107,7 @@ def network(pipeline: Pipeline, defaults: Defaults) -> list[Manifest]:
             "policyTypes": ["Ingress", "Egress"],
         },
     }
-    inside = [_dns(), _to_redis(pipeline)]
+    inside = [_dns(defaults), _to_redis(pipeline)]
     policies = [
         deny,
         _policy(

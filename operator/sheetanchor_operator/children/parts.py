@@ -22,6 +22,8 @@ class Defaults:
         operator_namespace: Where the operator's pods are, which ask workloads over HTTP; "" if that is not known.
         monitoring_namespaces: Namespaces that may scrape metrics; empty means all.
         api_server_ports: Where the API server is reached. It is no pod: policies can only name its ports.
+        dns_ports: Where the cluster's DNS pods listen, which is what a policy sees, not their Service's port.
+        pull_secrets: For images of pipelines that name no pull secrets themselves.
     """
 
     image: str
@@ -30,6 +32,8 @@ class Defaults:
     operator_namespace: str = ""
     monitoring_namespaces: tuple[str, ...] = ()
     api_server_ports: tuple[int, ...] = (443, 6443)
+    dns_ports: tuple[int, ...] = (53,)
+    pull_secrets: tuple[str, ...] = ()
 
 
 def owner_of(pipeline: Pipeline) -> Manifest:

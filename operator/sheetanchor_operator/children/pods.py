@@ -202,8 +202,7 @@ def tolerations(pipeline: Pipeline) -> list[Manifest]:
 def pod_spec(pipeline: Pipeline, defaults: Defaults, role: Role) -> Manifest:
     """Render a role's pod, without what spreads pods over nodes."""
     volumes = [*standard_volumes(pipeline, role.component), *role.volumes]
-    scheduling = pipeline.spec.scheduling
-    spec: Manifest = {
+    return {
         "serviceAccountName": child_name(pipeline.name, role.component),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -212,14 +211,20 @@ def pod_spec(pipeline: Pipeline, defaults: Defaults, role: Role) -> Manifest:
         "tolerations": tolerations(pipeline),
         "containers": [container(pipeline, defaults, role, [mount for _, mount in volumes])],
         "volumes": [volume for volume, _ in volumes],
+        **where_and_whence(pipeline, defaults),
     }
-    if scheduling.node_selector:
-        spec["nodeSelector"] = dict(scheduling.node_selector)
-    if scheduling.priority_class_name:
-        spec["priorityClassName"] = scheduling.priority_class_name
-    if pipeline.spec.image_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": one.name} for one in pipeline.spec.image_pull_secrets]
-    return spec
+
+
+def where_and_whence(pipeline: Pipeline, defaults: Defaults) -> Manifest:
+    """Give a pod's fields that say on which nodes it may run, its priority, and with what its image is pulled."""
+    scheduling = pipeline.spec.scheduling
+    pull_secrets = [one.name for one in pipeline.spec.image_pull_secrets] or list(defaults.pull_secrets)
+    fields = {
+        "nodeSelector": dict(scheduling.node_selector),
+        "priorityClassName": scheduling.priority_class_name,
+        "imagePullSecrets": [{"name": name} for name in pull_secrets],
+    }
+    return {name: value for name, value in fields.items() if value}
 
 
 def settings_hash(pipeline: Pipeline, observed: Observed, defaults: Defaults, component: Component) -> str:

@@ -19,6 +19,7 @@ from sheetanchor_operator.children.pods import (
     pull_policy_of,
     resources_of,
     tolerations,
+    where_and_whence,
 )
 from sheetanchor_operator.children.redis_access import REDIS_NODES, redis_hosts
 from sheetanchor_operator.names import (
@@ -190,14 +191,8 @@ def _template(pipeline: Pipeline, managed: ManagedRedis, observed: Observed, def
         ],
         "containers": [_server(pipeline, managed, defaults), _sentinel(pipeline, managed, defaults)],
         "volumes": volumes,
+        **where_and_whence(pipeline, defaults),
     }
-    scheduling = pipeline.spec.scheduling
-    if scheduling.node_selector:
-        spec["nodeSelector"] = dict(scheduling.node_selector)
-    if scheduling.priority_class_name:
-        spec["priorityClassName"] = scheduling.priority_class_name
-    if pipeline.spec.image_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": one.name} for one in pipeline.spec.image_pull_secrets]
     return {
         "metadata": {
             "labels": labels_of(pipeline.name, Component.REDIS),
