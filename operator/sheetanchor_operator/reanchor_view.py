@@ -14,6 +14,7 @@ from sheetanchor_operator.observed import Answer, Live
 from sheetanchor_operator.reanchor_spec import TERMINAL_PHASES
 
 REANCHOR_LABEL: Final = "sheetanchor.dev/reanchor"
+TRIGGER_LABEL: Final = "sheetanchor.dev/trigger"
 ATTEMPT_ANNOTATION: Final = "sheetanchor.dev/attempt"
 ANSWERS_ANNOTATION: Final = "sheetanchor.dev/answers"
 """On a Job: names of the ReAnchors that its run answers beside its own, so that a crash cannot lose them."""

@@ -429,6 +429,25 @@ def test_symbols_are_independent() -> None:
     assert ["gap-btcusdt-1", "gap-ethusdt-1"] == sorted(world.at_work())
 
 
+def test_jobs_are_found_by_what_asked_for_them() -> None:
+    """A Job and its pod carry pipeline, symbol, ReAnchor and trigger as labels, whatever the trigger's length."""
+    world = World()
+    world.add("one", trigger="sequence_gap")
+    world.settle()
+    world.ends("one-1")
+    world.passes(60)
+    world.settle()
+    world.add("two", trigger="x" * 62 + "_y")
+    world.settle()
+
+    one, two = (world.jobs[name]["metadata"]["labels"] for name in ("one-1", "two-1"))
+    assert ("btc", "one", "sequence_gap") == tuple(
+        one[f"sheetanchor.dev/{name}"] for name in ("pipeline", "reanchor", "trigger")
+    )
+    assert "x" * 62 == two["sheetanchor.dev/trigger"]
+    assert two == world.jobs["two-1"]["spec"]["template"]["metadata"]["labels"]
+
+
 def test_symbols_share_the_budget() -> None:
     """What one symbol's rebuilds have spent the others do not get, unless they are in doubt."""
     world = World(spec={"symbols": [SYMBOL, "ETHUSDT"], "reanchor": {"rebuildsPerHour": 2, "cooldownSeconds": 0}})

@@ -9,7 +9,7 @@ from sheetanchor.reanchor_object import bounded_name
 from sheetanchor_operator.children.parts import Defaults, Manifest
 from sheetanchor_operator.children.pods import Role, pod_spec
 from sheetanchor_operator.names import API_VERSION, LABEL_LENGTH_MAX, REANCHOR_KIND, Component, labels_of
-from sheetanchor_operator.reanchor_view import ANSWERS_ANNOTATION, ATTEMPT_ANNOTATION, REANCHOR_LABEL
+from sheetanchor_operator.reanchor_view import ANSWERS_ANNOTATION, ATTEMPT_ANNOTATION, REANCHOR_LABEL, TRIGGER_LABEL
 from sheetanchor_operator.spec import Pipeline
 
 DEADLINE_S: Final = 150
@@ -85,6 +85,7 @@ def job(pipeline: Pipeline, defaults: Defaults, order: Order) -> Manifest:
     """
     labels = labels_of(pipeline.name, Component.REANCHOR, symbol=order.symbol)
     labels[REANCHOR_LABEL] = bounded_name(order.name, LABEL_LENGTH_MAX)
+    labels[TRIGGER_LABEL] = order.trigger[:LABEL_LENGTH_MAX].rstrip("_")
     annotations = {ATTEMPT_ANNOTATION: str(order.attempt)}
     if order.answers:
         annotations[ANSWERS_ANNOTATION] = ",".join(order.answers[:ANSWERS_MAX])
