@@ -97,19 +97,25 @@ def old_counter(metric: str, labels: str, where: str, target: str) -> Series:
 
 
 GAP = f'{SYMBOL},rule="sequence_gap",action="immediate_reanchor"'
-FAILED = 'trigger="gap",result="failed"'
+SWAPPED = 'trigger="gap",result="swapped"'
 REANCHORS = "sheetanchor_reanchors_total"
+RUNS, RUN_FAILED = "recovery_attempts_total", 'mechanism="reanchor",result="failure"'
 RESIDENT, LIMIT = "process_resident_memory_bytes", "sheetanchor_memory_limit_bytes"
 INFER = 'service="sheetanchor-infer"'
 
 
-def reanchors(values: str, labels: str = FAILED) -> Series:
+def reanchors(values: str, labels: str) -> Series:
     """Give a counter of re-anchors of a known operator."""
     return {
         **pipe(REANCHORS, values, labels),
         'up{instance="o0",job="sheetanchor"}': "1x200",
         'process_start_time_seconds{instance="o0",job="sheetanchor"}': "-9999x200",
     }
+
+
+def failed_runs(values: str, labels: str = RUN_FAILED) -> Series:
+    """Give a counter of runs of a known operator."""
+    return {**op(RUNS, values, labels), **op("up", "1x200"), **op("process_start_time_seconds", "-9999x200")}
 
 
 def redis(values: dict[str, tuple[str, str, str]]) -> Series:
@@ -159,6 +165,46 @@ def accuracy(now: float) -> Series:
     }
 
 
+def late(each: float, status: str) -> Series:
+    """Give commits, of which so many of 100 each 15 s have a status."""
+    name, labels = "sheetanchor_predictions_total", f'{SYMBOL},mode="model"'
+    return {
+        **pod(name, f"0+{each}x60", f'{labels},status="{status}"'),
+        **pod(name, f"0+{100 - each}x60", f'{labels},status="COMMITTED"'),
+    }
+
+
+def lines(connected: int) -> Series:
+    """Give two lines, of which so many are connected."""
+    return {
+        **pod("ingestor_sbe_connection_status", f"{int(connected > 0)}x40", 'line="a"'),
+        **pod("ingestor_sbe_connection_status", f"{int(connected > 1)}x40", 'line="b"'),
+    }
+
+
+def repeated(each: float) -> Series:
+    """Give the operator's looks at pipelines, of which so many of 100 each 15 s are put off."""
+    return {
+        **op("sheetanchor_operator_queue_retries_total", f"0+{each}x60"),
+        **op("sheetanchor_operator_reconciles_total", f"0+{each}x60", 'result="error"'),
+        **op("sheetanchor_operator_reconciles_total", f"0+{100 - each}x60", 'result="ok"'),
+    }
+
+
+def unready(minutes: int, afterwards: str = "1x2880", phase: str = "Degraded") -> Series:
+    """Give a pipeline that is not ready for some minutes, and twelve hours in which it is unless told otherwise."""
+    steps = 4 * minutes - 1
+    return {
+        **condition("Ready", f"0x{steps} {afterwards}"),
+        **pipe("sheetanchor_pipeline_phase", f"1x{steps} 0x2880", f'phase="{phase}"'),
+    }
+
+
+def outage(samples: int) -> Series:
+    """Give a pipeline that is not ready for some samples after ten minutes."""
+    return condition("Ready", f"1x39 0x{samples - 1} 1x240")
+
+
 def memory(share: float) -> Series:
     """Give a process that uses a share of its limit."""
     return {**pod(RESIDENT, f"{share * 1000}x60", INFER), **pod(LIMIT, "1000x60", INFER)}
@@ -201,9 +247,17 @@ CASES: list[Case] = [
     *both(
         "SheetAnchorOperatorWatchDeaf",
         "1m15s",
-        op("sheetanchor_operator_watch_age_seconds", "61x40", 'kind="Pod"'),
-        op("sheetanchor_operator_watch_age_seconds", "59x40", 'kind="Pod"'),
+        op("sheetanchor_operator_watch_age_seconds", "31x40", 'kind="Pod"'),
+        op("sheetanchor_operator_watch_age_seconds", "30x40", 'kind="Pod"'),
     ),
+    # As it goes: looks 35 s apart, scraped when a quarter of a minute begins; at 80 s the pod is restarted.
+    Case(
+        "SheetAnchorOperatorWatchDeaf",
+        True,
+        "1m15s",
+        op("sheetanchor_operator_watch_age_seconds", "0 0 0 35 35 70", 'kind="Pod"'),
+    ),
+    *both("SheetAnchorOperatorRetries", "11m", repeated(5.1), repeated(4.9)),
     *both(
         "SheetAnchorOperatorQueueLong",
         "5m15s",
@@ -219,6 +273,19 @@ CASES: list[Case] = [
     # pipeline.yaml
     *brief("SheetAnchorPipelineNotReady", condition("Ready", "0x40"), "5m15s", "4m45s"),
     Case("SheetAnchorPipelineNotReady", False, "6m", condition("Ready", "1x40")),
+    # 99.4 % of 30 days and 99.6 %; 98.9 % and 99.1 %.
+    *both("SheetAnchorUptimeLow", "7h", unready(259), unready(173)),
+    *both("SheetAnchorUptimeCritical", "9h", unready(475), unready(389)),
+    # Hours of rest are no outage, neither are those before the first prediction, nor those of a pipeline that is gone.
+    Case("SheetAnchorUptimeLow", False, "7h", unready(259, phase="Maintenance")),
+    Case("SheetAnchorUptimeLow", False, "7h", unready(259, phase="Suspended")),
+    Case("SheetAnchorUptimeLow", False, "7h", unready(259, phase="Pending")),
+    Case("SheetAnchorUptimeLow", False, "7h", unready(259, "1x20 stale")),
+    # 315 s and 300 s; two of 315 s and 240 s; one that lasts.
+    *both("SheetAnchorRecoverySlow", "20m", outage(21), outage(20)),
+    Case("SheetAnchorRecoverySlow", False, "25m", condition("Ready", "1x19 0x20 1x19 0x15 1x99")),
+    Case("SheetAnchorRecoverySlow", False, "20m", outage(100)),
+    Case("SheetAnchorRecoverySlow", False, "1h20m", outage(21)),
     *both(
         "SheetAnchorPipelineDegraded",
         "1m15s",
@@ -260,6 +327,8 @@ CASES: list[Case] = [
     Case("SheetAnchorPredictionLatencyHigh", False, "3m", latency(7, 3)),
     Case("SheetAnchorPredictionLatencyHigh", True, "5m", latency(40, 7.4)),
     Case("SheetAnchorPredictionLatencyHigh", False, "5m", latency(40, 7.45)),
+    *both("SheetAnchorPredictionsTimedOut", "11m", late(2.1, "UNREACHABLE"), late(1.9, "UNREACHABLE")),
+    *both("SheetAnchorPredictionsTimedOut", "11m", late(2.1, "REFUSED"), late(2.1, "EXISTS")),
     *both("SheetAnchorPredictionsDegraded", "3m", degraded(11), degraded(9)),
     *both(
         "SheetAnchorModelFallback",
@@ -276,6 +345,9 @@ CASES: list[Case] = [
         "59s",
     ),
     Case("SheetAnchorSbeDisconnected", False, "5m", pod(STATUS, "0x40", 'line="a"') | pod(STATUS, "1x40", 'line="b"')),
+    *brief("SheetAnchorExchangeUnreachable", lines(0) | condition("ReanchorThrottled", "1x40"), "1m", "45s"),
+    Case("SheetAnchorExchangeUnreachable", False, "5m", lines(1) | condition("ReanchorThrottled", "1x40")),
+    Case("SheetAnchorExchangeUnreachable", False, "5m", lines(0) | condition("ReanchorThrottled", "0x40")),
     *brief("SheetAnchorLineDown", pod(STATUS, "0x40", 'line="a"') | pod(STATUS, "1x40", 'line="b"'), "1m", "59s"),
     *both(
         "SheetAnchorFeatureStale",
@@ -309,10 +381,12 @@ CASES: list[Case] = [
     *both("SheetAnchorReanchorSlow", "20m15s", duration(1), duration(0)),
     Case("SheetAnchorReanchorSlow", True, "20m15s", duration(1, "4x80")),
     Case("SheetAnchorReanchorSlow", False, "20m15s", duration(1, "_x80", "_x80 1x100")),
-    Case("SheetAnchorReanchorFailing", True, "20m15s", new_counter(REANCHORS, FAILED, PIPELINE, PIPELINE)),
-    Case("SheetAnchorReanchorFailing", False, "20m15s", old_counter(REANCHORS, FAILED, PIPELINE, PIPELINE)),
-    Case("SheetAnchorReanchorFailing", False, "12m", reanchors("0x20 1x40", 'trigger="gap",result="swapped"')),
-    *both("SheetAnchorReanchorFailingAgain", "21m30s", reanchors("_x80 2x40"), reanchors("_x80 1x40")),
+    Case("SheetAnchorReanchorFailing", True, "20m15s", new_counter(RUNS, RUN_FAILED, OPERATOR, OPERATOR)),
+    Case("SheetAnchorReanchorFailing", False, "20m15s", old_counter(RUNS, RUN_FAILED, OPERATOR, OPERATOR)),
+    Case("SheetAnchorReanchorFailing", True, "12m", failed_runs("3x20 4x40")),
+    Case("SheetAnchorReanchorFailing", False, "12m", failed_runs("0x20 1x40", 'mechanism="reanchor",result="success"')),
+    *both("SheetAnchorReanchorFailingAgain", "21m30s", failed_runs("_x80 2x40"), failed_runs("_x80 1x40")),
+    *both("SheetAnchorReanchorFailingAgain", "12m", failed_runs("3x20 4x4 5x40"), failed_runs("3x20 4x40")),
     *both(
         "SheetAnchorReanchorThrottled",
         "2m15s",
@@ -328,7 +402,7 @@ CASES: list[Case] = [
     *both(
         "SheetAnchorReanchorSucceeded",
         "20m15s",
-        reanchors("_x80 1x40", 'trigger="gap",result="swapped"'),
+        reanchors("_x80 1x40", SWAPPED),
         reanchors("_x80 1x40", 'trigger="gap",result="validated"'),
     ),
     # redis.yaml

@@ -19,8 +19,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 RUNBOOKS = DOCS / "runbooks"
 FILES = sorted(RULES.glob("*.yaml"))
 NOT_OF_A_PIPELINE = {"operator.yaml"}
-NEVER_MUTED = {"SheetAnchorMaintenanceLong", "SheetAnchorReanchorSlow"}
-"""The first is about the maintenance itself; the second counts over all pipelines."""
+OF_ALL_PIPELINES = {"SheetAnchorReanchorSlow", "SheetAnchorReanchorFailing", "SheetAnchorReanchorFailingAgain"}
+"""What they count does not say whose it was; no re-anchor is started while a pipeline rests."""
+
+NEVER_MUTED = {"SheetAnchorMaintenanceLong", *OF_ALL_PIPELINES}
+"""The first is about the maintenance itself."""
 
 
 def rules() -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -60,7 +63,16 @@ def evaluate(tool: str, folder: Path, cases: list[Case], name: str) -> subproces
         for case in cases
     ]
     files = [str(RULES / "recorded.yaml"), str(ALERTS[name][0])]
-    content = {"rule_files": files, "evaluation_interval": "15s", "tests": tests}
+    groups = [
+        group["name"] for one in files for group in yaml.safe_load(Path(one).read_text(encoding="utf-8"))["groups"]
+    ]
+    content = {
+        "rule_files": files,
+        "evaluation_interval": "15s",
+        # promtool takes groups in any order: an alert would see what is recorded now at one time, now at the next.
+        "group_eval_order": groups,
+        "tests": tests,
+    }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return subprocess.run([tool, "test", "rules", path], capture_output=True, text=True, timeout=60, check=False)
