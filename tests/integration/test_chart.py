@@ -87,7 +87,17 @@ def test_lint_finds_nothing(name: str) -> None:
         ({"resources": {"request": {}}}, ("resources", "'request' not allowed")),
         ({"crds": {"keep": "no"}}, ("crds/keep", "boolean")),
         ({"resyncSeconds": 0}, ("resyncSeconds", "minimum")),
+        ({"networkPolicy": {"dnsPorts": []}}, ("networkPolicy/dnsPorts", "minItems")),
         ({"podLabels": {"n": 1}}, ("podLabels/n", "string")),
+        ({"commonLabels": {"app.kubernetes.io/name": "mine"}}, ("commonLabels/app.kubernetes.io", "false")),
+        ({"extraEnv": {"HTTPS_PROXY": "http://proxy.example:3128"}}, ("extraEnv", "array")),
+        ({"extraEnv": [{"name": "DEBUG", "value": 1}]}, ("extraEnv/0/value", "string")),
+        ({"priorityClassName": "High"}, ("priorityClassName", "pattern")),
+        ({"priorityClassName": "a..b"}, ("priorityClassName", "pattern")),
+        ({"serviceAccount": {"name": "a" * 254}}, ("serviceAccount/name", "maxLength")),
+        ({"imagePullSecrets": [{"name": ""}]}, ("imagePullSecrets/0/name", "pattern")),
+        ({"workloadImagePullSecrets": [{"name": "registry"}]}, ("workloadImagePullSecrets/0", "string")),
+        ({"workloadImagePullSecrets": [""]}, ("workloadImagePullSecrets/0", "pattern")),
     ],
 )
 def test_wrong_values_are_refused_by_name(values: dict[str, Any], words: tuple[str, ...]) -> None:
@@ -96,6 +106,47 @@ def test_wrong_values_are_refused_by_name(values: dict[str, Any], words: tuple[s
 
     assert done.returncode != 0
     assert [] == [word for word in words if word not in done.stderr], done.stderr
+
+
+def test_names_may_be_subdomains() -> None:
+    """What Kubernetes lets be long and have dots, the chart does too."""
+    long = ".".join(["priority" * 7] * 4)
+    values = {
+        "priorityClassName": long,
+        "serviceAccount": {"name": "operator.sheet-anchor.example"},
+        "imagePullSecrets": [{"name": "registry.example"}],
+    }
+
+    (operator,) = named(rendered_chart(values), "Deployment").values()
+
+    pod = operator["spec"]["template"]["spec"]
+    assert (long, "operator.sheet-anchor.example") == (pod["priorityClassName"], pod["serviceAccountName"])
+    assert [{"name": "registry.example"}] == pod["imagePullSecrets"]
+
+
+def test_common_labels_are_everywhere() -> None:
+    """Every object and pod has them but the definitions; a pod's own wins, and what selects pods is as it was."""
+    values = {"commonLabels": {"team": "market", "tier": "all"}, "podLabels": {"tier": "pod"}}
+    monitoring = {"podMonitor": True, "prometheusRule": True}
+
+    manifests = rendered_chart({**values, "monitoring": monitoring})
+
+    without = [one for one in manifests if one["metadata"].get("labels", {}).get("team") != "market"]
+    assert {"CustomResourceDefinition"} == {one["kind"] for one in without}
+    (operator,) = named(manifests, "Deployment").values()
+    labels = operator["spec"]["template"]["metadata"]["labels"]
+    assert ("market", "pod") == (labels["team"], labels["tier"])
+    assert "team" not in operator["spec"]["selector"]["matchLabels"]
+
+
+def test_dns_may_listen_elsewhere() -> None:
+    """The operator's policy and the test's allow the ports that are named, by UDP and TCP, and not the usual one."""
+    policies = named(rendered_chart({"networkPolicy": {"dnsPorts": [5353]}}), "NetworkPolicy")
+
+    for name, policy in policies.items():
+        ports = [(one["port"], one["protocol"]) for rule in policy["spec"]["egress"] for one in rule["ports"]]
+        assert {(5353, "UDP"), (5353, "TCP")} <= set(ports), name
+        assert 53 not in dict(ports), name
 
 
 def test_an_account_of_ones_own_must_be_named() -> None:
@@ -140,10 +191,12 @@ def test_the_operator_knows_every_variable() -> None:
     values = {
         "workloadImage": "registry.example/w:1",
         "workloadImagePullPolicy": "Never",
+        "workloadImagePullSecrets": ["registry", "mirror.example"],
         "watchNamespaces": ["a", "b"],
         "monitoring": {"namespaces": ["m"]},
         "rbac": {"nodes": False},
-        "networkPolicy": {"apiServerPorts": [16443, 443]},
+        "networkPolicy": {"apiServerPorts": [16443, 443], "dnsPorts": [53, 5353]},
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy.example:3128"}],
         "workers": 3,
         "resyncSeconds": 2.5,
         "logLevel": "debug",
@@ -158,7 +211,10 @@ def test_the_operator_knows_every_variable() -> None:
     assert told["SHEETANCHOR_OPERATOR_MONITORING_NAMESPACES"] == "m"
     assert told["SHEETANCHOR_OPERATOR_NODES"] == "false"
     assert told["SHEETANCHOR_OPERATOR_API_SERVER_PORTS"] == "16443,443"
+    assert told["SHEETANCHOR_OPERATOR_DNS_PORTS"] == "53,5353"
     assert told["SHEETANCHOR_OPERATOR_IMAGE_PULL_POLICY"] == "Never"
+    assert told["SHEETANCHOR_OPERATOR_IMAGE_PULL_SECRETS"] == "registry,mirror.example"
+    assert told["HTTPS_PROXY"] == "http://proxy.example:3128"
     assert (told["SHEETANCHOR_OPERATOR_WORKERS"], told["SHEETANCHOR_OPERATOR_RESYNC_S"]) == ("3", "2.5")
 
 
