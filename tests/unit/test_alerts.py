@@ -148,6 +148,31 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
     assert sorted(ALERTS) == sorted(path.stem for path in RUNBOOKS.glob("SheetAnchor*.md"))
 
 
+def test_the_list_of_runbooks_says_what_the_rules_say() -> None:
+    """Each alert stands in it with its severity and how long it must last, in the order of the rules."""
+    text = (RUNBOOKS / "README.md").read_text(encoding="utf-8")
+
+    listed = re.findall(r"^\| \[(\w+)\]\(\1\.md\) \| (\w+) \| ([^|]+) \|$", text, re.MULTILINE)
+
+    assert listed == [
+        (name, rule["labels"]["severity"], rule.get("for", "at once")) for name, (_, rule) in ALERTS.items()
+    ]
+
+
+def test_pages_name_alerts_that_exist() -> None:
+    """Whatever looks like an alert of ours in a page is one."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md")}
+
+    unknown = {
+        (page, name)
+        for page, text in texts.items()
+        for name in re.findall(r"\bSheetAnchor[A-Z]\w+", text)
+        if name not in ALERTS
+    }
+
+    assert set() == unknown
+
+
 @pytest.mark.parametrize("name", ALERTS)
 def test_a_runbook_has_its_four_parts(name: str) -> None:
     """Meaning, impact, diagnosis with commands, mitigation; in this order."""
@@ -158,25 +183,67 @@ def test_a_runbook_has_its_four_parts(name: str) -> None:
     assert "```sh\n" in text.partition("## Diagnosis")[2].partition("## Mitigation")[0]
 
 
+ALERTMANAGER = yaml.safe_load((CHART / "examples" / "alertmanager.yml").read_text(encoding="utf-8"))
+"""The example, as it is shipped."""
+
+
 def test_alerts_are_routed_by_severity() -> None:
-    """In the example, critical alerts reach the pager and Slack, warnings Slack, the rest nobody."""
-    route = yaml.safe_load((CHART / "examples" / "alertmanager.yml").read_text(encoding="utf-8"))["route"]
+    """Critical alerts reach the pager, Slack and the daily mail, warnings the last two, the rest nobody."""
+    found = [[one["receiver"] for one in taken(severity)] for severity in ("critical", "warning", "info")]
 
-    assert [receivers(route, severity) for severity in ("critical", "warning", "info")] == [
-        ["pagerduty", "slack"],
-        ["slack"],
-        ["recorded"],
-    ]
+    assert [["daily-mail", "pagerduty", "slack"], ["daily-mail", "slack"], ["recorded"]] == found
 
 
-def receivers(route: dict[str, Any], severity: str) -> list[str]:
+def test_the_mail_comes_once_a_day() -> None:
+    """It holds all pipelines, comes each 24 hours, and also then when nothing has changed."""
+    (route,) = [one for one in taken("warning") if one["receiver"] == "daily-mail"]
+    (mail,) = [one for one in ALERTMANAGER["receivers"] if one["name"] == "daily-mail"]
+    (sent,) = mail["email_configs"]
+
+    assert (["severity"], "24h") == (route["group_by"], route["group_interval"])
+    assert 20 <= int(route["repeat_interval"].removesuffix("h")) < 24
+    assert (True, True) == (sent["send_resolved"], sent["to"].endswith("@example.com"))
+
+
+def test_the_example_holds_no_secret() -> None:
+    """Whatever somebody could log in with is named as a file; every receiver that is routed to is there."""
+    secrets = re.compile(r"(?:password|secret|token|credentials|api_url|routing_key|service_key)(_file)?$")
+    found = [match for key, _ in entries(ALERTMANAGER) if (match := secrets.search(key))]
+    names = {one["name"] for one in ALERTMANAGER["receivers"]}
+
+    assert 3 == len(found)
+    assert all(match[1] for match in found)
+    assert names == {value for key, value in entries(ALERTMANAGER["route"]) if key == "receiver"}
+
+
+def test_what_is_held_back_exists() -> None:
+    """Every pattern of the inhibitions fits alerts, as many as it has names or more."""
+    for rule in ALERTMANAGER["inhibit_rules"]:
+        for (matcher,) in (rule["source_matchers"], rule["target_matchers"]):
+            pattern = matcher.partition('"')[2].rstrip('"')
+            names = [name for name in ALERTS if re.fullmatch(pattern, name)]
+            assert len(names) >= 1 + pattern.count("|"), pattern
+
+
+def taken(severity: str) -> list[dict[str, Any]]:
     """Walk the routes as Alertmanager does: the first that matches, and the next ones while it says so."""
     found = []
-    for one in route["routes"]:
+    for one in ALERTMANAGER["route"]["routes"]:
         (matcher,) = one["matchers"]
         pattern = matcher.partition('"')[2].rstrip('"')
         if re.fullmatch(pattern, severity):
-            found.append(one["receiver"])
+            found.append(one)
             if not one.get("continue"):
                 break
-    return found or [route["receiver"]]
+    return found or [ALERTMANAGER["route"]]
+
+
+def entries(node: Any) -> Iterator[tuple[str, Any]]:
+    """Give every key of a document with its value."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield key, value
+            yield from entries(value)
+    elif isinstance(node, list):
+        for one in node:
+            yield from entries(one)
