@@ -14,11 +14,18 @@ from prometheus_client import (
     ProcessCollector,
 )
 
+from sheetanchor.memory import memory_limit_bytes
+
 REGISTRY: Final = CollectorRegistry()
 """Not the library's own: the workloads' metrics, some of the same names, may be loaded in the same process."""
 
 for _collector in (ProcessCollector, PlatformCollector, GCCollector):
     _collector(registry=REGISTRY)
+
+MEMORY_LIMIT: Final = Gauge(
+    "sheetanchor_memory_limit_bytes", "Memory that the process may use; infinite without limit.", registry=REGISTRY
+)
+MEMORY_LIMIT.set_function(memory_limit_bytes)
 
 RECONCILES: Final = Counter(
     "sheetanchor_operator_reconciles_total", "Reconciliations of pipelines.", ["result"], registry=REGISTRY
@@ -102,3 +109,5 @@ SUCCESS_RATE: Final = Gauge(
 RECOVERIES: Final = Counter(
     "recovery_attempts_total", "Attempts at recovery.", ["mechanism", "result"], registry=REGISTRY
 )
+for _result in ("success", "failure"):
+    RECOVERIES.labels("reanchor", _result)  # from zero: the first one is an increase

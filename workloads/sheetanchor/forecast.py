@@ -329,8 +329,9 @@ class Forecast:
         baseline = self._predictor.baseline_accuracy
         metrics.BASELINE_ACCURACY.labels(self.symbol).set(baseline or 0)  # 0: none was recorded
         degraded = has_degraded(self._outcomes.last_1h, baseline)
+        alerts = metrics.ALERTS.labels("MODEL_ACCURACY")  # there before the first one, which is an increase then
         if degraded and not self._alerted:
-            metrics.ALERTS.labels("MODEL_ACCURACY").inc()
+            alerts.inc()
             log.error("MODEL_ACCURACY: %s: %s over the last hour", self.symbol, self._outcomes.last_1h.value)
         self._alerted = degraded
 

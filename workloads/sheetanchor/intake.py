@@ -15,7 +15,7 @@ from sheetanchor import metrics
 from sheetanchor._decoder import validate_frame
 from sheetanchor.connection import SequenceWatch
 from sheetanchor.outbox import RESEND_BYTES_MAX, Outbox
-from sheetanchor.sbe import DecodeError
+from sheetanchor.sbe import DECODE_ERROR_KINDS, DecodeError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ DEPTH: Final = 10003
 STREAM_NAMES: Final = {TRADE: "trade", BEST_BID_ASK: "bestBidAsk", 10002: "depth20", DEPTH: "depth", 0: "unreadable"}
 CHAINED: Final = frozenset({TRADE, DEPTH})
 """Templates whose ids follow each other; the exchange leaves best prices out under load, so their ids jump."""
+
+SHED_STREAMS: Final = ("bestBidAsk", "other")
 
 RATE_SPAN_S: Final = 10.0
 
@@ -80,6 +82,17 @@ class Intake:
         self.arrived = asyncio.Event()
         self._channels = {symbol: Channel(symbol, outbox) for symbol, outbox in self.outboxes.items()}
         self._only = symbols[0] if len(symbols) == 1 else ""
+        self._show_zeros()
+
+    def _show_zeros(self) -> None:
+        """Have every series begin at zero: one that begins with its first event never shows that as an increase."""
+        for kind in DECODE_ERROR_KINDS:
+            metrics.SBE_DECODE_ERRORS.labels(kind)
+        for symbol in self._channels:
+            for stream in SHED_STREAMS:
+                metrics.FRAMES_SHED.labels(symbol, stream)
+            for template in CHAINED:
+                metrics.SBE_SEQUENCE_GAPS.labels(symbol, STREAM_NAMES[template])
 
     def take(self, frame: bytes, received_us: int, watch: SequenceWatch) -> None:
         """Take one frame.
@@ -131,8 +144,8 @@ class Intake:
             log.error("%s: the queue is full, best prices are dropped first, then the oldest frames", channel.symbol)
         channel.shedding = True
         self.numbers.shed += shed.spare + shed.other
-        metrics.FRAMES_SHED.labels(channel.symbol, "bestBidAsk").inc(shed.spare)
-        metrics.FRAMES_SHED.labels(channel.symbol, "other").inc(shed.other)
+        for stream, count in zip(SHED_STREAMS, (shed.spare, shed.other), strict=True):
+            metrics.FRAMES_SHED.labels(channel.symbol, stream).inc(count)
 
 
 async def measure_rate(numbers: Numbers) -> None:

@@ -96,6 +96,7 @@ class Keeper:
         """Keep the connection until told to stop, then close it."""
         self._outage = self._outage.begin(time.monotonic())
         metrics.SBE_CONNECTION_STATUS.labels(self.line).set(0)
+        metrics.ALERTS.labels("SBE_RECONNECTION_FAILED")  # from zero: the first one is an increase
         try:
             while not stop.is_set():
                 health.beat()

@@ -70,6 +70,7 @@ class Predictor:
 
     async def start(self) -> None:
         """Load the model in use, or walk the chain."""
+        metrics.ALERTS.labels("MODEL_FAILURE")  # from zero: the first one is an increase
         await self._recover()
 
     async def close(self) -> None:

@@ -26,12 +26,22 @@ DEPTH_SNAPSHOT_TEMPLATE = 10002
 DEPTH_DIFF_TEMPLATE = 10003
 
 
+DECODE_ERROR_KINDS = (
+    "truncated",
+    "schema_mismatch",
+    "unknown_template",
+    "bad_block_length",
+    "bad_enum",
+    "bad_utf8",
+    "too_large",
+)
+
+
 class DecodeError(SheetAnchorError, ValueError):
     """A frame is not one of the four known messages.
 
     Args:
-        kind: One of `truncated`, `schema_mismatch`, `unknown_template`, `bad_block_length`, `bad_enum`, `bad_utf8`,
-            `too_large`.
+        kind: One of `DECODE_ERROR_KINDS`.
         offset: Bytes from the start of the frame to what is wrong.
         message: Kind, offset, field, what was expected and what was found.
     """

@@ -483,11 +483,10 @@ class SymbolWriter:
         counters = self.market.counters()
         for name, count in counters.items():
             if name.startswith("decode_error.") or name in ("bad_value", "foreign_symbol", "pending_overflow"):
-                grown = count - self._counted.get(name, 0)
-                if grown > 0:
-                    kind = name.removeprefix("decode_error.")
+                grown, kind = max(0, count - self._counted.get(name, 0)), name.removeprefix("decode_error.")
+                metrics.DECODE_ERRORS.labels(self.symbol, kind).inc(grown)  # by zero too: a series begins there
+                if grown:
                     log.warning("%s: %d frames left out: %s", self.symbol, grown, kind)
-                    metrics.DECODE_ERRORS.labels(self.symbol, kind).inc(grown)
         self._counted = counters
         metrics.EPOCH.labels(self.symbol).set(self._epoch)
         metrics.TERM.labels(self.symbol).set(self._term)
