@@ -281,9 +281,10 @@ CASES: list[Case] = [
     Case("SheetAnchorUptimeLow", False, "7h", unready(259, phase="Suspended")),
     Case("SheetAnchorUptimeLow", False, "7h", unready(259, phase="Pending")),
     Case("SheetAnchorUptimeLow", False, "7h", unready(259, "1x20 stale")),
-    # 315 s and 300 s; two of 315 s and 240 s; one that lasts.
+    # 315 s and 300 s; two of 315 s and 240 s; one of 240 s and one that lasts; one that lasts.
     *both("SheetAnchorRecoverySlow", "20m", outage(21), outage(20)),
     Case("SheetAnchorRecoverySlow", False, "25m", condition("Ready", "1x19 0x20 1x19 0x15 1x99")),
+    Case("SheetAnchorRecoverySlow", False, "20m", condition("Ready", "1x9 0x15 1x9 0x100")),
     Case("SheetAnchorRecoverySlow", False, "20m", outage(100)),
     Case("SheetAnchorRecoverySlow", False, "1h20m", outage(21)),
     *both(
