@@ -34,6 +34,8 @@ KINDS = (
     "rolebinding",
     "clusterrole",
     "clusterrolebinding",
+    "validatingadmissionpolicy",
+    "validatingadmissionpolicybinding",
     "customresourcedefinition",
 )
 VERBS = {"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"}
@@ -413,6 +415,41 @@ def test_people_have_the_rights_of_their_role(
 # A release's life
 
 
+def test_a_processor_asks_for_its_own_and_forces_nothing(apiserver: ApiServer, where: str) -> None:
+    """The API server looks into what a processor's account creates, which rights alone cannot do."""
+    accounts = ("btc-process", "sheetanchor-operator")
+    apiserver.kubectl("create", "role", "asks", "--verb=create", "--resource=reanchors.sheetanchor.dev", "-n", where)
+    subjects = [f"--serviceaccount={where}:{account}" for account in accounts]
+    apiserver.kubectl("create", "rolebinding", "asks", "--role=asks", *subjects, "-n", where)
+    policy = [
+        one
+        for kind in ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")
+        for one in named(rendered_chart({}), kind).values()
+    ]
+
+    def refusal(account: str, **spec: Any) -> str:
+        body = {
+            "apiVersion": "sheetanchor.dev/v1alpha1",
+            "kind": "ReAnchor",
+            "metadata": {"generateName": "x-", "namespace": where},
+            "spec": {"pipeline": "btc", "symbol": "BTCUSDT", **spec},
+        }
+        user = f"--as=system:serviceaccount:{where}:{account}"
+        return apiserver.try_kubectl("create", "-f", "-", user, text_in=json.dumps(body)).stderr
+
+    apiserver.apply(*policy)
+    try:
+        forced = "spec.force must not be set by a processor's account"
+        # The server takes a policy up some time after it has taken it in.
+        apiserver.wait(lambda: forced in refusal("btc-process", force=True), within_s=60, what="it is in force")
+
+        assert "spec.pipeline must be the processor's own" in refusal("btc-process", pipeline="eth")
+        assert "" == refusal("btc-process")
+        assert "" == refusal("sheetanchor-operator", force=True)
+    finally:
+        apiserver.kubectl("delete", "-f", "-", text_in=yaml.safe_dump_all(policy))
+
+
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """An API server of its own: definitions come and go."""
@@ -467,4 +504,4 @@ def test_a_releases_life(empty: ApiServer) -> None:
     assert len(empty.json("pp", "-n", "default")["items"]) == 1
 
     run("uninstall", RELEASE, *system[:2])
-    empty.wait(lambda: kinds_there(empty) == set(), within_s=30, what="nothing is left")
+    empty.wait(lambda: kinds_there(empty) == set(), within_s=90, what="nothing is left")
