@@ -117,7 +117,7 @@ class Operator:
         stopping = asyncio.create_task(stop.wait(), name="stop")
         elected = asyncio.create_task(self.election.leading.wait(), name="elected")
         await asyncio.wait({standing_for, stopping, elected}, return_when=asyncio.FIRST_COMPLETED)
-        code = 0
+        code = 0 if stop.is_set() or elected.done() else EXIT_LOST
         if elected.done() and not stop.is_set():
             metrics.LEADER.set(1)
             leading = asyncio.create_task(self.leader.run(), name="leading")
@@ -128,6 +128,8 @@ class Operator:
             # Nothing is written any more before the Lease is given back.
             await _end(leading)
         metrics.LEADER.set(0)
+        if standing_for.done() and (trouble := standing_for.exception()) is not None:
+            log.error("cannot stand for election any more: %s", _words(trouble))
         await _end(standing_for, stopping, elected)
         if not self.election.lost.is_set():
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections import defaultdict
 from collections.abc import Mapping
@@ -139,6 +140,16 @@ class Cache:
     def node_zones(self) -> dict[str, str]:
         """Give the zone of each node that has one."""
         return self._node_zones
+
+
+def secret_hash(body: Body) -> str:
+    """Give a text that changes with what a Secret holds, and with nothing else.
+
+    It ends in annotations of pods. Its key is the Secret's uid, which nobody knows who may not read the Secret, so that
+    a weak password cannot be found by trying.
+    """
+    content = json.dumps(body.get("data") or {}, sort_keys=True).encode()
+    return hmac.new(str(body["metadata"].get("uid", "")).encode(), content, hashlib.sha256).hexdigest()[:16]
 
 
 def content_hash(body: Body) -> str:

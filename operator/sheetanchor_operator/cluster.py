@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException
 
 from sheetanchor_operator import metrics
 from sheetanchor_operator.names import API_VERSION, FIELD_MANAGER, PIPELINE_KIND, REANCHOR_KIND
@@ -167,7 +168,10 @@ class Cluster:
             timeout_s = min(timeout_s, FENCED_TIMEOUT_S)
         url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
         headers = {"Content-Type": content_type, "Accept": accept}
-        credentials: Any = await self._configuration.auth_settings()
+        try:
+            credentials: Any = await self._configuration.auth_settings()
+        except (ConfigException, OSError) as error:
+            raise ApiUnavailable(f"{method} {path}: not sent, the credentials cannot be read: {error}") from error
         for one in credentials.values():
             headers[one["key"]] = one["value"]
         try:
@@ -270,6 +274,6 @@ class Cluster:
 def _json(raw: bytes) -> Body:
     try:
         content = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -178,6 +178,10 @@ class Leader:
         except ApiRefused as error:
             result = "error"
             log.warning("pipeline %s/%s: refused: %s", *key, error)
+        except Exception:
+            # A defect that one pipeline brings to light must not take the others' operator away; its status says so.
+            result = "error"
+            log.exception("pipeline %s/%s: the operator fails on it", *key)
         else:
             if again_s is None:
                 self._schedule.forget(key)
@@ -208,6 +212,17 @@ class Leader:
         except ApiError as error:
             log.warning("the watch of %s cannot be checked: %s", kind.plural, error)
 
+    async def _unseen(self, kind: Kind, places: Sequence[Key]) -> list[Key]:
+        """Of what the watch has not shown, name what is still there: the rest has come and gone meanwhile."""
+        if not places:
+            return []
+        listed = {
+            (body["metadata"].get("namespace", ""), body["metadata"]["name"])
+            async for body in self._list(kind, metadata_only=True)
+        }
+        now = self._cache.places(kind.name)
+        return [place for place in places if place in listed and place not in now]
+
     async def _audit_kind(self, kind: Kind, grace_s: float) -> None:
         before = self._cache.places(kind.name)
         listed = {
@@ -217,7 +232,7 @@ class Leader:
         await asyncio.sleep(grace_s)
         now = self._cache.places(kind.name)
         missed = [place for place, version in listed.items() if place in now and now[place].version < version]
-        missed += [place for place in listed if place not in now and place not in before and kind is PIPELINE]
+        missed += await self._unseen(kind, [place for place in listed if place not in now and place not in before])
         for place, entry in before.items():
             if place not in listed and now.get(place) is entry:
                 missed.append(place)

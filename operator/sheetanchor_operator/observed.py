@@ -54,11 +54,11 @@ class Observed:
         jobs: Their Jobs.
         secrets: Keys of each Secret that the pipeline names, by its name; None for one that does not exist. A Secret
             that was not looked at is absent. Values of Secrets are never held.
-        secret_versions: A hash or resource version of each of these Secrets: pods are rolled when it changes.
+        secret_versions: A keyed hash of what each of these Secrets holds: pods are rolled when it changes.
         config_maps: Keys and a content hash under `""` of each ConfigMap that the pipeline names; None if missing.
         volume_claims: Whether each PersistentVolumeClaim that the pipeline names exists.
         events: Recent Warning events about the pipeline's children, newest last.
-        refusals: What the last apply was refused.
+        refusals: What the API server would not do in this look.
         states: `GET /state` of each processor, by pod name.
         predictions: `GET /predictions/{S}` by pod name and symbol.
         health: `GET /health/detailed` of each ingestor and Redis node, by pod name.

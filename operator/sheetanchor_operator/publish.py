@@ -19,7 +19,7 @@ CONTROLLER: Final = "sheetanchor.dev/operator"
 SAME_AFTER_S: Final = 300.0
 KNOWN_MAX: Final = 5_000
 NOTE_MAX: Final = 1_024
-"""Longest note that the API server takes, in characters."""
+"""Longest note that the API server takes, in bytes."""
 
 _ACTIONS: Final = "Reconcile"
 
@@ -55,7 +55,7 @@ class Publisher:
             "type": event.type,
             "reason": str(event.reason),
             "action": _ACTIONS,
-            "note": event.message[:NOTE_MAX],
+            "note": event.message.encode()[:NOTE_MAX].decode(errors="ignore"),
             "reportingController": CONTROLLER,
             "reportingInstance": self._instance,
             "regarding": {
@@ -70,5 +70,5 @@ class Publisher:
         try:
             await self._cluster.ask("POST", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body=body)
         except ApiError as error:
-            del self._known[said]
+            self._known.pop(said, None)
             log.warning("an Event about %s %s/%s could not be published: %s", event.kind, namespace, event.name, error)

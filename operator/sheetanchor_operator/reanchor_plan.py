@@ -10,8 +10,9 @@ from sheetanchor import triggers
 from sheetanchor_operator.children.parts import Defaults, Manifest
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.moments import micros_of
-from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_KIND, EventReason, Reason
+from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_KIND, SYMBOL_LABEL, EventReason, Reason
 from sheetanchor_operator.observed import Observed
+from sheetanchor_operator.pipeline_status import MESSAGE_LENGTH_MAX
 from sheetanchor_operator.reanchor_view import ReAnchor, Run
 from sheetanchor_operator.spec import Pipeline
 
@@ -78,6 +79,44 @@ class Plan:
     symbols: Mapping[str, SymbolFacts] = field(default_factory=dict)
     last_reanchor: Mapping[str, Any] | None = None
     last_request: str = ""
+
+
+def without(plan: Plan, refused: Mapping[str, str]) -> Plan:
+    """Give what is left of a plan when Jobs could not be made: their runs have not begun, and nobody is told so.
+
+    Args:
+        plan: What was decided.
+        refused: Why, by the name of the ReAnchor.
+    """
+    if not refused:
+        return plan
+    symbols = {start.manifest["metadata"]["labels"][SYMBOL_LABEL]: start.reanchor for start in plan.start}
+    symbols = {symbol: name for symbol, name in symbols.items() if name in refused}
+    begun = (EventReason.REANCHOR_STARTED, EventReason.REANCHOR_RETRIED)
+
+    def stays(event: Event) -> bool:
+        if event.reason not in begun:
+            return True
+        return event.name not in refused and event.message.partition(":")[0] not in symbols
+
+    facts = {
+        symbol: replace(one, running="", pending=(symbols[symbol], *one.pending)) if symbol in symbols else one
+        for symbol, one in plan.symbols.items()
+    }
+    last = plan.last_reanchor
+    return replace(
+        plan,
+        start=tuple(start for start in plan.start if start.reanchor not in refused),
+        patch=tuple(
+            Patch(one.name, {"message": f"the Job of its run was refused: {refused[one.name]}"[:MESSAGE_LENGTH_MAX]})
+            if one.name in refused
+            else one
+            for one in plan.patch
+        ),
+        events=tuple(filter(stays, plan.events)),
+        symbols=facts,
+        last_reanchor=None if last is not None and last.get("name") in refused else last,
+    )
 
 
 @dataclass(slots=True)

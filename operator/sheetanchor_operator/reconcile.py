@@ -6,22 +6,34 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from sheetanchor_operator.cache import Cache, Key, content_hash, slim
+from sheetanchor_operator.cache import Cache, Key, content_hash, secret_hash, slim
 from sheetanchor_operator.children import Defaults, Manifest, children
 from sheetanchor_operator.children.needs import claims_needed, config_maps_needed, secrets_needed
 from sheetanchor_operator.children.redis import CREATE_ONLY
-from sheetanchor_operator.cluster import CHILDREN, JOB, KINDS, PIPELINE, POD, REANCHOR, ApiRefused, Body, Cluster
+from sheetanchor_operator.cluster import (
+    CHILDREN,
+    JOB,
+    KINDS,
+    PIPELINE,
+    POD,
+    REANCHOR,
+    ApiError,
+    ApiRefused,
+    Body,
+    Cluster,
+)
 from sheetanchor_operator.drift import APPLIED, needs_apply, stamped
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.measures import Measures
 from sheetanchor_operator.names import FIELD_MANAGER
 from sheetanchor_operator.observed import Observed, Refusal
 from sheetanchor_operator.publish import Publisher
-from sheetanchor_operator.reanchor_plan import Plan
+from sheetanchor_operator.reanchor_plan import Plan, without
 from sheetanchor_operator.reanchoring import plan
 from sheetanchor_operator.roll import held_back, may_go, place_of
 from sheetanchor_operator.spec import BadSpec, Pipeline, parse
@@ -41,6 +53,9 @@ HOLD_S: Final = 180.0
 
 REFUSED_AGAIN_S: Final = 20.0
 """A manifest that was refused is tried again after this time, or when it has changed."""
+
+CONFLICT: Final = 409
+DEFECT_LENGTH_MAX: Final = 300
 
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 _CHILD_KINDS: Final = frozenset(kind.name for kind in CHILDREN)
@@ -74,6 +89,8 @@ class Reconciler:
     _applied: dict[tuple[str, str, str], _Applied] = field(default_factory=dict)
     _unsound: set[Key] = field(default_factory=set)
     _holding: dict[Key, float] = field(default_factory=dict)
+    _refused: dict[Key, dict[tuple[str, str], _Applied]] = field(default_factory=dict)
+    """ReAnchors and Jobs that the API server refused, by pipeline."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Look at a pipeline once.
@@ -83,6 +100,8 @@ class Reconciler:
 
         Raises:
             ApiUnavailable: The API server cannot do it just now.
+            ApiRefused: It will not do it.
+            Exception: A defect of ours, which the pipeline's status tells.
         """
         body = self.cache.get(PIPELINE.name, *key)
         if body is None:
@@ -95,17 +114,34 @@ class Reconciler:
         except BadSpec as error:
             await self._refuse(key, body, str(error))
             return self.resync_s
+        try:
+            return await self._look(key, pipeline, body)
+        except ApiError:
+            raise
+        except Exception as error:
+            # What one pipeline holds must not stay untold, whatever it is; who called decides what becomes of it.
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:DEFECT_LENGTH_MAX]
+            with suppress(ApiError):
+                await self._refuse(key, body, f"the operator fails on this pipeline, its log says where: {said}")
+            raise
+
+    async def _look(self, key: Key, pipeline: Pipeline, body: Mapping[str, Any]) -> float:
         observed = await self._observe(pipeline, self.cache.of(key))
         if not pipeline.paused:
             observed = await self._keep(pipeline, observed)
         decided = plan(pipeline, observed, self.defaults)
-        acted = await self._carry_out(pipeline, decided)
-        if not acted:
-            decided = replace(decided, last_request=str(pipeline.status.get("lastReanchorRequest") or ""))
+        refusals = await self._carry_out(key, pipeline, decided)
+        if refusals:
+            decided = without(decided, {refusal.name: refusal.message for refusal in refusals})
+            if any(refusal.kind == REANCHOR.name for refusal in refusals):
+                decided = replace(decided, last_request=str(pipeline.status.get("lastReanchorRequest") or ""))
+            observed = replace(observed, refusals=(*observed.refusals, *refusals))
+        # What happened to the ReAnchors is written by now: another look would not find it new.
+        await self._tell(pipeline.namespace, decided.events)
         status = status_of(pipeline, observed, decided)
         events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
         if await self._write_status(body, status):
-            await self._tell(pipeline.namespace, (*events, *decided.events))
+            await self._tell(pipeline.namespace, events)
         self.measures.take(key, status, observed.reanchors, announced=pipeline.spec.maintenance.enabled)
         return self._next_look(key, decided, status)
 
@@ -126,6 +162,7 @@ class Reconciler:
         namespace, name = key
         for place in [p for p in self._applied if p[1] == namespace and p[2].startswith(f"{name}-")]:
             del self._applied[place]
+        self._refused.pop(key, None)
         self._unsound.discard(key)
         self._holding.pop(key, None)
 
@@ -140,6 +177,9 @@ class Reconciler:
             wake_s = (decided.wake_at_us - _now_us()) / 1e6
             # A pipeline that is in doubt wants a look every second: many of them take turns.
             wait_s = min(wait_s, max(0.0 if sound else least_s, wake_s))
+        if key in self._refused:
+            # The plan would have it done at once, and is refused until somebody changes something.
+            wait_s = max(wait_s, UNSOUND_S)
         return wait_s
 
     # Observing
@@ -166,23 +206,30 @@ class Reconciler:
     async def _needs(self, pipeline: Pipeline) -> dict[str, Any]:
         """Look at what people have to provide. Of a Secret only the names of its entries are kept."""
         secrets, versions, config_maps, claims = {}, {}, {}, {}
-        for name in secrets_needed(pipeline):
-            found = await self.cluster.get(KINDS["Secret"], pipeline.namespace, name)
+        refusals: list[Refusal] = []
+
+        async def looked_at(kind: str, names: Iterable[str]) -> AsyncIterator[tuple[str, Body | None]]:
+            for name in names:
+                try:
+                    yield name, await self.cluster.get(KINDS[kind], pipeline.namespace, name)
+                except ApiRefused as error:
+                    refusals.append(Refusal(kind, name, error.code, str(error)))
+
+        async for name, found in looked_at("Secret", secrets_needed(pipeline)):
             secrets[name] = None if found is None else frozenset(found.get("data") or {})
             if found is not None:
-                versions[name] = str(found["metadata"]["resourceVersion"])
-        for name in config_maps_needed(pipeline):
-            found = await self.cluster.get(KINDS["ConfigMap"], pipeline.namespace, name)
+                versions[name] = secret_hash(found)
+        async for name, found in looked_at("ConfigMap", config_maps_needed(pipeline)):
             keys = {} if found is None else {**(found.get("data") or {}), **(found.get("binaryData") or {})}
             config_maps[name] = None if found is None else {**dict.fromkeys(keys, ""), "": content_hash(found)}
-        for name in claims_needed(pipeline):
-            found = await self.cluster.get(KINDS["PersistentVolumeClaim"], pipeline.namespace, name)
+        async for name, found in looked_at("PersistentVolumeClaim", claims_needed(pipeline)):
             claims[name] = found is not None
         return {
             "secrets": secrets,
             "secret_versions": versions,
             "config_maps": config_maps,
             "volume_claims": claims,
+            "refusals": tuple(refusals),
         }
 
     async def _warnings(self, pipeline: Pipeline, mine: Mapping[tuple[str, str], Any]) -> tuple[Body, ...]:
@@ -191,7 +238,8 @@ class Reconciler:
         for (kind, name), body in sorted(mine.items()):
             wanted = int((body.get("spec") or {}).get("replicas", 1)) if kind == "StatefulSet" else 0
             if int((body.get("status") or {}).get("replicas", 0)) < wanted:
-                found += await self.cluster.warnings(pipeline.namespace, kind, name)
+                with suppress(ApiRefused):  # without the right to read Events only their words are missing
+                    found += await self.cluster.warnings(pipeline.namespace, kind, name)
         return tuple(sorted(found, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or "")))
 
     # Applying
@@ -214,7 +262,7 @@ class Reconciler:
             if (kind, name) not in wanted and _is_ours(body, pipeline) and may_go(body, desired, live):
                 log.info("%s %s/%s is not wanted any more", kind, pipeline.namespace, name)
                 await self.cluster.delete(KINDS[kind], pipeline.namespace, name, body["metadata"]["uid"])
-        return replace(observed, refusals=tuple(refusals), children=live)
+        return replace(observed, refusals=(*observed.refusals, *refusals), children=live)
 
     def _held_back(
         self, pipeline: Pipeline, desired: Sequence[Manifest], live: Mapping[tuple[str, str], Mapping[str, Any]]
@@ -235,6 +283,7 @@ class Reconciler:
         live = observed.child(kind, name)
         once = CREATE_ONLY in metadata["annotations"]
         if live is not None and once:
+            await self._adopt(manifest, live)
             return None
         place, now_s = (kind, namespace, name), time.monotonic()
         content = kind if once else metadata["annotations"][APPLIED]
@@ -255,23 +304,41 @@ class Reconciler:
             self._applied[place] = _Applied(content, refusal=refusal, again_s=now_s + REFUSED_AGAIN_S)
             return refusal
         if written is None:
-            return None
+            # What we had made would carry our label, and be known.
+            words = "there is one of this name that is not the operator's; delete it, or name the pipeline otherwise"
+            refusal = Refusal(kind, name, CONFLICT, words)
+            self._applied[place] = _Applied(content, refusal=refusal, again_s=now_s + REFUSED_AGAIN_S)
+            return refusal
         self.cache.put(written)
         self._applied[place] = _Applied(content, str(written["metadata"]["resourceVersion"]))
         log.info("%s %s/%s %s", kind, namespace, name, "created" if live is None else "put right")
         return slim(written)
 
+    async def _adopt(self, manifest: Manifest, live: Mapping[str, Any]) -> None:
+        """Keep what is made once from going with a pipeline of the same name that was there before."""
+        metadata, wanted = manifest["metadata"], manifest["metadata"]["ownerReferences"]
+        if [one.get("uid") for one in live["metadata"].get("ownerReferences") or ()] == [one["uid"] for one in wanted]:
+            return
+        kind = KINDS[manifest["kind"]]
+        change = {"metadata": {"ownerReferences": wanted}}
+        adopted = await self.cluster.merge(kind, metadata["namespace"], metadata["name"], change)
+        if adopted is not None:
+            self.cache.put(adopted)
+            log.info("%s %s/%s taken over", kind.name, metadata["namespace"], metadata["name"])
+
     # Re-anchors
 
-    async def _carry_out(self, pipeline: Pipeline, decided: Plan) -> bool:
-        """Do what was planned; false if a ReAnchor that was asked for could not be made."""
-        asked = True
+    async def _carry_out(self, key: Key, pipeline: Pipeline, decided: Plan) -> tuple[Refusal, ...]:
+        """Do what was planned; gives the ReAnchors that could not be made, and those whose Job could not be."""
+        refused: list[Refusal] = []
+        held = self._refused.pop(key, {})
         for manifest in decided.create:
-            asked = await self._create(pipeline, manifest) and asked
-        failed = {start.reanchor for start in decided.start if not await self._create(pipeline, start.manifest)}
-        for patch in decided.patch:
-            if patch.name in failed:
-                continue
+            refused += await self._create(key, pipeline, manifest, held)
+        failed = {}
+        for start in decided.start:
+            for refusal in await self._create(key, pipeline, start.manifest, held):
+                failed[start.reanchor] = replace(refusal, name=start.reanchor)
+        for patch in without(decided, {name: one.message for name, one in failed.items()}).patch:
             before = self.cache.get(REANCHOR.name, pipeline.namespace, patch.name)
             change = {"status": dict(patch.status)}
             written = await self.cluster.merge(REANCHOR, pipeline.namespace, patch.name, change, "status")
@@ -285,19 +352,28 @@ class Reconciler:
                 self.cache.put(adopted)
         for name in decided.delete:
             await self.cluster.delete(REANCHOR, pipeline.namespace, name)
-        return asked
+        return (*refused, *failed.values())
 
-    async def _create(self, pipeline: Pipeline, manifest: Manifest) -> bool:
-        name = manifest["metadata"]["name"]
-        try:
-            created = await self.cluster.create(manifest)
-        except ApiRefused as error:
-            log.warning("%s %s/%s was refused: %s", manifest["kind"], pipeline.namespace, name, error)
-            return False
-        if created is not None:
-            self.cache.put(created)
-            log.info("%s %s/%s created", manifest["kind"], pipeline.namespace, name)
-        return True
+    async def _create(
+        self, key: Key, pipeline: Pipeline, manifest: Manifest, held: Mapping[tuple[str, str], _Applied]
+    ) -> tuple[Refusal, ...]:
+        """Create an object of a re-anchor, unless that was refused a moment ago; gives the refusal, if there is one."""
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        last = held.get((kind, name))
+        if last is None or last.refusal is None or time.monotonic() >= last.again_s:
+            try:
+                created = await self.cluster.create(manifest)
+            except ApiRefused as error:
+                log.warning("%s %s/%s was refused: %s", kind, pipeline.namespace, name, error)
+                refusal = Refusal(kind, name, error.code, str(error))
+                last = _Applied(kind, refusal=refusal, again_s=time.monotonic() + REFUSED_AGAIN_S)
+            else:
+                if created is not None:
+                    self.cache.put(created)
+                    log.info("%s %s/%s created", kind, pipeline.namespace, name)
+                return ()
+        self._refused.setdefault(key, {})[kind, name] = last
+        return () if last.refusal is None else (last.refusal,)
 
     # Telling
 

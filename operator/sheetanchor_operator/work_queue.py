@@ -87,12 +87,12 @@ class Schedule(Generic[Item]):
             item: Which one.
             now_s: The time.
             jitter: Random number in [0, 1) that spreads the tries by 20 % to either side.
-            least_s: Somebody asked to wait at least this long.
+            least_s: Somebody asked to wait at least this long; heeded up to the longest delay there is.
         """
         entry = self._entries.setdefault(item, _Entry())
         entry.failures += 1
         delay_s = min(BACKOFF_S * 2.0 ** min(entry.failures - 1, 30), BACKOFF_MAX_S) * (0.8 + 0.4 * jitter)
-        delay_s = max(delay_s, least_s)
+        delay_s = max(delay_s, min(least_s, BACKOFF_MAX_S))
         entry.running, entry.not_before_s, entry.due_s = False, now_s + delay_s, now_s + delay_s
         return delay_s
 

@@ -88,6 +88,21 @@ async def test_a_busy_server_says_when(
     assert expected_s == error.value.retry_after_s
 
 
+async def test_credentials_that_cannot_be_read_are_no_end(cluster: Cluster, answering: Answering) -> None:
+    """A token that is being replaced just now is read again with the next request."""
+
+    async def unreadable(_: Configuration) -> None:
+        raise FileNotFoundError("token")
+
+    cluster._configuration.refresh_api_key_hook = unreadable
+    cluster._configuration.api_key["BearerToken"] = "x"
+
+    with pytest.raises(ApiUnavailable, match="the credentials cannot be read: token"):
+        await cluster.apply(SERVICE)
+
+    assert [] == answering.asked
+
+
 async def test_a_refusal_keeps_its_words(cluster: Cluster, answering: Answering) -> None:
     """What is invalid stays so until somebody corrects it."""
     answering.status, answering.reason = 422, "Invalid"

@@ -140,6 +140,77 @@ def test_an_exceeded_quota_is_told_and_recovered_from(apiserver: ApiServer, wher
         )
 
 
+def limit(server: ApiServer, where: str, count: str, hard: int) -> None:
+    """Let a namespace hold so many objects of a kind; what a controller would count is written by hand."""
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight"}}
+    server.apply({**quota, "spec": {"hard": {count: str(hard)}}}, namespace=where)
+    counted = {"status": {"hard": {count: str(hard)}, "used": {count: "0"}}}
+    path = f"/api/v1/namespaces/{where}/resourcequotas/tight/status"
+    server.ask(path, method="PATCH", body=counted, content_type=MERGE)
+
+
+def test_a_reanchor_that_cannot_be_made_is_told(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
+    """A wish that a quota refuses is in the condition, is not tried at each look, and is not forgotten."""
+    limit(apiserver, where, "count/reanchors.sheetanchor.dev", 0)
+    found = f"/apis/sheetanchor.dev/v1alpha1/namespaces/{where}/reanchors"
+    with operating(apiserver, where, tmp_path, "one", "--operator-resync-s", "1") as operator:
+        until(lambda: len(children_of(apiserver, where)) > 20, within_s=WITHIN_S, what="children", operator=operator)
+        wish = {"metadata": {"annotations": {"sheetanchor.dev/reanchor": "once"}}}
+        apiserver.ask(path_of(where), method="PATCH", body=wish, content_type=MERGE)
+        condition = until_reason(apiserver, where, "QuotaExceeded", operator)
+        before, seen = errors(operator, 403), looks(operator)
+        until(lambda: looks(operator) >= seen + 3, within_s=WITHIN_S, what="more looks", operator=operator)
+
+        assert "ReAnchor" in condition["message"]
+        assert before == errors(operator, 403)
+        assert "lastReanchorRequest" not in pipeline_of(apiserver, where)["status"]
+
+        limit(apiserver, where, "count/reanchors.sheetanchor.dev", 9)
+        until(lambda: bool(apiserver.ask(found)["items"]), within_s=60, what="the ReAnchor", operator=operator)
+        until(
+            lambda: condition_of(apiserver, where, "Ready")["reason"] != "QuotaExceeded",
+            within_s=WITHIN_S,
+            what="the trouble is over",
+            operator=operator,
+        )
+
+
+def test_a_run_that_cannot_begin_is_not_told_to_run(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
+    """While a quota refuses its Job a ReAnchor waits and says so; nobody is told that it runs."""
+    limit(apiserver, where, "count/jobs.batch", 0)
+    found = f"/apis/sheetanchor.dev/v1alpha1/namespaces/{where}/reanchors"
+    body = {"apiVersion": "sheetanchor.dev/v1alpha1", "kind": "ReAnchor", "metadata": {"name": "one"}}
+    apiserver.ask(found, method="POST", body={**body, "spec": {"pipeline": "btc", "symbol": "BTCUSDT"}})
+
+    def one() -> dict[str, Any]:
+        return dict(apiserver.ask(f"{found}/one").get("status") or {})
+
+    def events() -> set[str]:
+        return {one["reason"] for one in apiserver.ask(f"/apis/events.k8s.io/v1/namespaces/{where}/events")["items"]}
+
+    with operating(apiserver, where, tmp_path, "one", "--operator-resync-s", "1") as operator:
+        condition = until_reason(apiserver, where, "QuotaExceeded", operator)
+        before, seen = errors(operator, 403), looks(operator)
+        written = pipeline_of(apiserver, where)["metadata"]["resourceVersion"]
+        until(lambda: looks(operator) >= seen + 3, within_s=WITHIN_S, what="more looks", operator=operator)
+
+        assert "Job" in condition["message"]
+        assert "the Job of its run was refused" in one()["message"]
+        assert one().get("phase", "Pending") == "Pending"
+        assert "ReanchorStarted" not in events()
+        assert "lastReanchor" not in pipeline_of(apiserver, where)["status"]
+        assert "False" == condition_of(apiserver, where, "ReanchorInProgress")["status"]
+        assert (before, written) == (
+            errors(operator, 403),
+            pipeline_of(apiserver, where)["metadata"]["resourceVersion"],
+        )
+
+        limit(apiserver, where, "count/jobs.batch", 9)
+        until(lambda: one().get("phase") == "Running", within_s=60, what="it runs", operator=operator)
+        assert 1 == one()["attempts"]
+        until(lambda: "ReanchorStarted" in events(), within_s=WITHIN_S, what="it is told", operator=operator)
+
+
 def test_a_missing_permission_is_told(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
     """With a permission too few the rest is done, the condition names what is missing, and there is no hot loop."""
     kubeconfig = restricted(apiserver, where, tmp_path, without={"networkpolicies": ["create", "patch"]})

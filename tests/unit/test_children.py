@@ -275,6 +275,29 @@ def test_changed_content_rolls_the_pods_that_read_it() -> None:
     assert ({"btc-infer"}, LINES, set()) == (changed(before, model), changed(before, key), changed(before, generated))
 
 
+def test_what_is_missing_rolls_nothing() -> None:
+    """Pods that could not start anew go on with what they have read; what comes back as it was rolls nothing either."""
+    given = {**MODEL_MAP, "exchange": {**OWN_EXCHANGE, "apiKeySecret": {"name": "key"}}}
+    there: dict[str, Any] = {
+        "secrets": {"key": frozenset({"api-key"})},
+        "secret_versions": {"key": "1"},
+        "config_maps": {"momentum": {"": "1"}},
+    }
+    manifests = rendered(given, Observed(NOW_US, zones=ZONES, **there))
+    live = {(one["kind"], one["metadata"]["name"]): one for one in manifests}
+    before = hashes(given, **there)
+
+    for missing in (
+        {"secrets": {"key": None}, "secret_versions": {}},
+        {"secrets": {"key": frozenset()}, "secret_versions": {"key": "2"}},
+        {"secrets": {}, "secret_versions": {}},
+        {"config_maps": {"momentum": None}},
+    ):
+        assert set() == changed(before, hashes(given, **{**there, **missing}, children=live)), missing
+    assert set() == changed(before, hashes(given, **there, children=live))
+    assert LINES == changed(before, hashes(given, **{**there, "secret_versions": {"key": "2"}}, children=live))
+
+
 def deployments(*zones: str, bound: bool) -> dict[tuple[str, str], dict[str, Any]]:
     spec = {"zones": list(zones)}
     manifests = rendered(spec, Observed(NOW_US, zones=zones if bound else ()))

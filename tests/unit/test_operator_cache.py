@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sheetanchor_operator.cache import Cache, slim
+from sheetanchor_operator.cache import Cache, secret_hash, slim
 
 KEY = ("shop", "btc")
 
@@ -106,3 +106,14 @@ def test_zones_follow_the_nodes() -> None:
 
     assert {} == cache.node_zones()
     assert "status" not in (cache.get("Node", "", "n3") or {})
+
+
+def test_a_secrets_hash_is_of_what_it_holds() -> None:
+    """A label changes nothing; another value does; and without the uid nobody can try values out."""
+    secret = body("Secret", "key", data={"api-key": "a2V5"})
+    labelled = body("Secret", "key", version=2, data={"api-key": "a2V5"})
+    labelled["metadata"]["labels"]["team"] = "quants"
+
+    assert secret_hash(secret) == secret_hash(labelled)
+    assert secret_hash(secret) != secret_hash(body("Secret", "key", data={"api-key": "b3RoZXI="}))
+    assert secret_hash(secret) != secret_hash(body("Secret", "key", uid="another", data={"api-key": "a2V5"}))

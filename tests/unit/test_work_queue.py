@@ -132,6 +132,7 @@ def test_a_server_that_asks_for_time_gets_it() -> None:
     queue.take(0.0)
 
     assert 17.0 == queue.failed("btc", 0.0, 0.5, 17.0)
+    assert BACKOFF_MAX_S == queue.failed("btc", 20.0, 0.5, 86_400.0)
 
 
 @given(st.floats(0, 1, exclude_max=True), st.integers(1, 80))

@@ -25,7 +25,7 @@ from sheetanchor_operator.names import (
     labels_of,
     selector_of,
 )
-from sheetanchor_operator.observed import Observed
+from sheetanchor_operator.observed import Live, Observed
 from sheetanchor_operator.spec import Pipeline
 
 LOST_NODE_TOLERATION_S: Final = 10
@@ -227,28 +227,52 @@ def where_and_whence(pipeline: Pipeline, defaults: Defaults) -> Manifest:
     return {name: value for name, value in fields.items() if value}
 
 
+def _given_entries(pipeline: Pipeline, component: Component) -> tuple[SecretEntry, ...]:
+    """Name the Secret entries that a component reads and that somebody else writes."""
+    generated = child_name(pipeline.name, Component.REDIS)
+    entries = [entry for entry in secret_entries(pipeline, component).values() if entry.name != generated]
+    external = pipeline.spec.redis.external
+    if external is not None and external.ca_secret is not None:
+        entries.append(SecretEntry(external.ca_secret.name, external.ca_secret.key))
+    return tuple(entries)
+
+
+def _lacks(pipeline: Pipeline, observed: Observed, component: Component) -> bool:
+    """Say whether something that a component's pods mount is not there, or could not be looked at."""
+    entries = _given_entries(pipeline, component)
+    if any(entry.key not in (observed.secrets.get(entry.name) or ()) for entry in entries):
+        return True
+    model = pipeline.spec.inference.model.config_map if component is Component.INFER else None
+    return model is not None and observed.config_maps.get(model.name) is None
+
+
 def settings_hash(pipeline: Pipeline, observed: Observed, defaults: Defaults, component: Component) -> str:
     """Make a text that changes when anything that a role reads at its start does.
 
     The Secret that the operator makes is left out: it is written once, and seeing it for the first time is no change.
     """
-    generated = child_name(pipeline.name, Component.REDIS)
-    names = sorted({entry.name for entry in secret_entries(pipeline, component).values()} - {generated})
-    external = pipeline.spec.redis.external
-    if external is not None and external.ca_secret is not None:
-        names.append(external.ca_secret.name)
+    names = {entry.name for entry in _given_entries(pipeline, component)}
     model = pipeline.spec.inference.model.config_map if component is Component.INFER else None
     content: dict[str, Any] = {
         "settings": file_text(settings_of(pipeline, component, defaults)),
-        "secrets": {name: observed.secret_versions.get(name, "") for name in names},
+        "secrets": {name: observed.secret_versions.get(name, "") for name in sorted(names)},
         "model": (observed.config_maps.get(model.name) or {}).get("", "") if model is not None else "",
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _hash_of(live: Live) -> str:
+    metadata = live["spec"]["template"].get("metadata") or {}
+    return str((metadata.get("annotations") or {}).get(SETTINGS_HASH, ""))
+
+
 def pod_template(pipeline: Pipeline, observed: Observed, defaults: Defaults, role: Role) -> Manifest:
     """Render a role's pod template with the labels and annotations that all have."""
     annotations = {SETTINGS_HASH: settings_hash(pipeline, observed, defaults, role.component)}
+    live = observed.child("Deployment", child_name(pipeline.name, role.component, role.zone))
+    if live is not None and _lacks(pipeline, observed, role.component):
+        # New pods could not start: those that run go on with what they have read.
+        annotations[SETTINGS_HASH] = _hash_of(live) or annotations[SETTINGS_HASH]
     if role.served:
         annotations.update(SCRAPED)
     return {
