@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -192,12 +193,20 @@ def _read_run(reanchor: ReAnchor, job: Live, pods: tuple[Live, ...], now_us: int
     own = [pod for pod in pods if _job_of(pod) == metadata["name"]]
     return Run(
         name=metadata["name"],
-        attempt=int(notes.get(ATTEMPT_ANNOTATION, "1")),
+        attempt=_attempt_of(metadata["name"], notes),
         created_us=micros_of(metadata.get("creationTimestamp")),
         ended=_ended(reanchor, job, own, now_us),
         message=_waits_for(own),
         answers=tuple(filter(None, notes.get(ANSWERS_ANNOTATION, "").split(","))),
     )
+
+
+def _attempt_of(name: str, notes: Mapping[str, str]) -> int:
+    """Give the number of a run. Annotations can be changed by hand, names cannot: those end with it too."""
+    for text in (notes.get(ATTEMPT_ANNOTATION, ""), name.rpartition("-")[2]):
+        if re.fullmatch(r"[1-9][0-9]{0,8}", text):
+            return int(text)
+    return 1
 
 
 def _job_of(pod: Live) -> str:
@@ -323,25 +332,46 @@ class Sight:
 UNKNOWN: Final = Sight()
 
 
+Rank = tuple[bool, int, int]
+
+
 def sights_of(states: Mapping[str, Answer]) -> dict[str, Sight]:
-    """Read the processors' answers: of each symbol the active one's counts, of two the one with the higher term."""
-    best: dict[str, tuple[tuple[bool, int, int], Sight]] = {}
+    """Read the processors' answers: of each symbol the active one's counts, of two the one with the higher term.
+
+    Whatever cannot be read is no answer: any program may listen where a processor did.
+    """
+    best: dict[str, tuple[Rank, Sight]] = {}
     for _, answer in sorted(states.items()):
-        for symbol, told in ((answer.body or {}).get("symbols") or {}).items():
-            state = told.get("state", "unknown")
-            if state not in ("anchored", "suspect"):
-                continue
-            age_ms = told.get("event_age_ms")
-            sight = Sight(
-                known=True,
-                state=state,
-                epoch=int(told.get("epoch") or 0),
-                fresh=age_ms is not None and age_ms * 1_000 < STALE_AFTER_US,
-                lock_holder=str(told.get("lock_holder") or ("?" if told.get("lock_held") else "")),
-                suspect_since_us=int(told.get("suspect_since_us") or 0),
-                now_us=int(told.get("now_us") or 0),
-            )
-            rank = (bool(told.get("active")), int(told.get("term") or 0), sight.now_us)
-            if symbol not in best or rank > best[symbol][0]:
-                best[symbol] = (rank, sight)
+        for symbol, told in _symbols_in(answer).items():
+            ranked = _sight_in(told)
+            if ranked is not None and (symbol not in best or ranked[0] > best[symbol][0]):
+                best[symbol] = ranked
     return {symbol: sight for symbol, (_, sight) in best.items()}
+
+
+def _symbols_in(answer: Answer) -> Mapping[str, Any]:
+    symbols = answer.body.get("symbols") if isinstance(answer.body, Mapping) else None
+    return symbols if isinstance(symbols, Mapping) else {}
+
+
+def _sight_in(told: Any) -> tuple[Rank, Sight] | None:
+    if not isinstance(told, Mapping) or told.get("state") not in ("anchored", "suspect"):
+        return None
+    epoch, term, since_us, now_us = numbers = [
+        told.get(name) or 0 for name in ("epoch", "term", "suspect_since_us", "now_us")
+    ]
+    age_ms, holder = told.get("event_age_ms"), told.get("lock_holder")
+    if not all(isinstance(number, int) for number in numbers):
+        return None
+    if not isinstance(age_ms, int | float | None) or not isinstance(holder, str | None):
+        return None
+    sight = Sight(
+        known=True,
+        state=told["state"],
+        epoch=epoch,
+        fresh=age_ms is not None and age_ms * 1_000 < STALE_AFTER_US,
+        lock_holder=holder or ("?" if told.get("lock_held") else ""),
+        suspect_since_us=since_us,
+        now_us=now_us,
+    )
+    return (bool(told.get("active")), term, now_us), sight

@@ -21,6 +21,9 @@ LATE_MAX_US: Final = 60 * MINUTE_US
 """A scheduled time that was missed by more than this is not made up for."""
 
 KEY_LENGTH_MAX: Final = 253
+SHOWN_LENGTH_MAX: Final = 80
+"""Characters of what is not understood that are told back: an annotation may hold 256 KiB."""
+
 OPERATOR: Final = "sheetanchor-operator"
 
 
@@ -47,19 +50,31 @@ class Wish:
 
 def key_of(value: str) -> str:
     """Give what tells a value of the annotation from another, short enough for a status."""
-    tree = _tree(value)
-    key = str(tree.get("id") or value) if tree else value
+    given = _tree(value).get("id")
+    key = str(given) if given and _is_plain(given) else value
     return key if len(key) <= KEY_LENGTH_MAX else f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def _tree(value: str) -> dict[str, Any]:
+    """Read a value that is a JSON object; {} for every other, also for what nests too deeply or is no Unicode."""
     if not value.lstrip().startswith("{"):
         return {}
     try:
         tree = json.loads(value)
-    except json.JSONDecodeError:
+        # Half a surrogate pair is JSON, but can neither be hashed nor sent to the API server.
+        json.dumps(tree, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return {}
     return tree if isinstance(tree, dict) else {}
+
+
+def _is_plain(entry: Any) -> bool:
+    return entry is None or isinstance(entry, str | int | float)
+
+
+def _shown(entry: object) -> str:
+    text = repr(entry)
+    return text if len(text) <= SHOWN_LENGTH_MAX else f"{text[: SHOWN_LENGTH_MAX - 1]}…"
 
 
 def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
@@ -70,22 +85,25 @@ def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
         symbols: The pipeline's.
 
     Raises:
-        BadRequest: It names an unknown entry or symbol, or is broken JSON.
+        BadRequest: It names an unknown entry or symbol, an entry is no text, or it is broken JSON.
     """
     tree = _tree(value)
     if not tree:
         if value.lstrip().startswith("{"):
-            raise BadRequest(f"{value[:80]!r} is not a JSON object with entries: expected one, or plain text")
+            raise BadRequest(f"{_shown(value)} is not a JSON object with entries: expected one, or plain text")
         return Wish(key_of(value), symbols, f"annotation {_one_line(value, 100)}", "annotation")
     unknown = sorted(set(tree) - {"id", "symbol", "reason", "by", "dryRun", "force"})
     if unknown:
-        raise BadRequest(f"unknown entry {unknown[0]!r}: expected id, symbol, reason, by, dryRun, force")
+        raise BadRequest(f"unknown entry {_shown(unknown[0])}: expected id, symbol, reason, by, dryRun, force")
+    for name, entry in tree.items():
+        if not _is_plain(entry):
+            raise BadRequest(f"{name} is a list or an object: expected text")
     for name in ("dryRun", "force"):
         if not isinstance(tree.get(name, False), bool):
-            raise BadRequest(f"{name} = {tree[name]!r}: expected true or false")
+            raise BadRequest(f"{name} = {_shown(tree[name])}: expected true or false")
     symbol = tree.get("symbol") or ""
     if symbol and symbol not in symbols:
-        raise BadRequest(f"symbol = {symbol!r}: expected one of {', '.join(symbols)}")
+        raise BadRequest(f"symbol = {_shown(symbol)}: expected one of {', '.join(symbols)}")
     return Wish(
         key=key_of(value),
         symbols=(symbol,) if symbol else symbols,

@@ -244,13 +244,15 @@ def last_line(log: str) -> str:
         return ""
     try:
         line = json.loads(lines[-1])
-    except ValueError:
-        line = None
-    return _one_line(str(line.get("message", "")) if isinstance(line, dict) else lines[-1])
+        text = str(line.get("message", "")) if isinstance(line, dict) else lines[-1]
+    except (ValueError, RecursionError):  # any container's last words, not only ours: `[[[[…` is no JSON of use
+        text = lines[-1]
+    return _one_line(text)
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split()).rstrip(".")
+    # Half a surrogate pair comes back from the API server as something else, and would be written again and again.
+    line = " ".join(text.encode(errors="replace").decode().split()).rstrip(".")
     return line if len(line) <= LINE_LENGTH_MAX else line[: LINE_LENGTH_MAX - 1] + "…"
 
 

@@ -51,7 +51,16 @@ def test_annotation_may_be_json() -> None:
         ('{"id": 1, "dry": true}', "unknown entry 'dry'"),
         ('{"force": "yes"}', "force = 'yes': expected true or false"),
         ("{broken", "is not a JSON object"),
+        ('{"id": "\\ud800"}', "is not a JSON object"),
+        ('{"id": "1", "reason": "\\udfff"}', "is not a JSON object"),
+        ('{"a":' * 20_000, "is not a JSON object"),
+        ('{"id": ' + "[" * 20_000 + "]" * 20_000 + "}", "is not a JSON object"),
+        ('{"id": ' + "9" * 5_000 + "}", "is not a JSON object"),
+        ('{"id": {"deep": []}}', "id is a list or an object: expected text"),
+        ('{"symbol": ["BTCUSDT"]}', "symbol is a list or an object: expected text"),
+        ('{"dryRun": "' + "y" * 5_000 + '"}', "y…: expected true or false"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_annotation_that_is_not_understood_is_told_once(value: str, told: str) -> None:
     """A mistake in the annotation is an Event, not a run, and is not told again."""

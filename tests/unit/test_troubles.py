@@ -180,6 +180,9 @@ CRASHES = [
     (crashed(2, '{"time": "x", "message": "redis_url: expected a URL"}\n', name="infer"), "redis_url: expected a URL"),
     (crashed(2, "redis_url: expected a URL", name="infer"), "correct the setting that it names"),
     (crashed(1, "a\nTraceback\nboom: x\n\n", name="infer"), "exit code 1 again and again: boom: x; kubectl logs"),
+    (crashed(1, "[" * 100_000, name="infer"), "exit code 1 again and again: [[[["),
+    (crashed(1, '{"message": ' + "[" * 900 + "]" * 900 + "}", name="infer"), "exit code 1 again and again: "),
+    (crashed(1, '{"message": "half \\ud800"}', name="infer"), "exit code 1 again and again: half ?;"),
     (crashed(137, reason="OOMKilled", name="infer"), "raise resources.limits.memory"),
 ]
 
