@@ -213,6 +213,12 @@ _TROUBLE_EVENTS: Final[Mapping[str, EventReason]] = {
 }
 
 
+_LOSSES: Final = frozenset(
+    {Reason.REDIS_UNREACHABLE, Reason.NO_MASTER, Reason.EXCHANGE_UNREACHABLE, Reason.LINE_LOST, Reason.NO_PREDICTIONS}
+)
+"""What one that has never predicted has not lost: each of them is true for some seconds of every first start."""
+
+
 def transitions(old: Mapping[str, Any], new: Mapping[str, Any], name: str, uid: str) -> tuple[Event, ...]:
     """Give the Events that a change of status is worth; none for a change that nobody has to know of.
 
@@ -292,6 +298,8 @@ def _of_ready(old: Mapping[str, Any], new: Mapping[str, Any]) -> Told:
     for condition in new.get("conditions", ()):
         kind = Condition(condition["type"])
         reason = _TROUBLE_EVENTS.get(condition["reason"])
+        if condition["reason"] in _LOSSES and not old.get("lastPredictionAt"):
+            continue
         if reason is not None and _field(old, kind, "reason") != condition["reason"]:
             told.setdefault(reason, condition["message"])
     return [(True, EventReason(reason), message) for reason, message in told.items()]

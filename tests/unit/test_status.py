@@ -428,6 +428,8 @@ def test_what_is_lost_has_a_name_of_its_own() -> None:
     ):
         after = judged(seen, status=before)
         assert ("Warning", expected) in reasons(before, after), expected
+        new = {name: value for name, value in before.items() if name != "lastPredictionAt"}
+        assert ("Warning", expected) not in reasons(new, after), "a first start has lost nothing"
         assert [] == reasons(after, judged(seen, status=after))
 
 
