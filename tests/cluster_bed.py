@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cluster.bed import given, host, kind, product
 from cluster.bed.cache import locked
 from cluster.bed.run import BedError, CannotHost
@@ -118,12 +120,25 @@ class Cluster:
 
     def tag_image(self, name: str, other: str) -> None:
         """Give an image on the nodes one more name."""
+        self.needs_own_machines("an image is given a second name on its nodes")
         for node in self.zones.values():
             kind.tag(node, name, other)
 
     def _container(self, zone: str) -> str:
-        assert not self.given, "machines of a cluster that was not made here cannot be switched off"
+        self.needs_own_machines("a node is a container here")
         return self.zones[zone]
+
+    def needs_own_machines(self, why: str) -> None:
+        """Skip a test that reaches into the nodes of a cluster that was not made here."""
+        if self.given:
+            pytest.skip(f"not on a given cluster: {why}")
+
+    def kill(self, namespace: str, pod: str, container: str) -> None:
+        """Kill a container's processes on its node: no signal that could be handled, no notice to the API server."""
+        found = self.json("-n", namespace, f"pod/{pod}")
+        ids = {one["name"]: one["containerID"].partition("://")[2] for one in found["status"]["containerStatuses"]}
+        self.needs_own_machines("processes are killed on their node")
+        kind.kill(found["spec"]["nodeName"], ids[container])
 
     def _run(self, program: Path, *arguments: str | Path, text_in: str | None, check: bool) -> str:
         command = [str(program), *map(str, arguments)]

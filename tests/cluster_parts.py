@@ -21,6 +21,28 @@ HISTORY = 60
 """Slots that are asked for at once: two minutes, so that a slow answer loses none."""
 
 
+HOT_KEYS = """
+import asyncio, json, yaml
+from pathlib import Path
+from sheetanchor.contract import keys
+from sheetanchor.transport import redis_client
+
+async def main():
+    told = yaml.safe_load(Path("/etc/sheetanchor/settings/process.yaml").read_text())
+    redis = redis_client(told["redis_url"], password_file=Path(told["redis_password_file"]))
+    of = keys("BTCUSDT")
+    hot = [of.ob, of.book, of.tr_1s, of.tr_5s, of.feat, of.anchor, of.lock]
+    new = [of.ob_new, of.book_new, of.tr_1s_new, of.tr_5s_new, of.feat_new]
+    found = {name: (await redis.execute_command("TYPE", name)).decode() for name in hot + new}
+    anchor = {name.decode(): value.decode() for name, value in (await redis.hgetall(of.anchor)).items()}
+    fields = ("epoch", "state", "anchored_at", "receipt")
+    print(json.dumps(found | {name: anchor.get(name, "") for name in fields}))
+    await redis.aclose()
+
+asyncio.run(main())
+"""
+
+
 class Api:
     """The API server, with the proxy to what runs behind it."""
 
@@ -203,6 +225,12 @@ class Running:
                 if self.api.pod(self.namespace, pod["metadata"]["name"], "/state")["symbols"]["BTCUSDT"]["active"]:
                     return str(pod["metadata"]["name"])
         raise LookupError("no processor is active")
+
+    def hot_keys(self) -> dict[str, str]:
+        """Kinds of all keys that a re-anchor touches, and fields of the anchor, read in Redis by a processor's pod."""
+        pod = next(pod["metadata"]["name"] for pod in self.pods("process") if ready(pod))
+        found: dict[str, str] = json.loads(self.kubectl("exec", pod, "--", "python3", "-c", HOT_KEYS))
+        return found
 
     # What is done to it
 

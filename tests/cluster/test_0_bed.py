@@ -40,6 +40,7 @@ def answers(address: str) -> bool:
 
 def test_three_zones_of_one_node(cluster: Cluster) -> None:
     """Zones a, b and c have a worker each, and the control plane belongs to none."""
+    cluster.needs_own_machines("its zones are named otherwise")
     zones = cluster.zones
 
     assert ["a", "b", "c"] == list(zones)
@@ -48,6 +49,7 @@ def test_three_zones_of_one_node(cluster: Cluster) -> None:
 
 def test_pods_are_reached(cluster: Cluster, namespace: Callable[[str], str], image: str) -> None:
     """A pod that keeps to "restricted" runs, finds others by name, and answers on its address; exec and logs work."""
+    cluster.needs_own_machines("its pods' addresses need not be reached from here")
     place = namespace("bed")
     cluster.kubectl("-n", place, "apply", "-f", "-", input=server(image))
     cluster.kubectl("-n", place, "expose", "pod", "server", "--port=8090")
@@ -70,6 +72,7 @@ def test_an_unrestricted_pod_is_refused(cluster: Cluster, namespace: Callable[[s
 
 def test_a_zone_comes_back(cluster: Cluster, namespace: Callable[[str], str], image: str) -> None:
     """A node that lost its power is ready again after it is switched on, and its pods are reached again."""
+    cluster.needs_own_machines("a node is a container here")
     place, node = namespace("power"), cluster.zones["c"]
     cluster.kubectl("-n", place, "apply", "-f", "-", input=server(image, nodeName=node))
     cluster.kubectl("-n", place, "wait", "pod/server", "--for=condition=Ready", "--timeout=90s")

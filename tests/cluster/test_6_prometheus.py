@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from cluster_parts import Running
 from prometheus_parts import Prometheus, write_config
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+PAGE = Path(__file__).parents[2] / "docs" / "monitoring.md"
 
 TARGETS = {
     "sheetanchor-operator": 2,
@@ -59,6 +62,21 @@ def test_every_pod_is_scraped(prometheus: Prometheus, btc: Running) -> None:
     btc.wait(lambda: up() == TARGETS, 60, f"targets are up: {up()}")
 
     assert [] == prometheus.query("up == 0")
+
+
+def test_what_is_scraped_is_what_the_page_lists(prometheus: Prometheus, btc: Running) -> None:
+    """Each metric of the page comes from a pod, with the type that stands there, and no other of ours does."""
+    listed = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+
+    def scraped() -> dict[str, str]:
+        known = prometheus.ask("metadata") or {}
+        of_libraries = ("python_", "process_", "scrape_", "up")
+        names = {name for name in known if not name.endswith("_created") and not name.startswith(of_libraries)}
+        return {name: known[name][0]["type"] for name in names}
+
+    btc.wait(lambda: listed.keys() <= scraped().keys(), 60, f"{listed.keys() - scraped().keys()} are scraped")
+
+    assert listed == scraped()
 
 
 @pytest.mark.parametrize("expression", TOLD)

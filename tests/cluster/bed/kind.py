@@ -223,6 +223,11 @@ def tag(node: str, name: str, other: str) -> None:
     podman("exec", node, "ctr", "--namespace", "k8s.io", "images", "tag", "--force", name, other)
 
 
+def kill(node: str, container: str) -> None:
+    """Kill a container's processes without asking them; its kubelet finds that out by itself."""
+    podman("exec", node, "ctr", "--namespace", "k8s.io", "tasks", "kill", "--all", "--signal", "SIGKILL", container)
+
+
 def succeeds_in(node: str, *command: str) -> bool:
     """Tell whether a command ends well on a node."""
     try:

@@ -105,15 +105,15 @@ def apply_sample(namespace: str, name: str) -> None:
 
 
 def sample() -> None:
-    """Have the sample run in a namespace of its own and wait until its pipeline is ready."""
+    """Have the sample run in a namespace of its own and wait until all of its pipeline is ready."""
     name = image()
     install(name)
     make_namespace(MARKET)
     say("applying the sample")
     apply_sample(MARKET, name)
-    limit = f"--timeout={SAMPLE_WITHIN_S}s"
+    until = ["--for=jsonpath={.status.phase}=Running", f"--timeout={SAMPLE_WITHIN_S}s"]
     try:
-        kubectl("-n", MARKET, "wait", "pp", "--all", "--for=condition=Ready", limit, within_s=SAMPLE_WITHIN_S + 20)
+        kubectl("-n", MARKET, "wait", "pp", "--all", *until, within_s=SAMPLE_WITHIN_S + 20)
     except BedError as trouble:
         say(kubectl("-n", MARKET, "get", "pp,pods"))
         raise BedError(f"the sample is not ready: {trouble}") from None
