@@ -87,6 +87,9 @@ class Reconciler:
     defaults: Defaults
     resync_s: float = 10.0
     _applied: dict[tuple[str, str, str], _Applied] = field(default_factory=dict)
+    _content: dict[tuple[str, str, str], tuple[str, dict[str, str]]] = field(default_factory=dict, repr=False)
+    """Version and content of the Secrets that were made here; nowhere else is it kept, and it is never told."""
+
     _unsound: set[Key] = field(default_factory=set)
     _holding: dict[Key, float] = field(default_factory=dict)
     _refused: dict[Key, dict[tuple[str, str], _Applied]] = field(default_factory=dict)
@@ -160,8 +163,9 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self.measures.forget(key)
         namespace, name = key
-        for place in [p for p in self._applied if p[1] == namespace and p[2].startswith(f"{name}-")]:
-            del self._applied[place]
+        for known in (self._applied, self._content):
+            for place in [p for p in known if p[1] == namespace and p[2].startswith(f"{name}-")]:
+                del known[place]
         self._refused.pop(key, None)
         self._unsound.discard(key)
         self._holding.pop(key, None)
@@ -284,6 +288,7 @@ class Reconciler:
         once = CREATE_ONLY in metadata["annotations"]
         if live is not None and once:
             await self._adopt(manifest, live)
+            await self._keep_content(manifest, live)
             return None
         place, now_s = (kind, namespace, name), time.monotonic()
         content = kind if once else metadata["annotations"][APPLIED]
@@ -296,6 +301,9 @@ class Reconciler:
         if live is not None and not needs_apply(manifest, live):
             self._applied[place] = _Applied(content, str(live["metadata"].get("resourceVersion")))
             return None
+        if once and place in self._content:
+            # Whoever is at work knows the passwords that were, and whoever starts would be given others.
+            manifest = {**manifest, "data": self._content[place][1]}
         try:
             written = await (self.cluster.create(manifest) if once else self.cluster.apply(manifest))
         except ApiRefused as error:
@@ -325,6 +333,15 @@ class Reconciler:
         if adopted is not None:
             self.cache.put(adopted)
             log.info("%s %s/%s taken over", kind.name, metadata["namespace"], metadata["name"])
+
+    async def _keep_content(self, manifest: Manifest, live: Mapping[str, Any]) -> None:
+        """Keep in mind what is made once: if somebody deletes it, it comes back as it was, or as he had changed it."""
+        metadata, version = manifest["metadata"], str(live["metadata"].get("resourceVersion"))
+        place = (manifest["kind"], metadata["namespace"], metadata["name"])
+        if place not in self._content or self._content[place][0] != version:
+            found = await self.cluster.get(KINDS[manifest["kind"]], metadata["namespace"], metadata["name"])
+            if found is not None:
+                self._content[place] = (str(found["metadata"]["resourceVersion"]), dict(found.get("data") or {}))
 
     # Re-anchors
 

@@ -72,6 +72,7 @@ CHILDREN = [
     "role",
     "rolebinding",
     "configmap",
+    "secret",
 ]
 
 

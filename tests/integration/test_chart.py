@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -504,4 +505,34 @@ def test_a_releases_life(empty: ApiServer) -> None:
     assert len(empty.json("pp", "-n", "default")["items"]) == 1
 
     run("uninstall", RELEASE, *system[:2])
+    empty.wait(lambda: kinds_there(empty) == set(), within_s=90, what="nothing is left")
+
+
+@pytest.mark.usefixtures("apiserver")  # where the programs are
+def test_an_upgrade_brings_new_definitions(empty: ApiServer, tmp_path: Path) -> None:
+    """What a newer chart's definitions have more than those that are there is there after `helm upgrade`."""
+    older = tmp_path / "sheetanchor"
+    shutil.copytree(CHART, older)
+    path = older / "files" / "crds" / "predictionpipelines.yaml"
+    definition = yaml.safe_load(path.read_text())
+    version = definition["spec"]["versions"][0]
+    removed = version["additionalPrinterColumns"].pop()["name"]
+    del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["logLevel"]
+    path.write_text(yaml.safe_dump(definition))
+
+    def columns() -> list[str]:
+        found = empty.json("crd", "predictionpipelines.sheetanchor.dev")["spec"]["versions"][0]
+        fields = found["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+        return [
+            *(one["name"] for one in found["additionalPrinterColumns"]),
+            *(["logLevel"] if "logLevel" in fields else []),
+        ]
+
+    system = ["-n", "system", "--create-namespace"]
+    for action, chart in (("install", older), ("upgrade", CHART)):
+        done = helm(action, RELEASE, chart, *system, values={"crds": {"keep": False}}, kubeconfig=empty.kubeconfig)
+        assert done.returncode == 0, done.stderr
+        assert ({removed, "logLevel"} <= set(columns())) == (action == "upgrade"), action
+
+    helm("uninstall", RELEASE, *system[:2], kubeconfig=empty.kubeconfig)
     empty.wait(lambda: kinds_there(empty) == set(), within_s=90, what="nothing is left")

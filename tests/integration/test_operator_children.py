@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import urllib.error
 from collections.abc import Iterator
 from typing import Any
 
@@ -195,6 +196,26 @@ def test_the_passwords_are_made_once(apiserver: ApiServer, where: str, operator:
     apply_pipeline(apiserver, where)
 
     assert before["metadata"]["resourceVersion"] == apiserver.ask(path)["metadata"]["resourceVersion"]
+
+
+def test_a_deleted_secret_comes_back_as_it_was(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
+    """With the passwords that running pods know, those included that somebody has changed."""
+    path = f"/api/v1/namespaces/{where}/secrets/btc-redis"
+    before = apiserver.ask(path, method="PATCH", body={"stringData": {"infer": "chosen"}}, content_type=MERGE)
+    settle(operator, 3)
+
+    apiserver.ask(path, method="DELETE")
+
+    def now() -> dict[str, Any]:
+        try:
+            return dict(apiserver.ask(path))
+        except urllib.error.HTTPError:
+            return {"metadata": {"uid": before["metadata"]["uid"]}}
+
+    was = before["metadata"]["uid"]
+    until(lambda: now()["metadata"]["uid"] != was, within_s=WITHIN_S, what="it is back", operator=operator)
+    assert before["data"] == now()["data"]
+    assert "Y2hvc2Vu" == now()["data"]["infer"]
 
 
 def test_a_paused_pipeline_is_left_alone(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
