@@ -79,6 +79,18 @@ def test_a_secret_of_the_users_own_is_used_and_none_made() -> None:
     assert {one["image"] for one in before["spec"]["containers"]} == {"own:2"}
 
 
+def test_a_missing_secret_replaces_no_node() -> None:
+    """Nodes that run go on; when the Secret is back as it was they have never been replaced."""
+    there = {"secrets": {"mine": frozenset(REDIS_USERS)}, "secret_versions": {"mine": "1"}}
+    live = {("StatefulSet", "btc-redis"): manifests(GIVEN, **there)["StatefulSet"]}
+    before = pod(GIVEN, **there)
+
+    assert before == pod(GIVEN, children=live, secrets={"mine": None})
+    assert before == pod(GIVEN, children=live, secrets={"mine": frozenset({"infer"})}, secret_versions={"mine": "2"})
+    assert before == pod(GIVEN, children=live, **there)
+    assert before != pod(GIVEN, children=live, **{**there, "secret_versions": {"mine": "2"}})
+
+
 @pytest.mark.parametrize("spec", [{}, STORED, GIVEN], ids=["defaults", "stored", "given"])
 def test_nodes_are_told_what_they_understand(spec: dict[str, Any]) -> None:
     """The role reads its arguments, and finds itself by its pod's name."""

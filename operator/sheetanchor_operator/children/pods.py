@@ -261,7 +261,8 @@ def settings_hash(pipeline: Pipeline, observed: Observed, defaults: Defaults, co
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _hash_of(live: Live) -> str:
+def hash_of(live: Live) -> str:
+    """Give the hash that a workload's template carries, "" if it has none."""
     metadata = live["spec"]["template"].get("metadata") or {}
     return str((metadata.get("annotations") or {}).get(SETTINGS_HASH, ""))
 
@@ -272,7 +273,7 @@ def pod_template(pipeline: Pipeline, observed: Observed, defaults: Defaults, rol
     live = observed.child("Deployment", child_name(pipeline.name, role.component, role.zone))
     if live is not None and _lacks(pipeline, observed, role.component):
         # New pods could not start: those that run go on with what they have read.
-        annotations[SETTINGS_HASH] = _hash_of(live) or annotations[SETTINGS_HASH]
+        annotations[SETTINGS_HASH] = hash_of(live) or annotations[SETTINGS_HASH]
     if role.served:
         annotations.update(SCRAPED)
     return {
