@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from sheetanchor_operator.fields import Block, field, rule, ruled
 
@@ -12,6 +14,12 @@ NAME_PATTERN: Final = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 KEY_PATTERN: Final = r"^[-._a-zA-Z0-9]+$"
 QUANTITY_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 SIZE_PATTERN: Final = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
+
+PORT_PATTERN: Final = (
+    "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"  # 1 to 65535
+)
+HOST_PATTERN: Final = rf"(\[[0-9a-fA-F:.]+\]|[^\[\]/?#@:,\s]+)(:{PORT_PATTERN})?"
+"""A name or an address and perhaps a port; one of IPv6 in brackets."""
 
 QUANTITIES: Final[dict[str, Any]] = {
     "maxProperties": 8,
@@ -33,6 +41,36 @@ _LIMITS: Final = (
     "What each pod may use at most, by resource. There is no CPU limit by default: throttled for a tenth of a "
     "second, a workload would miss its beat."
 )
+
+
+def matches(pattern: str) -> str:
+    """Give the CEL expression that says whether a text is as a pattern has it."""
+    text = pattern.replace("\\", "\\\\")
+    return f"self.matches('^{text}$')"
+
+
+def url_of(*schemes: str) -> Callable[[str], str]:
+    """Make a check of a URL, as the roles check it: what they refuse would never start.
+
+    Args:
+        schemes: Those that are taken, in small letters.
+
+    Returns:
+        A function that gives a URL as it is, or raises ValueError saying what was expected.
+    """
+    begin = " or ".join(f"{scheme}://" for scheme in schemes)
+
+    def check(value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # also of a port that is no number, or beyond 65535
+            usable = False
+        if not usable:
+            raise ValueError(f"expected {begin} with a host, and a port from 1 to 65535 if one is named")
+        return value
+
+    return check
 
 
 def _fits(resource: str, what: str) -> dict[str, str]:

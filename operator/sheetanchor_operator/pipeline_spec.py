@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal
+
+from croniter import croniter
+from pydantic import AfterValidator
 
 from sheetanchor.contract import STREAM_TYPES, SYMBOL_PATTERN, SYMBOLS_MAX
 from sheetanchor.gaps import GAP_DETECTION_RULES
 from sheetanchor_operator.blocks import (
+    HOST_PATTERN,
     NAME_PATTERN,
     ApiKeyRef,
     InferResources,
@@ -15,14 +21,43 @@ from sheetanchor_operator.blocks import (
     ProcessResources,
     ReanchorResources,
     Toleration,
+    matches,
+    url_of,
 )
 from sheetanchor_operator.fields import Block, field, map_by, rule, ruled, set_of
 from sheetanchor_operator.redis_spec import Redis
 
 _CRON_FIELD: Final = r"([*]|[0-9]{1,2}(-[0-9]{1,2})?(,[0-9]{1,2}(-[0-9]{1,2})?)*)(/[0-9]{1,2})?"
+_SCHEDULE: Final = re.compile(rf"{_CRON_FIELD}( {_CRON_FIELD}){{4}}")
+_ANY_TIME: Final = datetime(2000, 1, 1, tzinfo=UTC)
 ZONE_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?$"
 ZONES_MAX: Final = 3
 _NO_CREDENTIALS: Final = "!self.contains('@')"
+_ORIGIN_TAIL: Final = rf"://([^/?#@\s]*@)?{HOST_PATTERN}(/[^?#\s]*)?"
+
+WebSocketUrl = Annotated[str, AfterValidator(url_of("ws", "wss"))]
+HttpUrl = Annotated[str, AfterValidator(url_of("http", "https"))]
+
+
+def _schedule(value: str) -> str:
+    """Check a schedule beyond what the API server can: its ranges, and that its time ever comes.
+
+    Raises:
+        ValueError: Says what was expected.
+    """
+    try:
+        usable = _SCHEDULE.fullmatch(value) is not None and bool(croniter(value, _ANY_TIME).get_next(datetime))
+    except ValueError:  # croniter's own errors are such
+        usable = False
+    if value and not usable:
+        raise ValueError(
+            "expected five fields in UTC: minute 0-59, hour 0-23, day 1-31, month 1-12, weekday 0-7; and a day that "
+            "exists"
+        )
+    return value
+
+
+Schedule = Annotated[str, AfterValidator(_schedule)]
 
 
 class Exchange(Block):
@@ -36,7 +71,7 @@ class Exchange(Block):
         )
     )
 
-    websocket_url: str = field(
+    websocket_url: WebSocketUrl = field(
         "wss://stream-sbe.binance.com:9443",
         "Origin of the exchange's binary (SBE) WebSocket, for instance wss://host:9443. The default is Binance's own.",
         alias="websocketURL",
@@ -44,8 +79,9 @@ class Exchange(Block):
         max_length=512,
         rules=[
             rule(
-                "self.matches('^wss?://[^/?#\\\\s]+(/[^?#\\\\s]*)?$')",
-                "exchange.websocketURL must be an origin such as wss://host:9443: begin it with ws:// or wss://",
+                matches(f"wss?{_ORIGIN_TAIL}"),
+                "exchange.websocketURL must be an origin such as wss://host:9443: begin it with ws:// or wss://, and "
+                "give a port from 1 to 65535 or none",
             ),
             rule(
                 _NO_CREDENTIALS,
@@ -53,7 +89,7 @@ class Exchange(Block):
             ),
         ],
     )
-    rest_url: str = field(
+    rest_url: HttpUrl = field(
         "https://data-api.binance.vision",
         "Origin of the exchange's REST interface, from which re-anchors fetch depth, trades, klines and "
         "ticker. The default is Binance's own for public market data and needs no key.",
@@ -62,8 +98,9 @@ class Exchange(Block):
         max_length=512,
         rules=[
             rule(
-                "self.matches('^https?://[^/?#\\\\s]+(/[^?#\\\\s]*)?$')",
-                "exchange.restURL must be an origin such as https://host: begin it with http:// or https://",
+                matches(f"https?{_ORIGIN_TAIL}"),
+                "exchange.restURL must be an origin such as https://host: begin it with http:// or https://, and give "
+                "a port from 1 to 65535 or none",
             ),
             rule(_NO_CREDENTIALS, "exchange.restURL must not contain a user or password: market data is public"),
         ],
@@ -267,7 +304,7 @@ class Reanchor(Block):
     enabled: bool = field(
         True, "False: no automatic re-anchor is started; a person's forced request still is. For investigations only."
     )
-    schedule: str = field(
+    schedule: Schedule = field(
         "",
         "When to rebuild although nothing is wrong, as a cron expression in UTC with five fields (minute, hour, "
         "day, month, weekday), for instance 0 4 * * *. A time that was missed by less than an hour is made up for, "
@@ -275,7 +312,7 @@ class Reanchor(Block):
         max_length=100,
         rules=[
             rule(
-                f"self == '' || self.matches('^{_CRON_FIELD}( {_CRON_FIELD}){{4}}$')",
+                f"self == '' || {matches(_SCHEDULE.pattern)}",
                 "reanchor.schedule must be a cron expression of five numeric fields in UTC, for instance 0 4 * * *",
             )
         ],

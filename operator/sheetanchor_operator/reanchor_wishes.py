@@ -169,10 +169,7 @@ def asks_of_schedule(
     schedule = pipeline.spec.reanchor.schedule
     if not schedule:
         return [], None
-    try:
-        last_us, next_us = due_time_us(schedule, now_us)
-    except (ValueError, KeyError):  # croniter's own errors are ValueErrors: 31 February, for instance
-        return [], None
+    last_us, next_us = due_time_us(schedule, now_us)
     if last_us < created_us or now_us - last_us > LATE_MAX_US:
         return [], next_us
     done = {one.symbol for one in known if one.trigger == "schedule" and one.at_us >= last_us}

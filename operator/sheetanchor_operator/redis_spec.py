@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
-from sheetanchor_operator.blocks import SIZE_PATTERN, AuthorityRef, NameRef, PasswordRef, RedisResources
+from typing import Annotated, Final
+
+from pydantic import AfterValidator
+
+from sheetanchor import sentinel_url
+from sheetanchor_operator.blocks import (
+    HOST_PATTERN,
+    SIZE_PATTERN,
+    AuthorityRef,
+    NameRef,
+    PasswordRef,
+    RedisResources,
+    matches,
+    url_of,
+)
 from sheetanchor_operator.fields import Block, field, rule, ruled
+
+_URL_PATTERN: Final = rf"(rediss?|sentinels?)://([^/@\s]*@)?{HOST_PATTERN}(,{HOST_PATTERN})*([/?]\S*)?"
+
+
+def _redis_url(value: str) -> str:
+    """Check a URL as the roles do.
+
+    Raises:
+        ValueError: Says what was expected.
+    """
+    if not sentinel_url.is_sentinel_url(value):
+        return url_of("redis", "rediss")(value)
+    sentinel_url.parse(value)
+    return value
 
 
 class Storage(Block):
@@ -87,7 +115,7 @@ class ExternalRedis(Block):
         ),
     )
 
-    url: str = field(
+    url: Annotated[str, AfterValidator(_redis_url)] = field(
         ...,
         "Where it is: redis://host:6379/0, rediss://host:6379/0 for TLS, or "
         "sentinel://host1:26379,host2:26379/SERVICE. Without password.",
@@ -95,8 +123,9 @@ class ExternalRedis(Block):
         max_length=1024,
         rules=[
             rule(
-                "self.matches('^(redis|rediss|sentinels?)://[^/\\\\s]+(/[^\\\\s]*)?$')",
-                "redis.external.url must begin with redis://, rediss:// or sentinel:// and name a host",
+                matches(_URL_PATTERN),
+                "redis.external.url must begin with redis://, rediss:// or sentinel:// and name a host: give a port "
+                "from 1 to 65535 or none",
             ),
             rule(
                 "!self.matches('^[a-z]+://[^/@]*:[^/@]*@')",

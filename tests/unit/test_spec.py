@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_parts import NOW_US, pipeline
+from pipeline_parts import NOW_US, pipeline, rendered
 from sheetanchor.contract import SYMBOLS_MAX
 from sheetanchor.gaps import GAP_DETECTION_RULES
 from sheetanchor.settings import IngestSettings, ProcessSettings, ReanchorSettings
@@ -64,6 +64,25 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"logLevel": "loud"}, r"spec\.logLevel = 'loud': Input should be 'debug'"),
     ({"processor": {"gaps": {"timeSeconds": 0}}}, r"spec\.processor\.gaps\.timeSeconds = '0': .*greater than"),
     ({"redis": {"external": {}}}, r"spec\.redis\.external\.url: Field required"),
+    *(
+        (
+            {"exchange": {"websocketURL": url}},
+            r"spec\.exchange\.websocketURL = '.*': expected ws:// or wss:// with a host",
+        )
+        for url in ("wss://h:99999", "wss://h:port", "wss://[::1", "wss://h:0", "https://h", "wss://:80")
+    ),
+    *(
+        ({"exchange": {"restURL": url}}, r"spec\.exchange\.restURL = '.*': expected http:// or https:// .* 1 to 65535")
+        for url in ("https://h:x", "https://[h]", "wss://h")
+    ),
+    *(
+        ({"redis": {"external": {"url": url}}}, r"spec\.redis\.external\.url = '.*': expected (redis|sentinel)://")
+        for url in ("redis://host:abc/0", "rediss://h:65536", "sentinel://h:x/s", "http://h", "sentinel://h,h")
+    ),
+    *(
+        ({"reanchor": {"schedule": text}}, r"spec\.reanchor\.schedule = '.*': expected five fields in UTC: minute 0-59")
+        for text in ("0 25 * * *", "99 * * * *", "0 0 31 2 *", "*/0 * * * *", "0 4 * *", "0 4 * * * *", "@daily")
+    ),
 ]
 
 
@@ -72,6 +91,23 @@ def test_a_mistake_is_told_with_its_place(spec: dict[str, Any], expected: str) -
     """An API server of another version may let through what this operator does not know."""
     with pytest.raises(BadSpec, match=expected):
         pipeline(spec)
+
+
+@pytest.mark.parametrize(
+    ("block", "fields"),
+    [
+        ("exchange", {"websocketURL": "wss://[::1]:65535/x", "restURL": "http://h:1/"}),
+        ("redis", {"external": {"url": "rediss://u@[::1]:6380/2?x=1"}}),
+        ("redis", {"external": {"url": "sentinel://h1:26379,h2:26379/mymaster"}}),
+        ("reanchor", {"schedule": "*/5 0-6,22 29 2 1-5"}),
+    ],
+)
+def test_what_is_checked_is_left_as_it_is(block: str, fields: dict[str, Any]) -> None:
+    """An address or a schedule means what was written, and its roles take it."""
+    read = pipeline({block: fields}).spec.model_dump(mode="json", exclude_none=True)[block]
+
+    assert fields == {name: read[name] for name in fields}
+    assert rendered({block: fields})
 
 
 def test_what_the_metadata_says_is_read() -> None:
