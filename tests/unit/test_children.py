@@ -316,6 +316,11 @@ def deployments(*zones: str, bound: bool) -> dict[tuple[str, str], dict[str, Any
         ([], ["x", "y"], ("y", "z"), "x y! z!"),
         ([], ["x", "y"], (), "x y"),
         ([], ["a", "b"], ("x", "y", "z"), "a b"),
+        ([], [], ("Zone_A", "Zone_B"), "a b"),
+        ([], [], ("x", "y.1", "z-"), "a b"),
+        ([], [], ("Zone_A", "x", "y" * 32, "z"), "x! z!"),
+        ([], ["Zone_A", "Zone_B"], ("Zone_A", "Zone_B"), "a b"),
+        ([], ["x", "y"], ("x", "y", "Zone_C"), "x! y!"),
     ],
 )
 def test_lines_are_those_of_the_zones_and_are_remembered(

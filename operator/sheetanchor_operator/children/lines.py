@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from sheetanchor_operator.names import TOPOLOGY_ZONE, Component, child_name
 from sheetanchor_operator.observed import Observed
-from sheetanchor_operator.pipeline_spec import ZONES_MAX
+from sheetanchor_operator.pipeline_spec import ZONE_PATTERN, ZONES_MAX
 from sheetanchor_operator.spec import Pipeline
 
 UNBOUND_LINES: Final = ("a", "b")
@@ -28,14 +30,22 @@ class Line:
 
 
 def names_of_lines(pipeline: Pipeline, observed: Observed) -> tuple[str, ...]:
-    """Name a pipeline's lines: as specified, else as they were, else by the zones that nodes show."""
+    """Name a pipeline's lines: as specified, else as they were, else by the zones that nodes show.
+
+    A zone whose name cannot name a Deployment is passed over, as if its nodes showed none.
+    """
     if pipeline.spec.zones:
         return pipeline.spec.zones
-    known = tuple(zone["name"] for zone in pipeline.status.get("zones", ()))
+    shown = _nameable(observed.zones)
+    known = _nameable(zone["name"] for zone in pipeline.status.get("zones", ()))
     if len(known) >= len(UNBOUND_LINES):
-        further = [zone for zone in observed.zones if zone not in known] if set(known) & set(observed.zones) else []
+        further = [zone for zone in shown if zone not in known] if set(known) & set(shown) else []
         return (*known, *further)[:ZONES_MAX]
-    return observed.zones[:ZONES_MAX] if len(observed.zones) >= len(UNBOUND_LINES) else UNBOUND_LINES
+    return shown[:ZONES_MAX] if len(shown) >= len(UNBOUND_LINES) else UNBOUND_LINES
+
+
+def _nameable(zones: Iterable[str]) -> tuple[str, ...]:
+    return tuple(zone for zone in zones if re.fullmatch(ZONE_PATTERN, zone))
 
 
 def lines(pipeline: Pipeline, observed: Observed) -> tuple[Line, ...]:
