@@ -38,7 +38,14 @@ VICTIMS = {
 def crash(btc: Running, name: str) -> None:
     """Kill a pod's first container on its node: it gets no signal that it could act on; its kubelet starts it anew."""
     container = json.loads(btc.kubectl("get", "pod", name, "-o", "json"))["spec"]["containers"][0]["name"]
+
+    def starts() -> int:
+        statuses = json.loads(btc.kubectl("get", "pod", name, "-o", "json"))["status"]["containerStatuses"]
+        return int(next(one["restartCount"] for one in statuses if one["name"] == container))
+
+    before = starts()
     btc.cluster.kill(btc.namespace, name, container)
+    btc.wait(lambda: starts() > before, 30, f"{container} of {name} is started anew")
 
 
 def delete(btc: Running, name: str) -> None:
