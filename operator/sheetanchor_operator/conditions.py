@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sheetanchor_operator.names import Component, Condition, Reason
+from sheetanchor_operator.names import COMPONENT_LABEL, PIPELINE_LABEL, Component, Condition, Reason
 from sheetanchor_operator.observed import Answer, Live, Observed
 from sheetanchor_operator.reanchor_plan import Plan
 from sheetanchor_operator.spec import Pipeline
@@ -193,7 +193,13 @@ def _redis(facts: Facts) -> Verdict:
     if trouble is not None:
         return tell("False", trouble.reason, trouble.message)
     if count.ready == count.wanted:
-        return tell("False", Reason.NO_MASTER, "nodes are ready but no processor reaches a master; see Sentinel's log")
+        return tell(
+            "False",
+            Reason.NO_MASTER,
+            "nodes are ready but no processor reaches a master; see "
+            f"kubectl -n {facts.pipeline.namespace} logs -l {PIPELINE_LABEL}={facts.pipeline.name},"
+            f"{COMPONENT_LABEL}={Component.REDIS} -c sentinel",
+        )
     return tell("False", Reason.STARTING if _is_new(facts) else Reason.PODS_NOT_READY, missing)
 
 
@@ -284,7 +290,7 @@ def _reanchor_throttled(facts: Facts) -> Verdict:
         Condition.REANCHOR_THROTTLED,
         "True",
         first,
-        f"{text}; kubectl reanchor {facts.pipeline.name} --force does not wait",
+        f"{text}; kubectl reanchor {facts.pipeline.name} -n {facts.pipeline.namespace} --force does not wait",
     )
 
 

@@ -14,7 +14,8 @@ from sheetanchor_operator.children.needs import (
     config_maps_needed,
     secrets_needed,
 )
-from sheetanchor_operator.names import COMPONENT_LABEL, Component, Reason
+from sheetanchor_operator.moments import micros_of
+from sheetanchor_operator.names import COMPONENT_LABEL, PIPELINE_LABEL, Component, Reason
 from sheetanchor_operator.observed import Live, Observed, Refusal
 from sheetanchor_operator.spec import Pipeline
 
@@ -31,6 +32,9 @@ IMAGE_WORDS: Final = frozenset(
 CONTAINER_WORDS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 CRASHES_MIN: Final = 2
 """One restart may be bad luck; with the second one there is a pattern."""
+
+CRASH_RECENT_US: Final = 10 * 60 * 1_000_000
+"""kubelet backs off for five minutes at most: what has ended longer ago and is not ready now has another trouble."""
 
 EXIT_BAD_SETTINGS: Final = 2
 LINE_LENGTH_MAX: Final = 200
@@ -72,8 +76,8 @@ def troubles_of(pipeline: Pipeline, observed: Observed) -> tuple[Trouble, ...]:
     found = {
         *map(_of_refusal, observed.refusals),
         *_of_needs(pipeline, observed),
-        *_of_workloads(observed),
-        *(trouble for pod in observed.pods if is_current(pod) for trouble in _of_pod(pod)),
+        *_of_workloads(pipeline, observed),
+        *(trouble for pod in observed.pods if is_current(pod) for trouble in _of_pod(pipeline, pod, observed.now_us)),
     }
     return tuple(sorted(found, key=lambda one: (ORDER.index(one.reason), one.component, one.message)))
 
@@ -115,13 +119,12 @@ def _of_needs(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
     for name, keys in sorted(secrets_needed(pipeline).items()):
         if name in observed.secrets:
             missing = sorted(keys - (observed.secrets[name] or frozenset()))
-            verb = "create secret generic" if observed.secrets[name] is None else "patch or recreate secret"
-            files = " ".join(f"--from-file={key}=FILE" for key in missing)
             if missing:
                 yield Trouble(
                     component_that_needs(pipeline, name),
                     Reason.SECRET_MISSING,
-                    f"Secret {name} lacks {', '.join(missing)}: kubectl -n {namespace} {verb} {name} {files}",
+                    f"Secret {name} lacks {', '.join(missing)}: "
+                    f"{_mend_secret(namespace, name, missing, there=observed.secrets[name] is not None)}",
                 )
     for name, keys in sorted(config_maps_needed(pipeline).items()):
         if name in observed.config_maps:
@@ -130,8 +133,8 @@ def _of_needs(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
                 yield Trouble(
                     Component.INFER,
                     Reason.CONFIG_MAP_MISSING,
-                    f"ConfigMap {name} lacks {', '.join(missing)}: kubectl -n {namespace} create configmap {name} "
-                    "--from-file=model.onnx --from-file=manifest.json",
+                    f"ConfigMap {name} lacks {', '.join(missing)}: "
+                    f"{_mend_config_map(namespace, name, keys, there=observed.config_maps[name] is not None)}",
                 )
     for name in sorted(claims_needed(pipeline)):
         if not observed.volume_claims.get(name, True):
@@ -143,7 +146,24 @@ def _of_needs(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
             )
 
 
-def _of_workloads(observed: Observed) -> Iterator[Trouble]:
+def _mend_secret(namespace: str, name: str, missing: list[str], *, there: bool) -> str:
+    """Give the command that adds entries; those that are there stay, which `apply` could take away."""
+    if not there:
+        files = " ".join(f"--from-file={key}=FILE" for key in missing)
+        return f"kubectl -n {namespace} create secret generic {name} {files}"
+    entries = json.dumps({"stringData": dict.fromkeys(missing, "VALUE")}, separators=(",", ":"))
+    return f"kubectl -n {namespace} patch secret {name} -p '{entries}'"
+
+
+def _mend_config_map(namespace: str, name: str, keys: Iterable[str], *, there: bool) -> str:
+    """Give the command that makes all entries: a model and its manifest belong together."""
+    files = " ".join(f"--from-file={key}" for key in sorted(keys, reverse=True))
+    create = f"kubectl -n {namespace} create configmap {name} {files}"
+    # `apply` would put a copy into an annotation, which has no room for a model.
+    return f"{create} --dry-run=client -o yaml | kubectl -n {namespace} replace -f -" if there else create
+
+
+def _of_workloads(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
     """Look at pods that could not even be made."""
     for (kind, _), live in observed.children.items():
         if kind == "Deployment":
@@ -151,7 +171,7 @@ def _of_workloads(observed: Observed) -> Iterator[Trouble]:
                 if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
                     yield _refused_pod(component_of(live), condition.get("message", ""))
                 if condition["type"] == "Progressing" and condition["status"] == "False":
-                    yield _stuck(component_of(live), live["metadata"]["name"])
+                    yield _stuck(pipeline, component_of(live), live["metadata"]["name"])
     for event in observed.events:
         about = event.get("involvedObject") or event.get("regarding") or {}
         live_set = observed.child("StatefulSet", about.get("name", ""))
@@ -161,12 +181,12 @@ def _of_workloads(observed: Observed) -> Iterator[Trouble]:
             yield _refused_pod(component_of(live_set), event.get("message") or event.get("note") or "")
 
 
-def _stuck(component: str, name: str) -> Trouble:
+def _stuck(pipeline: Pipeline, component: str, name: str) -> Trouble:
     return Trouble(
         component,
         Reason.PODS_NOT_READY,
-        f"{component}: the roll-out of {name} does not come further, old pods go on; see kubectl rollout status "
-        f"deploy/{name} and the newest pod",
+        f"{component}: the roll-out of {name} does not come further, old pods go on; see "
+        f"kubectl -n {pipeline.namespace} rollout status deploy/{name} and the newest pod",
     )
 
 
@@ -182,7 +202,7 @@ def _refused_pod(component: str, said: str) -> Trouble:
     return Trouble(component, Reason.POD_REFUSED, f"{component}: no pod can be made: {said}; admission refuses it")
 
 
-def _of_pod(pod: Live) -> Iterator[Trouble]:
+def _of_pod(pipeline: Pipeline, pod: Live, now_us: int) -> Iterator[Trouble]:
     status, component = pod.get("status", {}), component_of(pod)
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
@@ -193,10 +213,10 @@ def _of_pod(pod: Live) -> Iterator[Trouble]:
                 "resources.requests, or check zones and scheduling",
             )
     for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-        yield from _of_container(component, container)
+        yield from _of_container(pipeline, component, container, now_us)
 
 
-def _of_container(component: str, container: Any) -> Iterator[Trouble]:
+def _of_container(pipeline: Pipeline, component: str, container: Any, now_us: int) -> Iterator[Trouble]:
     waiting = container.get("state", {}).get("waiting") or {}
     word, said = waiting.get("reason", ""), waiting.get("message", "")
     if word in IMAGE_WORDS:
@@ -209,7 +229,9 @@ def _of_container(component: str, container: Any) -> Iterator[Trouble]:
         )
     elif container.get("restartCount", 0) >= CRASHES_MIN and not container.get("ready"):
         ended = container.get("lastState", {}).get("terminated") or container.get("state", {}).get("terminated") or {}
-        yield Trouble(component, Reason.CRASH_LOOPING, f"{component}: {_crash(ended, container['name'])}")
+        if word == "CrashLoopBackOff" or now_us - micros_of(ended.get("finishedAt")) <= CRASH_RECENT_US:
+            logs = _logs(pipeline, component, container["name"])
+            yield Trouble(component, Reason.CRASH_LOOPING, f"{component}: {_crash(ended, container['name'], logs)}")
 
 
 def _image_cause(word: str, said: str) -> str:
@@ -224,17 +246,21 @@ def _image_cause(word: str, said: str) -> str:
         return "does not exist: correct spec.image, or the operator's default image if that is empty"
     if re.search(r"no such host|timeout|timed out|refused|unreachable|lookup", said, re.I):
         return "cannot be pulled: the node cannot reach the registry; check the registry's name and the network"
-    return "cannot be pulled: correct spec.image or spec.imagePullSecrets; kubectl describe pod tells more"
+    return "cannot be pulled: correct spec.image or spec.imagePullSecrets; the pod's Events tell more"
 
 
-def _crash(ended: Any, container: str) -> str:
+def _logs(pipeline: Pipeline, component: str, container: str) -> str:
+    labels = f"{PIPELINE_LABEL}={pipeline.name},{COMPONENT_LABEL}={component}"
+    return f"kubectl -n {pipeline.namespace} logs -l {labels} -c {container} --previous"
+
+
+def _crash(ended: Any, container: str, logs: str) -> str:
     code, last = ended.get("exitCode", -1), last_line(ended.get("message") or "")
     if ended.get("reason") == "OOMKilled":
         return f"{container} was killed for its memory: raise resources.limits.memory"
     told = f": {last}" if last else ""
-    logs = f"; kubectl logs -l {COMPONENT_LABEL}={container} -p"
-    advice = "; correct the setting that it names" if code == EXIT_BAD_SETTINGS else logs
-    return f"{container} ends with exit code {code} again and again{told}{advice}"
+    advice = "correct the setting that it names" if code == EXIT_BAD_SETTINGS else logs
+    return f"{container} ends with exit code {code} again and again{told}; {advice}"
 
 
 def last_line(log: str) -> str:

@@ -83,7 +83,8 @@ def test_a_secret_without_the_entry_is_missing_too() -> None:
     status = judged(replace(with_pods(without=Component.INGEST), secrets={"binance-api-key": frozenset({"key"})}))
 
     assert ("False", "SecretMissing") == told(status, Condition.READY)
-    assert "Secret binance-api-key lacks api-key" in message(status)
+    patch = """kubectl -n market patch secret binance-api-key -p '{"stringData":{"api-key":"VALUE"}}'"""
+    assert f"Secret binance-api-key lacks api-key: {patch}" in message(status)
 
 
 def test_missing_models_are_named() -> None:
@@ -92,10 +93,13 @@ def test_missing_models_are_named() -> None:
     by_claim = {"inference": {"model": {"persistentVolumeClaim": {"claimName": "m"}}}}
 
     no_map = judged(replace(with_pods(without=Component.INFER), config_maps={"m": None}), by_map)
+    half = judged(replace(with_pods(without=Component.INFER), config_maps={"m": {"model.onnx": "", "": "1"}}), by_map)
     no_claim = judged(replace(with_pods(without=Component.INFER), volume_claims={"m": False}), by_claim)
 
     assert ("False", "ConfigMapMissing") == told(no_map, Condition.INFERENCE_READY)
-    assert "create configmap m" in message(no_map)
+    create = "kubectl -n market create configmap m --from-file=model.onnx --from-file=manifest.json"
+    assert message(no_map).endswith(create)
+    assert message(half).endswith(f"{create} --dry-run=client -o yaml | kubectl -n market replace -f -")
     assert ("False", "VolumeClaimMissing") == told(no_claim, Condition.INFERENCE_READY)
 
 
@@ -179,7 +183,10 @@ def test_a_pod_that_no_node_takes_is_told() -> None:
 CRASHES = [
     (crashed(2, '{"time": "x", "message": "redis_url: expected a URL"}\n', name="infer"), "redis_url: expected a URL"),
     (crashed(2, "redis_url: expected a URL", name="infer"), "correct the setting that it names"),
-    (crashed(1, "a\nTraceback\nboom: x\n\n", name="infer"), "exit code 1 again and again: boom: x; kubectl logs"),
+    (
+        crashed(1, "a\nTraceback\nboom: x\n\n", name="infer"),
+        "exit code 1 again and again: boom: x; kubectl -n market logs -l ",
+    ),
     (crashed(1, "[" * 100_000, name="infer"), "exit code 1 again and again: [[[["),
     (crashed(1, '{"message": ' + "[" * 900 + "]" * 900 + "}", name="infer"), "exit code 1 again and again: "),
     (crashed(1, '{"message": "half \\ud800"}', name="infer"), "exit code 1 again and again: half ?;"),
@@ -194,6 +201,28 @@ def test_a_crash_is_told_with_its_code_and_last_line(ended: dict[str, Any], expe
 
     assert ("False", "CrashLooping") == told(status, Condition.INFERENCE_READY)
     assert expected in message(status)
+
+
+def test_the_command_for_a_log_finds_the_container() -> None:
+    """By the labels that its pods have, in their namespace; of two containers, the one that ends."""
+    ended = crashed(1, name="sentinel")
+    status = judged(with_pods(pod(Component.REDIS, ready=False, **ended), without=Component.REDIS))
+
+    labels = "sheetanchor.dev/pipeline=btc,app.kubernetes.io/component=redis"
+    assert f"kubectl -n market logs -l {labels} -c sentinel --previous" in message(status)
+
+
+def test_crashes_of_long_ago_are_no_trouble_of_now() -> None:
+    """A pod that is unready for a moment does not end again and again because it did in January."""
+    (container,) = crashed(1)["containerStatuses"]
+    told_of = []
+    for minutes in (11, 9):
+        ended = {**container["lastState"]["terminated"], "finishedAt": text_of(NOW_US - minutes * 60_000_000)}
+        running = {**container, "state": {"running": {}}, "lastState": {"terminated": ended}}
+        seen = with_pods(pod(Component.INFER, ready=False, containerStatuses=[running]), without=Component.INFER)
+        told_of.append(told(judged(seen, status=WAS_SOUND), Condition.INFERENCE_READY)[1])
+
+    assert ["PodsNotReady", "CrashLooping"] == told_of
 
 
 def test_one_restart_is_no_pattern() -> None:
