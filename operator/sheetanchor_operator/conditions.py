@@ -278,11 +278,14 @@ def _reanchor_in_progress(facts: Facts) -> Verdict:
 
 def _reanchor_throttled(facts: Facts) -> Verdict:
     waits = [(symbol, one) for symbol, one in sorted(facts.plan.symbols.items()) if one.throttled is not None]
+    held = _held_by_the_switch(facts)
+    if held:
+        text = (
+            f"reanchor.enabled is false and {', '.join(held)} would be rebuilt: set it to true, or "
+            f"{_command(facts.pipeline)} --force"
+        )
+        return Verdict(Condition.REANCHOR_THROTTLED, "True", Reason.DISABLED, text)
     if not waits:
-        wanted = any(one.pending for one in facts.plan.symbols.values())
-        if wanted and not facts.pipeline.spec.reanchor.enabled:
-            text = "reanchor.enabled is false: only a forced request starts a run"
-            return Verdict(Condition.REANCHOR_THROTTLED, "True", Reason.DISABLED, text)
         return Verdict(Condition.REANCHOR_THROTTLED, "False", Reason.NOT_THROTTLED, "nothing holds up a re-anchor")
     first = waits[0][1].throttled or Reason.UNKNOWN
     text = "; ".join(f"{symbol}: {one.message}" for symbol, one in waits)
@@ -290,8 +293,25 @@ def _reanchor_throttled(facts: Facts) -> Verdict:
         Condition.REANCHOR_THROTTLED,
         "True",
         first,
-        f"{text}; kubectl reanchor {facts.pipeline.name} -n {facts.pipeline.namespace} --force does not wait",
+        f"{text}; {_command(facts.pipeline)} --force does not wait",
     )
+
+
+def _held_by_the_switch(facts: Facts) -> list[str]:
+    """Name the symbols that want a rebuild and get none because re-anchoring is switched off.
+
+    A state in doubt wants one whether or not somebody asks: its requests are skipped, and nothing is left waiting.
+    """
+    if facts.pipeline.spec.reanchor.enabled:
+        return []
+    forced = {body["metadata"]["name"] for body in facts.observed.reanchors if (body.get("spec") or {}).get("force")}
+    waiting = {symbol for symbol, one in facts.plan.symbols.items() if not forced.issuperset(one.pending)}
+    suspect = {symbol.name for symbol in facts.standing.symbols if symbol.state == "suspect"}
+    return sorted(waiting | suspect)
+
+
+def _command(pipeline: Pipeline) -> str:
+    return f"kubectl reanchor {pipeline.name} -n {pipeline.namespace}"
 
 
 def _paused(facts: Facts) -> Verdict:
