@@ -26,7 +26,7 @@ Body = dict[str, Any]
 TIMEOUT_S: Final = 10.0
 """An answer of the API server comes within a second or not at all; a Lease must not wait longer than this."""
 
-FENCED_TIMEOUT_S: Final = 4.5
+FENCED_TIMEOUT_S: Final = 3.9
 """A write of a leader that is about to lose its Lease has ended before anybody else may take it."""
 
 PAGE: Final = 500

@@ -18,10 +18,10 @@ from sheetanchor_operator.cluster import KINDS, ApiError, ApiRefused, Cluster
 
 log = logging.getLogger(__name__)
 
-DURATION_S: Final = 15.0
-"""A leader that has not renewed for this long may be replaced."""
+DURATION_S: Final = 13.0
+"""A leader that has not renewed for this long may be replaced: with two looks of 2 s each, another acts within 20 s."""
 
-RENEW_WITHIN_S: Final = 10.0
+RENEW_WITHIN_S: Final = 9.0
 """A leader that has not managed to renew for this long stops acting: well before another may start."""
 
 RETRY_S: Final = 2.0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sheetanchor_operator.lease import DURATION_S, RENEW_WITHIN_S, View, decide, seen
 
 
-def lease(holder: str, version: str, *, duration_s: int = 15, transitions: int = 0) -> dict[str, Any]:
+def lease(holder: str, version: str, *, duration_s: int = int(DURATION_S), transitions: int = 0) -> dict[str, Any]:
     spec = {"holderIdentity": holder, "leaseDurationSeconds": duration_s, "leaseTransitions": transitions}
     return {"metadata": {"resourceVersion": version}, "spec": spec}
 
