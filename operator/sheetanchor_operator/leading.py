@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sheetanchor_operator import metrics
 from sheetanchor_operator.cache import Cache, Key, version_of
-from sheetanchor_operator.cluster import NODE, PIPELINE, ApiError, ApiRefused, ApiUnavailable, Cluster, Kind
+from sheetanchor_operator.cluster import NODE, PIPELINE, REANCHOR, ApiError, ApiRefused, ApiUnavailable, Cluster, Kind
 from sheetanchor_operator.reconcile import Reconciler
 from sheetanchor_operator.watch import Watches, selector_of, watched
 from sheetanchor_operator.work_queue import Schedule
@@ -134,10 +134,11 @@ class Leader:
         if kind == NODE.name:
             self._wake_all()
         elif key is not None:
-            self._wake(key)
+            # A ReAnchor of no pipeline has to be told so; other objects of none are left over from one.
+            self._wake(key, always=kind == REANCHOR.name and event != "DELETED")
 
-    def _wake(self, key: Key) -> None:
-        if self._cache.entry(PIPELINE.name, *key) is None and key not in self._known():
+    def _wake(self, key: Key, *, always: bool = False) -> None:
+        if not always and self._cache.entry(PIPELINE.name, *key) is None and key not in self._known():
             return
         self._schedule.wake(key, self._now_s)
         self._news.set()

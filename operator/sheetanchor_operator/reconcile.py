@@ -34,6 +34,7 @@ from sheetanchor_operator.names import FIELD_MANAGER
 from sheetanchor_operator.observed import Observed, Refusal
 from sheetanchor_operator.publish import Publisher
 from sheetanchor_operator.reanchor_plan import Plan, without
+from sheetanchor_operator.reanchor_spec import TERMINAL_PHASES
 from sheetanchor_operator.reanchoring import plan
 from sheetanchor_operator.roll import held_back, may_go, place_of
 from sheetanchor_operator.spec import BadSpec, Pipeline, parse
@@ -109,6 +110,7 @@ class Reconciler:
         body = self.cache.get(PIPELINE.name, *key)
         if body is None:
             self._forget(key)
+            await self._tell_orphans(key)
             return None
         if "deletionTimestamp" in body["metadata"]:
             return self.resync_s
@@ -159,6 +161,26 @@ class Reconciler:
         mine = self.cache.of(key)
         reanchors = [one for (kind, _), one in mine.items() if kind == REANCHOR.name]
         self.measures.take(key, status, reanchors, announced=False)
+
+    async def _tell_orphans(self, key: Key) -> None:
+        """Tell ReAnchors of a pipeline that does not exist that they wait for one; owned ones go with their owner."""
+        namespace, name = key
+        change = {
+            "phase": "Pending",
+            "message": f"waits: there is no PredictionPipeline {name} in namespace {namespace}",
+        }
+        for (kind, one), body in self.cache.of(key).items():
+            status = body.get("status") or {}
+            if (
+                kind != REANCHOR.name
+                or body["metadata"].get("ownerReferences")
+                or status.get("phase") in TERMINAL_PHASES
+            ):
+                continue
+            if any(status.get(field) != value for field, value in change.items()):
+                written = await self.cluster.merge(REANCHOR, namespace, one, {"status": change}, "status")
+                if written is not None:
+                    self.cache.put(written)
 
     def _forget(self, key: Key) -> None:
         self.measures.forget(key)

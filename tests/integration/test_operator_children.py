@@ -218,6 +218,25 @@ def test_a_deleted_secret_comes_back_as_it_was(apiserver: ApiServer, where: str,
     assert "Y2hvc2Vu" == now()["data"]["infer"]
 
 
+def test_a_reanchor_of_no_pipeline_says_so(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
+    """A mistyped name is in the object's message, and is not written again and again."""
+    path = f"/apis/sheetanchor.dev/v1alpha1/namespaces/{where}/reanchors"
+    body = {"apiVersion": "sheetanchor.dev/v1alpha1", "kind": "ReAnchor", "metadata": {"name": "lost"}}
+    apiserver.ask(path, method="POST", body={**body, "spec": {"pipeline": "btcc", "symbol": "BTCUSDT"}})
+    try:
+        until(
+            lambda: "no PredictionPipeline btcc" in apiserver.ask(f"{path}/lost").get("status", {}).get("message", ""),
+            within_s=WITHIN_S,
+            what="its message",
+            operator=operator,
+        )
+        before = apiserver.ask(f"{path}/lost")["metadata"]["resourceVersion"]
+        settle(operator, 3)
+        assert before == apiserver.ask(f"{path}/lost")["metadata"]["resourceVersion"]
+    finally:
+        apiserver.ask(f"{path}/lost", method="DELETE")
+
+
 def test_a_paused_pipeline_is_left_alone(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
     """While the annotation says so nothing is put right, and the status says that; then everything is."""
     path = deployment_path(where, "btc-infer")
