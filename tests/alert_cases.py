@@ -114,8 +114,13 @@ def reanchors(values: str, labels: str) -> Series:
 
 
 def failed_runs(values: str, labels: str = RUN_FAILED) -> Series:
-    """Give a counter of runs of a known operator."""
-    return {**op(RUNS, values, labels), **op("up", "1x200"), **op("process_start_time_seconds", "-9999x200")}
+    """Give a counter of a pipeline's runs that a known operator tells."""
+    return {**pipe(RUNS, values, labels), **op("up", "1x200"), **op("process_start_time_seconds", "-9999x200")}
+
+
+def other_runs(values: str) -> Series:
+    """Give the same counter of another pipeline."""
+    return pod(RUNS, values, RUN_FAILED, PIPELINE.replace('name="btc"', 'name="eth"'))
 
 
 def redis(values: dict[str, tuple[str, str, str]]) -> Series:
@@ -382,11 +387,13 @@ CASES: list[Case] = [
     *both("SheetAnchorReanchorSlow", "20m15s", duration(1), duration(0)),
     Case("SheetAnchorReanchorSlow", True, "20m15s", duration(1, "4x80")),
     Case("SheetAnchorReanchorSlow", False, "20m15s", duration(1, "_x80", "_x80 1x100")),
-    Case("SheetAnchorReanchorFailing", True, "20m15s", new_counter(RUNS, RUN_FAILED, OPERATOR, OPERATOR)),
-    Case("SheetAnchorReanchorFailing", False, "20m15s", old_counter(RUNS, RUN_FAILED, OPERATOR, OPERATOR)),
+    Case("SheetAnchorReanchorFailing", True, "20m15s", new_counter(RUNS, RUN_FAILED, PIPELINE, OPERATOR)),
+    Case("SheetAnchorReanchorFailing", False, "20m15s", old_counter(RUNS, RUN_FAILED, PIPELINE, OPERATOR)),
     Case("SheetAnchorReanchorFailing", True, "12m", failed_runs("3x20 4x40")),
     Case("SheetAnchorReanchorFailing", False, "12m", failed_runs("0x20 1x40", 'mechanism="reanchor",result="success"')),
     *both("SheetAnchorReanchorFailingAgain", "21m30s", failed_runs("_x80 2x40"), failed_runs("_x80 1x40")),
+    # One run each of two pipelines is not the same one failing again.
+    Case("SheetAnchorReanchorFailingAgain", False, "12m", failed_runs("3x20 4x40") | other_runs("3x20 4x40")),
     *both("SheetAnchorReanchorFailingAgain", "12m", failed_runs("3x20 4x4 5x40"), failed_runs("3x20 4x40")),
     *both(
         "SheetAnchorReanchorThrottled",

@@ -6,12 +6,19 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from sheetanchor.gaps import GAP_DETECTION_RULES
 from sheetanchor_operator import metrics
 from sheetanchor_operator.cache import Key
 from sheetanchor_operator.names import Component, Condition, Phase
 
 FINAL: Final = ("Succeeded", "Failed", "Skipped")
 _RUN: Final = ("Succeeded", "Failed")
+_MECHANISM: Final = "reanchor"
+_RESULTS: Final = ("success", "failure")
+TRIGGERS: Final = frozenset({*GAP_DETECTION_RULES, "start", "suspect", "annotation", "schedule", "failover", "manual"})
+"""What the product itself writes. Whoever creates a ReAnchor may write anything, and each word would be a series."""
+
+OTHER: Final = "other"
 _COMPONENTS: Final = {
     "ingestion": Component.INGEST,
     "processor": Component.PROCESS,
@@ -25,6 +32,8 @@ class Measures:
 
     def __init__(self) -> None:
         self._phases: dict[Key, tuple[str, float]] = {}
+        self._ends: dict[Key, set[tuple[str, str]]] = {}
+        """Trigger and result of each series of ended re-anchors: the library removes one only by all of its labels."""
 
     def pipelines(self) -> list[Key]:
         """Name the pipelines that are measured."""
@@ -43,6 +52,8 @@ class Measures:
         """
         self._phase(key, str(status.get("phase", "")))
         metrics.MAINTENANCE.labels(*key).set(announced)
+        for result in _RESULTS:
+            metrics.RECOVERIES.labels(*key, _MECHANISM, result)  # from zero: the first one is an increase
         for condition in status.get("conditions", ()):
             if condition["status"] == "Unknown":
                 _remove(metrics.CONDITION, *key, condition["type"])
@@ -82,19 +93,22 @@ class Measures:
         was, now = before.get("status") or {}, after.get("status") or {}
         if was.get("phase") in FINAL:
             return
+        spec, metadata = after["spec"], after["metadata"]
+        key = metadata["namespace"], spec["pipeline"]
         final = now.get("phase") in FINAL
         # One that another's run has answered had no run of its own.
         ran = bool(now.get("finishedAt")) and not now.get("answeredBy")
         if ran and (now["phase"] in _RUN if final else now.get("finishedAt") != was.get("finishedAt")):
             good = "success" if now["phase"] == "Succeeded" else "failure"
-            metrics.RECOVERIES.labels("reanchor", good).inc()
+            metrics.RECOVERIES.labels(*key, _MECHANISM, good).inc()
         if not final:
             return
-        spec, metadata = after["spec"], after["metadata"]
-        result = str(now.get("result", ""))
-        metrics.REANCHORS.labels(metadata["namespace"], spec["pipeline"], spec.get("trigger", ""), result).inc()
+        trigger = spec.get("trigger", "manual")
+        end = trigger if trigger in TRIGGERS else OTHER, str(now.get("result", ""))
+        self._ends.setdefault(key, set()).add(end)
+        metrics.REANCHORS.labels(*key, *end).inc()
         if ran and "durationSeconds" in now:
-            metrics.REANCHOR_SECONDS.labels(result).observe(float(now["durationSeconds"]))
+            metrics.REANCHOR_SECONDS.labels(end[1]).observe(float(now["durationSeconds"]))
 
     def forget(self, key: Key) -> None:
         """A pipeline is gone."""
@@ -108,6 +122,10 @@ class Measures:
             _remove(metrics.READY_REPLICAS, *key, str(component))
         _remove(metrics.MAINTENANCE, *key)
         _remove(metrics.SUCCESS_RATE, *key)
+        for result in _RESULTS:
+            _remove(metrics.RECOVERIES, *key, _MECHANISM, result)
+        for end in self._ends.pop(key, ()):
+            _remove(metrics.REANCHORS, *key, *end)
 
 
 def _remove(metric: Any, *labels: str) -> None:

@@ -107,7 +107,5 @@ SUCCESS_RATE: Final = Gauge(
     registry=REGISTRY,
 )
 RECOVERIES: Final = Counter(
-    "recovery_attempts_total", "Attempts at recovery.", ["mechanism", "result"], registry=REGISTRY
+    "recovery_attempts_total", "Attempts at recovery.", [*_PIPELINE, "mechanism", "result"], registry=REGISTRY
 )
-for _result in ("success", "failure"):
-    RECOVERIES.labels("reanchor", _result)  # from zero: the first one is an increase

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from reanchor_world import World
-from sheetanchor_operator.measures import Measures
+from sheetanchor_operator.measures import OTHER, TRIGGERS, Measures
 from sheetanchor_operator.metrics import REGISTRY
+
+PIPELINE = {"namespace": "default", "name": "btc"}
 
 
 class Counted:
@@ -18,11 +22,11 @@ class Counted:
     def _now(self) -> dict[str, float]:
         names = [("success", "recovery_attempts_total"), ("failure", "recovery_attempts_total")]
         found = {
-            result: REGISTRY.get_sample_value(name, {"mechanism": "reanchor", "result": result}) or 0.0
+            result: REGISTRY.get_sample_value(name, {**PIPELINE, "mechanism": "reanchor", "result": result}) or 0.0
             for result, name in names
         }
         for result in ("failed", "swapped", "coalesced"):
-            labels = {"namespace": "default", "name": "btc", "trigger": "sequence_gap", "result": result}
+            labels = {**PIPELINE, "trigger": "sequence_gap", "result": result}
             found[result] = REGISTRY.get_sample_value("sheetanchor_reanchors_total", labels) or 0.0
             seconds = REGISTRY.get_sample_value("sheetanchor_reanchor_duration_seconds_count", {"result": result})
             found[f"{result} timed"] = seconds or 0.0
@@ -89,3 +93,53 @@ def test_one_that_anothers_run_answers_counts_no_run(world: World) -> None:
 
     assert "Succeeded" == world.of("two")["phase"]
     assert {"success": 1, "swapped": 1, "swapped timed": 1, "coalesced": 1} == counted.moved(world)
+
+
+def series_of(namespace: str) -> set[tuple[str, str]]:
+    """Give name and trigger of all series of a namespace."""
+    return {
+        (sample.name, sample.labels.get("trigger", ""))
+        for metric in REGISTRY.collect()
+        for sample in metric.samples
+        if sample.labels.get("namespace") == namespace
+    }
+
+
+def ended(namespace: str, trigger: str, result: str = "swapped") -> dict[str, Any]:
+    """Give a ReAnchor that has ended."""
+    return {
+        "metadata": {"name": "one", "namespace": namespace},
+        "spec": {"pipeline": "btc", "trigger": trigger},
+        "status": {"phase": "Succeeded", "result": result, "finishedAt": "2026-01-01T00:00:00Z"},
+    }
+
+
+def test_a_pipeline_that_is_gone_leaves_no_series() -> None:
+    """Namespaces come and go; an operator that runs for months must not keep a series of each."""
+    measures, key = Measures(), ("gone", "btc")
+    measures.take(key, {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}, [], announced=False)
+    for trigger, result in (("manual", "swapped"), ("time_gap", "validated"), ("odd", "swapped")):
+        measures.changed({}, ended("gone", trigger, result))
+    known = series_of("gone")
+
+    measures.forget(key)
+
+    assert {("sheetanchor_reanchors_total", trigger) for trigger in ("manual", "time_gap", OTHER)} <= known
+    assert set() == series_of("gone")
+    assert [] == measures.pipelines()
+
+
+def test_what_people_invent_as_a_trigger_is_one_series() -> None:
+    """Whoever may create ReAnchors cannot fill Prometheus with them."""
+    measures = Measures()
+    for number in range(5):
+        measures.changed({}, ended("inventive", f"my_{number}"))
+    for trigger in TRIGGERS:
+        measures.changed({}, ended("inventive", trigger))
+
+    labels = {"namespace": "inventive", "name": "btc", "trigger": OTHER, "result": "swapped"}
+    assert 5.0 == REGISTRY.get_sample_value("sheetanchor_reanchors_total", labels)
+    found = {trigger for name, trigger in series_of("inventive") if name == "sheetanchor_reanchors_total"}
+    assert {*TRIGGERS, OTHER} == found
+    measures.forget(("inventive", "btc"))
+    assert set() == series_of("inventive")

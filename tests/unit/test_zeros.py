@@ -8,6 +8,7 @@ from reference import KINDS
 from sheetanchor.intake import Intake
 from sheetanchor.sbe import DECODE_ERROR_KINDS
 from sheetanchor_operator import metrics
+from sheetanchor_operator.measures import Measures
 
 
 def test_an_ingestor_shows_what_has_not_happened() -> None:
@@ -26,10 +27,13 @@ def test_an_ingestor_shows_what_has_not_happened() -> None:
 
 
 def test_an_operator_shows_what_has_not_happened() -> None:
-    """Failed and successful runs of re-anchors are there before the first one; so is the limit of its memory."""
+    """A pipeline's failed and successful runs are there before the first one; so is the limit of its memory."""
+    measures = Measures()
+    measures.take(("zero", "btc"), {}, [], announced=False)
     for result in ("success", "failure"):
-        labels = {"mechanism": "reanchor", "result": result}
-        assert metrics.REGISTRY.get_sample_value("recovery_attempts_total", labels) is not None
+        labels = {"namespace": "zero", "name": "btc", "mechanism": "reanchor", "result": result}
+        assert 0.0 == metrics.REGISTRY.get_sample_value("recovery_attempts_total", labels)
+    measures.forget(("zero", "btc"))
     limit = metrics.REGISTRY.get_sample_value("sheetanchor_memory_limit_bytes")
     assert limit is not None
     assert limit > 0
