@@ -36,11 +36,11 @@ class Wish:
     """What the annotation asks for.
 
     Attributes:
-        key: What tells it from another; the same key twice is one request.
+        request_id: Its id, or the whole value; the same twice for a symbol is one request.
         symbols: Trading pairs that it is about.
     """
 
-    key: str
+    request_id: str
     symbols: tuple[str, ...]
     reason: str
     requested_by: str
@@ -49,9 +49,26 @@ class Wish:
 
 
 def key_of(value: str) -> str:
-    """Give what tells a value of the annotation from another, short enough for a status."""
-    given = _tree(value).get("id")
-    key = str(given) if given and _is_plain(given) else value
+    """Give what tells a value of the annotation from another, short enough for a status.
+
+    The same id for one symbol and then for another is two requests.
+    """
+    tree = _tree(value)
+    symbol = tree.get("symbol")
+    named = symbol and _is_plain(symbol) and _id_in(tree)
+    return _bounded(f"{_id_in(tree)} {symbol}") if named else _request_id_of(value)
+
+
+def _request_id_of(value: str) -> str:
+    return _bounded(_id_in(_tree(value)) or value)
+
+
+def _id_in(tree: dict[str, Any]) -> str:
+    given = tree.get("id")
+    return str(given) if given and _is_plain(given) else ""
+
+
+def _bounded(key: str) -> str:
     return key if len(key) <= KEY_LENGTH_MAX else f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
@@ -91,7 +108,7 @@ def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
     if not tree:
         if value.lstrip().startswith("{"):
             raise BadRequest(f"{_shown(value)} is not a JSON object with entries: expected one, or plain text")
-        return Wish(key_of(value), symbols, f"annotation {_one_line(value, 100)}", "annotation")
+        return Wish(_request_id_of(value), symbols, f"annotation {_one_line(value, 100)}", "annotation")
     unknown = sorted(set(tree) - {"id", "symbol", "reason", "by", "dryRun", "force"})
     if unknown:
         raise BadRequest(f"unknown entry {_shown(unknown[0])}: expected id, symbol, reason, by, dryRun, force")
@@ -105,7 +122,7 @@ def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
     if symbol and symbol not in symbols:
         raise BadRequest(f"symbol = {_shown(symbol)}: expected one of {', '.join(symbols)}")
     return Wish(
-        key=key_of(value),
+        request_id=_request_id_of(value),
         symbols=(symbol,) if symbol else symbols,
         reason=_one_line(str(tree.get("reason") or "requested by hand"), 500),
         requested_by=_one_line(str(tree.get("by") or "annotation"), 253),
@@ -123,13 +140,13 @@ def asks_of_wish(wish: Wish, now_us: int) -> list[Ask]:
     return [
         Ask(
             symbol=symbol,
-            suffix=f"a{digest(wish.key, symbol)}",
+            suffix=f"a{digest(wish.request_id, symbol)}",
             action=IMMEDIATE,
             reason=wish.reason,
             trigger="annotation",
             requested_by=wish.requested_by,
             at_us=now_us,
-            request_id=wish.key,
+            request_id=wish.request_id,
             dry_run=wish.dry_run,
             force=wish.force,
         )

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from reanchor_world import SECOND, SYMBOL, World, args_of
+from sheetanchor.reanchor_object import digest, object_name
 from sheetanchor_operator.names import Reason
 
 
@@ -41,7 +42,20 @@ def test_annotation_may_be_json() -> None:
         body["spec"][field] for field in ("symbol", "reason", "requestedBy", "dryRun")
     )
     assert "--dry-run" in args_of(world, f"{name}-1")
-    assert "7" == world.status["lastReanchorRequest"]
+    assert "7" == body["spec"]["requestID"]
+    assert "7 ETHUSDT" == world.status["lastReanchorRequest"]
+
+
+def test_one_id_for_two_symbols_is_two_requests() -> None:
+    """What is asked for another symbol is not taken for what was asked before; the same again is."""
+    world = World(spec={"symbols": [SYMBOL, "ETHUSDT"]})
+    for symbol in (SYMBOL, "ETHUSDT", "ETHUSDT"):
+        world.annotations["sheetanchor.dev/reanchor"] = json.dumps({"id": "X", "symbol": symbol})
+        world.settle()
+
+    asked = [(body["spec"]["symbol"], body["spec"]["requestID"]) for body in world.reanchors.values()]
+    assert [(SYMBOL, "X"), ("ETHUSDT", "X")] == asked
+    assert {object_name("btc", symbol, f"a{digest('X', symbol)}") for symbol, _ in asked} == set(world.reanchors)
 
 
 @pytest.mark.parametrize(
