@@ -10,7 +10,6 @@ from pydantic.alias_generators import to_camel
 from pydantic.config import JsonDict
 
 RULES: Final = "x-kubernetes-validations"
-TRANSITION: Final = "oldSelf"
 
 
 def rule(expression: str, message: str) -> dict[str, str]:
@@ -68,19 +67,6 @@ def map_by(length_max: int, *names: str) -> dict[str, Any]:
 
 class Block(BaseModel):
     """A block of fields, camelCase on the outside; unknown ones are refused and nothing changes after parsing."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        alias_generator=to_camel,
-        validate_by_alias=True,
-        validate_by_name=True,
-        serialize_by_alias=True,
-    )
-
-
-class Reported(BaseModel):
-    """A block of status fields; those that are not known are left out."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -32,7 +32,10 @@ PAUSED_ANNOTATION: Final = f"{GROUP}/paused"
 SETTINGS_HASH: Final = f"{GROUP}/settings-hash"
 
 PIPELINE_NAME_LENGTH_MAX: Final = 40
-"""Names of children add at most 21 characters, and a name that becomes a label must not exceed 63."""
+"""A Service's name holds 63 characters, a StatefulSet's 52, since its pods carry it with a hash as a label.
+
+Only names of lines are longer, by `-ingest-` and a zone of 31: a Deployment's holds 253, and its pods' are shortened.
+"""
 
 LABEL_LENGTH_MAX: Final = 63
 
@@ -134,7 +137,6 @@ class Reason(StrEnum):
     PREDICTIONS_DEGRADED = "PredictionsDegraded"
     SUSPECT = "Suspect"
     UNKNOWN = "Unknown"
-    COMPONENT_UNHEALTHY = "ComponentUnhealthy"
     # Why a re-anchor waits
     BACKING_OFF = "BackingOff"
     COOLDOWN = "Cooldown"

@@ -124,10 +124,6 @@ def phase_of(
     serving = standing.counts[Component.INFER].ready > 0
     if troubles and not serving:
         return Phase.FAILED
-    return Phase.DEGRADED if serving and pipeline.status.get("lastPredictionAt") else _not_yet(pipeline)
-
-
-def _not_yet(pipeline: Pipeline) -> Phase:
     return Phase.DEGRADED if pipeline.status.get("lastPredictionAt") else Phase.PENDING
 
 

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_parts import NOW_US, pipeline, rendered
+from pipeline_parts import DEFAULTS, NOW_US, password, pipeline, rendered
 from sheetanchor.contract import SYMBOLS_MAX
 from sheetanchor.gaps import GAP_DETECTION_RULES
 from sheetanchor.settings import IngestSettings, ProcessSettings, ReanchorSettings
 from sheetanchor_operator import names
+from sheetanchor_operator.children import children
 from sheetanchor_operator.names import Component, Condition, EventReason, Phase, Reason, child_name, labels_of
+from sheetanchor_operator.observed import Observed
 from sheetanchor_operator.pipeline_spec import PipelineSpec
 from sheetanchor_operator.spec import BadSpec, parse
 
@@ -148,6 +150,21 @@ def test_labels_fit_whatever_a_pipeline_is_called(name: str, component: Componen
     assert all(len(value) <= names.LABEL_LENGTH_MAX for value in labels.values())
     assert len(child_name(name, component)) <= names.LABEL_LENGTH_MAX
     assert all(re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?", value) for value in labels.values())
+
+
+def test_the_longest_names_fit_their_kinds() -> None:
+    """A pipeline with a name of full length, on zones of full length, has children that the API server takes."""
+    metadata = {"name": "p" * names.PIPELINE_NAME_LENGTH_MAX, "namespace": "market"}
+    zones = ["x" * 31, "y" * 31]
+    wanted = parse({"metadata": metadata, "spec": {"symbols": ["BTCUSDT"], "zones": zones}})
+
+    made = children(wanted, Observed(NOW_US, zones=tuple(zones)), DEFAULTS, password)
+
+    limits = {"Service": 63, "StatefulSet": 52}
+    too_long = [one for one in made if len(one["metadata"]["name"]) > limits.get(one["kind"], 253)]
+    labels = [value for one in made for value in one["metadata"]["labels"].values()]
+    assert [] == too_long
+    assert max(map(len, labels)) <= names.LABEL_LENGTH_MAX
 
 
 def test_every_gap_rule_can_be_suppressed_by_name() -> None:
