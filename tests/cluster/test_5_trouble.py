@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 Make = Callable[[str], str]
 
 
-def apply(cluster: Any, namespace: str, name: str, **spec: Any) -> Running:
-    """Create a pipeline and give a view on it."""
+@contextmanager
+def applied(cluster: Any, namespace: str, name: str, **spec: Any) -> Iterator[Running]:
+    """Create a pipeline and give a view on it; it goes with the block, so that the next one has the machine."""
     body = {
         "apiVersion": f"{GROUP}/v1alpha1",
         "kind": "PredictionPipeline",
@@ -30,7 +32,10 @@ def apply(cluster: Any, namespace: str, name: str, **spec: Any) -> Running:
         },
     }
     cluster.kubectl("apply", "-f", "-", input=yaml.safe_dump(body))
-    return Running(cluster, namespace, name)
+    try:
+        yield Running(cluster, namespace, name)
+    finally:
+        cluster.kubectl("-n", namespace, "delete", "pp", name, "--wait=false")
 
 
 def told(trouble: Running) -> str:
@@ -87,33 +92,31 @@ def assert_no_hot_loop(trouble: Running, seconds: float = 10) -> None:
 def test_trouble_is_told(cluster: Any, installed: Any, namespace: Make, case: str) -> None:
     """A condition names what is wrong and what to do, and the resource is not written again and again."""
     spec, reason, words = CASES[case]
-    trouble = apply(cluster, namespace("trouble"), "lame", **spec)
+    with applied(cluster, namespace("trouble"), "lame", **spec) as trouble:
+        trouble.wait(lambda: reason in told(trouble), 90, f"a condition with the reason {reason}")
 
-    trouble.wait(lambda: reason in told(trouble), 90, f"a condition with the reason {reason}")
-
-    assert [] == [word for word in words if word not in told(trouble)], told(trouble)
-    assert "False" == trouble.condition("Ready")["status"]
-    assert_no_hot_loop(trouble)
+        assert [] == [word for word in words if word not in told(trouble)], told(trouble)
+        assert "False" == trouble.condition("Ready")["status"]
+        assert_no_hot_loop(trouble)
 
 
 def test_a_quota_is_told(cluster: Any, installed: Any, namespace: Make) -> None:
     """A namespace that may hold two pods only: the condition says that its quota is used up."""
     place = namespace("quota")
     cluster.kubectl("-n", place, "create", "quota", "small", "--hard=pods=2")
-    trouble = apply(cluster, place, "lame")
+    with applied(cluster, place, "lame") as trouble:
+        trouble.wait(lambda: "QuotaExceeded" in told(trouble), 90, "a condition with the reason QuotaExceeded")
 
-    trouble.wait(lambda: "QuotaExceeded" in told(trouble), 90, "a condition with the reason QuotaExceeded")
-
-    assert "small" in told(trouble)
-    assert_no_hot_loop(trouble)
+        assert "small" in told(trouble)
+        assert_no_hot_loop(trouble)
 
 
 def test_repair_heals(cluster: Any, installed: Any, namespace: Make) -> None:
     """Once the missing Secret is there the pipeline leaves its trouble by itself."""
     spec, reason, _ = CASES["missing secret"]
-    trouble = apply(cluster, namespace("heals"), "lame", **spec)
-    trouble.wait(lambda: reason in told(trouble), 60, f"a condition with the reason {reason}")
+    with applied(cluster, namespace("heals"), "lame", **spec) as trouble:
+        trouble.wait(lambda: reason in told(trouble), 60, f"a condition with the reason {reason}")
 
-    trouble.kubectl("create", "secret", "generic", "nosuch", "--from-literal=api-key=k")
+        trouble.kubectl("create", "secret", "generic", "nosuch", "--from-literal=api-key=k")
 
-    trouble.wait(lambda: reason not in told(trouble), 60, "the trouble is gone from the conditions")
+        trouble.wait(lambda: reason not in told(trouble), 60, "the trouble is gone from the conditions")
