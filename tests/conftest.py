@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from apiserver import apiserver, pytest_collection_modifyitems, pytest_report_header
 from exchange_fixture import exchange, fast_exchange, short_recording
@@ -22,6 +23,11 @@ __all__ = [
     "pytest_report_header",
     "short_recording",
 ]
+
+
+# How long an example takes says how busy the machine is; speed is compared elsewhere.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def wait_until(condition: Callable[[], bool], *, within_s: float, what: str) -> None:

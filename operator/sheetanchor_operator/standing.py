@@ -17,6 +17,10 @@ PREDICTION_AGE_MAX_US: Final = 10_000_000
 """Five slots. A slot is two seconds; the rest is for clocks that differ and for an observation that took its time."""
 
 
+NUMBER_END: Final = 4_000_000_000_000_000
+"""µs since the epoch in the year 2096; terms and epochs never come near."""
+
+
 @dataclass(frozen=True, slots=True)
 class Count:
     """Pods of a component.
@@ -127,16 +131,17 @@ def _counts(pipeline: Pipeline, observed: Observed, line_count: int) -> dict[Com
 def _symbol(name: str, observed: Observed) -> Symbol:
     best: tuple[tuple[bool, bool, int, int], Symbol] | None = None
     for pod, answer in sorted(observed.states.items()):
-        told = ((answer.body or {}).get("symbols") or {}).get(name)
+        symbols = (answer.body or {}).get("symbols")
+        told = symbols.get(name) if isinstance(symbols, Mapping) else None
         if not isinstance(told, Mapping):
             continue
         symbol = Symbol(
             name=name,
             state=_word(told.get("state"), ("anchored", "suspect")),
             reason=str(told.get("reason") or ""),
-            epoch=int(told.get("epoch") or 0),
-            term=int(told.get("term") or 0),
-            suspect_since_us=int(told.get("suspect_since_us") or 0),
+            epoch=_number(told.get("epoch")),
+            term=_number(told.get("term")),
+            suspect_since_us=_number(told.get("suspect_since_us")),
             active=pod if told.get("active") else "",
             connected=bool(told.get("connected")),
         )
@@ -150,6 +155,11 @@ def _word(value: Any, known: tuple[str, ...]) -> str:
     return str(value) if value in known else "unknown"
 
 
+def _number(value: Any) -> int:
+    """Read a whole number that a pod told; what is none, or no moment in this age, counts as not told."""
+    return value if isinstance(value, int) and 0 <= value < NUMBER_END else 0
+
+
 def _forecast(symbol: str, observed: Observed) -> Forecast:
     bodies = [
         answer.body for (_, name), answer in sorted(observed.predictions.items()) if name == symbol and answer.body
@@ -157,8 +167,8 @@ def _forecast(symbol: str, observed: Observed) -> Forecast:
     if not bodies:
         return Forecast(symbol)
     # Of the replicas' answers for the newest slot a sound one counts: that is what a reader gets.
-    newest = max(bodies, key=lambda body: (int(body.get("ts") or 0), not body.get("degraded")))
-    at_us = int(newest.get("ts") or 0)
+    newest = max(bodies, key=lambda body: (_number(body.get("ts")), not body.get("degraded")))
+    at_us = _number(newest.get("ts"))
     return Forecast(
         symbol=symbol,
         at_us=at_us,
@@ -182,5 +192,5 @@ def _master(observed: Observed) -> str:
         checks = (answer.body or {}).get("checks")
         server = checks.get("server") if isinstance(checks, Mapping) else None
         if isinstance(server, Mapping) and server.get("role") == "master":
-            masters.append((int(server.get("replicas") or 0), pod))
+            masters.append((_number(server.get("replicas")), pod))
     return max(masters, default=(0, ""))[1]

@@ -502,3 +502,20 @@ def test_whatever_is_seen_the_status_is_sound_and_settles(seen: Observed, spec: 
     for event in transitions({}, first, "btc", "u"):
         assert event.reason in EventReason
         assert event.message
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"symbols": ["BTCUSDT"]},
+        {"symbols": {"BTCUSDT": {"state": "anchored", "epoch": "x", "term": None, "suspect_since_us": 10**30}}},
+        {"checks": {"server": {"role": "master", "replicas": "many"}}},
+        {"symbol": "BTCUSDT", "ts": "yesterday", "degraded": 0},
+    ],
+)
+def test_nonsense_of_a_pod_is_no_answer(told: dict[str, Any]) -> None:
+    """Whatever a pod says, there is a status, and it does not call the pipeline sound."""
+    said = Answer(told)
+    seen = sound(states={"btc-process-0": said}, health={"btc-redis-0": said}, predictions={("p", "BTCUSDT"): said})
+
+    assert "False" == condition_of(judged(seen), Condition.READY)["status"]
