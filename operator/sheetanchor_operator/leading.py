@@ -213,23 +213,23 @@ class Leader:
         except ApiError as error:
             log.warning("the watch of %s cannot be checked: %s", kind.plural, error)
 
+    async def _versions(self, kind: Kind) -> dict[Key, int]:
+        """List the versions of all objects of a kind by namespace and name."""
+        return {
+            (body["metadata"].get("namespace", ""), body["metadata"]["name"]): version_of(body)
+            async for body in self._list(kind, metadata_only=True)
+        }
+
     async def _unseen(self, kind: Kind, places: Sequence[Key]) -> list[Key]:
         """Of what the watch has not shown, name what is still there: the rest has come and gone meanwhile."""
         if not places:
             return []
-        listed = {
-            (body["metadata"].get("namespace", ""), body["metadata"]["name"])
-            async for body in self._list(kind, metadata_only=True)
-        }
-        now = self._cache.places(kind.name)
+        listed, now = await self._versions(kind), self._cache.places(kind.name)
         return [place for place in places if place in listed and place not in now]
 
     async def _audit_kind(self, kind: Kind, grace_s: float) -> None:
         before = self._cache.places(kind.name)
-        listed = {
-            (body["metadata"].get("namespace", ""), body["metadata"]["name"]): version_of(body)
-            async for body in self._list(kind, metadata_only=True)
-        }
+        listed = await self._versions(kind)
         await asyncio.sleep(grace_s)
         now = self._cache.places(kind.name)
         missed = [place for place, version in listed.items() if place in now and now[place].version < version]

@@ -135,12 +135,8 @@ class Reconciler:
         if not pipeline.paused:
             observed = await self._keep(pipeline, observed)
         decided = plan(pipeline, observed, self.defaults)
-        refusals = await self._carry_out(key, pipeline, decided)
-        if refusals:
-            decided = without(decided, {refusal.name: refusal.message for refusal in refusals})
-            if any(refusal.kind == REANCHOR.name for refusal in refusals):
-                decided = replace(decided, last_request=str(pipeline.status.get("lastReanchorRequest") or ""))
-            observed = replace(observed, refusals=(*observed.refusals, *refusals))
+        decided, refusals = await self._carry_out(key, pipeline, decided)
+        observed = replace(observed, refusals=(*observed.refusals, *refusals))
         # What happened to the ReAnchors is written by now: another look would not find it new.
         await self._tell(pipeline.namespace, decided.events)
         status = status_of(pipeline, observed, decided)
@@ -367,8 +363,8 @@ class Reconciler:
 
     # Re-anchors
 
-    async def _carry_out(self, key: Key, pipeline: Pipeline, decided: Plan) -> tuple[Refusal, ...]:
-        """Do what was planned; gives the ReAnchors that could not be made, and those whose Job could not be."""
+    async def _carry_out(self, key: Key, pipeline: Pipeline, decided: Plan) -> tuple[Plan, tuple[Refusal, ...]]:
+        """Do what was planned; gives what is left of it, and the refusals of what could not be made."""
         refused: list[Refusal] = []
         held = self._refused.pop(key, {})
         for manifest in decided.create:
@@ -377,7 +373,10 @@ class Reconciler:
         for start in decided.start:
             for refusal in await self._create(key, pipeline, start.manifest, held):
                 failed[start.reanchor] = replace(refusal, name=start.reanchor)
-        for patch in without(decided, {name: one.message for name, one in failed.items()}).patch:
+        decided = without(decided, {name: one.message for name, one in failed.items()})
+        if refused:
+            decided = replace(decided, last_request=str(pipeline.status.get("lastReanchorRequest") or ""))
+        for patch in decided.patch:
             before = self.cache.get(REANCHOR.name, pipeline.namespace, patch.name)
             change = {"status": dict(patch.status)}
             written = await self.cluster.merge(REANCHOR, pipeline.namespace, patch.name, change, "status")
@@ -391,7 +390,7 @@ class Reconciler:
                 self.cache.put(adopted)
         for name in decided.delete:
             await self.cluster.delete(REANCHOR, pipeline.namespace, name)
-        return (*refused, *failed.values())
+        return decided, (*refused, *failed.values())
 
     async def _create(
         self, key: Key, pipeline: Pipeline, manifest: Manifest, held: Mapping[tuple[str, str], _Applied]

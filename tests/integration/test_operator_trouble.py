@@ -108,6 +108,16 @@ def until_reason(server: ApiServer, where: str, reason: str, operator: OperatorP
     return condition_of(server, where, "Ready")
 
 
+def until_mended(server: ApiServer, where: str, reason: str, operator: OperatorProcess) -> None:
+    """Wait until a trouble is the reason no more."""
+    until(
+        lambda: condition_of(server, where, "Ready")["reason"] != reason,
+        within_s=WITHIN_S,
+        what=f"{reason} is mended",
+        operator=operator,
+    )
+
+
 def test_an_exceeded_quota_is_told_and_recovered_from(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
     """The condition names the quota and the remedy, few requests are made, and more room mends it."""
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}}
@@ -167,12 +177,7 @@ def test_a_reanchor_that_cannot_be_made_is_told(apiserver: ApiServer, where: str
 
         limit(apiserver, where, "count/reanchors.sheetanchor.dev", 9)
         until(lambda: bool(apiserver.ask(found)["items"]), within_s=60, what="the ReAnchor", operator=operator)
-        until(
-            lambda: condition_of(apiserver, where, "Ready")["reason"] != "QuotaExceeded",
-            within_s=WITHIN_S,
-            what="the trouble is over",
-            operator=operator,
-        )
+        until_mended(apiserver, where, "QuotaExceeded", operator)
 
 
 def test_a_run_that_cannot_begin_is_not_told_to_run(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
@@ -270,12 +275,7 @@ def test_a_missing_secret_is_told_and_found(apiserver: ApiServer, where: str, tm
 
         give_key(apiserver, where)
 
-        until(
-            lambda: condition_of(apiserver, where, "Ready")["reason"] != "SecretMissing",
-            within_s=WITHIN_S,
-            what="the Secret is found",
-            operator=operator,
-        )
+        until_mended(apiserver, where, "SecretMissing", operator)
 
 
 def test_a_specification_of_another_version_is_told(apiserver: ApiServer, where: str, tmp_path: Path) -> None:

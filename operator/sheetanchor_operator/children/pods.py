@@ -261,19 +261,23 @@ def settings_hash(pipeline: Pipeline, observed: Observed, defaults: Defaults, co
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def hash_of(live: Live) -> str:
-    """Give the hash that a workload's template carries, "" if it has none."""
+def unless_missing(new: str, live: Live | None, *, missing: bool) -> str:
+    """Give the hash for a workload's template: while something that it mounts is missing, the one that it has.
+
+    New pods could not start then: those that run go on with what they have read.
+    """
+    if live is None or not missing:
+        return new
     metadata = live["spec"]["template"].get("metadata") or {}
-    return str((metadata.get("annotations") or {}).get(SETTINGS_HASH, ""))
+    return str((metadata.get("annotations") or {}).get(SETTINGS_HASH, "")) or new
 
 
 def pod_template(pipeline: Pipeline, observed: Observed, defaults: Defaults, role: Role) -> Manifest:
     """Render a role's pod template with the labels and annotations that all have."""
-    annotations = {SETTINGS_HASH: settings_hash(pipeline, observed, defaults, role.component)}
     live = observed.child("Deployment", child_name(pipeline.name, role.component, role.zone))
-    if live is not None and _lacks(pipeline, observed, role.component):
-        # New pods could not start: those that run go on with what they have read.
-        annotations[SETTINGS_HASH] = hash_of(live) or annotations[SETTINGS_HASH]
+    missing = _lacks(pipeline, observed, role.component)
+    new = settings_hash(pipeline, observed, defaults, role.component)
+    annotations = {SETTINGS_HASH: unless_missing(new, live, missing=missing)}
     if role.served:
         annotations.update(SCRAPED)
     return {

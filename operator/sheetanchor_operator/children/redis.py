@@ -15,11 +15,11 @@ from sheetanchor_operator.children.pods import (
     POD_SECURITY,
     SCRAPED,
     apart_on_nodes,
-    hash_of,
     image_of,
     pull_policy_of,
     resources_of,
     tolerations,
+    unless_missing,
     where_and_whence,
 )
 from sheetanchor_operator.children.redis_access import REDIS_NODES, redis_hosts
@@ -166,11 +166,9 @@ def _template(pipeline: Pipeline, managed: ManagedRedis, observed: Observed, def
     # The Secret that the operator makes never changes; seeing it for the first time must not replace any pod.
     version = "" if given is None else observed.secret_versions.get(secret, "")
     content = json.dumps({"secret": secret, "version": version}, sort_keys=True)
-    stamp = hashlib.sha256(content.encode()).hexdigest()[:16]
-    live = observed.child("StatefulSet", name)
-    if live is not None and given is not None and not set(REDIS_USERS) <= (observed.secrets.get(secret) or frozenset()):
-        # A node that was replaced now could not start.
-        stamp = hash_of(live) or stamp
+    missing = given is not None and not set(REDIS_USERS) <= (observed.secrets.get(secret) or frozenset())
+    new = hashlib.sha256(content.encode()).hexdigest()[:16]
+    stamp = unless_missing(new, observed.child("StatefulSet", name), missing=missing)
     items = [{"key": user, "path": user} for user in REDIS_USERS]
     volumes: list[Manifest] = [
         {"name": "secrets", "secret": {"secretName": secret, "defaultMode": 0o440, "items": items}},
