@@ -6,15 +6,15 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from sheetanchor_operator.cache import Cache, Key, content_hash, secret_hash, slim
-from sheetanchor_operator.children import Defaults, Manifest, children
+from sheetanchor_operator.cache import Cache, Key, content_hash, secret_hash
+from sheetanchor_operator.children import Defaults, Manifest
 from sheetanchor_operator.children.needs import claims_needed, config_maps_needed, secrets_needed
-from sheetanchor_operator.children.redis import CREATE_ONLY
+from sheetanchor_operator.children.parts import owner_of
 from sheetanchor_operator.cluster import (
     CHILDREN,
     JOB,
@@ -27,16 +27,16 @@ from sheetanchor_operator.cluster import (
     Body,
     Cluster,
 )
-from sheetanchor_operator.drift import APPLIED, needs_apply, stamped
 from sheetanchor_operator.events import Event
+from sheetanchor_operator.keeping import Keeper
 from sheetanchor_operator.measures import Measures
-from sheetanchor_operator.names import FIELD_MANAGER
 from sheetanchor_operator.observed import Observed, Refusal
 from sheetanchor_operator.publish import Publisher
 from sheetanchor_operator.reanchor_plan import Plan, without
 from sheetanchor_operator.reanchor_spec import TERMINAL_PHASES
 from sheetanchor_operator.reanchoring import plan
-from sheetanchor_operator.roll import held_back, may_go, place_of
+from sheetanchor_operator.refusals import Refusals
+from sheetanchor_operator.roll import place_of
 from sheetanchor_operator.spec import BadSpec, Pipeline, parse
 from sheetanchor_operator.status import refused_status, status_of, transitions
 from sheetanchor_operator.workloads import Workloads
@@ -49,27 +49,9 @@ UNSOUND_S: Final = 3.0
 PER_PIPELINE_S: Final = 0.05
 """With many pipelines each is looked at less often: at most twenty a second are, whatever their number."""
 
-HOLD_S: Final = 180.0
-"""A change waits this long for those before it: a roll-out of Redis takes a minute, one of the others ten seconds."""
-
-REFUSED_AGAIN_S: Final = 20.0
-"""A manifest that was refused is tried again after this time, or when it has changed."""
-
-CONFLICT: Final = 409
 DEFECT_LENGTH_MAX: Final = 300
 
-MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 _CHILD_KINDS: Final = frozenset(kind.name for kind in CHILDREN)
-
-
-@dataclass(slots=True)
-class _Applied:
-    """What became of a child: which manifest it was last found to agree with, and in which version."""
-
-    digest: str
-    version: str = ""
-    refusal: Refusal | None = None
-    again_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -87,14 +69,13 @@ class Reconciler:
     measures: Measures
     defaults: Defaults
     resync_s: float = 10.0
-    _applied: dict[tuple[str, str, str], _Applied] = field(default_factory=dict)
-    _content: dict[tuple[str, str, str], tuple[str, dict[str, str]]] = field(default_factory=dict, repr=False)
-    """Version and content of the Secrets that were made here; nowhere else is it kept, and it is never told."""
-
+    _keeper: Keeper = field(init=False, repr=False)
     _unsound: set[Key] = field(default_factory=set)
-    _holding: dict[Key, float] = field(default_factory=dict)
-    _refused: dict[Key, dict[tuple[str, str], _Applied]] = field(default_factory=dict)
-    """ReAnchors and Jobs that the API server refused, by pipeline."""
+    _refusals: Refusals = field(default_factory=Refusals)
+    """Of ReAnchors and Jobs; the keeper has those of children."""
+
+    def __post_init__(self) -> None:
+        self._keeper = Keeper(self.cluster, self.cache, self.defaults)
 
     async def reconcile(self, key: Key) -> float | None:
         """Look at a pipeline once.
@@ -133,7 +114,7 @@ class Reconciler:
     async def _look(self, key: Key, pipeline: Pipeline, body: Mapping[str, Any]) -> float:
         observed = await self._observe(pipeline, self.cache.of(key))
         if not pipeline.paused:
-            observed = await self._keep(pipeline, observed)
+            observed = await self._keeper.keep(pipeline, observed)
         decided = plan(pipeline, observed, self.defaults)
         decided, refusals = await self._carry_out(key, pipeline, decided)
         observed = replace(observed, refusals=(*observed.refusals, *refusals))
@@ -144,7 +125,7 @@ class Reconciler:
         if await self._write_status(body, status):
             await self._tell(pipeline.namespace, events)
         self.measures.take(key, status, observed.reanchors, announced=pipeline.spec.maintenance.enabled)
-        return self._next_look(key, decided, status)
+        return self._next_look(key, decided, status, refused=bool(refusals))
 
     async def _refuse(self, key: Key, body: Mapping[str, Any], message: str) -> None:
         """Tell that a pipeline's spec cannot be used; its children stay as they are."""
@@ -180,26 +161,22 @@ class Reconciler:
 
     def _forget(self, key: Key) -> None:
         self.measures.forget(key)
-        namespace, name = key
-        for known in (self._applied, self._content):
-            for place in [p for p in known if p[1] == namespace and p[2].startswith(f"{name}-")]:
-                del known[place]
-        self._refused.pop(key, None)
+        self._keeper.forget(key)
+        self._refusals.forget(key)
         self._unsound.discard(key)
-        self._holding.pop(key, None)
 
-    def _next_look(self, key: Key, decided: Plan, status: Mapping[str, Any]) -> float:
+    def _next_look(self, key: Key, decided: Plan, status: Mapping[str, Any], *, refused: bool) -> float:
         sound = status.get("phase") in ("Running", "Suspended", "Maintenance", "Paused")
         (self._unsound.discard if sound else self._unsound.add)(key)
         least_s = PER_PIPELINE_S * len(self.cache.pipelines() if sound else self._unsound)
         wait_s = max(self.resync_s if sound else UNSOUND_S, least_s) * (0.9 + 0.2 * random.random())
-        if key in self._holding:
+        if self._keeper.is_holding(key):
             wait_s = min(wait_s, UNSOUND_S)
         if decided.wake_at_us is not None:
             wake_s = (decided.wake_at_us - _now_us()) / 1e6
             # A pipeline that is in doubt wants a look every second: many of them take turns.
             wait_s = min(wait_s, max(0.0 if sound else least_s, wake_s))
-        if key in self._refused:
+        if refused:
             # The plan would have it done at once, and is refused until somebody changes something.
             wait_s = max(wait_s, UNSOUND_S)
         return wait_s
@@ -264,118 +241,25 @@ class Reconciler:
                     found += await self.cluster.warnings(pipeline.namespace, kind, name)
         return tuple(sorted(found, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or "")))
 
-    # Applying
-
-    async def _keep(self, pipeline: Pipeline, observed: Observed) -> Observed:
-        """Make the children be as they should; gives what is there then, and what the API server would not do."""
-        desired = [stamped(manifest) for manifest in children(pipeline, observed, self.defaults)]
-        live, refusals = dict(observed.children), []
-        held = self._held_back(pipeline, desired, live)
-        for manifest in desired:
-            if place_of(manifest) in held:
-                continue
-            done = await self._apply(manifest, observed)
-            if isinstance(done, Refusal):
-                refusals.append(done)
-            elif done is not None:
-                live[manifest["kind"], manifest["metadata"]["name"]] = done
-        wanted = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in desired}
-        for (kind, name), body in observed.children.items():
-            if (kind, name) not in wanted and _is_ours(body, pipeline) and may_go(body, desired, live):
-                log.info("%s %s/%s is not wanted any more", kind, pipeline.namespace, name)
-                await self.cluster.delete(KINDS[kind], pipeline.namespace, name, body["metadata"]["uid"])
-        return replace(observed, refusals=(*observed.refusals, *refusals), children=live)
-
-    def _held_back(
-        self, pipeline: Pipeline, desired: Sequence[Manifest], live: Mapping[tuple[str, str], Mapping[str, Any]]
-    ) -> frozenset[tuple[str, str]]:
-        """Name what waits for its turn; not for ever, since what it waits for may never be done."""
-        key, now_s = (pipeline.namespace, pipeline.name), time.monotonic()
-        held = held_back(desired, live)
-        if not held:
-            self._holding.pop(key, None)
-            return held
-        since_s = self._holding.setdefault(key, now_s)
-        return held if now_s - since_s < HOLD_S else frozenset()
-
-    async def _apply(self, manifest: Manifest, observed: Observed) -> Refusal | Mapping[str, Any] | None:
-        """Write a child if it needs it; gives it as written, or why not, None if there was nothing to do."""
-        metadata = manifest["metadata"]
-        kind, namespace, name = manifest["kind"], metadata["namespace"], metadata["name"]
-        live = observed.child(kind, name)
-        once = CREATE_ONLY in metadata["annotations"]
-        if live is not None and once:
-            await self._adopt(manifest, live)
-            await self._keep_content(manifest, live)
-            return None
-        place, now_s = (kind, namespace, name), time.monotonic()
-        content = kind if once else metadata["annotations"][APPLIED]
-        last = self._applied.get(place)
-        if last is not None and last.digest == content:
-            if last.refusal is not None and now_s < last.again_s:
-                return last.refusal
-            if live is not None and last.version == live["metadata"].get("resourceVersion"):
-                return None
-        if live is not None and not needs_apply(manifest, live):
-            self._applied[place] = _Applied(content, str(live["metadata"].get("resourceVersion")))
-            return None
-        if once and place in self._content:
-            # Whoever is at work knows the passwords that were, and whoever starts would be given others.
-            manifest = {**manifest, "data": self._content[place][1]}
-        try:
-            written = await (self.cluster.create(manifest) if once else self.cluster.apply(manifest))
-        except ApiRefused as error:
-            refusal = Refusal(kind, name, error.code, str(error))
-            log.warning("%s %s/%s was refused: %s", kind, namespace, name, error)
-            self._applied[place] = _Applied(content, refusal=refusal, again_s=now_s + REFUSED_AGAIN_S)
-            return refusal
-        if written is None:
-            # What we had made would carry our label, and be known.
-            words = "there is one of this name that is not the operator's; delete it, or name the pipeline otherwise"
-            refusal = Refusal(kind, name, CONFLICT, words)
-            self._applied[place] = _Applied(content, refusal=refusal, again_s=now_s + REFUSED_AGAIN_S)
-            return refusal
-        self.cache.put(written)
-        self._applied[place] = _Applied(content, str(written["metadata"]["resourceVersion"]))
-        log.info("%s %s/%s %s", kind, namespace, name, "created" if live is None else "put right")
-        return slim(written)
-
-    async def _adopt(self, manifest: Manifest, live: Mapping[str, Any]) -> None:
-        """Keep what is made once from going with a pipeline of the same name that was there before."""
-        metadata, wanted = manifest["metadata"], manifest["metadata"]["ownerReferences"]
-        if [one.get("uid") for one in live["metadata"].get("ownerReferences") or ()] == [one["uid"] for one in wanted]:
-            return
-        kind = KINDS[manifest["kind"]]
-        change = {"metadata": {"ownerReferences": wanted}}
-        adopted = await self.cluster.merge(kind, metadata["namespace"], metadata["name"], change)
-        if adopted is not None:
-            self.cache.put(adopted)
-            log.info("%s %s/%s taken over", kind.name, metadata["namespace"], metadata["name"])
-
-    async def _keep_content(self, manifest: Manifest, live: Mapping[str, Any]) -> None:
-        """Keep in mind what is made once: if somebody deletes it, it comes back as it was, or as he had changed it."""
-        metadata, version = manifest["metadata"], str(live["metadata"].get("resourceVersion"))
-        place = (manifest["kind"], metadata["namespace"], metadata["name"])
-        if place not in self._content or self._content[place][0] != version:
-            found = await self.cluster.get(KINDS[manifest["kind"]], metadata["namespace"], metadata["name"])
-            if found is not None:
-                self._content[place] = (str(found["metadata"]["resourceVersion"]), dict(found.get("data") or {}))
-
     # Re-anchors
 
     async def _carry_out(self, key: Key, pipeline: Pipeline, decided: Plan) -> tuple[Plan, tuple[Refusal, ...]]:
         """Do what was planned; gives what is left of it, and the refusals of what could not be made."""
         refused: list[Refusal] = []
-        held = self._refused.pop(key, {})
         for manifest in decided.create:
-            refused += await self._create(key, pipeline, manifest, held)
+            if (refusal := await self._create(key, manifest)) is not None:
+                refused.append(refusal)
         failed = {}
         for start in decided.start:
-            for refusal in await self._create(key, pipeline, start.manifest, held):
+            if (refusal := await self._create(key, start.manifest)) is not None:
                 failed[start.reanchor] = replace(refusal, name=start.reanchor)
         decided = without(decided, {name: one.message for name, one in failed.items()})
         if refused:
             decided = replace(decided, last_request=str(pipeline.status.get("lastReanchorRequest") or ""))
+        await self._write_reanchors(pipeline, decided)
+        return decided, (*refused, *failed.values())
+
+    async def _write_reanchors(self, pipeline: Pipeline, decided: Plan) -> None:
         for patch in decided.patch:
             before = self.cache.get(REANCHOR.name, pipeline.namespace, patch.name)
             change = {"status": dict(patch.status)}
@@ -384,34 +268,29 @@ class Reconciler:
                 self.cache.put(written)
                 self.measures.changed(before or {}, written)
         for name in decided.adopt:
-            owner = {"metadata": {"ownerReferences": [_owner(pipeline)]}}
+            owner = {"metadata": {"ownerReferences": [owner_of(pipeline)]}}
             adopted = await self.cluster.merge(REANCHOR, pipeline.namespace, name, owner)
             if adopted is not None:
                 self.cache.put(adopted)
         for name in decided.delete:
             await self.cluster.delete(REANCHOR, pipeline.namespace, name)
-        return decided, (*refused, *failed.values())
 
-    async def _create(
-        self, key: Key, pipeline: Pipeline, manifest: Manifest, held: Mapping[tuple[str, str], _Applied]
-    ) -> tuple[Refusal, ...]:
+    async def _create(self, key: Key, manifest: Manifest) -> Refusal | None:
         """Create an object of a re-anchor, unless that was refused a moment ago; gives the refusal, if there is one."""
-        kind, name = manifest["kind"], manifest["metadata"]["name"]
-        last = held.get((kind, name))
-        if last is None or last.refusal is None or time.monotonic() >= last.again_s:
-            try:
-                created = await self.cluster.create(manifest)
-            except ApiRefused as error:
-                log.warning("%s %s/%s was refused: %s", kind, pipeline.namespace, name, error)
-                refusal = Refusal(kind, name, error.code, str(error))
-                last = _Applied(kind, refusal=refusal, again_s=time.monotonic() + REFUSED_AGAIN_S)
-            else:
-                if created is not None:
-                    self.cache.put(created)
-                    log.info("%s %s/%s created", kind, pipeline.namespace, name)
-                return ()
-        self._refused.setdefault(key, {})[kind, name] = last
-        return () if last.refusal is None else (last.refusal,)
+        kind, name = place = place_of(manifest)
+        # There is one manifest for each name: what was refused is refused whatever it held.
+        refusal = self._refusals.of(key, place, kind, time.monotonic())
+        if refusal is not None:
+            return refusal
+        try:
+            created = await self.cluster.create(manifest)
+        except ApiRefused as error:
+            log.warning("%s %s/%s was refused: %s", kind, key[0], name, error)
+            return self._refusals.add(key, place, kind, Refusal(kind, name, error.code, str(error)), time.monotonic())
+        if created is not None:
+            self.cache.put(created)
+            log.info("%s %s/%s created", kind, key[0], name)
+        return None
 
     # Telling
 
@@ -449,26 +328,6 @@ def _whole(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, A
 
 def _children(mine: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
     return {place: body for place, body in mine.items() if place[0] in _CHILD_KINDS}
-
-
-def _owner(pipeline: Pipeline) -> Body:
-    return {
-        "apiVersion": PIPELINE.api_version,
-        "kind": PIPELINE.name,
-        "name": pipeline.name,
-        "uid": pipeline.uid,
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
-
-
-def _is_ours(live: Mapping[str, Any], pipeline: Pipeline) -> bool:
-    metadata = live["metadata"]
-    if CREATE_ONLY in (metadata.get("annotations") or {}) or "deletionTimestamp" in metadata:
-        return False
-    if (metadata.get("labels") or {}).get(MANAGED_BY) != FIELD_MANAGER:
-        return False
-    return any(owner.get("uid") == pipeline.uid for owner in metadata.get("ownerReferences") or ())
 
 
 def _now_us() -> int:
