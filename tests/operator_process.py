@@ -144,6 +144,16 @@ def children_of(server: ApiServer, namespace: str, name: str = "btc") -> dict[st
     return {f"{one['kind']}/{one['metadata']['name']}": one for one in listed["items"]}
 
 
+CHILDREN_OF_ALL_KINDS = 27
+"""Of a pipeline of one symbol in a cluster without zones."""
+
+
+def settled(server: ApiServer, namespace: str, name: str = "btc") -> bool:
+    """Say whether all of a pipeline's children have been made, and its status was written after them."""
+    made = len(children_of(server, namespace, name)) >= CHILDREN_OF_ALL_KINDS
+    return made and "phase" in (pipeline_of(server, namespace, name).get("status") or {})
+
+
 def versions_of(server: ApiServer, namespace: str, name: str = "btc") -> dict[str, str]:
     """Read the version of a pipeline and of all its children."""
     every = children_of(server, namespace, name) | {"pipeline": pipeline_of(server, namespace, name)}

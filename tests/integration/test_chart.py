@@ -16,7 +16,7 @@ import yaml
 from apiserver import ApiServer
 from cluster.bed.tools import program
 from operator_parts import CRDS, create, namespace, reanchors, token_of
-from operator_process import OperatorProcess, apply_pipeline, children_of, condition_of, until
+from operator_process import OperatorProcess, apply_pipeline, children_of, condition_of, settled, until
 from rendered_parts import CHART, CHARTS, Manifest, rendered_chart
 from sheetanchor_operator.names import API_VERSION
 from sheetanchor_operator.settings import OperatorSettings
@@ -344,7 +344,7 @@ def test_the_rights_suffice(apiserver: ApiServer, where: str, tmp_path: Path, no
     operator.start()
     try:
         until(
-            lambda: "StatefulSet/btc-redis" in children_of(apiserver, where),
+            lambda: settled(apiserver, where),
             within_s=60,
             what="children",
             operator=operator,

@@ -21,6 +21,7 @@ from operator_process import (
     operating,
     path_of,
     pipeline_of,
+    settled,
     until,
     versions_of,
 )
@@ -46,16 +47,9 @@ def operator(apiserver: ApiServer, where: str, tmp_path_factory: pytest.TempPath
     apiserver.apply({**secret, "stringData": {"api-key": "sesame-of-a-test"}}, namespace=where)
     apply_pipeline(apiserver, where)
     with operating(apiserver, where, tmp_path_factory.mktemp("operator"), "one", "--operator-resync-s", "1") as running:
-        until(lambda: complete(apiserver, where), within_s=WITHIN_S, what="all children", operator=running)
+        until(lambda: settled(apiserver, where), within_s=WITHIN_S, what="all children", operator=running)
         settle(running)
         yield running
-
-
-EXPECTED = 27
-
-
-def complete(server: ApiServer, where: str) -> bool:
-    return len(children_of(server, where)) >= EXPECTED
 
 
 def settle(operator: OperatorProcess, more: int = 2) -> None:
@@ -339,9 +333,7 @@ def test_events_speak_in_known_words(apiserver: ApiServer, where: str, operator:
 def test_a_pipeline_that_is_gone_is_forgotten(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
     """After its deletion a second pipeline's children are not made again, and its metrics are gone."""
     apply_pipeline(apiserver, where, "eth", symbols=["ETHUSDT"])
-    until(
-        lambda: len(children_of(apiserver, where, "eth")) >= EXPECTED, within_s=WITHIN_S, what="eth", operator=operator
-    )
+    until(lambda: settled(apiserver, where, "eth"), within_s=WITHIN_S, what="eth", operator=operator)
     until(lambda: 'name="eth"' in operator.get("/metrics")[1], within_s=WITHIN_S, what="metrics", operator=operator)
 
     apiserver.kubectl("delete", "predictionpipeline", "eth", "-n", where)

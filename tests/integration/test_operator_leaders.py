@@ -18,6 +18,7 @@ from operator_process import (
     holder,
     looks,
     operating,
+    settled,
     until,
     versions_of,
 )
@@ -62,7 +63,7 @@ def test_one_that_is_told_to_end_hands_over_at_once(apiserver: ApiServer, where:
         until(lambda: one.leads or two.leads, within_s=30, what="one leads", operator=one)
         leader, other = (one, two) if one.leads else (two, one)
         until_standing_by(other)
-        until(lambda: len(children_of(apiserver, where)) > 20, within_s=30, what="children", operator=leader)
+        until(lambda: settled(apiserver, where), within_s=30, what="children", operator=leader)
 
         code = leader.end(signal.SIGTERM)
         took_s = until(lambda: other.leads, within_s=20, what="the other leads", operator=other)
@@ -77,7 +78,7 @@ def test_one_that_is_killed_is_replaced(apiserver: ApiServer, where: str, tmp_pa
     """SIGKILL gives nothing back: the other acts once the Lease has run out, and changes nothing else."""
     with operating(apiserver, where, tmp_path, "one") as one:
         until_leading(one)
-        until(lambda: len(children_of(apiserver, where)) > 20, within_s=30, what="children", operator=one)
+        until(lambda: settled(apiserver, where), within_s=30, what="children", operator=one)
         with operating(apiserver, where, tmp_path, "two") as two:
             until_standing_by(two)
             before = versions_of(apiserver, where)
@@ -95,7 +96,7 @@ def test_one_that_was_stopped_writes_nothing_when_it_goes_on(apiserver: ApiServe
     """A leader that was asleep for longer than its Lease ends with 1 when it wakes, and puts nothing right."""
     with operating(apiserver, where, tmp_path, "one", "--operator-resync-s", "1") as one:
         until_leading(one)
-        until(lambda: len(children_of(apiserver, where)) > 20, within_s=30, what="children", operator=one)
+        until(lambda: settled(apiserver, where), within_s=30, what="children", operator=one)
         with operating(apiserver, where, tmp_path, "two") as two:
             until_standing_by(two)
             assert one.process is not None

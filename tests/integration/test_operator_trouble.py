@@ -24,6 +24,7 @@ from operator_process import (
     operating,
     path_of,
     pipeline_of,
+    settled,
     until,
     versions_of,
 )
@@ -164,7 +165,7 @@ def test_a_reanchor_that_cannot_be_made_is_told(apiserver: ApiServer, where: str
     limit(apiserver, where, "count/reanchors.sheetanchor.dev", 0)
     found = f"/apis/sheetanchor.dev/v1alpha1/namespaces/{where}/reanchors"
     with operating(apiserver, where, tmp_path, "one", "--operator-resync-s", "1") as operator:
-        until(lambda: len(children_of(apiserver, where)) > 20, within_s=WITHIN_S, what="children", operator=operator)
+        until(lambda: settled(apiserver, where), within_s=WITHIN_S, what="children", operator=operator)
         wish = {"metadata": {"annotations": {"sheetanchor.dev/reanchor": "once"}}}
         apiserver.ask(path_of(where), method="PATCH", body=wish, content_type=MERGE)
         condition = until_reason(apiserver, where, "QuotaExceeded", operator)
@@ -281,7 +282,7 @@ def test_a_missing_secret_is_told_and_found(apiserver: ApiServer, where: str, tm
 def test_a_specification_of_another_version_is_told(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
     """A specification that this version does not know is refused in the status, and its children are left alone."""
     with operating(apiserver, where, tmp_path, "one", "--operator-resync-s", "1") as operator:
-        until(lambda: len(children_of(apiserver, where)) > 20, within_s=WITHIN_S, what="children", operator=operator)
+        until(lambda: settled(apiserver, where), within_s=WITHIN_S, what="children", operator=operator)
         crd = "predictionpipelines.sheetanchor.dev"
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd}"
         schema = apiserver.ask(path)
@@ -336,7 +337,7 @@ def test_an_api_server_that_was_away_is_taken_up_again(own_server: ApiServer, tm
     give_key(own_server, "away")
     apply_pipeline(own_server, "away")
     with operating(own_server, "away", tmp_path, "one") as one:
-        until(lambda: len(children_of(own_server, "away")) > 20, within_s=WITHIN_S, what="children", operator=one)
+        until(lambda: settled(own_server, "away"), within_s=WITHIN_S, what="children", operator=one)
         until(
             lambda: "phase" in (pipeline_of(own_server, "away").get("status") or {}),
             within_s=WITHIN_S,
