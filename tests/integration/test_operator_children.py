@@ -250,7 +250,8 @@ def test_a_paused_pipeline_is_left_alone(apiserver: ApiServer, where: str, opera
     apiserver.ask(path_of(where), method="PATCH", body=go_on, content_type=MERGE)
 
     until(lambda: apiserver.ask(path)["spec"]["replicas"] == 2, within_s=WITHIN_S, what="two", operator=operator)
-    assert "Paused" != phase()
+    # The status is written after the children.
+    until(lambda: phase() != "Paused", within_s=WITHIN_S, what="no longer Paused", operator=operator)
 
 
 def test_maintenance_is_announced_while_paused(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:

@@ -75,6 +75,7 @@ EXPONENTS = st.sampled_from([(-2, -3), (-2, -3), (-2, -3), (-2, -3), (-1, -3), (
 def feeds(draw: st.DrawFn) -> list[bytes]:
     """A feed as the exchange sends it: diffs without holes, consecutive trades, best prices in between."""
     frames = []
+    best: dict[int, tuple[tuple[int, int], list[int]]] = {}
     update, trade, at = 100, 500, T0
     for _ in range(draw(st.integers(1, 25))):
         at += draw(st.integers(0, 900_000))
@@ -90,8 +91,10 @@ def feeds(draw: st.DrawFn) -> list[bytes]:
             trade += count
             frames.append(sbe.Trades(at, "X", *exponents, at - draw(st.integers(0, 500)), tuple(entries)))
         elif kind == 2:
-            bid, ask = sorted((draw(PRICES), draw(PRICES)))
-            frames.append(sbe.BestBidAsk(at, "X", *exponents, update + draw(st.integers(-2, 3)), bid, 1, ask, 2))
+            told = update + draw(st.integers(-2, 3))
+            # Of one update the exchange tells one pair of prices, however often it does.
+            exponents, (bid, ask) = best.setdefault(told, (exponents, sorted((draw(PRICES), draw(PRICES)))))
+            frames.append(sbe.BestBidAsk(at, "X", *exponents, told, bid, 1, ask, 2))
         else:
             frames.append(sbe.DepthSnapshot(at, "X", *exponents, update, tuple(draw(LEVELS)), ()))
     return [sbe.encode(frame) for frame in frames]
