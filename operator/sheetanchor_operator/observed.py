@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 Live = Mapping[str, Any]
 """An object as the API server gave it."""
@@ -38,6 +38,21 @@ class Answer:
 
     body: Mapping[str, Any] | None = None
     error: str = ""
+
+
+NUMBER_END: Final = 4_000_000_000_000_000
+"""µs since the epoch in the year 2096; terms and epochs never come near."""
+
+
+def whole_number(value: Any) -> int | None:
+    """Read a whole number that a pod told: a count or a moment in µs; None for what is neither in this age."""
+    return value if isinstance(value, int) and 0 <= value < NUMBER_END else None
+
+
+def symbols_in(answer: Answer) -> Mapping[str, Any]:
+    """Give what a processor said of each symbol; nothing if that cannot be read, since any program may listen there."""
+    symbols = answer.body.get("symbols") if isinstance(answer.body, Mapping) else None
+    return symbols if isinstance(symbols, Mapping) else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sheetanchor.contract import STALE_AFTER_US, Receipt
 from sheetanchor.triggers import EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION, Request, Seen
 from sheetanchor_operator.moments import micros_of
-from sheetanchor_operator.observed import Answer, Live
+from sheetanchor_operator.observed import Answer, Live, symbols_in, whole_number
 from sheetanchor_operator.reanchor_spec import TERMINAL_PHASES
 
 REANCHOR_LABEL: Final = "sheetanchor.dev/reanchor"
@@ -342,27 +342,21 @@ def sights_of(states: Mapping[str, Answer]) -> dict[str, Sight]:
     """
     best: dict[str, tuple[Rank, Sight]] = {}
     for _, answer in sorted(states.items()):
-        for symbol, told in _symbols_in(answer).items():
+        for symbol, told in symbols_in(answer).items():
             ranked = _sight_in(told)
             if ranked is not None and (symbol not in best or ranked[0] > best[symbol][0]):
                 best[symbol] = ranked
     return {symbol: sight for symbol, (_, sight) in best.items()}
 
 
-def _symbols_in(answer: Answer) -> Mapping[str, Any]:
-    symbols = answer.body.get("symbols") if isinstance(answer.body, Mapping) else None
-    return symbols if isinstance(symbols, Mapping) else {}
-
-
 def _sight_in(told: Any) -> tuple[Rank, Sight] | None:
     if not isinstance(told, Mapping) or told.get("state") not in ("anchored", "suspect"):
         return None
-    epoch, term, since_us, now_us = numbers = [
-        told.get(name) or 0 for name in ("epoch", "term", "suspect_since_us", "now_us")
-    ]
+    numbers = [whole_number(told.get(name) or 0) for name in ("epoch", "term", "suspect_since_us", "now_us")]
     age_ms, holder = told.get("event_age_ms"), told.get("lock_holder")
-    if not all(isinstance(number, int) for number in numbers):
+    if None in numbers:
         return None
+    epoch, term, since_us, now_us = (number or 0 for number in numbers)
     if not isinstance(age_ms, int | float | None) or not isinstance(holder, str | None):
         return None
     sight = Sight(

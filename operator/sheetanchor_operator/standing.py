@@ -9,16 +9,12 @@ from typing import Any, Final
 from sheetanchor_operator.children.lines import Line, lines
 from sheetanchor_operator.children.redis_access import REDIS_NODES
 from sheetanchor_operator.names import Component, selector_of
-from sheetanchor_operator.observed import Live, Observed
+from sheetanchor_operator.observed import Live, Observed, symbols_in, whole_number
 from sheetanchor_operator.spec import Pipeline
 from sheetanchor_operator.troubles import is_ready
 
 PREDICTION_AGE_MAX_US: Final = 10_000_000
 """Five slots. A slot is two seconds; the rest is for clocks that differ and for an observation that took its time."""
-
-
-NUMBER_END: Final = 4_000_000_000_000_000
-"""µs since the epoch in the year 2096; terms and epochs never come near."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +127,7 @@ def _counts(pipeline: Pipeline, observed: Observed, line_count: int) -> dict[Com
 def _symbol(name: str, observed: Observed) -> Symbol:
     best: tuple[tuple[bool, bool, int, int], Symbol] | None = None
     for pod, answer in sorted(observed.states.items()):
-        symbols = (answer.body or {}).get("symbols")
-        told = symbols.get(name) if isinstance(symbols, Mapping) else None
+        told = symbols_in(answer).get(name)
         if not isinstance(told, Mapping):
             continue
         symbol = Symbol(
@@ -156,8 +151,8 @@ def _word(value: Any, known: tuple[str, ...]) -> str:
 
 
 def _number(value: Any) -> int:
-    """Read a whole number that a pod told; what is none, or no moment in this age, counts as not told."""
-    return value if isinstance(value, int) and 0 <= value < NUMBER_END else 0
+    """Read a number that a pod told, for people to see; what is none counts as not told."""
+    return whole_number(value) or 0
 
 
 def _forecast(symbol: str, observed: Observed) -> Forecast:

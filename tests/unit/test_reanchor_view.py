@@ -22,6 +22,8 @@ NONSENSE: list[Any] = [
     {"symbols": {SYMBOL: {**SOUND, "state": ["anchored"]}}},
     *({"symbols": {SYMBOL: {**SOUND, name: "x"}}} for name in ("epoch", "term", "suspect_since_us", "now_us")),
     {"symbols": {SYMBOL: {**SOUND, "epoch": 1.5}}},
+    {"symbols": {SYMBOL: {**SOUND, "term": -1}}},
+    {"symbols": {SYMBOL: {**SOUND, "suspect_since_us": 10**30}}},
     {"symbols": {SYMBOL: {**SOUND, "event_age_ms": "x"}}},
     {"symbols": {SYMBOL: {**SOUND, "lock_holder": {"a": 1}}}},
 ]
