@@ -370,6 +370,47 @@ class Scheduling(Block):
     )
 
 
+_POD_LABEL_VALUE: Final = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"
+_POD_KEY: Final = "([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+
+
+def _foreign_keys(what: str, *prefixes: str) -> list[dict[str, str]]:
+    named = " and ".join(prefixes)
+    own = " || ".join(f"key.startsWith('{prefix}')" for prefix in prefixes)
+    return [
+        rule(
+            f"self.all(key, key.matches('^{_POD_KEY}$'))",
+            f"podMetadata.{what}: a key is a name of at most 63 characters, perhaps after a DNS domain and a slash, "
+            "for instance example.com/team",
+        ),
+        rule(
+            f"!self.exists(key, {own})",
+            f"podMetadata.{what} must not name keys of {named}, which the operator sets itself: remove them",
+        ),
+    ]
+
+
+class PodMetadata(Block):
+    """What pods carry for others than the operator, for instance for cost reports, log routing or a service mesh."""
+
+    labels: dict[str, str] = field(
+        {},
+        "Labels of all pods of the pipeline, beside the operator's own. A change replaces the pods, one after another.",
+        schema={
+            "maxProperties": 20,
+            "additionalProperties": {"type": "string", "maxLength": 63, "pattern": _POD_LABEL_VALUE},
+        },
+        rules=_foreign_keys("labels", "sheetanchor.dev/", "app.kubernetes.io/"),
+    )
+    annotations: dict[str, str] = field(
+        {},
+        "Annotations of all pods of the pipeline, beside the operator's own. A change replaces the pods, one after "
+        "another.",
+        schema={"maxProperties": 20, "additionalProperties": {"type": "string", "maxLength": 1024}},
+        rules=_foreign_keys("annotations", "sheetanchor.dev/", "prometheus.io/"),
+    )
+
+
 class Maintenance(Block):
     """Announced work."""
 
@@ -452,4 +493,5 @@ class PipelineSpec(Block):
     reanchor: Reanchor = field(Reanchor(), "When and how the hot state is rebuilt.")
     network_policy: NetworkPolicy = field(NetworkPolicy(), "Restriction of traffic.")
     scheduling: Scheduling = field(Scheduling(), "Where pods may run.")
+    pod_metadata: PodMetadata = field(PodMetadata(), "Further labels and annotations of pods.")
     maintenance: Maintenance = field(Maintenance(), "Announced work.")

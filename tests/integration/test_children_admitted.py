@@ -28,6 +28,7 @@ VARIANTS: list[dict[str, Any]] = [
         "inference": {"model": {"persistentVolumeClaim": {"claimName": "m", "path": "x"}}},
         "redis": {"managed": {"storage": {"size": "2Gi"}}},
         "scheduling": {"nodeSelector": {"a": "b"}, "tolerations": [{"key": "a", "value": "b", "effect": "NoSchedule"}]},
+        "podMetadata": {"labels": {"example.com/team": "markets"}, "annotations": {"example.com/logs": "{}"}},
     },
 ]
 variants = pytest.mark.parametrize("spec", VARIANTS, ids=lambda spec: "+".join(spec) or "defaults")

@@ -117,6 +117,13 @@ CASES = [
     Case("scheduling.tolerations: an empty key", tolerating(value="x")),
     Case("scheduling.tolerations: value has no meaning", tolerating(key="a", operator="Exists", value="x")),
     Case("scheduling.tolerations: tolerationSeconds", tolerating(key="a", value="x", tolerationSeconds=5)),
+    Case("podMetadata.labels: a key is", {"podMetadata": {"labels": {"a b": "c"}}}),
+    Case("podMetadata.annotations: a key is", {"podMetadata": {"annotations": {"/a": "c"}}}),
+    Case("podMetadata.labels must not name keys", {"podMetadata": {"labels": {"sheetanchor.dev/pipeline": "other"}}}),
+    Case("podMetadata.labels must not name keys", {"podMetadata": {"labels": {"app.kubernetes.io/name": "other"}}}),
+    Case(
+        "podMetadata.annotations must not name keys", {"podMetadata": {"annotations": {"prometheus.io/scrape": "no"}}}
+    ),
     Case("status.term must not go back", before={}, before_status={"term": 3}, status={"term": 2}),
     Case("spec of a ReAnchor cannot be changed", {"reason": "b"}, before={"reason": "a"}, kind=REANCHOR_KIND),
     Case("reason must be one line", {"reason": "a\nb"}, kind=REANCHOR_KIND),

@@ -52,6 +52,7 @@ BUSY = {
         "priorityClassName": "high",
         "tolerations": [{"key": "market", "operator": "Exists"}],
     },
+    "podMetadata": {"labels": {"example.com/team": "markets"}, "annotations": {"example.com/logs": "json"}},
 }
 VARIANTS: list[dict[str, Any]] = [{}, EXTERNAL, MODEL_MAP, MODEL_CLAIM, BUSY, {"exchange": OWN_EXCHANGE}]
 ROLES: dict[str, type[BaseModel]] = {
@@ -463,6 +464,22 @@ def test_pods_go_where_the_pipeline_says() -> None:
         assert {"key": "market", "operator": "Exists"} in spec["tolerations"]
         lost = [one for one in spec["tolerations"] if one.get("tolerationSeconds") == 10]
         assert 2 == len(lost)
+
+
+def test_pods_carry_what_is_asked_for_beside_what_is_ours() -> None:
+    """Selectors, policies and scrapes go by the operator's own labels and annotations: nobody's replace them."""
+    stolen = {PIPELINE_LABEL: "other", "prometheus.io/scrape": "false"}
+    labels, annotations = {"team": "markets"}, {"example.com/logs": "json"}
+    asked = {"podMetadata": {"labels": labels | stolen, "annotations": annotations | stolen}}
+
+    plain, found = (templates(rendered(spec)) for spec in ({}, asked))
+    for name, template in plain.items():
+        metadata = template["metadata"]
+        assert labels | stolen | metadata["labels"] == found[name]["metadata"]["labels"]
+        assert annotations | stolen | metadata["annotations"] == found[name]["metadata"]["annotations"]
+        assert "btc" == found[name]["metadata"]["labels"][PIPELINE_LABEL]
+        assert "true" == found[name]["metadata"]["annotations"]["prometheus.io/scrape"]
+        assert template["spec"] == found[name]["spec"]
 
 
 symbols = st.lists(st.from_regex(r"[A-Z0-9]{2,20}", fullmatch=True), min_size=1, max_size=10, unique=True)

@@ -59,13 +59,13 @@ def test_what_is_seen_is_left_as_it_is() -> None:
 
 def test_job_says_what_to_do() -> None:
     """The Job's arguments carry the request; its pod is restricted and has no token of the API."""
-    world = World()
+    world = World(spec={"podMetadata": {"labels": {"team": "markets"}, "annotations": {"example.com/logs": "json"}}})
     world.suspect()
     world.add("one", reason="--looks like a flag")
     world.settle()
 
     job = world.jobs["one-1"]
-    pod = job["spec"]["template"]["spec"]
+    carried, pod = (job["spec"]["template"][part] for part in ("metadata", "spec"))
 
     assert "--reason=--looks like a flag" in args_of(world, "one-1")
     assert "--request-id=uid-one-1" in args_of(world, "one-1")
@@ -78,6 +78,8 @@ def test_job_says_what_to_do() -> None:
         pod["automountServiceAccountToken"],
         pod["serviceAccountName"],
     )
+    assert {"team": "markets", **job["metadata"]["labels"]} == carried["labels"]
+    assert {"example.com/logs": "json"} == carried["annotations"]
     assert [("ReAnchor", "uid-one")] == [(o["kind"], o["uid"]) for o in job["metadata"]["ownerReferences"]]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -281,12 +282,16 @@ def pod_template(pipeline: Pipeline, observed: Observed, defaults: Defaults, rol
     if role.served:
         annotations.update(SCRAPED)
     return {
-        "metadata": {
-            "labels": labels_of(pipeline.name, role.component, role.zone),
-            "annotations": annotations,
-        },
+        "metadata": pod_metadata(pipeline, labels_of(pipeline.name, role.component, role.zone), annotations),
         "spec": pod_spec(pipeline, defaults, role),
     }
+
+
+def pod_metadata(pipeline: Pipeline, labels: Mapping[str, str], annotations: Mapping[str, str]) -> Manifest:
+    """Give the metadata of pods: what the pipeline's specification says, and the operator's own, which counts."""
+    given = pipeline.spec.pod_metadata
+    fields = {"labels": {**given.labels, **labels}, "annotations": {**given.annotations, **annotations}}
+    return {name: value for name, value in fields.items() if value}
 
 
 def spread_over_zones(pipeline: Pipeline, component: Component) -> list[Manifest]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from sheetanchor.reanchor_object import bounded_name
 from sheetanchor_operator.children.parts import Defaults, Manifest
-from sheetanchor_operator.children.pods import Role, pod_spec
+from sheetanchor_operator.children.pods import Role, pod_metadata, pod_spec
 from sheetanchor_operator.names import API_VERSION, LABEL_LENGTH_MAX, REANCHOR_KIND, Component, labels_of
 from sheetanchor_operator.reanchor_view import ANSWERS_ANNOTATION, ATTEMPT_ANNOTATION, REANCHOR_LABEL, TRIGGER_LABEL
 from sheetanchor_operator.spec import Pipeline
@@ -121,7 +121,7 @@ def job(pipeline: Pipeline, defaults: Defaults, order: Order) -> Manifest:
             "activeDeadlineSeconds": DEADLINE_S,
             "ttlSecondsAfterFinished": KEEP_S,
             "template": {
-                "metadata": {"labels": labels},
+                "metadata": pod_metadata(pipeline, labels, {}),
                 "spec": {**pod_spec(pipeline, defaults, role), "restartPolicy": "Never"},
             },
         },

@@ -16,6 +16,7 @@ from sheetanchor_operator.children.pods import (
     SCRAPED,
     apart_on_nodes,
     image_of,
+    pod_metadata,
     pull_policy_of,
     resources_of,
     tolerations,
@@ -198,10 +199,9 @@ def _template(pipeline: Pipeline, managed: ManagedRedis, observed: Observed, def
         **where_and_whence(pipeline, defaults),
     }
     return {
-        "metadata": {
-            "labels": labels_of(pipeline.name, Component.REDIS),
-            "annotations": {SETTINGS_HASH: stamp, **SCRAPED},
-        },
+        "metadata": pod_metadata(
+            pipeline, labels_of(pipeline.name, Component.REDIS), {SETTINGS_HASH: stamp, **SCRAPED}
+        ),
         "spec": spec,
     }
 
