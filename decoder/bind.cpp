@@ -264,8 +264,9 @@ HoleTuple to_tuple(const std::optional<sheetanchor::Hole>& hole) {
 }
 
 void load_snapshot(Market& market, std::int64_t last_update_id, int price_exponent, int qty_exponent,
-                   const PairList& bids, const PairList& asks, std::int64_t stamp_us) {
-  market.load_snapshot(last_update_id, price_exponent, qty_exponent, to_levels(bids), to_levels(asks), stamp_us);
+                   const PairList& bids, const PairList& asks, std::int64_t stamp_us, std::size_t cut_off) {
+  market.load_snapshot(last_update_id, price_exponent, qty_exponent, to_levels(bids), to_levels(asks), stamp_us,
+                       cut_off);
 }
 
 void seed_trades(Market& market, const TradeList& trades, int price_exponent, int qty_exponent) {
@@ -312,7 +313,7 @@ void bind_market(nb::module_& m) {
           },
           "line"_a, "batch"_a, "stamp_us"_a, "stop_at_update_id"_a = 0)
       .def("load_snapshot", &load_snapshot, "last_update_id"_a, "price_exponent"_a, "qty_exponent"_a, "bids"_a,
-           "asks"_a, "stamp_us"_a)
+           "asks"_a, "stamp_us"_a, "cut_off"_a = 0)
       .def("seed_trades", &seed_trades, "trades"_a, "price_exponent"_a, "qty_exponent"_a)
       .def(
           "pack_book",
@@ -338,6 +339,7 @@ void bind_market(nb::module_& m) {
           "now_us"_a)
       .def("top", &top, "depth"_a)
       .def("levels", [](const Market& market) { return top(market, sheetanchor::LEVELS_MAX); })
+      .def("known_levels", &Market::known_levels, "depth"_a)
       .def("volume_between", &Market::volume_between, "start_event_us"_a, "end_event_us"_a)
       .def("counters", &counters)
       .def_prop_ro("depth_hole", [](const Market& market) { return to_tuple(market.depth_hole()); })
@@ -353,6 +355,9 @@ void bind_market(nb::module_& m) {
       .def_prop_ro("stamp_us", &Market::stamp_us)
       .def_prop_ro("has_book", &Market::has_book)
       .def_prop_ro("crossed", &Market::crossed)
+      .def_prop_ro("cut_off", &Market::cut_off)
+      .def_prop_ro("bid_edge", &Market::bid_edge)
+      .def_prop_ro("ask_edge", &Market::ask_edge)
       .def_prop_ro("mid", &Market::mid)
       .def_prop_ro("last_trade_price", &Market::last_trade_price);
 }

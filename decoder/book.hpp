@@ -22,6 +22,9 @@ using sbe::Level;
 // bound the outermost sixteenth is forgotten at once, so that staying at the bound costs nothing per change.
 inline constexpr std::size_t LEVELS_MAX = 32768;
 
+// In place of the price of a side's last known level: all of them are known.
+inline constexpr std::int64_t WHOLE = 0;
+
 enum class Which { bid, ask };
 
 template <Which which>
@@ -55,6 +58,22 @@ class Side {
     for (std::size_t at = 1; at < last.count; ++at)
       if (worse(last.prices[found], last.prices[at])) found = at;
     return {last.prices[found], last.qtys[found]};
+  }
+
+  // Price of the last level, beyond which nothing is known if the side was cut off there; else WHOLE.
+  std::int64_t edge(std::size_t cut_off) const {
+    if (cut_off == 0 || size_ < cut_off) return WHOLE;
+    const auto& last = blocks_[order_.front()];
+    const auto end = last.prices + last.count;
+    return which == Which::bid ? *std::min_element(last.prices, end) : *std::max_element(last.prices, end);
+  }
+
+  // How many of the best `depth` levels are at `edge` or better; `depth` if the side is known whole.
+  std::size_t known_levels(std::size_t depth, std::int64_t edge) const {
+    if (edge == WHOLE) return depth;
+    const auto best = best_levels(depth);
+    return static_cast<std::size_t>(
+        std::count_if(best.begin(), best.end(), [edge](const Level& level) { return !worse(level.price, edge); }));
   }
 
   // At most `depth` levels, best first.

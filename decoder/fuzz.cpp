@@ -126,7 +126,9 @@ void load_levels(Cursor& in, Market& market, std::int64_t stamp_us) {
     bids.push_back({in.take<std::uint16_t>(), in.take<std::uint8_t>()});
     asks.push_back({in.take<std::int64_t>(), in.take<std::int64_t>()});
   }
-  market.load_snapshot(in.take<std::uint16_t>(), in.take<std::int8_t>(), in.take<std::int8_t>(), bids, asks, stamp_us);
+  const auto cut_off = in.take<std::uint8_t>() & 15;
+  market.load_snapshot(in.take<std::uint16_t>(), in.take<std::int8_t>(), in.take<std::int8_t>(), bids, asks, stamp_us,
+                       static_cast<std::size_t>(cut_off));
 }
 
 void seed(Cursor& in, Market& market) {
@@ -141,7 +143,7 @@ void seed(Cursor& in, Market& market) {
 void load_mended(sbe::Bytes bytes, Market& market) {
   std::string blob(bytes.begin(), bytes.end());
   if (blob.size() >= 12) {
-    blob.replace(0, 6, std::string("SAbk\x01\x00", 6));
+    blob.replace(0, 6, std::string(blob[4] & 1 ? "SAbk\x01\x00" : "SAbk\x02\x00", 6));
     const auto crc = sheetanchor::crc32(std::string_view(blob).substr(0, blob.size() - 4));
     std::memcpy(blob.data() + blob.size() - 4, &crc, sizeof crc);
   }

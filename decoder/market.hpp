@@ -83,9 +83,10 @@ class Market {
     return consumed;
   }
 
-  // Starts the book afresh at a snapshot; trades, best prices and their history stay.
+  // Starts the book afresh at a snapshot; trades, best prices and their history stay. A side that has `cut_off` levels
+  // or more was cut off there: beyond its last price a level is unknown until it changes. 0 cuts nothing off.
   void load_snapshot(std::int64_t last_update_id, int price_exponent, int qty_exponent, std::vector<Level> bids,
-                     std::vector<Level> asks, std::int64_t stamp_us) {
+                     std::vector<Level> asks, std::int64_t stamp_us, std::size_t cut_off = 0) {
     check_id(last_update_id, "last_update_id");
     check_time(stamp_us, "stamp_us");
     const auto factors = adopt(price_exponent, qty_exponent);
@@ -96,6 +97,9 @@ class Market {
     if (!fresh.bids.replace(std::move(bids))) throw std::invalid_argument("bids: a price comes twice");
     if (!fresh.asks.replace(std::move(asks))) throw std::invalid_argument("asks: a price comes twice");
     book_ = std::move(fresh);
+    cut_off_ = cut_off;
+    bid_edge_ = book_.bids.edge(cut_off);
+    ask_edge_ = book_.asks.edge(cut_off);
     has_book_ = true;
     update_id_ = last_update_id;
     pending_diffs_.clear();
@@ -134,6 +138,9 @@ class Market {
     packed.trade_id = trade_id_;
     packed.event_us = event_us_;
     packed.stamp_us = stamp_us_;
+    packed.cut_off = static_cast<std::int64_t>(cut_off_);
+    packed.bid_edge = bid_edge_;
+    packed.ask_edge = ask_edge_;
     packed.line_ids = std::move(line_ids);
     packed.bids = book_.bids.best_levels(LEVELS_MAX);
     packed.asks = book_.asks.best_levels(LEVELS_MAX);
@@ -160,6 +167,9 @@ class Market {
     fresh.trade_id_ = packed.trade_id;
     fresh.event_us_ = fresh.book_event_us_ = packed.event_us;
     fresh.stamp_us_ = packed.stamp_us;
+    fresh.cut_off_ = static_cast<std::size_t>(packed.cut_off);
+    fresh.bid_edge_ = packed.bid_edge;
+    fresh.ask_edge_ = packed.ask_edge;
     fresh.book_.bids.replace(std::move(packed.bids));
     fresh.book_.asks.replace(std::move(packed.asks));
     *this = std::move(fresh);
@@ -207,6 +217,14 @@ class Market {
   const Counters& counters() const { return counters_; }
   bool has_book() const { return has_book_; }
   bool crossed() const { return book_.crossed(); }
+  std::size_t cut_off() const { return cut_off_; }
+  // Price of the last level that is known of a side, mantissa; WHOLE if all are.
+  std::int64_t bid_edge() const { return bid_edge_; }
+  std::int64_t ask_edge() const { return ask_edge_; }
+  // How many of a side's best `depth` levels are known, of the side that has fewer; `depth` if all are.
+  std::size_t known_levels(std::size_t depth) const {
+    return std::min(book_.bids.known_levels(depth, bid_edge_), book_.asks.known_levels(depth, ask_edge_));
+  }
   int price_exponent() const { return price_exponent_; }
   int qty_exponent() const { return qty_exponent_; }
   std::int64_t update_id() const { return update_id_; }
@@ -497,6 +515,8 @@ class Market {
 
   bool has_book_ = false;
   Book book_;
+  std::size_t cut_off_ = 0;
+  std::int64_t bid_edge_ = WHOLE, ask_edge_ = WHOLE;
   std::int64_t update_id_ = 0, last_seen_update_id_ = 0;
   std::map<std::int64_t, PendingDiff> pending_diffs_;  // by first id
   std::size_t pending_levels_ = 0;
@@ -532,6 +552,7 @@ bool Market::each_value(Visit visit) {
   };
   const auto one = [&visit](std::int64_t& price, std::int64_t& qty) { return visit(price, qty, MANTISSA_MAX); };
   if (!book_.bids.each(one) || !book_.asks.each(one)) return false;
+  if (!one(bid_edge_, none) || !one(ask_edge_, none)) return false;
   if (best_id_ >= 0 && (!one(bid_.price, bid_.qty) || !one(ask_.price, ask_.qty))) return false;
   for (auto& [id, diff] : pending_diffs_)
     if (!all(diff.bids) || !all(diff.asks)) return false;

@@ -1,8 +1,9 @@
 // The book as one string of bytes: what a processor loads when it starts or takes over.
 //
-// Layout 1, little-endian: "SAbk", u16 version, i8 price exponent, i8 quantity exponent, ten i64 (epoch, update id,
-// best bid and ask id or -1, bid price, bid qty, ask price, ask qty, trade id or -1, event time, stamp), u32 bids, u32
-// asks, u16 lines, u8 + symbol, per line u8 + name, u8 + stream id, levels of two i64 best first, CRC-32 of all before.
+// Layout 2, little-endian: "SAbk", u16 version, i8 price exponent, i8 quantity exponent, thirteen i64 (epoch, update id,
+// best bid and ask id or -1, bid price, bid qty, ask price, ask qty, trade id or -1, event time, stamp, last known bid and
+// ask price or 0, levels asked for or 0), u32 bids, u32 asks, u16 lines, u8 + symbol, per line u8 + name, u8 + stream id, levels of two i64 best
+// first, CRC-32 of all before. Layout 1, which is read too, has ten i64: without the last three.
 #pragma once
 
 #include <array>
@@ -31,12 +32,13 @@ struct PackedBook {
   std::int64_t trade_id = -1;
   std::int64_t event_us = -1;
   std::int64_t stamp_us = 0;
+  std::int64_t bid_edge = WHOLE, ask_edge = WHOLE, cut_off = 0;
   std::map<std::string, std::string> line_ids;
   std::vector<Level> bids, asks;  // best first
 };
 
 inline constexpr char PACK_MAGIC[] = "SAbk";
-inline constexpr std::uint16_t PACK_VERSION = 1;
+inline constexpr std::uint16_t PACK_VERSION = 2;
 inline constexpr std::size_t PACK_LINES_MAX = 255;
 
 // The CRC of zlib and gzip (reflected polynomial 0xEDB88320).
@@ -133,6 +135,10 @@ inline void check(const PackedBook& book) {
   require(book.trade_id >= -1 && book.trade_id < sbe::ID_LIMIT, "the trade id is out of range");
   require(book.event_us >= -1 && book.event_us < sbe::TIME_LIMIT_US, "the event time is out of range");
   require(book.stamp_us >= 0 && book.stamp_us < sbe::TIME_LIMIT_US, "the stamp is out of range");
+  require(book.bid_edge >= WHOLE && book.bid_edge <= MANTISSA_MAX && book.ask_edge >= WHOLE &&
+              book.ask_edge <= MANTISSA_MAX,
+          "the last known price of a side is out of range");
+  require(book.cut_off >= 0, "the number of levels asked for is out of range");
   require(book.bids.size() <= LEVELS_MAX && book.asks.size() <= LEVELS_MAX, "a side has too many levels");
   check_side(book.bids, true, "bids");
   check_side(book.asks, false, "asks");
@@ -151,7 +157,8 @@ inline std::string pack(const PackedBook& book) {
   append(out, static_cast<std::int8_t>(book.price_exponent));
   append(out, static_cast<std::int8_t>(book.qty_exponent));
   for (const std::int64_t value : {book.epoch, book.update_id, book.best_id, book.bid.price, book.bid.qty,
-                                   book.ask.price, book.ask.qty, book.trade_id, book.event_us, book.stamp_us})
+                                   book.ask.price, book.ask.qty, book.trade_id, book.event_us, book.stamp_us,
+                                   book.bid_edge, book.ask_edge, book.cut_off})
     append(out, value);
   append(out, static_cast<std::uint32_t>(book.bids.size()));
   append(out, static_cast<std::uint32_t>(book.asks.size()));
@@ -175,7 +182,7 @@ inline PackedBook unpack(std::string_view blob) {
   detail::PackReader in(blob.substr(0, blob.size() - 4));
   detail::require(in.slice(4) == std::string_view(PACK_MAGIC, 4), "expected the mark SAbk at offset 0");
   const auto version = in.take<std::uint16_t>();
-  detail::require(version == PACK_VERSION, "expected layout 1, found " + std::to_string(version));
+  detail::require(version == 1 || version == PACK_VERSION, "expected layout 1 or 2, found " + std::to_string(version));
   std::uint32_t stored;
   std::memcpy(&stored, blob.data() + blob.size() - 4, sizeof stored);
   detail::require(stored == crc32(blob.substr(0, blob.size() - 4)), "the checksum does not match: the blob is damaged");
@@ -190,6 +197,11 @@ inline PackedBook unpack(std::string_view blob) {
   book.trade_id = in.take<std::int64_t>();
   book.event_us = in.take<std::int64_t>();
   book.stamp_us = in.take<std::int64_t>();
+  if (version == PACK_VERSION) {
+    book.bid_edge = in.take<std::int64_t>();
+    book.ask_edge = in.take<std::int64_t>();
+    book.cut_off = in.take<std::int64_t>();
+  }
   const auto bids = in.take<std::uint32_t>();
   const auto asks = in.take<std::uint32_t>();
   const auto lines = in.take<std::uint16_t>();

@@ -45,12 +45,12 @@ class Feed:
         self._random = random.Random(seed)
         self._head = {"symbol": SYMBOL, "price_exponent": -2, "qty_exponent": -2}
 
-    def starting_market(self) -> Market:
-        """The book that the next diff goes on from."""
+    def starting_market(self, cut_off: int = 0) -> Market:
+        """The book that the next diff goes on from, of fifty levels a side."""
         market = Market(SYMBOL)
         bids = [(PRICE - at, 100 + at) for at in range(50)]
         asks = [(PRICE + 1 + at, 100 + at) for at in range(50)]
-        market.load_snapshot(self.update_id, -2, -2, bids, asks, now_us())
+        market.load_snapshot(self.update_id, -2, -2, bids, asks, now_us(), cut_off)
         return market
 
     def diff(self, bids: tuple[tuple[int, int], ...] | None = None) -> bytes:

@@ -20,6 +20,25 @@ KINDS = (
     "bad_utf8",
     "too_large",
 )
+COUNTERS = [
+    "frames",
+    "diffs_applied",
+    "diffs_duplicate",
+    "diffs_before_book",
+    "trades_applied",
+    "trades_duplicate",
+    "trades_late",
+    "bba_applied",
+    "bba_stale",
+    "depth20_checked",
+    "depth20_mismatches",
+    "depth20_ignored",
+    "foreign_symbol",
+    "trailing_bytes",
+    "pending_overflow",
+    "bad_value",
+    *(f"decode_error.{kind}" for kind in KINDS),
+]
 ROOT_BYTES = {10000: 18, 10001: 50, 10002: 18, 10003: 26}
 
 Pair = tuple[int, int]

@@ -9,7 +9,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field, replace
 
-from reference import KINDS, decode
+from reference import COUNTERS, decode
 from reference_windows import Past, decimal, flat, hole, scaled, window, window_fields
 from sheetanchor import sbe
 
@@ -29,27 +29,6 @@ class Waiting:
     content: sbe.DepthDiff | Past
     stamp_us: int
     lines: int
-
-
-COUNTERS = [
-    "frames",
-    "diffs_applied",
-    "diffs_duplicate",
-    "diffs_before_book",
-    "trades_applied",
-    "trades_duplicate",
-    "trades_late",
-    "bba_applied",
-    "bba_stale",
-    "depth20_checked",
-    "depth20_mismatches",
-    "depth20_ignored",
-    "foreign_symbol",
-    "trailing_bytes",
-    "pending_overflow",
-    "bad_value",
-    *(f"decode_error.{kind}" for kind in KINDS),
-]
 
 
 class BadValue(Exception):
@@ -75,6 +54,9 @@ class Market:
     forgotten_id: int = -1
     bids: dict[int, int] = field(default_factory=dict)
     asks: dict[int, int] = field(default_factory=dict)
+    cut_off: int = 0
+    bid_edge: int = 0
+    ask_edge: int = 0
     bba: tuple[Pair, Pair] = ((0, 0), (0, 0))
     trades: list[Past] = field(default_factory=list)
     mids: list[Pair] = field(default_factory=list)
@@ -190,6 +172,7 @@ class Market:
     def rescale(self, price_factor: int, qty_factor: int) -> None:
         for price, qty in self.held_pairs():
             self.require(fits(price * price_factor, qty * qty_factor))
+        self.require(max(self.bid_edge, self.ask_edge) * price_factor <= MANTISSA_MAX)
         for _, total in self.mids:
             self.require(total * price_factor <= 2 * MANTISSA_MAX)
 
@@ -209,6 +192,7 @@ class Market:
             assert isinstance(trade, Past)
             trade.price *= price_factor
             trade.qty *= qty_factor
+        self.bid_edge, self.ask_edge = self.bid_edge * price_factor, self.ask_edge * price_factor
         self.mids = [(time_us, total * price_factor) for time_us, total in self.mids]
 
     def converted(self, levels: tuple[Pair, ...], factors: Pair) -> tuple[Pair, ...]:
@@ -423,6 +407,7 @@ class Market:
         bids: list[Pair],
         asks: list[Pair],
         stamp_us: int,
+        cut_off: int = 0,
     ) -> None:
         try:
             self.require(0 <= last_update_id < ID_LIMIT and 0 <= stamp_us < TIME_LIMIT_US)
@@ -433,6 +418,9 @@ class Market:
         except BadValue:
             raise ValueError("snapshot") from None
         self.bids, self.asks = dict(new_bids), dict(new_asks)
+        self.cut_off = cut_off
+        self.bid_edge = min(self.bids) if 0 < cut_off <= len(bids) else 0
+        self.ask_edge = max(self.asks) if 0 < cut_off <= len(asks) else 0
         self.has_book, self.update_id = True, last_update_id
         self.pending_diffs.clear()
         self.pending_levels = 0
@@ -463,9 +451,9 @@ class Market:
             raise ValueError("no book")
         (bid, bid_qty), (ask, ask_qty) = self.bba
         numbers = (epoch, self.update_id, self.bba_id, bid, bid_qty, ask, ask_qty)
-        numbers += (self.trade_id, self.event_us, self.stamp_us)
+        numbers += (self.trade_id, self.event_us, self.stamp_us, self.bid_edge, self.ask_edge, self.cut_off)
         bids, asks = self.levels()
-        out = b"SAbk" + struct.pack("<Hbb10q", 1, self.price_exponent, self.qty_exponent, *numbers)
+        out = b"SAbk" + struct.pack("<Hbb13q", 2, self.price_exponent, self.qty_exponent, *numbers)
         out += struct.pack("<IIH", len(bids), len(asks), len(line_ids))
         texts = [self.symbol, *(text for pair in sorted(line_ids.items()) for text in pair)]
         for raw in (text.encode() for text in texts):
@@ -477,9 +465,11 @@ class Market:
         body = blob[:-4]
         if len(blob) < 12 or body[:4] != b"SAbk" or struct.pack("<I", zlib.crc32(body)) != blob[-4:]:
             raise ValueError("book")
-        _, price_exp, qty_exp, *numbers = struct.unpack_from("<Hbb10q", body, 4)
-        bids_n, asks_n, lines = struct.unpack_from("<IIH", body, 88)
-        at = 98
+        layout, price_exp, qty_exp = struct.unpack_from("<Hbb", body, 4)
+        count = {1: 10, 2: 13}[layout]
+        numbers = struct.unpack_from(f"<{count}q", body, 8)
+        bids_n, asks_n, lines = struct.unpack_from("<IIH", body, 8 + 8 * count)
+        at = 18 + 8 * count
         texts = []
         for _ in range(1 + 2 * lines):
             size = body[at]
@@ -491,7 +481,8 @@ class Market:
         assert len(pairs) == bids_n + asks_n
         fresh = Market(self.symbol, price_exp, qty_exp, True, counts=self.counts)
         epoch, fresh.update_id, fresh.bba_id, bid, bid_qty, ask, ask_qty = numbers[:7]
-        fresh.trade_id, fresh.event_us, fresh.stamp_us = numbers[7:]
+        fresh.trade_id, fresh.event_us, fresh.stamp_us = numbers[7:10]
+        fresh.bid_edge, fresh.ask_edge, fresh.cut_off = numbers[10:] or (0, 0, 0)
         fresh.last_seen_update_id = fresh.update_id
         fresh.refill_bba_id, fresh.book_event_us = fresh.bba_id, fresh.event_us
         fresh.bba = (bid, bid_qty), (ask, ask_qty)
@@ -507,6 +498,12 @@ class Market:
     def top(self, depth: int) -> tuple[list[Pair], list[Pair]]:
         bids, asks = self.levels()
         return bids[:depth], asks[:depth]
+
+    def known_levels(self, depth: int) -> int:
+        bids, asks = self.top(depth)
+        known_bids = sum(price >= self.bid_edge for price, _ in bids) if self.bid_edge else depth
+        known_asks = sum(price <= self.ask_edge for price, _ in asks) if self.ask_edge else depth
+        return min(known_bids, known_asks)
 
     @property
     def crossed(self) -> bool:

@@ -39,6 +39,8 @@ NOW_US = 1_700_000_000_000_000
         ("connection_loss", "critical", "emergency_reanchor", False),
         ("redis_failover", "high", "immediate_reanchor", True),
         ("sequence_reset", "high", "immediate_reanchor", True),
+        ("book_edge", "medium", "immediate_reanchor", False),
+        ("book_beyond", "high", "immediate_reanchor", True),
     ],
 )
 def test_rules_say_how_bad_it_is_and_what_they_ask_for(rule: str, severity: str, action: str, suspects: bool) -> None:

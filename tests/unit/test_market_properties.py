@@ -30,6 +30,9 @@ READABLE = [
     "crossed",
     "depth_hole",
     "trade_hole",
+    "cut_off",
+    "bid_edge",
+    "ask_edge",
     "price_exponent",
     "qty_exponent",
 ]
@@ -44,7 +47,7 @@ def batch(frames: list[bytes]) -> bytes:
 def state(market: Market) -> dict[str, object]:
     """Everything that can be read off a market."""
     out: dict[str, object] = {name: getattr(market, name) for name in READABLE}
-    out |= {"levels": market.levels(), "counters": market.counters()}
+    out |= {"levels": market.levels(), "counters": market.counters(), "known": market.known_levels(4)}
     out["volume"] = market.volume_between(T0, T0 + 10_000_000)
     try:
         out["hot"] = market.hot_state(market.stamp_us + 700_000)
@@ -67,6 +70,7 @@ def pair() -> tuple[Market, Market]:
 
 PRICES = st.integers(90, 110)
 QTYS = st.integers(0, 3)
+SNAPSHOT = [(100, 1), (99, 2)], [(101, 5), (107, 1), (106, 2)]
 LEVELS = st.lists(st.tuples(PRICES, QTYS), max_size=5)
 EXPONENTS = st.sampled_from([(-2, -3), (-2, -3), (-2, -3), (-2, -3), (-1, -3), (-3, -5), (0, 0)])
 
@@ -117,15 +121,15 @@ def two_lines(draw: st.DrawFn) -> list[tuple[int, bytes]]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(two_lines(), st.sets(st.integers(0, 40), max_size=4), st.integers(0, 60))
-def test_both_markets_agree(arrivals: list[tuple[int, bytes]], skips: set[int], loaded_at: int) -> None:
+@given(two_lines(), st.sets(st.integers(0, 40), max_size=4), st.integers(0, 60), st.integers(0, 4))
+def test_both_markets_agree(arrivals: list[tuple[int, bytes]], skips: set[int], loaded_at: int, cut_off: int) -> None:
     """After every arrival, skip and load both markets read the same, to the last digit."""
     markets = pair()
 
     for place, (line, frame) in enumerate(arrivals):
         steps: list[Step] = [lambda m, f=frame, n=line, p=place: m.feed(n, batch([f]), p * 1000)]  # type: ignore[misc]  # bound now
         if place == loaded_at % (len(arrivals) + 3):
-            steps.insert(0, lambda m: m.load_snapshot(102, -2, -3, [(100, 1), (99, 2)], [(101, 5), (107, 1)], 5))
+            steps.insert(0, lambda m: m.load_snapshot(102, -2, -3, *SNAPSHOT, 5, cut_off))
         if place in skips:
             steps += [lambda m: m.skip_depth_hole(), lambda m: m.skip_trade_hole()]
         for step in steps:

@@ -167,6 +167,9 @@ def test_packed_books_come_back(market: Market, make: Any) -> None:
     assert (7, {"a": "12-0", "zone-b": "13-5"}) == loaded
     assert blob == other.pack_book(*loaded)
     names = [
+        "cut_off",
+        "bid_edge",
+        "ask_edge",
         "update_id",
         "bba_id",
         "trade_id",
@@ -240,15 +243,19 @@ def sealed(body: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("place", "form", "value"),
     [
-        (4, "<H", 2),
+        (4, "<H", 0),
+        (4, "<H", 3),
         (6, "<b", -19),
         (16, "<q", -1),
         (24, "<q", 2**62),
         (32, "<q", 0),
         (80, "<q", 2**52),
-        (88, "<I", 2**31),
-        (88, "<I", 1),
-        (106, "<q", 1),
+        (88, "<q", -1),
+        (96, "<q", 2**61 + 1),
+        (104, "<q", -1),
+        (112, "<I", 2**31),
+        (112, "<I", 1),
+        (130, "<q", 1),
     ],
 )
 def test_sealed_nonsense_is_refused(place: int, form: str, value: int) -> None:

@@ -54,8 +54,12 @@ class Market:
         bids: list[tuple[int, int]],
         asks: list[tuple[int, int]],
         stamp_us: int,
+        cut_off: int = 0,
     ) -> None:
         """Start the book afresh at a snapshot, in any order of levels; trades and best prices stay.
+
+        A side with `cut_off` levels or more was cut off there: what lies beyond is unknown until it changes. 0 for a
+        snapshot that holds every level.
 
         Use a new Market where update ids may have gone back.
 
@@ -121,6 +125,9 @@ class Market:
     def levels(self) -> tuple[Levels, Levels]:
         """Return all levels of bids and asks as mantissas, best first."""
 
+    def known_levels(self, depth: int) -> int:
+        """Return how many of a side's best `depth` levels are known, of the side that has fewer; `depth` if all are."""
+
     def volume_between(self, start_event_us: int, end_event_us: int) -> float:
         """Return the quantity traded after the start up to and including the end; two minutes are kept."""
 
@@ -162,6 +169,18 @@ class Market:
     @property
     def crossed(self) -> bool:
         """Whether the depth book's best bid is at or above its best ask."""
+
+    @property
+    def cut_off(self) -> int:
+        """Levels a side that the snapshot was asked for; 0 if that is not known."""
+
+    @property
+    def bid_edge(self) -> int:
+        """Price of the last bid that is known, as a mantissa; 0 if all are. Further out only what has changed is."""
+
+    @property
+    def ask_edge(self) -> int:
+        """The same for asks."""
 
     @property
     def mid(self) -> float | None: ...

@@ -47,6 +47,8 @@ GAP_DETECTION_RULES: Final[dict[str, Rule]] = {
     "redis_failover": Rule("Redis' replication id has changed", "high", IMMEDIATE, True),
     "book_crossed": Rule("best bid at or above best ask after an update", "high", IMMEDIATE, True),
     "book_mismatch": Rule("a top-20 snapshot of the feed disagrees with the book", "high", IMMEDIATE, True),
+    "book_edge": Rule("the price nears levels that the last snapshot did not hold", "medium", IMMEDIATE, False),
+    "book_beyond": Rule("the hot levels lie beyond what the last snapshot held", "high", IMMEDIATE, True),
     "book_unreadable": Rule("the stored book is missing, damaged or of another epoch", "high", IMMEDIATE, True),
 }
 
@@ -106,6 +108,17 @@ class Finding:
     rule: str
     reason: str
     cure_id: int = 0
+
+
+EDGE_LEVELS: Final = 20
+"""Known levels a side below which a new snapshot is asked for: twice what the hot state shows, while it is still right.
+REST gives at most 5,000 levels a side, and what lies beyond is unknown until it changes."""
+
+EDGE_CUT_OFF_MIN: Final = 50
+"""With a snapshot of fewer levels the edge is always near, and a rebuild no cure: the rules about it do not apply."""
+
+HOT_LEVELS: Final = 10
+"""Levels a side that the hot state shows and features read."""
 
 
 def gap_of(finding: Finding, symbol: str, source: str, at_us: int, epoch: int) -> Gap:
@@ -181,6 +194,23 @@ class Price:
         if abs(change) <= limit:
             return after, None
         return after, Finding("price_discontinuity", f"price {self.last:.2f} → {price:.2f} ({change:+.3%})")
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """How many of the best levels were known when last looked at, and which findings that has led to."""
+
+    told: frozenset[str] = frozenset()
+
+    def look(self, known: int) -> tuple[Edge, Finding | None]:
+        """Take in the number of known levels among the best `EDGE_LEVELS` of the side that has fewer."""
+        if known >= EDGE_LEVELS:
+            return Edge(), None
+        rule = "book_edge" if known >= HOT_LEVELS else "book_beyond"
+        if rule in self.told:
+            return self, None
+        reason = f"of the best {EDGE_LEVELS} levels of a side only {known} are within what the last snapshot held"
+        return Edge(self.told | {rule}), Finding(rule, reason)
 
 
 @dataclass(frozen=True, slots=True)

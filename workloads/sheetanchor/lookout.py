@@ -8,8 +8,11 @@ from typing import Any, Final
 
 from sheetanchor._decoder import Market
 from sheetanchor.gaps import (
+    EDGE_CUT_OFF_MIN,
+    EDGE_LEVELS,
     SILENT_LINE_US,
     VOLUME_BUCKET_US,
+    Edge,
     Finding,
     Price,
     Progress,
@@ -21,6 +24,9 @@ from sheetanchor.gaps import (
 )
 
 DAY_US: Final = 86_400_000_000
+
+EDGE_EVERY_US: Final = 100_000
+"""Levels are counted this often: diffs come no more often than that in bulk, and counting at each would cost more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +69,8 @@ class Lookout:
     _trades: Sequence = field(default_factory=Sequence)
     _silence: Silence = field(default_factory=Silence)
     _price: Price = field(default_factory=Price)
+    _edge: Edge = field(default_factory=Edge)
+    _edge_at_us: int = 0
     _volume: Volume = field(default_factory=Volume)
     _progress: Progress = field(default_factory=Progress)
     _bucket_end_us: int = 0
@@ -73,6 +81,7 @@ class Lookout:
         """Begin anew with a rebuilt or loaded market; what was learnt about volume stays."""
         self._depth, self._trades = Sequence(), Sequence()
         self._price, self._progress = Price(), Progress()
+        self._edge, self._edge_at_us = Edge(), 0
         self._crossed = False
         self._mismatches = market.counters()["depth20_mismatches"]
         self.since_us = now_us
@@ -95,7 +104,7 @@ class Lookout:
                 self._look_at_silence(scene),
                 self._look_at_price(market, scene),
             ]
-            found += [self._look_at_crossing(market), self._look_at_top(market)]
+            found += [self._look_at_crossing(market), self._look_at_top(market), self._look_at_edge(market, scene)]
         found.append(self._look_at_volume(market))
         return [finding for finding in found if finding and finding.rule not in self.thresholds.suppressed]
 
@@ -152,6 +161,13 @@ class Lookout:
         if mismatches <= before:
             return None
         return Finding("book_mismatch", f"the top 20 levels of the feed differ from the book at {market.update_id}")
+
+    def _look_at_edge(self, market: Market, scene: Scene) -> Finding | None:
+        if market.cut_off < EDGE_CUT_OFF_MIN or 0 <= scene.now_us - self._edge_at_us < EDGE_EVERY_US:
+            return None
+        self._edge_at_us = scene.now_us
+        self._edge, finding = self._edge.look(market.known_levels(EDGE_LEVELS))
+        return finding
 
     def _look_at_volume(self, market: Market) -> Finding | None:
         event_us = market.event_us

@@ -291,8 +291,17 @@ def check_prices(ob: Fields, prices: Mapping[str, tuple[float, float]], toleranc
     return failures
 
 
+def _up_to(levels: Levels, edge: int, *, falling: bool) -> Levels:
+    if not edge:
+        return levels
+    return [level for level in levels if (level[0] >= edge if falling else level[0] <= edge)]
+
+
 def book_differences(
-    live: tuple[Levels, Levels], fresh: tuple[Levels, Levels], depth: int = COMPARED_LEVELS
+    live: tuple[Levels, Levels],
+    fresh: tuple[Levels, Levels],
+    depth: int = COMPARED_LEVELS,
+    edges: tuple[int, int] = (0, 0),
 ) -> list[str]:
     """Name the levels in which two books of the same update id differ, best first.
 
@@ -300,10 +309,13 @@ def book_differences(
         live: Bids and asks that the pipeline holds, as mantissas at the same exponents as `fresh`.
         fresh: Bids and asks as the exchange says.
         depth: Levels a side to compare.
+        edges: Last bid and ask price that both know for certain, as mantissas; 0 for a side that both know whole.
     """
     differences = []
-    for side, held, told in (("bid", live[0], fresh[0]), ("ask", live[1], fresh[1])):
-        expected, found = told[:depth], held[: min(depth, len(told))]
+    for side, held, told, edge in (("bid", live[0], fresh[0], edges[0]), ("ask", live[1], fresh[1], edges[1])):
+        expected = _up_to(told[:depth], edge, falling=side == "bid")
+        # The live book may go on where the snapshot ends, but not between.
+        found = _up_to(held, edge, falling=side == "bid")[: min(depth, len(expected))]
         pairs = enumerate(zip(found, expected, strict=False), start=1)
         differences += [
             f"{side} {rank}: expected {theirs[0]} x {theirs[1]}, found {ours[0]} x {ours[1]} (mantissas)"

@@ -90,7 +90,8 @@ async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, depth: int
                     min(live.price_exponent, fresh.price_exponent),
                     min(live.qty_exponent, fresh.qty_exponent),
                 )
-                return book_differences(_levels(live, *finest), _levels(fresh, *finest), depth)
+                edges = common_edges(_edges(live, finest[0]), _edges(fresh, finest[0]))
+                return book_differences(_levels(live, *finest), _levels(fresh, *finest), depth, edges)
         if time.monotonic() > deadline_s:
             return [
                 f"the live book at update {live.update_id} cannot be reached from the exchange's at "
@@ -103,6 +104,17 @@ async def _exchange_book(redis: Redis, snapshot: Snapshot, update_id: int, wait_
     market = build(snapshot)
     replay = Replay(redis, market, snapshot.asked_us, min(wait_s, 1.0))
     return market if await replay.reach(update_id) else None
+
+
+def common_edges(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """Give the last bid and ask price that two books know for certain; 0 for a side that both know whole."""
+    asks = [edge for edge in (one[1], other[1]) if edge]
+    return max(one[0], other[0]), min(asks, default=0)
+
+
+def _edges(market: Market, price_exponent: int) -> tuple[int, int]:
+    factor = 10 ** (market.price_exponent - price_exponent)
+    return int(market.bid_edge * factor), int(market.ask_edge * factor)
 
 
 def _levels(market: Market, price_exponent: int, qty_exponent: int) -> tuple[Levels, Levels]:

@@ -34,12 +34,14 @@ class Snapshot:
     """Answers that belong together.
 
     Attributes:
+        depth_limit: Levels a side that were asked for.
         asked_us: Redis' clock just before they were asked for.
         told_us: Redis' clock when the ticker's answer came, which tells the exchange's clock.
     """
 
     symbol: str
     depth: Depth
+    depth_limit: int
     trades: tuple[Trade, ...]
     klines: tuple[Kline, ...]
     ticker: Ticker
@@ -88,7 +90,16 @@ async def fetch(
     except ExceptionGroup as group_error:
         raise _most_telling(group_error) from group_error
     answer, told_us = told.result()
-    return Snapshot(symbol, depth.result(), tuple(trades.result()), tuple(klines.result()), answer, asked_us, told_us)
+    return Snapshot(
+        symbol,
+        depth.result(),
+        depth_limit,
+        tuple(trades.result()),
+        tuple(klines.result()),
+        answer,
+        asked_us,
+        told_us,
+    )
 
 
 def _most_telling(group: ExceptionGroup[Exception]) -> Exception:
@@ -109,7 +120,15 @@ def build(snapshot: Snapshot) -> Market:
     # Without recent trades the last one still says which id comes next.
     trades = snapshot.recent_trades or snapshot.trades[-1:]
     try:
-        market.load_snapshot(depth.last_update_id, EXPONENT, EXPONENT, depth.bids, depth.asks, snapshot.told_us)
+        market.load_snapshot(
+            depth.last_update_id,
+            EXPONENT,
+            EXPONENT,
+            depth.bids,
+            depth.asks,
+            snapshot.told_us,
+            cut_off=snapshot.depth_limit,
+        )
         market.seed_trades(list(trades), EXPONENT, EXPONENT)
     except ValueError as error:
         raise ExchangeError(f"Invalid depth or trades data received: {error}") from error
