@@ -229,6 +229,24 @@ async def test_lines_of_another_exchange_are_refused(redis: Redis, exchange: Exc
     assert "are they of the same exchange?" in receipt.message
 
 
+async def test_what_somebody_else_has_rebuilt_is_not_rebuilt_again(redis: Redis, exchange: ExchangeProcess) -> None:
+    """A run that was asked for about an earlier epoch does nothing while a later one is sound."""
+    hot = HotState(redis, SYMBOL)
+    assert "swapped" == (await reanchor(redis, exchange.rest_url, doubted_epoch=0)).result
+
+    late = await reanchor(redis, exchange.rest_url, doubted_epoch=0)
+    assert ("superseded", 7, 1) == (late.result, late.exit_code, (await hot.anchor()).epoch)
+    assert ("the state of epoch 1 is anchored; the doubt was about epoch 0", 0) == (late.message, late.snapshot_id)
+    assert "" == await hot.lock_holder()
+
+    await hot.suspect(0, "", 1, 0, "a gap")
+    assert ("swapped", 2) == (
+        (again := await reanchor(redis, exchange.rest_url, doubted_epoch=0)).result,
+        again.epoch_after,
+    )
+    assert "swapped" == (await reanchor(redis, exchange.rest_url, doubted_epoch=2)).result
+
+
 async def test_live_state_never_steps_back(redis: Redis, server: RedisServer, exchange: ExchangeProcess) -> None:
     """Rebuilds under a live processor never show readers an older update, a mixed state or a second writer."""
     hot = HotState(redis, SYMBOL)

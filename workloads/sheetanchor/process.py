@@ -30,12 +30,12 @@ from sheetanchor.hot_state import HotState
 from sheetanchor.settings import ProcessSettings, ReanchorSettings
 from sheetanchor.standing import state_route
 from sheetanchor.transport import check_connection, clear_errors, redis_client
+from sheetanchor.triggers import EXIT_LOCK_HELD, EXIT_SUPERSEDED
 from sheetanchor.web import Check, CheckResult, Health, create_app, serve
 from sheetanchor.writer import Cadence, Role, SymbolWriter
 
 log = logging.getLogger(__name__)
 
-EXIT_LOCK_HELD: Final = 6
 FRESH_S: Final = 5.0
 """A last write older than this is a failed check; the beat is every 100 ms."""
 
@@ -98,11 +98,13 @@ async def reanchor_as_child(settings: ProcessSettings, hot: HotState, symbol: st
         Its exit code.
 
     Raises:
-        RedisError: If the lock of a killed run could not be given back.
+        RedisError: If the state could not be looked at, or the lock of a killed run not be given back.
     """
     request_id = f"process-{uuid.uuid4().hex[:12]}"
     command = [sys.executable, "-m", "sheetanchor", "reanchor", "--symbol", symbol, "--reason", wish.reason]
-    command += ["--trigger", wish.trigger, "--request-id", request_id]
+    # Whoever else was asked may be slow to start: what he has rebuilt by then is not to be rebuilt again.
+    doubted_epoch = (await hot.anchor()).epoch
+    command += ["--trigger", wish.trigger, "--request-id", request_id, "--doubted-epoch", str(doubted_epoch)]
     environment = reanchor_environment(settings, dict(os.environ))
     child = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.DEVNULL)
     try:
@@ -200,7 +202,7 @@ async def watch_wish(settings: ProcessSettings, redis: Redis, symbol: str, wish:
             log.warning("%s: re-anchor not begun: %s", symbol, error)
             continue
         wish.since_s = time.monotonic()
-        if code not in (0, EXIT_LOCK_HELD):
+        if code not in (0, EXIT_LOCK_HELD, EXIT_SUPERSEDED):
             log.error("%s: the re-anchor ended with %d", symbol, code)
 
 

@@ -309,6 +309,9 @@ class ReanchorSettings(WithRedis, WithRest, Reliability):
     unlock_for: list[str] = setting(
         [], "request id of a run that is known to have ended: its lock is given back first; repeat for several"
     )
+    doubted_epoch: int = setting(
+        -1, "epoch of the state in doubt: nothing is done if a later one is anchored by now; -1 rebuilds any", ge=-1
+    )
     receipt_file: Path | None = setting(None, "file to write the receipt to as well, at most 4096 bytes of JSON")
     validate_only: bool = setting(False, "compare with the exchange first and swap only if the state is wrong")
     dry_run: bool = setting(False, "do everything but the swap")

@@ -65,6 +65,7 @@ def order_of(settings: ReanchorSettings, symbol: str) -> Order:
         trigger=settings.trigger,
         request_id=settings.request_id,
         unlock_for=tuple(settings.unlock_for),
+        doubted_epoch=settings.doubted_epoch,
         validate_only=settings.validate_only,
         dry_run=settings.dry_run,
         depth_limit=settings.depth_limit,

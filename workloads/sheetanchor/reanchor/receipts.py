@@ -29,6 +29,7 @@ class Order:
     trigger: str = "manual"
     request_id: str = ""
     unlock_for: tuple[str, ...] = ()
+    doubted_epoch: int = -1
     validate_only: bool = False
     dry_run: bool = False
     depth_limit: int = 5000

@@ -116,6 +116,7 @@ class Reanchor:
         progress = self.progress
         async with self._phase("lock"):
             anchor = await self._lock()
+        self._heed_later_anchor(anchor)
         answered = await self._heed_earlier_runs(anchor)
         if answered is not None:
             return answered
@@ -164,6 +165,12 @@ class Reanchor:
         anchor = await self._hot.anchor()
         self.progress.epoch_before = anchor.epoch
         return anchor
+
+    def _heed_later_anchor(self, anchor: Anchor) -> None:
+        """Do not rebuild what somebody else has rebuilt while this run was being started."""
+        doubted = self.order.doubted_epoch
+        if doubted >= 0 and anchor.state == "anchored" and anchor.epoch > doubted:
+            raise Superseded(f"the state of epoch {anchor.epoch} is anchored; the doubt was about epoch {doubted}")
 
     async def _unlock_for_the_dead(self) -> None:
         """Give back the lock of a run that was killed before it could; whoever started this one knows that it was."""
