@@ -133,6 +133,20 @@ def test_it_is_told_before_the_hot_levels_are_unknown() -> None:
     assert [] == look(lookout, market, NOW_US + 6 * step_us)
 
 
+def test_a_price_that_swings_about_the_edge_is_told_once() -> None:
+    """Each finding asks for a rebuild: one that is told ten times a second would be as many requests."""
+    market = cut_off_at(_decoder.Market, LEVELS)
+    lookout = Lookout(Thresholds(), NOW_US)
+    fall(market, range(LEVELS - EDGE_LEVELS))
+    told = []
+    for turn in range(10):
+        update, best = market.update_id + 1, BIDS[LEVELS - EDGE_LEVELS][0]
+        market.feed(0, batch(diff(update, update, [(best, turn % 2 * 7)])), NOW_US)
+        told += [one.rule for one in look(lookout, market, NOW_US + (turn + 1) * EDGE_EVERY_US)]
+
+    assert ["book_edge"] == told
+
+
 def test_a_rebuilt_book_is_looked_at_anew() -> None:
     """What was told of the one before is told again of the next."""
     market = cut_off_at(_decoder.Market, LEVELS)

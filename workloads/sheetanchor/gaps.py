@@ -198,16 +198,14 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """How many of the best levels were known when last looked at, and which findings that has led to."""
+    """What has been found about the end of a book; each rule speaks once, however the price swings about it."""
 
     told: frozenset[str] = frozenset()
 
     def look(self, known: int) -> tuple[Edge, Finding | None]:
         """Take in the number of known levels among the best `EDGE_LEVELS` of the side that has fewer."""
-        if known >= EDGE_LEVELS:
-            return Edge(), None
         rule = "book_edge" if known >= HOT_LEVELS else "book_beyond"
-        if rule in self.told:
+        if known >= EDGE_LEVELS or rule in self.told:
             return self, None
         reason = f"of the best {EDGE_LEVELS} levels of a side only {known} are within what the last snapshot held"
         return Edge(self.told | {rule}), Finding(rule, reason)
