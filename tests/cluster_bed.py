@@ -38,12 +38,16 @@ class Cluster:
         self.given = given.kubeconfig()
         self.kubeconfig = self.given or kind.KUBECONFIG
         self.was_there = bool(self.given)
+        self.was_defined = False
         self.made: list[str] = []
 
     def start(self) -> Cluster:
         """Have it run."""
         if self.given:
+            if reason := product.reason_to_spare():
+                pytest.skip(f"the cluster of {self.given} is left alone: {reason}")
             print(f"[cluster] using the cluster of {self.given}", file=sys.stderr)
+            self.was_defined = product.defined()
             return self
         with locked(kind.NAME):
             self.was_there = bool(kind.nodes())
@@ -169,12 +173,14 @@ class Installed:
 
     def uninstall(self) -> None:
         """Remove the chart and what it left: definitions with all their objects, the namespace."""
-        self.cluster.kubectl("delete", "pp,ra", "--all", "-A", "--ignore-not-found", "--timeout=60s", check=False)
+        # On a cluster of somebody else's only what is in namespaces of the tests' own making.
+        everywhere = [["-n", name] for name in self.cluster.made] if self.cluster.given else [["-A"]]
+        for place in everywhere:
+            self.cluster.kubectl("delete", "pp,ra", "--all", *place, "--ignore-not-found", "--timeout=60s", check=False)
         where = ["--namespace", self.namespace]
         self.cluster.helm("uninstall", self.release, *where, "--wait", "--timeout", "120s", "--ignore-not-found")
-        if not self.cluster.given:
-            names = ("predictionpipelines.sheetanchor.dev", "reanchors.sheetanchor.dev")
-            self.cluster.kubectl("delete", "crd", *names, "--ignore-not-found", "--timeout=60s")
+        if not self.cluster.was_defined:
+            self.cluster.kubectl("delete", "crd", *product.DEFINITIONS, "--ignore-not-found", "--timeout=60s")
         self.cluster.kubectl("delete", "namespace", self.namespace, "--ignore-not-found", "--timeout=120s")
 
     def recorded_market(self, namespace: str) -> None:

@@ -66,9 +66,11 @@ def prepare() -> None:
 
 
 def hosts() -> None:
-    """Say whether this machine can host a cluster, or reach one that was made elsewhere."""
+    """Say whether this machine can host a cluster, or may use one that was made elsewhere."""
     if not given.kubeconfig():
         require_host()
+    elif reason := product.reason_to_spare():
+        raise CannotHost(f"of the given cluster: {reason}")
 
 
 def require_host() -> None:

@@ -87,6 +87,29 @@ def installed() -> bool:
     return any(release["name"] == RELEASE for release in releases)
 
 
+DEFINITIONS = ("predictionpipelines.sheetanchor.dev", "reanchors.sheetanchor.dev")
+
+
+def defined() -> bool:
+    """Tell whether the cluster knows our kinds."""
+    return bool(kubectl("get", "crd", *DEFINITIONS, "--ignore-not-found", "-o", "name").strip())
+
+
+def reason_to_spare() -> str:
+    """Say why a given cluster must be left alone; empty when nothing of ours is at work there.
+
+    The tests install, upgrade and remove the chart, and an operator of theirs would take hold of every pipeline.
+    """
+    if installed():
+        return f"the release {RELEASE} is installed in {NAMESPACE} there, and the tests would replace it"
+    found = kubectl("get", "predictionpipelines", "-A", "-o", "name").split() if defined() else []
+    return (
+        f"there are PredictionPipelines ({', '.join(found[:3])}), and the tests' operator would run them"
+        if found
+        else ""
+    )
+
+
 def make_namespace(name: str, labels: Mapping[str, str] | None = None) -> None:
     """Have a namespace that refuses every pod that is not restricted."""
     wanted = {"pod-security.kubernetes.io/enforce": "restricted", **(labels or {})}

@@ -1,0 +1,55 @@
+"""A cluster that somebody else made, on which something of ours is at work, is left alone by the cluster tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from apiserver import ApiServer
+from cluster.bed import product
+from operator_parts import define
+from operator_process import apply_pipeline
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.usefixtures("apiserver"),
+]  # which is skipped where it cannot be built
+
+
+@pytest.fixture
+def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """A cluster of somebody else's."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = ApiServer(folder)
+    try:
+        server.start()
+        monkeypatch.setenv("SHEETANCHOR_TEST_CLUSTER", str(server.kubeconfig))
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_cluster_with_a_pipeline_is_left_alone(given: ApiServer) -> None:
+    """The tests' operator would take hold of it."""
+    assert ("", False) == (product.reason_to_spare(), product.defined())
+    define(given)
+    assert ("", True) == (product.reason_to_spare(), product.defined())
+
+    apply_pipeline(given, "default")
+    assert "there are PredictionPipelines (predictionpipeline.sheetanchor.dev/btc), and" in product.reason_to_spare()
+
+
+def test_a_cluster_with_our_release_is_left_alone(given: ApiServer) -> None:
+    """The tests would bring their own image there, and remove it all in the end."""
+    space = ["--namespace", product.NAMESPACE]
+    product.helm("install", product.RELEASE, product.CHART, *space, "--create-namespace")
+    told = product.reason_to_spare()
+    product.helm("uninstall", product.RELEASE, *space)
+
+    assert told.startswith("the release sheetanchor is installed in sheetanchor-system there")
+    assert "" == product.reason_to_spare()
