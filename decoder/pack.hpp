@@ -1,9 +1,10 @@
 // The book as one string of bytes: what a processor loads when it starts or takes over.
 //
 // Layout 2, little-endian: "SAbk", u16 version, i8 price exponent, i8 quantity exponent, thirteen i64 (epoch, update id,
-// best bid and ask id or -1, bid price, bid qty, ask price, ask qty, trade id or -1, event time, stamp, last known bid and
-// ask price or 0, levels asked for or 0), u32 bids, u32 asks, u16 lines, u8 + symbol, per line u8 + name, u8 + stream id, levels of two i64 best
-// first, CRC-32 of all before. Layout 1, which is read too, has ten i64: without the last three.
+// best bid and ask id or -1, bid price, bid qty, ask price, ask qty, trade id or -1, event time, stamp, last known bid
+// and ask price or 0, levels asked for or 0), u32 bids, u32 asks, u16 lines, u8 + symbol, per line u8 + name, u8 +
+// stream id, levels of two i64 best first, CRC-32 of all before. Layout 1, which is read too, has ten i64: without the
+// last three.
 #pragma once
 
 #include <array>

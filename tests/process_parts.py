@@ -24,7 +24,7 @@ from sheetanchor._decoder import Market
 from sheetanchor.contract import Gap, keys
 from sheetanchor.hot_state import HotState
 from sheetanchor.sbe import BestBidAsk, DepthDiff, Trades, encode
-from sheetanchor.transport import LineWriter
+from sheetanchor.transport import LineWriter, redis_client
 
 SYMBOL = "BTCUSDT"
 KEYS = keys(SYMBOL)
@@ -258,6 +258,15 @@ async def until(condition: Callable[[], Awaitable[bool]], within_s: float, what:
     while not await condition():
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
         await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def staged(url: str, folder: Path) -> AsyncIterator[Stage]:
+    """A stage on an empty server; whatever is started on it is ended."""
+    client = redis_client(url)
+    with ended(Stage(client, url, folder)) as made:
+        yield made
+    await client.aclose()
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import RedisServer
-from process_parts import PRICE, Stage, ended
-from sheetanchor.transport import redis_client
+from process_parts import PRICE, Stage, staged
 
 LEVELS = 50
 
@@ -17,10 +16,8 @@ LEVELS = 50
 @pytest.fixture
 async def stage(redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Stage]:
     """An empty server, and whatever is started on it is ended."""
-    client = redis_client(redis_server.url)
-    with ended(Stage(client, redis_server.url, tmp_path)) as made:
+    async with staged(redis_server.url, tmp_path) as made:
         yield made
-    await client.aclose()
 
 
 async def falls(stage: Stage, best: int) -> None:

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from apiserver import ApiServer
+from apiserver import ApiServer, own_server
 from cluster.bed import product
 from operator_parts import define
 from operator_process import apply_pipeline
 
-pytestmark = [
-    pytest.mark.timeout(180),
-    pytest.mark.usefixtures("apiserver"),
-]  # which is skipped where it cannot be built
+# The shared server is used for being skipped where no server can be built.
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("apiserver")]
 
 
 @pytest.fixture
 def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     """A cluster of somebody else's."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    server = ApiServer(folder)
-    try:
-        server.start()
+    with own_server(tmp_path / "server") as server:
         monkeypatch.setenv("SHEETANCHOR_TEST_CLUSTER", str(server.kubeconfig))
         yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_cluster_with_a_pipeline_is_left_alone(given: ApiServer) -> None:

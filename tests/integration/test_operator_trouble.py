@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from apiserver import ApiServer
+from apiserver import ApiServer, own_server
 from operator_parts import define, namespace, token_of
 from operator_process import (
     OperatorProcess,
@@ -317,17 +316,11 @@ def test_a_specification_of_another_version_is_told(apiserver: ApiServer, where:
             define(apiserver)
 
 
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[ApiServer]:
+@pytest.fixture(name="own_server")
+def a_server_that_may_be_stopped(tmp_path: Path) -> Iterator[ApiServer]:
     """A server that a test may stop."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    server = ApiServer(folder)
-    try:
-        yield server.start()
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with own_server(tmp_path / "server") as server:
+        yield server
 
 
 def test_an_api_server_that_was_away_is_taken_up_again(own_server: ApiServer, tmp_path: Path) -> None:

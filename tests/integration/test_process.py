@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 
 from conftest import RedisServer
-from process_parts import KEYS, SYMBOL, Lines, Processor, Stage, ended, moving, said, until
+from process_parts import KEYS, SYMBOL, Lines, Processor, Stage, moving, said, staged, until
 from reanchor_parts import exchange_process, fed_line
 from reference_market import Market as ReferenceMarket
 from sheetanchor import recording
 from sheetanchor._decoder import Market
 from sheetanchor.contract import line_stream, pack_frames
-from sheetanchor.transport import redis_client
 
 pytestmark = pytest.mark.slow
 
@@ -27,10 +26,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 async def stage(redis_server: RedisServer, tmp_path: Path) -> AsyncIterator[Stage]:
     """An empty server, and whatever is started on it is ended."""
-    client = redis_client(redis_server.url)
-    with ended(Stage(client, redis_server.url, tmp_path)) as made:
+    async with staged(redis_server.url, tmp_path) as made:
         yield made
-    await client.aclose()
 
 
 # What it writes

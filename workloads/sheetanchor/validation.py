@@ -12,6 +12,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Final
 
+from sheetanchor.gaps import HOT_LEVELS
+
 Fields = Mapping[str, str]
 Levels = Sequence[tuple[int, int]]
 """`(price, quantity)` mantissas, best first."""
@@ -23,7 +25,7 @@ PRICE_TOLERANCE: Final = 0.02
 """Largest relative distance of the book's mid from last trades, kline and ticker, which were asked for at the same time
 but belong to moments up to seconds apart; twice the jump that counts as a price discontinuity."""
 
-LEVELS_MIN: Final = 10
+LEVELS_MIN: Final = HOT_LEVELS
 """Levels a side that the hot state shows; a book with fewer was cut off on its way."""
 
 COMPARED_LEVELS: Final = 100

@@ -18,6 +18,7 @@ CHART = kind.CHECKOUT / "charts" / "sheetanchor"
 SAMPLE = CHART / "examples" / "recorded-market.yaml"
 NAMESPACE, RELEASE = "sheetanchor-system", "sheetanchor"
 MARKET = "market"
+DEFINITIONS = ("predictionpipelines.sheetanchor.dev", "reanchors.sheetanchor.dev")
 IMAGE_WITHIN_S = 1200  # wheels and a Debian root from slow mirrors
 INSTALL_WITHIN_S = 180
 SAMPLE_WITHIN_S = 180
@@ -87,9 +88,6 @@ def installed() -> bool:
     return any(release["name"] == RELEASE for release in releases)
 
 
-DEFINITIONS = ("predictionpipelines.sheetanchor.dev", "reanchors.sheetanchor.dev")
-
-
 def defined() -> bool:
     """Tell whether the cluster knows our kinds."""
     return bool(kubectl("get", "crd", *DEFINITIONS, "--ignore-not-found", "-o", "name").strip())
@@ -103,11 +101,9 @@ def reason_to_spare() -> str:
     if installed():
         return f"the release {RELEASE} is installed in {NAMESPACE} there, and the tests would replace it"
     found = kubectl("get", "predictionpipelines", "-A", "-o", "name").split() if defined() else []
-    return (
-        f"there are PredictionPipelines ({', '.join(found[:3])}), and the tests' operator would run them"
-        if found
-        else ""
-    )
+    if found:
+        return f"there are PredictionPipelines ({', '.join(found[:3])}), and the tests' operator would run them"
+    return ""
 
 
 def make_namespace(name: str, labels: Mapping[str, str] | None = None) -> None:
