@@ -45,9 +45,9 @@ def watched(tmp_path: Path, redis_url: str) -> Iterator[Prometheus]:
 
 def test_a_pod_is_scraped_under_the_labels_that_rules_ask_for(watched: Prometheus) -> None:
     """The pod is found by its annotation and its port's name, once, and every rule can be evaluated."""
-    wait_until(lambda: watched.query("up == 1") != [], within_s=45, what=f"a scrape, see {watched.log_path}")
+    wait_until(lambda: watched.query("up == 1") != [], within_s=90, what=f"a scrape, see {watched.log_path}")
     wait_until(
-        lambda: {rule["health"] for rule in watched.rules()} == {"ok"}, within_s=45, what="every rule is evaluated"
+        lambda: {rule["health"] for rule in watched.rules()} == {"ok"}, within_s=90, what="every rule is evaluated"
     )
 
     (labels,) = watched.query("up")
