@@ -95,7 +95,8 @@ class RedisSet:
         self.flags = flags
         self.password_dir = folder / "passwords"
         self.password_dir.mkdir()
-        self.passwords = {user: secrets.token_hex(12) for user in REDIS_USERS}
+        # With characters that mean something in configuration files.
+        self.passwords = {user: secrets.token_hex(12) + "\"'\\#" for user in REDIS_USERS}
         for user, password in self.passwords.items():
             (self.password_dir / user).write_text(password + "\n")
         self.nodes = [f"localhost:{free_port_number()}:{free_port_number()}" for _ in range(3)]

@@ -61,7 +61,7 @@ def server_config(own: Node, master: tuple[str, int], passwords: Mapping[str, st
         ("dir", folder),
         ("aclfile", f"{folder}/{USERS_FILE}"),
         ("masteruser", "replica"),
-        ("masterauth", passwords["replica"]),
+        ("masterauth", _quoted(passwords["replica"])),
         # Names stay when a pod comes back with another address.
         ("replica-announce-ip", own.host),
         ("replica-announce-port", own.port),
@@ -133,9 +133,9 @@ def sentinel_config(
         f"sentinel failover-timeout {name} {tuning.failover_timeout_ms}",
         f"sentinel parallel-syncs {name} 1",
         f"sentinel auth-user {name} sentinel",
-        f"sentinel auth-pass {name} {passwords['sentinel']}",
+        f"sentinel auth-pass {name} {_quoted(passwords['sentinel'])}",
         "sentinel sentinel-user sentinel",
-        f"sentinel sentinel-pass {passwords['sentinel']}",
+        f"sentinel sentinel-pass {_quoted(passwords['sentinel'])}",
         f"sentinel config-epoch {name} {said.config_epoch}",
         f"sentinel leader-epoch {name} {said.config_epoch}",
         f"sentinel current-epoch {said.config_epoch}",
@@ -158,6 +158,12 @@ def read_sentinel_file(text: str, service: str) -> Said | None:
             case ["sentinel", "config-epoch", name, number] if name == service and number.isdigit():
                 epoch = int(number)
     return Said(master, epoch) if master else None
+
+
+def _quoted(word: str) -> str:
+    """Write a word so that the server reads back what it was, whatever quotes are in it."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _text(lines: Iterable[str]) -> str:
