@@ -45,7 +45,8 @@ def crash(btc: Running, name: str) -> None:
 
     before = starts()
     btc.cluster.kill(btc.namespace, name, container)
-    btc.wait(lambda: starts() > before, 30, f"{container} of {name} is started anew")
+    # An earlier test may have killed it too: its kubelet waits 10 s before the second start, then 20, then 40.
+    btc.wait(lambda: starts() > before, 90, f"{container} of {name} is started anew")
 
 
 def delete(btc: Running, name: str) -> None:
