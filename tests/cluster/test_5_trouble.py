@@ -84,19 +84,13 @@ def assert_no_hot_loop(trouble: Running) -> None:
         items = json.loads(trouble.kubectl("get", "deployment", "-o", "json"))["items"]
         return [item["metadata"]["generation"] for item in items]
 
-    def version() -> str:
-        return str(trouble.resource["metadata"]["resourceVersion"])
-
-    before, known = generations(), version()
-    written_s = [time.monotonic()] * 2
+    before = generations()
+    seen_s: dict[str, float] = {}
 
     def rests() -> bool:
         """Say whether it was written once at most in the last ten seconds."""
-        nonlocal known
-        if known != (now := version()):
-            known = now
-            written_s.append(time.monotonic())
-        return time.monotonic() - written_s[-2] > QUIET_S
+        seen_s.setdefault(trouble.resource["metadata"]["resourceVersion"], time.monotonic())
+        return time.monotonic() - list(seen_s.values())[-2:][0] > QUIET_S
 
     trouble.wait(rests, QUIET_WITHIN_S, f"{QUIET_S} s in which it is written once at most")
 

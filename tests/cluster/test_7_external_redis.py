@@ -99,7 +99,7 @@ def test_an_external_redis_is_used(btc: Running, image: str) -> None:
         with reading(outside.api, outside.namespace, outside.name):
             epoch = outside.status["epoch"]
             outside.kubectl("annotate", "pp", "outside", "sheetanchor.dev/reanchor=now")
-            outside.wait(lambda: outside.status["epoch"] > epoch, 30, "it is rebuilt there")
+            outside.wait(lambda: outside.status["epoch"] == epoch + 1, 30, "it is rebuilt there")
 
         fault = outside.fault(kind="slow_rest", n=100, seconds=5)
         try:

@@ -316,44 +316,44 @@ def test_a_specification_of_another_version_is_told(apiserver: ApiServer, where:
             define(apiserver)
 
 
-@pytest.fixture(name="own_server")
-def a_server_that_may_be_stopped(tmp_path: Path) -> Iterator[ApiServer]:
+@pytest.fixture
+def stoppable(tmp_path: Path) -> Iterator[ApiServer]:
     """A server that a test may stop."""
     with own_server(tmp_path / "server") as server:
         yield server
 
 
-def test_an_api_server_that_was_away_is_taken_up_again(own_server: ApiServer, tmp_path: Path) -> None:
+def test_an_api_server_that_was_away_is_taken_up_again(stoppable: ApiServer, tmp_path: Path) -> None:
     """After an outage the operator goes on, or has ended with 1 and goes on when started anew; nothing else changes."""
-    define(own_server)
-    own_server.kubectl("create", "namespace", "away")
-    give_key(own_server, "away")
-    apply_pipeline(own_server, "away")
-    with operating(own_server, "away", tmp_path, "one") as one:
-        until(lambda: settled(own_server, "away"), within_s=WITHIN_S, what="children", operator=one)
+    define(stoppable)
+    stoppable.kubectl("create", "namespace", "away")
+    give_key(stoppable, "away")
+    apply_pipeline(stoppable, "away")
+    with operating(stoppable, "away", tmp_path, "one") as one:
+        until(lambda: settled(stoppable, "away"), within_s=WITHIN_S, what="children", operator=one)
         until(
-            lambda: "phase" in (pipeline_of(own_server, "away").get("status") or {}),
+            lambda: "phase" in (pipeline_of(stoppable, "away").get("status") or {}),
             within_s=WITHIN_S,
             what="a status",
             operator=one,
         )
-        before = versions_of(own_server, "away")
+        before = versions_of(stoppable, "away")
 
-        restart(own_server, away_s=1)
+        restart(stoppable, away_s=1)
         assert one.process is not None
         if one.process.poll() is not None:
             # Longer than the Lease may go without renewal; a kubelet starts it anew.
             assert 1 == one.process.returncode
             one.start()
-        own_server.kubectl("delete", "service", "btc-infer", "-n", "away")
+        stoppable.kubectl("delete", "service", "btc-infer", "-n", "away")
         until(
-            lambda: "Service/btc-infer" in children_of(own_server, "away"),
+            lambda: "Service/btc-infer" in children_of(stoppable, "away"),
             within_s=40,
             what="the operator acts again",
             operator=one,
         )
 
-        after = versions_of(own_server, "away")
+        after = versions_of(stoppable, "away")
         assert {"Service/btc-infer"} == {place for place, version in before.items() if after[place] != version}
 
 
