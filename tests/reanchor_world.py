@@ -184,7 +184,8 @@ class World:
         at = text_of(self.now_us)
         ended = {"exitCode": code, "message": message, "reason": reason, "startedAt": at, "finishedAt": at}
         phase = "Failed" if code else "Succeeded"
-        self.pods[job]["status"] = {"phase": phase, "containerStatuses": [{"state": {"terminated": ended}}]}
+        own = {"name": "reanchor", "state": {"terminated": ended}}
+        self.pods[job]["status"] = {"phase": phase, "containerStatuses": [own]}
 
     def fails(self, job: str, reason: str, message: str = "") -> None:
         """Have a Job fail whose pod is gone."""

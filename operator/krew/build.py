@@ -23,7 +23,7 @@ from packaging.requirements import Requirement
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OWN: Final = (
-    (ROOT / "workloads", "sheetanchor", ("__init__.py", "reanchor_object.py")),
+    (ROOT / "workloads", "sheetanchor", ("__init__.py", "plain_text.py", "reanchor_object.py")),
     (ROOT / "operator", "sheetanchor_operator", ("__init__.py", "names.py", "moments.py", "plugin/*.py")),
 )
 """What of this repository the plugin imports."""

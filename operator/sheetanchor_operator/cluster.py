@@ -29,6 +29,9 @@ TIMEOUT_S: Final = 10.0
 FENCED_TIMEOUT_S: Final = 3.9
 """A write of a leader that is about to lose its Lease has ended before anybody else may take it."""
 
+EVENT_PAGES_MAX: Final = 4
+"""Pages of Events that one look reads of an object; they are kept for an hour, and the same one again is one."""
+
 PAGE: Final = 500
 """Objects per page of a list, as kubectl asks for."""
 
@@ -263,12 +266,29 @@ class Cluster:
                 return None
             raise
 
-    async def warnings(self, namespace: str, kind: str, name: str, limit: int = 20) -> list[Body]:
-        """Read Warning events about an object."""
-        about = f"type=Warning,involvedObject.kind={kind},involvedObject.name={name}"
-        query = {"fieldSelector": about, "limit": str(limit)}
-        found = await self.ask("GET", f"/api/v1/namespaces/{quote(namespace)}/events", query=query)
-        return list(found.get("items") or ())
+    async def warnings(self, namespace: str, kind: str, name: str, uid: str) -> list[Body]:
+        """Read the Warning events about an object, newest last.
+
+        The server sorts by name: the first of them are no better than any, and those of an earlier object of the same
+        name speak of that one.
+        """
+        about = f"type=Warning,involvedObject.kind={kind},involvedObject.name={name},involvedObject.uid={uid}"
+        query = {"fieldSelector": about, "limit": str(PAGE)}
+        found: list[Body] = []
+        for _ in range(EVENT_PAGES_MAX):
+            page = await self.ask("GET", f"/api/v1/namespaces/{quote(namespace)}/events", query=query)
+            found += page.get("items") or ()
+            rest = (page.get("metadata") or {}).get("continue", "")
+            if not rest:
+                break
+            query["continue"] = rest
+        return sorted(found, key=_told_at)
+
+
+def _told_at(event: Body) -> str:
+    """Give when an Event was last seen, as text that sorts by time."""
+    series = event.get("series") or {}
+    return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 def _json(raw: bytes) -> Body:

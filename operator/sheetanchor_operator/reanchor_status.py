@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
+from sheetanchor.plain_text import one_line
 from sheetanchor_operator.moments import text_of
 from sheetanchor_operator.reanchor_view import Ended, ReAnchor
 
 MESSAGE_LENGTH_MAX: Final = 2_000
 CHECKS_MAX: Final = 64
 CHECK_LENGTH_MAX: Final = 100
+PHASES_MAX: Final = 20
+PHASE_LENGTH_MAX: Final = 40
 
 Status = dict[str, Any]
 
@@ -44,7 +48,7 @@ def retried(one: ReAnchor, attempt: int, ended: Ended, next_us: int) -> Status:
         **_of_run(ended),
         "phase": "Pending",
         "attempts": attempt,
-        "message": _cut(f"run {attempt} failed, it will be tried again: {ended.message}"),
+        "message": one_line(f"run {attempt} failed, it will be tried again: {ended.message}", MESSAGE_LENGTH_MAX),
         "nextAttemptAt": text_of(next_us),
     }
 
@@ -61,7 +65,7 @@ def finished(one: ReAnchor, phase: str, ended: Ended, next_us: int = 0) -> Statu
     return {
         **_of_run(ended),
         "phase": phase,
-        "message": _cut(ended.message),
+        "message": one_line(ended.message, MESSAGE_LENGTH_MAX),
         "nextAttemptAt": text_of(next_us) if next_us else None,
         "conditions": [_condition(one, phase, ended)],
     }
@@ -78,14 +82,20 @@ def _of_run(ended: Ended) -> Status:
     receipt = ended.receipt
     if receipt is not None:
         status |= {
-            "phases": [{"name": name[:40], "seconds": seconds} for name, seconds in receipt.phases.items()][:20],
+            "phases": _phases(receipt.phases),
             "epochBefore": receipt.epoch_before,
             "epochAfter": receipt.epoch_after,
             "snapshotID": receipt.snapshot_id,
             "updateID": receipt.update_id,
-            "checks": [check[:CHECK_LENGTH_MAX] for check in receipt.checks[:CHECKS_MAX]],
+            "checks": [one_line(check, CHECK_LENGTH_MAX) for check in receipt.checks[:CHECKS_MAX]],
         }
     return status
+
+
+def _phases(seconds_of: Mapping[str, float]) -> list[Status]:
+    """Give the durations of the steps; of two whose names are the same when cut, the server would refuse one."""
+    cut = {one_line(name, PHASE_LENGTH_MAX): seconds for name, seconds in seconds_of.items()}
+    return [{"name": name, "seconds": seconds} for name, seconds in cut.items()][:PHASES_MAX]
 
 
 def _condition(one: ReAnchor, phase: str, ended: Ended) -> Status:
@@ -94,11 +104,7 @@ def _condition(one: ReAnchor, phase: str, ended: Ended) -> Status:
         "type": "Failed" if phase == "Failed" else "Complete",
         "status": "True",
         "reason": "".join(part.capitalize() for part in ended.result.split("_")),
-        "message": _cut(ended.message, 1_000),
+        "message": one_line(ended.message, 1_000),
         "lastTransitionTime": text_of(ended.finished_us),
         "observedGeneration": one.generation,
     }
-
-
-def _cut(text: str, length_max: int = MESSAGE_LENGTH_MAX) -> str:
-    return text if len(text) <= length_max else text[: length_max - 1] + "…"

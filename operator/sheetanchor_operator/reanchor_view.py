@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,8 +10,10 @@ from typing import Any, Final
 from sheetanchor.contract import STALE_AFTER_US, Receipt
 from sheetanchor.triggers import EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION, Request, Seen
 from sheetanchor_operator.moments import micros_of
+from sheetanchor_operator.names import Component
 from sheetanchor_operator.observed import Answer, Live, symbols_in, whole_number
 from sheetanchor_operator.reanchor_spec import TERMINAL_PHASES
+from sheetanchor_operator.run_receipt import receipt_in
 
 REANCHOR_LABEL: Final = "sheetanchor.dev/reanchor"
 TRIGGER_LABEL: Final = "sheetanchor.dev/trigger"
@@ -24,6 +25,12 @@ ACTIONS: Final = frozenset({EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION})
 SECOND_US: Final = 1_000_000
 POD_MISSING_GRACE_US: Final = 10 * SECOND_US
 """A Job may be seen complete before its pod's end is; the receipt is worth waiting this long for."""
+
+CONTAINER: Final = str(Component.REANCHOR)
+"""The container whose end is a run's end. Meshes and policies put others beside it, and the kubelet sorts by name."""
+
+STARTING_WORDS: Final = frozenset({"ContainerCreating", "PodInitializing"})
+"""Why a container waits while its pod starts as it should."""
 
 EXIT_WORDS: Final = {
     1: "the run failed",
@@ -190,7 +197,7 @@ def _belongs(job: Live, reanchor: ReAnchor) -> bool:
 def _read_run(reanchor: ReAnchor, job: Live, pods: tuple[Live, ...], now_us: int) -> Run:
     metadata = job["metadata"]
     notes = metadata.get("annotations") or {}
-    own = [pod for pod in pods if _job_of(pod) == metadata["name"]]
+    own = _pods_of(job, pods)
     return Run(
         name=metadata["name"],
         attempt=_attempt_of(metadata["name"], notes),
@@ -209,14 +216,26 @@ def _attempt_of(name: str, notes: Mapping[str, str]) -> int:
     return 1
 
 
+def _pods_of(job: Live, pods: tuple[Live, ...]) -> list[Live]:
+    """Give the pods of a Job, the newest first; those of an earlier Job of the same name are others'."""
+    own = [pod for pod in pods if _job_of(pod) == job["metadata"]["name"] and _may_own(job, pod)]
+    return sorted(own, key=lambda pod: micros_of(pod["metadata"].get("creationTimestamp")), reverse=True)
+
+
 def _job_of(pod: Live) -> str:
     labels = pod["metadata"].get("labels") or {}
     return str(labels.get("batch.kubernetes.io/job-name") or labels.get("job-name") or "")
 
 
+def _may_own(job: Live, pod: Live) -> bool:
+    owners = [owner for owner in pod["metadata"].get("ownerReferences") or () if owner.get("kind") == "Job"]
+    return not owners or any(owner.get("uid") == job["metadata"].get("uid") for owner in owners)
+
+
 def _container(pod: Live) -> Mapping[str, Any]:
+    """Give the status of the container that the run is; {} while the kubelet says nothing of it."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    return statuses[0] if statuses else {}
+    return next((one for one in statuses if one.get("name", CONTAINER) == CONTAINER), {})
 
 
 def _ended(reanchor: ReAnchor, job: Live, pods: list[Live], now_us: int) -> Ended | None:
@@ -252,7 +271,7 @@ def _ended_container(terminated: Mapping[str, Any], created_us: int) -> Ended:
     started_us = micros_of(terminated.get("startedAt")) or created_us
     finished_us = micros_of(terminated.get("finishedAt")) or started_us
     text = str(terminated.get("message") or "")
-    receipt = _receipt_in(text)
+    receipt = receipt_in(text)
     if receipt is not None:
         times = receipt.started_at_us, receipt.finished_at_us
         return Ended(receipt.exit_code, receipt.result, receipt.message, *times, receipt)
@@ -262,15 +281,6 @@ def _ended_container(terminated: Mapping[str, Any], created_us: int) -> Ended:
     last = text.strip().splitlines()[-1] if text.strip() else ""
     result = {0: "swapped", 6: "lock_held", 7: "superseded"}.get(code, "failed")
     return Ended(code, result, f"{words}: {last}" if last else f"{words}; it left no receipt", started_us, finished_us)
-
-
-def _receipt_in(text: str) -> Receipt | None:
-    for line in reversed(text.strip().splitlines()):
-        try:
-            return Receipt.from_json(line)
-        except (ValueError, json.JSONDecodeError):
-            continue
-    return None
 
 
 def _without_exit(condition: Mapping[str, Any], pods: list[Live], reanchor: ReAnchor) -> str:
@@ -294,14 +304,34 @@ def _pod_words(status: Mapping[str, Any]) -> str:
 def _waits_for(pods: list[Live]) -> str:
     """Say why a pod does not run yet, "" if it does or that is normal."""
     for pod in pods:
-        waiting = (_container(pod).get("state") or {}).get("waiting") or {}
+        words = _waits_for_container(pod) or _waits_for_place(pod)
+        if words:
+            return words[:1000]
+    return ""
+
+
+def _waits_for_container(pod: Live) -> str:
+    """Say which container holds the run up: its own, one that has to run before it, or one beside it."""
+    status = pod.get("status") or {}
+    own = _container(pod)
+    if (own.get("state") or {}).get("running"):
+        return ""  # what becomes of the others is nothing that the run waits for
+    before, beside = status.get("initContainerStatuses") or (), status.get("containerStatuses") or ()
+    for container in (own, *before, *beside):
+        waiting = (container.get("state") or {}).get("waiting") or {}
         reason = waiting.get("reason", "")
-        if reason and reason not in ("ContainerCreating", "PodInitializing"):
+        if reason and reason not in STARTING_WORDS:
+            name = container.get("name", CONTAINER)
+            whose = "" if name == CONTAINER else f"container {name}: "
             message = " ".join(str(waiting.get("message") or "").split())
-            return f"the pod cannot start: {reason}{': ' + message if message else ''}"[:1000]
-        for condition in (pod.get("status") or {}).get("conditions") or ():
-            if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-                return f"the pod cannot be placed: {' '.join(str(condition.get('message', '')).split())}"[:1000]
+            return f"the pod cannot start: {whose}{reason}{': ' + message if message else ''}"
+    return ""
+
+
+def _waits_for_place(pod: Live) -> str:
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return f"the pod cannot be placed: {' '.join(str(condition.get('message', '')).split())}"
     return ""
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from croniter import croniter
 
+from sheetanchor.plain_text import one_line
 from sheetanchor.reanchor_object import Ask, digest
 from sheetanchor.triggers import IMMEDIATE, SCHEDULED
 from sheetanchor_operator.reanchor_view import ReAnchor
@@ -108,7 +109,7 @@ def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
     if not tree:
         if value.lstrip().startswith("{"):
             raise BadRequest(f"{_shown(value)} is not a JSON object with entries: expected one, or plain text")
-        return Wish(_request_id_of(value), symbols, f"annotation {_one_line(value, 100)}", "annotation")
+        return Wish(_request_id_of(value), symbols, f"annotation {one_line(value, 100)}", "annotation")
     unknown = sorted(set(tree) - {"id", "symbol", "reason", "by", "dryRun", "force"})
     if unknown:
         raise BadRequest(f"unknown entry {_shown(unknown[0])}: expected id, symbol, reason, by, dryRun, force")
@@ -124,15 +125,11 @@ def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
     return Wish(
         request_id=_request_id_of(value),
         symbols=(symbol,) if symbol else symbols,
-        reason=_one_line(str(tree.get("reason") or "requested by hand"), 500),
-        requested_by=_one_line(str(tree.get("by") or "annotation"), 253),
+        reason=one_line(str(tree.get("reason") or "requested by hand"), 500),
+        requested_by=one_line(str(tree.get("by") or "annotation"), 253),
         dry_run=bool(tree.get("dryRun")),
         force=bool(tree.get("force")),
     )
-
-
-def _one_line(text: str, length_max: int) -> str:
-    return " ".join(text.split())[:length_max]
 
 
 def asks_of_wish(wish: Wish, now_us: int) -> list[Ask]:

@@ -238,8 +238,8 @@ class Reconciler:
             wanted = int((body.get("spec") or {}).get("replicas", 1)) if kind == "StatefulSet" else 0
             if int((body.get("status") or {}).get("replicas", 0)) < wanted:
                 with suppress(ApiRefused):  # without the right to read Events only their words are missing
-                    found += await self.cluster.warnings(pipeline.namespace, kind, name)
-        return tuple(sorted(found, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime") or "")))
+                    found += await self.cluster.warnings(pipeline.namespace, kind, name, body["metadata"]["uid"])
+        return tuple(found)
 
     # Re-anchors
 

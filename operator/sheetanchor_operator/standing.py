@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -175,9 +176,11 @@ def _forecast(symbol: str, observed: Observed) -> Forecast:
 
 
 def _active_zone(symbols: tuple[Symbol, ...], observed: Observed) -> str:
-    active = next((symbol.active for symbol in symbols if symbol.active), "")
-    node = next((pod["spec"].get("nodeName", "") for pod in observed.pods if pod["metadata"]["name"] == active), "")
-    return observed.node_zones.get(node, "")
+    """Name the zone that most symbols are written from; each has a writer of its own."""
+    nodes = {pod["metadata"]["name"]: (pod.get("spec") or {}).get("nodeName", "") for pod in observed.pods}
+    zones = Counter(observed.node_zones.get(nodes.get(symbol.active, ""), "") for symbol in symbols if symbol.active)
+    del zones[""]
+    return max(sorted(zones), key=lambda zone: zones[zone], default="")
 
 
 def _master(observed: Observed) -> str:

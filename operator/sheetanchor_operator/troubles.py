@@ -172,13 +172,22 @@ def _of_workloads(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
                     yield _refused_pod(component_of(live), condition.get("message", ""))
                 if condition["type"] == "Progressing" and condition["status"] == "False":
                     yield _stuck(pipeline, component_of(live), live["metadata"]["name"])
+    yield from _of_events(observed)
+
+
+def _of_events(observed: Observed) -> Iterator[Trouble]:
+    """Tell what the newest Event about each StatefulSet says: an earlier one may speak of what is mended."""
+    newest = {}
     for event in observed.events:
         about = event.get("involvedObject") or event.get("regarding") or {}
-        live_set = observed.child("StatefulSet", about.get("name", ""))
-        if about.get("kind") != "StatefulSet" or event.get("reason") != "FailedCreate" or live_set is None:
+        if about.get("kind") == "StatefulSet" and event.get("reason") == "FailedCreate":
+            newest[about.get("name", "")] = event, about
+    for name, (event, about) in newest.items():
+        live = observed.child("StatefulSet", name)
+        if live is None or about.get("uid", "") not in ("", live["metadata"].get("uid")):
             continue
-        if live_set.get("status", {}).get("replicas", 0) < live_set["spec"].get("replicas", 1):
-            yield _refused_pod(component_of(live_set), event.get("message") or event.get("note") or "")
+        if live.get("status", {}).get("replicas", 0) < live["spec"].get("replicas", 1):
+            yield _refused_pod(component_of(live), event.get("message") or event.get("note") or "")
 
 
 def _stuck(pipeline: Pipeline, component: str, name: str) -> Trouble:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -75,6 +76,30 @@ def test_markup_in_a_message_is_shown_as_it_is() -> None:
 
     assert "[bold]x[/bold]" in screen
     assert "\x1b[2J" not in screen
+
+
+def evil(value: Any) -> Any:
+    """Put control signs into every text of a tree of records, lists and maps."""
+    if isinstance(value, str):
+        return f"{value}{CONTROLS}"
+    if isinstance(value, list | tuple):
+        return type(value)(evil(one) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: evil(getattr(value, each.name)) for each in fields(value)})
+    return value
+
+
+CONTROLS = "\x1b[2J\x1b]0;title\x07\r\x08\x9b31m\u202e\n"
+
+
+def test_no_text_from_elsewhere_moves_the_cursor() -> None:
+    """Whichever text of the status holds control characters, none of them reaches the terminal."""
+    status = evil(full_status())
+
+    screen = "".join(drawn(status, 200, 60))
+    plain = slot_line(f"BTC{CONTROLS}", evil(prediction(FIRST_SLOT, degraded=True, reason="x")))
+
+    assert set() == {sign for sign in screen + plain + missed_line(CONTROLS, FIRST_SLOT) if not sign.isprintable()}
 
 
 def test_several_symbols_have_a_line_each() -> None:

@@ -519,3 +519,16 @@ def test_nonsense_of_a_pod_is_no_answer(told: dict[str, Any]) -> None:
     seen = sound(states={"btc-process-0": said}, health={"btc-redis-0": said}, predictions={("p", "BTCUSDT"): said})
 
     assert "False" == condition_of(judged(seen), Condition.READY)["status"]
+
+
+def test_the_active_zone_is_where_most_symbols_are_written() -> None:
+    """Each symbol has a writer; the first of them stands for itself only."""
+    symbols = {"symbols": ["BTCUSDT", "ETHUSDT", "SOLUSDT"]}
+    one = stands().body["symbols"]["BTCUSDT"]  # type: ignore[index]  # it has one
+    away = {**one, "active": False}
+    first = Answer({"symbols": {"BTCUSDT": one, "ETHUSDT": away, "SOLUSDT": away}})
+    second = Answer({"symbols": {"BTCUSDT": away, "ETHUSDT": one, "SOLUSDT": one}})
+
+    status = judged(sound(states={"btc-process-0": first, "btc-process-1": second}), symbols)
+
+    assert "zone-b" == status["activeZone"]

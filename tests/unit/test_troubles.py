@@ -133,6 +133,28 @@ def test_a_quota_that_is_exceeded_is_told() -> None:
         assert "raise the namespace's ResourceQuota" in message(status)
 
 
+def test_the_newest_event_about_a_set_counts() -> None:
+    """An earlier one speaks of what may be mended, and one about an earlier set of the same name of that one."""
+    live = {**one_of(rendered(), "StatefulSet", "btc-redis")}
+    live["metadata"] = {**live["metadata"], "uid": "now"}
+
+    def event(said: str, uid: str = "now") -> dict[str, Any]:
+        about = {"kind": "StatefulSet", "name": "btc-redis", "uid": uid}
+        text = f'create Pod btc-redis-0 in StatefulSet btc-redis failed error: pods "btc-redis-0" is forbidden: {said}'
+        return {"involvedObject": about, "reason": "FailedCreate", "message": text}
+
+    def seen(*events: dict[str, Any]) -> dict[str, Any]:
+        base = with_pods(without=Component.REDIS)
+        return judged(replace(base, children={("StatefulSet", "btc-redis"): live}, events=events))
+
+    newest = seen(event("exceeded quota: aaa"), event("violates PodSecurity"))
+    of_another = seen(event("violates PodSecurity", uid="before"))
+
+    assert ("False", "PodRefused") == told(newest, Condition.READY)
+    assert "aaa" not in message(newest)
+    assert "PodRefused" != told(of_another, Condition.READY)[1]
+
+
 def test_the_message_stays_when_only_a_pods_name_changes() -> None:
     """Each try to make a pod has another name: that is not news."""
     messages = set()

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
+from pydantic import TypeAdapter, ValidationError
+
 SLOT_MS: Final = 2_000
 """A prediction is made every two seconds; slot `s` is read at wall time `s * SLOT_MS`."""
 
@@ -238,11 +240,17 @@ class Receipt:
             ValueError: If the text is not a receipt.
         """
         try:
-            values = json.loads(text)
-            values["checks"] = tuple(values["checks"])
-            return cls(**values)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"not a receipt: {error}") from error
+            return _RECEIPTS.validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "text"
+            raise ValueError(f"not a receipt: {where}: {first['msg']}") from error
+        except UnicodeEncodeError as error:  # half a surrogate pair
+            raise ValueError(f"not a receipt: {error.reason}") from error
+
+
+_RECEIPTS: Final = TypeAdapter(Receipt)
+"""Entries of a wrong type, deep nesting and numbers beyond any type end as one kind of error."""
 
 
 def slot_of(now_us: int) -> int:

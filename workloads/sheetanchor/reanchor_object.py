@@ -9,6 +9,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sheetanchor.plain_text import one_line
+
 GROUP: Final = "sheetanchor.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
@@ -17,6 +19,7 @@ NAME_LENGTH_MAX: Final = 57
 """A run's Job adds `-` and the number of its try; names of Jobs end up in labels, which hold 63 characters."""
 
 REASON_LENGTH_MAX: Final = 512
+REQUESTED_BY_LENGTH_MAX: Final = 253
 
 Manifest = dict[str, Any]
 
@@ -107,8 +110,7 @@ def labels_of(pipeline: str, symbol: str) -> dict[str, str]:
 
 def reanchor_object(owner: Owner, ask: Ask) -> Manifest:
     """Render a request as the object to create."""
-    reason = " ".join(ask.reason.split())
-    reason = reason if len(reason) <= REASON_LENGTH_MAX else reason[: REASON_LENGTH_MAX - 1] + "…"
+    reason = one_line(ask.reason, REASON_LENGTH_MAX)
     metadata: Manifest = {
         "name": object_name(owner.name, ask.symbol, ask.suffix),
         "namespace": owner.namespace,
@@ -122,7 +124,7 @@ def reanchor_object(owner: Owner, ask: Ask) -> Manifest:
         "reason": reason,
         "trigger": ask.trigger,
         "action": ask.action,
-        "requestedBy": ask.requested_by,
+        "requestedBy": one_line(ask.requested_by, REQUESTED_BY_LENGTH_MAX),
         "atMicros": ask.at_us,
     }
     optional = {"epoch": ask.epoch, "requestID": ask.request_id, "dryRun": ask.dry_run, "force": ask.force}

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sheetanchor.local.status import LineStatus, RoleStatus, StageLatency, Status, SymbolStatus
 from sheetanchor.local.tally import WORDS, Prediction, slot_time_text
+from sheetanchor.plain_text import clean
 
 REFRESH_S: Final = 1.0
 """Twice per slot; a drawing costs about a hundredth of a core-second, and the pipeline needs the cores."""
@@ -42,11 +43,6 @@ def short_number(value: float | None, unit: str = "") -> str:
         return NONE
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:.{digits}f}{unit}"
-
-
-def clean(text: str) -> str:
-    """Give a text without the control characters that would move the cursor or change the screen."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def duration_text(seconds: float) -> str:
@@ -96,7 +92,8 @@ def _row(widths: Sequence[int], cells: Sequence[tuple[str, str]]) -> Text:
     line = Text(no_wrap=True, overflow="ellipsis")
     for at, (width, (text, style)) in enumerate(zip(widths, cells, strict=False)):
         line.append(" " if at else "")
-        line.append(f"{text:>{width}}" if width >= 0 else f"{text:<{-width}}", style=style)
+        shown = clean(text)
+        line.append(f"{shown:>{width}}" if width >= 0 else f"{shown:<{-width}}", style=style)
     return line
 
 
@@ -108,11 +105,11 @@ def header(status: Status) -> Text:
     """Say what runs, for how long, and where the status page is."""
     text = Text(no_wrap=True, overflow="crop", style="reverse")
     text.append(" Sheet Anchor ", style="bold")
-    text.append(f"{status.market} · {status.phase} {duration_text(status.uptime_s)}")
+    text.append(clean(f"{status.market} · {status.phase} {duration_text(status.uptime_s)}"))
     if status.ends_in_s is not None:
         text.append(f" · {duration_text(status.ends_in_s)} left")
     if status.page_url:
-        text.append(f" · {status.page_url}")
+        text.append(clean(f" · {status.page_url}"))
     text.pad_right(WIDTH_MAX)
     return text
 
@@ -123,9 +120,11 @@ def anchor_lines(symbol: SymbolStatus) -> Text:
     prices = [p.price_now for p in symbol.predictions if p.price_now is not None]
     last = prices[-1] if prices else None
     text = Text(no_wrap=True, overflow="crop")
-    text.append(f" {symbol.symbol} ", style="bold")
+    text.append(clean(f" {symbol.symbol} "), style="bold")
     text.append(f"{price_text(last)} ", style="bold cyan")
-    text.append(f" {anchor.state} ", style="bold black on green" if anchor.state == "anchored" else "bold white on red")
+    text.append(
+        clean(f" {anchor.state} "), style="bold black on green" if anchor.state == "anchored" else "bold white on red"
+    )
     text.append(f" epoch {anchor.epoch} · term {anchor.term} · {age_text(anchor.age_ms)} old")
     if anchor.rebuilding:
         text.append(" · rebuilding", style="yellow")
@@ -157,7 +156,7 @@ def predictions_panel(symbol: SymbolStatus, rows: int) -> Panel:
     shown: list[Prediction | int] = [*symbol.predictions[-rows:], *symbol.missed_slots[-rows:]]
     shown.sort(key=lambda item: item if isinstance(item, int) else item.slot, reverse=True)
     lines = [_titles(PREDICTION_WIDTHS, "slot", "", "price", "", "in 10 s", "%", "ms")]
-    return _panel(lines + [_prediction_row(item) for item in shown[:rows]], f"predictions {symbol.symbol}")
+    return _panel(lines + [_prediction_row(item) for item in shown[:rows]], clean(f"predictions {symbol.symbol}"))
 
 
 def _prediction_row(item: Prediction | int) -> Text:
@@ -213,7 +212,7 @@ def line_text(line: LineStatus) -> Text:
     """Say how one line of the feed is doing."""
     stale = line.connected is False or line.age_ms is None or line.age_ms > 1_000
     text = Text(no_wrap=True, overflow="ellipsis")
-    text.append(f"line {line.line} ", style="bold")
+    text.append(clean(f"line {line.line} "), style="bold")
     text.append("lost " if line.connected is False else "", style="red")
     text.append(age_text(line.age_ms), style="yellow" if stale else "green")
     text.append(f"  {short_number(line.messages_per_s)} msg/s")
@@ -277,8 +276,8 @@ def render(status: Status, height: int) -> Layout:
 def slot_line(symbol: str, prediction: Prediction) -> str:
     """Give the line that `--plain` prints for a prediction."""
     word = WORDS[prediction.direction]
-    doubt = f"  degraded: {clean(prediction.reason)}" if prediction.degraded else ""
-    return (
+    doubt = f"  degraded: {prediction.reason}" if prediction.degraded else ""
+    return clean(
         f"{slot_time_text(prediction.slot)} {symbol} {price_text(prediction.price_now)}"
         f" -> {price_text(prediction.predicted_price)} {word} confidence {prediction.confidence:.2f}"
         f"  {prediction.mode} epoch {prediction.epoch}  {prediction.latency_ms:.1f} ms{doubt}"
@@ -287,4 +286,4 @@ def slot_line(symbol: str, prediction: Prediction) -> str:
 
 def missed_line(symbol: str, slot: int) -> str:
     """Give the line that `--plain` prints for a missed slot."""
-    return f"{slot_time_text(slot)} {symbol} missed"
+    return clean(f"{slot_time_text(slot)} {symbol} missed")
