@@ -12,9 +12,9 @@ TESTS ?= tests
 OTHER_TESTS = $(filter-out tests/cluster%,$(TESTS))
 CLUSTER_TESTS = $(if $(filter tests,$(TESTS)),tests/cluster,$(filter tests/cluster%,$(TESTS)))
 BED := PYTHONPATH=tests $(PYTHON) -m cluster.bed
-SOURCES := pyproject.toml $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
+SOURCES := pyproject.toml requirements.lock .ci/locked.py $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
-.PHONY: help setup run test check format bench fuzz model crds image cluster cluster-down krew clean
+.PHONY: help setup run test check format bench fuzz model crds lock image cluster cluster-down krew clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ model: .venv/.dev-ready ## train the model that ships, from the recording that s
 crds: .venv/.dev-ready ## write the definitions anew from the operator's models, and the chart's copies of them
 	$(BIN)/python -m sheetanchor_operator.schema crds
 	cp crds/*.yaml charts/sheetanchor/files/crds/
+
+lock: ## write requirements.lock anew after a change of pyproject.toml; UPGRADE=1 or UPGRADE="NAME…" for newer versions
+	@PYTHON="$(PYTHON)" UPGRADE="$(UPGRADE)" bash .ci/lock
 
 image: .venv/.run-ready ## build the image IMAGE (default localhost/sheetanchor:dev), without network while it is built
 	@bash workloads/image.sh $(IMAGE)

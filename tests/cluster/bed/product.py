@@ -13,7 +13,8 @@ from cluster.bed.run import BedError, run, say
 from cluster.bed.tools import log, tool_path
 
 IMAGE = "localhost/sheetanchor:dev"
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "decoder", "operator", "workloads")
+LOCK = ("requirements.lock", ".ci/locked.py")
+SOURCES = ("pyproject.toml", *LOCK, "README.md", "LICENSE", "decoder", "operator", "workloads")
 CHART = kind.CHECKOUT / "charts" / "sheetanchor"
 SAMPLE = CHART / "examples" / "recorded-market.yaml"
 NAMESPACE, RELEASE = "sheetanchor-system", "sheetanchor"
