@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from bad_entries import BROKEN_FRAMES, spoil, spoil_lines
 from sheetanchor import recording, sbe
 from sheetanchor._decoder import Market
 from sheetanchor.capture import hole_in, run
-from sheetanchor.contract import keys, pack_frames
+from sheetanchor.contract import keys, line_stream, pack_frames
 from sheetanchor.dataset import rows
 from sheetanchor.errors import BadRecording, BadSettings, RedisRefused
 from sheetanchor.recording import Recording
@@ -146,6 +147,22 @@ async def test_bad_frames_and_other_symbols_are_left_out(
     found = await captured(redis_url, tmp_path / "capture.frames.gz", 0.8)
 
     assert sorted(part) == sorted(found.events)
+
+
+async def test_whatever_ingestors_write_stops_no_recording(
+    redis: Redis, redis_url: str, market: Recording, tmp_path: Path
+) -> None:
+    """Malformed entries and lines that are none are left out; what follows is recorded."""
+    await stored_book(redis, market, {})
+    await spoil_lines(redis, SYMBOL)
+    await spoil(redis, SYMBOL, "a")
+    for packed in BROKEN_FRAMES.values():
+        await redis.xadd(line_stream(SYMBOL, "a"), {"n": 1, "t": 1, "f": packed})
+    await feed(redis, market.events[:100], "a")
+
+    found = await captured(redis_url, tmp_path / "capture.frames.gz", 0.8)
+
+    assert sorted(market.events[:100]) == sorted(found.events)
 
 
 @pytest.mark.parametrize(

@@ -238,3 +238,23 @@ async def test_whoever_takes_over_asks_for_what_is_recent(client: Redis) -> None
             await task
 
     assert [now_us, now_us + 1] == asked
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_a_redirect_gets_no_token(status: int, tmp_path: Path) -> None:
+    """The token is for the API server only: where its answer points to is not asked, and the answer is a refusal."""
+    asked = []
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n")).decode().split()[1])
+        writer.write(f"HTTP/1.1 {status} x\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    (tmp_path / "token").write_text("secret")
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    async with server, KubernetesApi(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", tmp_path) as api:
+        answer = await api.create(body_of("space", found_gap()))
+
+    assert (status, "refused") == (answer.status, verdict_of(answer))
+    assert ["/apis/sheetanchor.dev/v1alpha1/namespaces/space/reanchors"] == asked

@@ -6,14 +6,18 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
+from bad_entries import BAD_IDS, MALFORMED, spoil, spoil_lines
 from conftest import RedisServer
 from sheetanchor import errors
 from sheetanchor.contract import line_stream, unpack_frames
 from sheetanchor.transport import LineReader, LineWriter, redis_client, server_identity
 
 STREAM = line_stream("BTCUSDT", "a")
+DECODE_ERRORS = "sheetanchor_processor_decode_errors_total"
+ENVELOPE = {"symbol": "BTCUSDT", "kind": "envelope"}
 
 
 async def _fill(redis: Redis, entries: int, *, first_ms: int = 1_000_000, size: int = 10, line: str = "a") -> list[str]:
@@ -257,3 +261,74 @@ async def test_the_identity_of_a_data_set_is_stable(redis: Redis, each_server: R
     assert identities[0] == identities[1]
     assert (len(identities[0].replication_id), identities[0].role) == (40, "master")
     await other.aclose()
+
+
+async def test_malformed_entries_are_skipped_and_counted(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """Between two sound entries every malformed one is passed over, counted, and told once in all."""
+    writer, reader = LineWriter(redis, "BTCUSDT", "a"), LineReader(redis, "BTCUSDT")
+    await writer.append([(1, b"before")])
+    count = await spoil(redis, "BTCUSDT", "a")
+    await writer.append([(2, b"after")])
+    last = (await redis.xinfo_stream(STREAM))["last-generated-id"].decode()
+    before = REGISTRY.get_sample_value(DECODE_ERRORS, ENVELOPE) or 0
+
+    batches = await reader.read(0, count=1_000)
+
+    assert [1, 2] == [batch.first_received_us for batch in batches]
+    assert (len(MALFORMED), last) == (count, reader.ids["a"])
+    assert (count, count) == (reader.skipped, REGISTRY.get_sample_value(DECODE_ERRORS, ENVELOPE) - before)
+    assert 1 == sum("skipped" in record.message for record in caplog.records)
+
+
+async def test_nothing_but_malformed_entries_is_passed_too(redis: Redis) -> None:
+    """A read that finds only malformed entries goes on after them, also after those that claim to be of far times."""
+    await LineWriter(redis, "BTCUSDT", "a").append([(1, b"x")])
+    reader = LineReader(redis, "BTCUSDT")
+    await reader.read(0)
+    await spoil(redis, "BTCUSDT", "a")
+    for entry_id in BAD_IDS:
+        await redis.xadd(STREAM, {"n": 1, "t": 1, "f": b""}, id=entry_id.decode())
+
+    assert [] == await reader.read(0, count=1_000)
+    assert BAD_IDS[-1].decode() == reader.ids["a"]
+    assert [] == await reader.read(0)
+
+
+async def test_registered_lines_that_are_none_are_left_out(redis: Redis) -> None:
+    """Names that are none, keys of other types and hundreds of lines: the known line is read, and sixteen in all."""
+    writer, reader = LineWriter(redis, "BTCUSDT", "a"), LineReader(redis, "BTCUSDT")
+    await writer.append([(1, b"x")])
+    await reader.read(0)
+    await spoil_lines(redis, "BTCUSDT")
+
+    named = await reader.discover()
+    await writer.append([(2, b"y")])
+    batches = await reader.read(0)
+
+    assert ("a" in named, 16) == (True, len(named))
+    assert [] == [name for name in named if name.startswith("strange")]
+    assert 2 in [batch.first_received_us for batch in batches]
+
+
+async def test_a_line_that_is_no_stream_any_more_stops_no_other(redis: Redis) -> None:
+    """A key that turns into another type while it is read costs one empty read; so does the set of lines."""
+    for line in ("a", "b"):
+        await LineWriter(redis, "BTCUSDT", line).append([(1, b"x")])
+    reader = LineReader(redis, "BTCUSDT")
+    await reader.read(0)
+    await redis.set(STREAM, "text")
+    await redis.set("lines:{BTCUSDT}", "text")
+    await redis.xadd(line_stream("BTCUSDT", "b"), {"n": 1, "t": 7, "f": b""})
+
+    batches = await reader.read(0) or await reader.read(0, now_us=10_000_000)
+
+    assert [("b", 7)] == [(batch.line, batch.first_received_us) for batch in batches]
+
+
+async def test_lines_that_have_gone_make_room(redis: Redis) -> None:
+    """Over the years lines may have many names: those whose streams have ended do not count."""
+    reader = LineReader(redis, "BTCUSDT")
+    for number in range(40):
+        await redis.delete(line_stream("BTCUSDT", f"zone-{number - 1}"))
+        await LineWriter(redis, "BTCUSDT", f"zone-{number}").append([(number, b"x")])
+        assert f"zone-{number}" in await reader.discover()

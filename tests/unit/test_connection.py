@@ -99,9 +99,20 @@ def test_answers_to_an_upgrade_are_told_apart(status: int, kind: type[Exception]
     assert words in str(error)
 
 
-@pytest.mark.parametrize(("header", "expected"), [("7", 7.0), ("", 60.0), ("soon", 60.0), ("-1", 60.0)])
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("7", 7.0),
+        ("", 60.0),
+        ("soon", 60.0),
+        ("-1", 60.0),
+        ("\u0667", 60.0),
+        ("259201", 259_200.0),
+        ("9" * 400, 259_200.0),
+    ],
+)
 def test_a_rate_limit_says_when_to_come_back(header: str, expected: float) -> None:
-    """The header is heeded when it is a number; else a minute is waited, which all limits are counted by."""
+    """A number is heeded up to the longest ban; else a minute is waited, which all limits are counted by."""
     error = upgrade_error(429, header)
 
     assert isinstance(error, RateLimited)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import struct
 import subprocess
@@ -395,6 +396,36 @@ def test_missing_native_module() -> None:
     assert 1 == done.returncode
     assert "the native decoder is missing" in done.stderr
     assert "make setup" in done.stderr
+
+
+NEED_DECODER = {
+    "ingest": [],
+    "process": [],
+    "reanchor": [],
+    "capture": [],
+    "exchange": ["--http-port", "0"],
+    "train": [],
+    "local": [],
+}
+
+
+@pytest.mark.parametrize("role", sorted(NEED_DECODER))
+def test_a_role_without_the_native_module_says_what_to_do(role: str) -> None:
+    """Every role that decodes ends at once with one line, whichever module imports the decoder first."""
+    script = f"""
+import sys
+sys.modules['sheetanchor._decoder'] = None
+from sheetanchor.__main__ import main
+sys.exit(main({[role, *NEED_DECODER[role]]!r}))
+"""
+    environment = {**os.environ, "BINANCE_API_KEY": "none"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
+
+    hint = "the native decoder is missing or was built for another Python: `make setup` builds it"
+    assert (1, f"sheetanchor {role}: {hint}\n") == (done.returncode, done.stderr)
 
 
 INT64 = st.integers(-(2**63), 2**63 - 1)

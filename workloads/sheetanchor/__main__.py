@@ -19,7 +19,7 @@ import uvloop
 
 from sheetanchor import __version__, logs, settings
 from sheetanchor.command_line import add_flags, load
-from sheetanchor.errors import BadRecording, BadSettings, SheetAnchorError
+from sheetanchor.errors import DECODER_MISSING, DECODER_MODULE, BadRecording, BadSettings, SheetAnchorError
 
 EXIT_BAD_SETTINGS = 2
 EXIT_FAILED = 1
@@ -104,6 +104,11 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_BAD_SETTINGS
     except SheetAnchorError as error:
         print(f"sheetanchor {name}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except ImportError as error:
+        if error.name != DECODER_MODULE:
+            raise
+        print(f"sheetanchor {name}: {DECODER_MISSING}", file=sys.stderr)
         return EXIT_FAILED
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 0

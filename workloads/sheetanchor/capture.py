@@ -44,10 +44,12 @@ class Collected:
 
     Args:
         depth_id: Update id that the starting book ends at; diffs up to it are left out.
+        skipped: Entries whose frames could not be told apart.
     """
 
     symbol: str
     depth_id: int
+    skipped: int = 0
     _found: dict[int, dict[int, tuple[int, bytes]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -120,7 +122,14 @@ async def follow(redis: Redis, recording: Recording, ids: dict[str, str], second
     started = told = time.monotonic()
     while not stop.is_set() and time.monotonic() - started < seconds:
         for batch in await reader.read(BLOCK_MS, now_us=time.monotonic_ns() // 1_000):
-            for received_us, frame in unpack_frames(batch.frames):
+            try:
+                frames = list(unpack_frames(batch.frames))
+            except ValueError as error:
+                collected.skipped += 1
+                if collected.skipped == 1:
+                    log.warning("entry %s of line %s left out: %s", batch.entry_id, batch.line, error)
+                continue
+            for received_us, frame in frames:
                 collected.add(received_us, frame)
         if time.monotonic() - told >= PROGRESS_S:
             told = time.monotonic()

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -50,6 +50,11 @@ TRADE_WINDOWS_S: Final = (1, 5)
 SYMBOL_PATTERN: Final = re.compile(r"[A-Z0-9]{2,20}")
 LINE_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 SYMBOLS_MAX: Final = 10
+LINES_MAX: Final = 16
+"""Lines of a symbol that are read: the merging of lines has a bit for each."""
+
+TIME_LIMIT_US: Final = 2**52
+"""Times end in the year 2112: a larger number is no time."""
 
 STREAM_TYPES: Final = ("trade", "bestBidAsk", "depth")
 
@@ -143,6 +148,59 @@ def unpack_frames(batch: bytes) -> Iterator[tuple[int, bytes]]:
             )
         yield received_us, batch[start : start + length]
         offset = start + length
+
+
+_WHOLE_NUMBER: Final = re.compile(rb"[0-9]{1,16}")
+_ENTRY_ID: Final = re.compile(rb"([0-9]{1,16})-[0-9]{1,20}")
+
+
+class Entry(NamedTuple):
+    """One entry of a line's stream, its envelope checked; see `unpack_frames` for what is in it.
+
+    Attributes:
+        id: Its id in the stream.
+        frame_count: Frames in it, as its writer says.
+        first_received_us: When the first of them arrived, by the ingestor's clock, in µs.
+        frames: Packed frames; whoever unpacks them checks their lengths.
+    """
+
+    id: str
+    frame_count: int
+    first_received_us: int
+    frames: bytes
+
+
+def parse_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
+    """Read the envelope of an entry of a line's stream.
+
+    Raises:
+        ValueError: Names the field, what stands there and what was expected.
+    """
+    placed = _ENTRY_ID.fullmatch(entry_id)
+    if placed is None or int(placed[1]) * 1_000 >= TIME_LIMIT_US:
+        raise ValueError(f"id = {_shown(entry_id)}: expected milliseconds before the year 2112 and a number")
+    frames = fields.get(b"f")
+    if frames is None:
+        raise ValueError("f is missing: expected packed frames")
+    count = _number_in(fields, b"n", 2**32)
+    return Entry(entry_id.decode(), count, _number_in(fields, b"t", TIME_LIMIT_US), frames)
+
+
+def _number_in(fields: Mapping[bytes, bytes], name: bytes, limit: int) -> int:
+    text = fields.get(name, b"")
+    if _WHOLE_NUMBER.fullmatch(text) is None or int(text) >= limit:
+        raise ValueError(f"{name.decode()} = {_shown(text)}: expected a whole number below {limit}")
+    return int(text)
+
+
+def _shown(raw: bytes) -> str:
+    return repr(raw if len(raw) <= 40 else raw[:40] + b"...")
+
+
+def line_names(members: Iterable[bytes | str]) -> list[str]:
+    """Give the names of lines among the members of `lines:{S}`, sorted; anything else that stands there is left out."""
+    texts = (member.decode("utf-8", "replace") if isinstance(member, bytes) else member for member in members)
+    return sorted(name for name in texts if LINE_PATTERN.fullmatch(name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,11 @@ Retryable or fatal is decided in one place: `is_retryable`.
 
 from __future__ import annotations
 
+from typing import Final
+
+DECODER_MODULE: Final = "sheetanchor._decoder"
+DECODER_MISSING: Final = "the native decoder is missing or was built for another Python: `make setup` builds it"
+
 
 class SheetAnchorError(Exception):
     """Root of the tree; its text is one line that a person can act on."""

@@ -28,6 +28,31 @@ CLOSE_TIMEOUT_S: Final = 2.0
 RETRY_AFTER_DEFAULT_S: Final = 60.0
 """Limits of the exchange are counted by the minute."""
 
+RETRY_AFTER_MAX_S: Final = 3 * 86_400.0
+"""The exchange's longest ban; a line that was asked to wait longer would never try again."""
+
+
+async def refuse_redirects(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Let no answer lead a request to another address; for the session that connections are made with.
+
+    An upgrade would be sent there with the API key, perhaps in clear, and its frames be taken for the market. The
+    client itself only keeps back headers that it knows to be secret.
+
+    Raises:
+        ExchangeUnavailable: The answer is a redirect.
+    """
+    response = await handler(request)
+    if 300 <= response.status < 400:
+        response.close()
+        raise ExchangeUnavailable(
+            f"the exchange answered {response.status} to the WebSocket upgrade: redirects are not followed, "
+            f"for the API key is only for {request.url.origin()}"
+        )
+    return response
+
+
 OnFrame = Callable[[bytes, int], None]
 """(frame, receive time in µs since 1970)"""
 
@@ -159,7 +184,8 @@ def upgrade_error(status: int, retry_after: str = "") -> ExchangeError:
     """
     told = f"the exchange answered {status} to the WebSocket upgrade"
     if status in (418, 429):
-        wait_s = float(retry_after) if retry_after.isdecimal() else RETRY_AFTER_DEFAULT_S
+        is_number = retry_after.isascii() and retry_after.isdigit()
+        wait_s = min(float(retry_after), RETRY_AFTER_MAX_S) if is_number else RETRY_AFTER_DEFAULT_S
         return RateLimited(f"{told}: too many requests", retry_after_s=wait_s, status=status)
     if status in (401, 403):
         return ExchangeRefused(f"{told}: it does not accept the API key, which must be an Ed25519 key")

@@ -6,6 +6,7 @@ loads it when a server lacks it and gives its replies names. It never retries a 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from sheetanchor.contract import (
     keys,
 )
 from sheetanchor.transport import clear_error, clear_errors
+
+log = logging.getLogger(__name__)
 
 PREDICTIONS_AGE_MAX_MS: Final = 25 * 60 * 60 * 1000
 """A day, the longest window that accuracy is reported over, and an hour."""
@@ -421,7 +424,15 @@ class HotState:
         """Append to the history of gaps."""
         with clear_errors(f"XADD {self.keys.gaps}"):
             entry: dict[Any, Any] = {**gap.fields()}
-            await self._redis.xadd(self.keys.gaps, entry, maxlen=GAPS_LENGTH_MAX, approximate=True)
+            try:
+                await self._redis.xadd(self.keys.gaps, entry, maxlen=GAPS_LENGTH_MAX, approximate=True)
+            except exceptions.ResponseError as error:
+                if not str(error).startswith("WRONGTYPE"):
+                    raise
+                # Ingestors write here too: what one of them has made of it must not keep a gap from being told.
+                log.error("%s: expected a stream, removed what stood there", self.keys.gaps)
+                await self._redis.delete(self.keys.gaps)
+                await self._redis.xadd(self.keys.gaps, entry, maxlen=GAPS_LENGTH_MAX, approximate=True)
 
     async def add_receipt(self, receipt: Receipt) -> None:
         """Append to the history of receipts."""

@@ -20,7 +20,7 @@ from sheetanchor.command_line import read_secret
 from sheetanchor.connection import Policy
 from sheetanchor.contract import Gap
 from sheetanchor.errors import BadSettings, RedisError, RedisOutOfMemory, RedisUnavailable
-from sheetanchor.feed import stream_url
+from sheetanchor.feed import refuse_redirects, stream_url
 from sheetanchor.hot_state import HotState
 from sheetanchor.intake import Intake, measure_rate
 from sheetanchor.keeper import Keeper
@@ -171,7 +171,9 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> None:
     url = stream_url(settings.ws_url, settings.symbol, settings.streams)
     try:
         # Connecting has a time-out of its own; the session's would count the connection's whole life.
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None), middlewares=(refuse_redirects,)
+        ) as session:
             keeper = Keeper(url, settings.line, settings.symbol, api_key, session, intake, policy_of(settings))
             health.checks = checks_of(keeper, sender)
             app = create_app(health)

@@ -120,7 +120,10 @@ class KubernetesApi:
             raise RuntimeError("used outside its context")
         try:
             headers = {"Authorization": f"Bearer {(self._folder / 'token').read_text().strip()}"}
-            async with self._session.post(url, json=manifest, headers=headers, ssl=self._trust()) as response:
+            # The token is for this server and for no other that it might point to.
+            async with self._session.post(
+                url, json=manifest, headers=headers, ssl=self._trust(), allow_redirects=False
+            ) as response:
                 return await _answer_of(response)
         except TimeoutError:
             return Answer(0, f"{self._url} did not answer within {REQUEST_TIMEOUT_S:g} s")

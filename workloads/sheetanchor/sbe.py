@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sheetanchor.errors import SheetAnchorError
+from sheetanchor.errors import DECODER_MISSING, DECODER_MODULE, SheetAnchorError
 
 try:
     from sheetanchor import _decoder
 except ImportError as error:
-    raise ImportError(
-        "the native decoder is missing or was built for another Python: `make setup` builds it"
-    ) from error
+    raise ImportError(DECODER_MISSING, name=DECODER_MODULE) from error
 
 TRADES_TEMPLATE = 10000
 BEST_BID_ASK_TEMPLATE = 10001

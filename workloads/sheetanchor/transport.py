@@ -20,8 +20,16 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
-from sheetanchor import errors, masters, sentinel_url
-from sheetanchor.contract import STREAM_AGE_MAX_MS, STREAM_BYTES_MAX, keys, line_stream, pack_frames
+from sheetanchor import errors, masters, metrics, sentinel_url
+from sheetanchor.contract import (
+    STREAM_AGE_MAX_MS,
+    STREAM_BYTES_MAX,
+    keys,
+    line_stream,
+    pack_frames,
+    parse_entry,
+)
+from sheetanchor.registered import LineRegister
 
 SOCKET_TIMEOUT_S: Final = 2.0
 """One prediction slot: whoever waits longer for Redis has missed it."""
@@ -435,6 +443,9 @@ class LineReader:
     """Reads the streams of all lines of a symbol, each from its own place.
 
     Lines that appear later are found within two seconds and read from their beginning, or from the time last sought.
+    What ingestors write is not trusted: an entry whose envelope is malformed is skipped and counted, and so is a
+    registered line whose name is none, whose key is no stream, or that is one too many. A reader that ended because of
+    one would meet it again at every start.
 
     Args:
         redis: Client to read with.
@@ -450,6 +461,8 @@ class LineReader:
         self._start = START
         self._ids: dict[str, str] = dict.fromkeys(lines or (), START)
         self._refreshed_us: int | None = None
+        self._register = LineRegister(redis, symbol)
+        self.skipped = 0
 
     @property
     def ids(self) -> dict[str, str]:
@@ -483,11 +496,16 @@ class LineReader:
         """
         if not self._fixed:
             with clear_errors(f"SMEMBERS {self._lines_key}"):
-                members: set[Any] = set(await self._redis.smembers(self._lines_key))
-                for line in sorted(_text(member) for member in members):
-                    if line not in self._ids and await self._redis.exists(line_stream(self._symbol, line)):
-                        self._ids[line] = self._start
+                lines = await self._register.lines(tuple(self._ids))
+            self._ids = {line: self._ids.get(line, self._start) for line in lines}
         return tuple(self._ids)
+
+    def _skip(self, line: str, entry_id: bytes, error: ValueError) -> None:
+        self.skipped += 1
+        metrics.DECODE_ERRORS.labels(self._symbol, "envelope").inc()
+        stream = line_stream(self._symbol, line)
+        shown = entry_id.decode("ascii", "replace")[:40]
+        self._register.tell(stream, f"entry {shown} skipped (further ones are counted): {error}")
 
     async def check_trimmed(self) -> list[Trimmed]:
         """Name the lines that have lost entries after the place they are to be read from.
@@ -545,12 +563,22 @@ class LineReader:
         streams: dict[Any, Any] = {line_stream(self._symbol, line): last for line, last in self._ids.items()}
         names = {line_stream(self._symbol, line): line for line in self._ids}
         with clear_errors(f"XREAD {' '.join(names)}"):
-            answer = await self._redis.xread(streams, count=count, block=min(block_ms, BLOCK_MAX_MS) or None)
+            try:
+                answer = await self._redis.xread(streams, count=count, block=min(block_ms, BLOCK_MAX_MS) or None)
+            except exceptions.ResponseError as error:
+                if not str(error).startswith("WRONGTYPE"):
+                    raise
+                self._ids = {line: self._ids[line] for line in await self._register.streams(tuple(self._ids))}
+                return []
         batches: list[Batch] = []
         for stream, entries in _stream_items(answer):
             line = names[_text(stream)]
-            batches.extend(_batch(line, entry_id, fields) for entry_id, fields in entries)
-            self._ids[line] = batches[-1].entry_id
+            for entry_id, fields in entries:
+                try:
+                    batches.append(Batch(line, *parse_entry(entry_id, fields)))
+                except ValueError as error:
+                    self._skip(line, entry_id, error)
+            self._ids[line] = _text(entries[-1][0])
         return batches
 
 
@@ -559,10 +587,6 @@ def _stream_items(answer: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(answer, dict):
         return [(stream, entries[0] if len(entries) == 1 else entries) for stream, entries in answer.items()]
     return [(stream, entries) for stream, entries in answer or ()]
-
-
-def _batch(line: str, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Batch:
-    return Batch(line, _text(entry_id), int(fields.get(b"n", 0)), int(fields.get(b"t", 0)), fields.get(b"f", b""))
 
 
 def _order(entry_id: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from contextlib import asynccontextmanager
 from rich.console import Console
 from rich.live import Live
 
-from sheetanchor.errors import BadRecording, BadSettings, SheetAnchorError
+from sheetanchor.errors import DECODER_MODULE, BadRecording, BadSettings, SheetAnchorError
 from sheetanchor.local import page, relay, view
 from sheetanchor.local.supervisor import Listeners, Supervisor
 from sheetanchor.local.tally import Prediction
@@ -40,6 +41,7 @@ async def run(settings: LocalSettings) -> int:
     Raises:
         BadSettings: If a setting is wrong.
     """
+    importlib.import_module(DECODER_MODULE)  # missing: told once, here, instead of by each child again and again
     live = not settings.plain and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     log_relay = relay.for_terminal(live)
     relay.take_over_logging(log_relay)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Final
+from typing import Final
 
 from redis.asyncio import Redis
 
-from sheetanchor.contract import keys, line_stream
+from sheetanchor.contract import keys, line_names, line_stream
 from sheetanchor.errors import BadSettings
 from sheetanchor.hot_state import Anchor, HotState
 from sheetanchor.transport import clear_errors
@@ -80,8 +80,7 @@ async def clear(redis: Redis, symbol: str, *, same_market: bool) -> None:
         log.warning("%s: the lock of an earlier run (%s) is taken away", symbol, holder)
         await hot.unlock(holder)
     with clear_errors(f"removing old keys of {symbol}"):
-        members: set[Any] = set(await redis.smembers(key.lines))
-        streams = [line_stream(symbol, raw.decode()) for raw in members]
+        streams = [line_stream(symbol, line) for line in line_names(await redis.smembers(key.lines))]
         staging = [key.ob_new, key.book_new, key.tr_1s_new, key.tr_5s_new, key.feat_new]
         hot_keys = [key.ob, key.book, key.tr_1s, key.tr_5s, key.feat, key.pred]
         history = [] if same_market else [key.receipts]

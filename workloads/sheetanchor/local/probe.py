@@ -15,7 +15,7 @@ from typing import Any, Final
 import aiohttp
 from redis.asyncio import Redis
 
-from sheetanchor.contract import SLOT_MS, keys, line_stream
+from sheetanchor.contract import LINES_MAX, SLOT_MS, keys, line_names, line_stream
 from sheetanchor.local import exposition
 from sheetanchor.local.exposition import Sample
 from sheetanchor.local.processes import Child
@@ -127,8 +127,7 @@ class Probe:
             self.redis_memory_mb = int(memory.get("used_memory", 0)) / 2**20
             seconds, micros = await self._redis.time()
             for symbol in self.lines:
-                members: set[Any] = set(await self._redis.smembers(keys(symbol).lines))
-                names = sorted(raw.decode() for raw in members)
+                names = line_names(await self._redis.smembers(keys(symbol).lines))[:LINES_MAX]
                 self.lines[symbol] = [
                     LineStatus(
                         line,

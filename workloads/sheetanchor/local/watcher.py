@@ -88,7 +88,7 @@ class Watcher:
             tally, take = self._takers[stream]
             for entry_id, raw in entries[0] if isinstance(answer, dict) and len(entries) == 1 else entries:
                 self._ids[stream] = entry_id.decode()
-                fields = {key.decode(): value.decode(errors="replace") for key, value in raw.items()}
+                fields = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in raw.items()}
                 try:
                     take(tally, entry_id.decode(), fields)
                 except (KeyError, ValueError) as error:
