@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cluster_parts import Running, reading, ready
+from cluster_reader import reading_service
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 
@@ -56,12 +57,14 @@ def delete(btc: Running, name: str) -> None:
 
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("kill", [delete, crash])
-def test_losing_a_pod_costs_no_slot(btc: Running, victim: str, kill: Callable[[Running, str], None]) -> None:
-    """However a pod ends, no slot is missed, and the pipeline is sound again."""
+def test_losing_a_pod_costs_no_slot(
+    btc: Running, image: str, victim: str, kill: Callable[[Running, str], None]
+) -> None:
+    """However a pod ends, no slot is missed, whoever reads the Service misses one at most, and all is sound again."""
     btc.until_sound()
     name = VICTIMS[victim](btc)
 
-    with reading(btc.api, btc.namespace, btc.name) as reader:
+    with reading_service(btc, image), reading(btc.api, btc.namespace, btc.name) as reader:
         kill(btc, name)
         time.sleep(5)
         took_s = btc.until_sound(120)

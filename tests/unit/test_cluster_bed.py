@@ -11,6 +11,7 @@ import pytest
 from cluster.bed import given, kind, run
 from cluster.bed.cache import digest, entry, locked
 from cluster.bed.run import BedError, CannotHost
+from cluster_reader import longest_hole
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +113,18 @@ def test_the_environment_names_the_cluster(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("SHEETANCHOR_TEST_CLUSTER", str(tmp_path / "nosuch"))
     with pytest.raises(CannotHost, match=r"SHEETANCHOR_TEST_CLUSTER=.*no such file"):
         given.kubeconfig()
+
+
+@pytest.mark.parametrize(
+    ("read", "hole"),
+    [
+        ({7: 40, 8: 40, 9: 1_999}, 0),
+        ({7: 40, 8: 2_000, 9: 40}, 1),
+        ({7: 40, 9: 40}, 1),
+        ({7: 40}, 2),
+        ({}, 3),
+    ],
+)
+def test_a_hole_is_what_was_not_read_in_time(read: dict[int, int], hole: int) -> None:
+    """A slot that was read after its end is as missing as one that was never read."""
+    assert hole == longest_hole(read, 7, 9)
