@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
 import uuid
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from aiohttp import web
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
 from sheetanchor import __version__, logs
 from sheetanchor.command_line import add_flags, load
 from sheetanchor.errors import BadSettings
+from sheetanchor.listening import is_local, open_listeners, probes, serving
 from sheetanchor_operator import metrics
 from sheetanchor_operator.cache import Cache
 from sheetanchor_operator.children import Defaults
 from sheetanchor_operator.cluster import ApiError, Cluster
-from sheetanchor_operator.health import Standing, app
+from sheetanchor_operator.health import LastStanding, Standing, app
 from sheetanchor_operator.leading import Leader
 from sheetanchor_operator.lease import Election
 from sheetanchor_operator.measures import Measures
@@ -73,6 +75,7 @@ class Operator:
         loop = asyncio.get_running_loop()
         identity = f"{settings.pod_name}_{uuid.uuid4().hex[:8]}"
         self.cluster, self.settings = cluster, settings
+        self.clock = loop.time
         self.election = Election(cluster, settings.pod_namespace, settings.operator_lease, identity, loop.time)
         self.cache = Cache()
         acting = cluster.fenced(self.election.holds)
@@ -85,6 +88,7 @@ class Operator:
             monitoring_namespaces=tuple(settings.operator_monitoring_namespaces),
             api_server_ports=tuple(settings.operator_api_server_ports),
             dns_ports=tuple(settings.operator_dns_ports),
+            listen_address=settings.operator_listen_address,
             pull_secrets=tuple(settings.operator_image_pull_secrets),
         )
         publisher = Publisher(acting, settings.pod_name)
@@ -102,7 +106,7 @@ class Operator:
 
     def standing(self) -> Standing:
         """Say how it is."""
-        age_s = asyncio.get_running_loop().time() - self.election.looked_s
+        age_s = self.clock() - self.election.looked_s
         return Standing(
             leading=self.election.leading.is_set(),
             synced=self.leader.synced,
@@ -152,6 +156,32 @@ def _words(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+@contextlib.asynccontextmanager
+async def _served(operator: Operator, settings: OperatorSettings) -> AsyncIterator[None]:
+    """Answer health and metrics, and the probes on a port of their own, while the block runs."""
+    try:
+        listeners = open_listeners(settings.http_host, settings.http_port)
+    except OSError as error:
+        raise BadSettings(
+            f"http_port = {settings.http_port}: cannot listen on {settings.http_host}: {error}"
+        ) from error
+    answers = app(operator.standing)
+    answers.state.answers.only_local = is_local(listeners)
+    with contextlib.ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(listener)
+        last = LastStanding(operator.standing, operator.clock)
+        try:
+            probe_port = stack.enter_context(probes(last.live, last.ready, settings.http_host, settings.probe_port))
+        except OSError as error:
+            text = f"probe_port = {settings.probe_port}: cannot listen on {settings.http_host}: {error}"
+            raise BadSettings(text) from error
+        async with serving(answers, listeners, answers.state.answers.bad_request), last.kept():
+            ports = {"http_port": int(listeners[0].getsockname()[1]), "probe_port": probe_port}
+            log.info("listening on %s, port %d", settings.http_host, ports["http_port"], extra=ports)
+            yield
+
+
 async def run(settings: OperatorSettings) -> int:
     """Serve health and metrics, and operate until SIGTERM or SIGINT."""
     metrics.LEADER.set(0)
@@ -163,14 +193,11 @@ async def run(settings: OperatorSettings) -> int:
         loop.add_signal_handler(number, stop.set)
     cluster = Cluster(await configuration(settings))
     operator = Operator(settings, cluster)
-    runner = web.AppRunner(app(operator.standing), access_log=None)
-    await runner.setup()
     try:
-        await web.TCPSite(runner, settings.http_host, settings.http_port).start()
-        log.info("sheetanchor-operator %s as %s", __version__, operator.election.identity)
-        return await operator.run(stop)
+        async with _served(operator, settings):
+            log.info("sheetanchor-operator %s as %s", __version__, operator.election.identity)
+            return await operator.run(stop)
     finally:
-        await runner.cleanup()
         await operator.workloads.aclose()
         await cluster.aclose()
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final
 
-from aiohttp import web
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from sheetanchor import __version__
-from sheetanchor_operator.metrics import REGISTRY
+from sheetanchor.answering import Counters, new_app, timestamp
+from sheetanchor.web import CHECK_TIMEOUT_S, LOOP_STALL_MAX_S, TURN_EVERY_S
+from sheetanchor_operator.metrics import HTTP_REQUEST_ERRORS, HTTP_REQUESTS, REGISTRY
 
 LEASE_STALE_S: Final = 60.0
 """The Lease is looked at every two seconds: an operator that has not managed to for a minute is of no use."""
@@ -48,20 +52,58 @@ class Standing:
         return self.lease_age_s < LEASE_STALE_S and (self.synced or not self.leading)
 
 
-def app(standing: Callable[[], Standing]) -> web.Application:
+class LastStanding:
+    """How the operator was just now, for the probes: they are asked in another thread.
+
+    Args:
+        standing: Says how it is; asked in the event loop alone.
+        clock: Seconds of any clock that only goes forward.
+    """
+
+    def __init__(self, standing: Callable[[], Standing], clock: Callable[[], float]) -> None:
+        self._standing, self._clock = standing, clock
+        self._last = (standing(), clock())
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Keep it up to date while the block runs."""
+        task = asyncio.create_task(self._keep(), name="standing")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        while True:
+            self._last = (self._standing(), self._clock())
+            await asyncio.sleep(TURN_EVERY_S)
+
+    def live(self) -> bool:
+        """Say whether a new start would not help; an event loop that does not turn any more needs one."""
+        standing, said_s = self._last
+        return standing.live and self._clock() - said_s < LOOP_STALL_MAX_S
+
+    def ready(self) -> bool:
+        """Say whether it acts, or could at once."""
+        standing, said_s = self._last
+        return standing.ready and self._clock() - said_s < CHECK_TIMEOUT_S
+
+
+def app(standing: Callable[[], Standing]) -> FastAPI:
     """Make the application that answers `/health`, `/health/live`, `/health/ready`, `/health/detailed`, `/metrics`."""
     started_s = time.monotonic()
 
-    async def live(_: web.Request) -> web.Response:
+    async def live() -> JSONResponse:
         now = standing()
         told = {"status": "alive"} if now.live else {"status": "deaf", "message": f"the watch of {now.deaf} is behind"}
-        return web.json_response(told, status=200 if now.live else 503)
+        return JSONResponse(told, status_code=200 if now.live else 503)
 
-    async def ready(_: web.Request) -> web.Response:
+    async def ready() -> JSONResponse:
         sound = standing().ready
-        return web.json_response({"status": "ready" if sound else "not ready"}, status=200 if sound else 503)
+        return JSONResponse({"status": "ready" if sound else "not ready"}, status_code=200 if sound else 503)
 
-    async def health(_: web.Request) -> web.Response:
+    async def health() -> JSONResponse:
         now = standing()
         status = "healthy" if now.live and now.ready else "unhealthy"
         told: dict[str, Any] = {
@@ -69,7 +111,7 @@ def app(standing: Callable[[], Standing]) -> web.Application:
             "overall_status": status,
             "service": "sheetanchor-operator",
             "version": __version__,
-            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "timestamp": timestamp(),
             "uptime_seconds": round(time.monotonic() - started_s, 1),
             "checks": {
                 "lease": {
@@ -80,15 +122,15 @@ def app(standing: Callable[[], Standing]) -> web.Application:
             },
             "pipelines": now.pipelines,
         }
-        return web.json_response(told, status=200 if status == "healthy" else 503)
+        return JSONResponse(told, status_code=200 if status == "healthy" else 503)
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def metrics() -> Response:
+        return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
-    application = web.Application()
-    application.router.add_get("/health", health)
-    application.router.add_get("/health/detailed", health)
-    application.router.add_get("/health/live", live)
-    application.router.add_get("/health/ready", ready)
-    application.router.add_get("/metrics", metrics)
+    application = new_app("sheetanchor-operator", Counters(HTTP_REQUESTS, HTTP_REQUEST_ERRORS))
+    application.add_api_route("/health", health)
+    application.add_api_route("/health/detailed", health)
+    application.add_api_route("/health/live", live)
+    application.add_api_route("/health/ready", ready)
+    application.add_api_route("/metrics", metrics)
     return application

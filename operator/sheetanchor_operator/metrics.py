@@ -27,6 +27,12 @@ MEMORY_LIMIT: Final = Gauge(
 )
 MEMORY_LIMIT.set_function(memory_limit_bytes)
 
+HTTP_REQUESTS: Final = Counter(
+    "http_requests", "HTTP answers by status and route.", ["status", "endpoint"], registry=REGISTRY
+)
+HTTP_REQUEST_ERRORS: Final = Counter(
+    "http_request_errors", "HTTP answers that were errors, by kind.", ["error_type"], registry=REGISTRY
+)
 RECONCILES: Final = Counter(
     "sheetanchor_operator_reconciles_total", "Reconciliations of pipelines.", ["result"], registry=REGISTRY
 )

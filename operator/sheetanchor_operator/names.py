@@ -40,6 +40,8 @@ Only names of lines are longer, by `-ingest-` and a zone of 31: a Deployment's h
 LABEL_LENGTH_MAX: Final = 63
 
 HTTP_PORT: Final = 8080
+PROBE_PORT: Final = 8082
+"""Liveness and readiness alone. No policy opens it: the node that a pod runs on reaches it all the same."""
 REDIS_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 SENTINEL_SERVICE: Final = "sheetanchor"

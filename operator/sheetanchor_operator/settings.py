@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sheetanchor.settings import Common, Port, setting
+from sheetanchor.settings import HTTP_HOST_HELP, PROBE_PORT_HELP, Common, Port, setting
 
 
 class OperatorSettings(Common):
@@ -44,8 +44,12 @@ class OperatorSettings(Common):
         "direct", "how workloads are asked: at their pods' addresses, or through the API server's proxy"
     )
     kubeconfig: Path | None = setting(None, "kubeconfig to use outside of a cluster; default KUBECONFIG")
-    http_host: str = setting("0.0.0.0", "address that health and metrics listen on")
+    operator_listen_address: str = setting(
+        "*", "address that workloads listen on: * is every address, by IPv4 and IPv6", min_length=1
+    )
+    http_host: str = setting("localhost", HTTP_HOST_HELP)
     http_port: Port = setting(8080, "port of health and metrics; 0 picks a free one")
+    probe_port: Port = setting(0, PROBE_PORT_HELP)
     pod_name: str = Field(
         default_factory=socket.gethostname, description="", json_schema_extra={"variable": "POD_NAME"}
     )

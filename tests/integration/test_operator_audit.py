@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
+import aiohttp
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
 from apiserver import ApiServer
 from operator_parts import define, namespace
 from operator_process import apply_pipeline, pipeline_of
+from sheetanchor.listening import open_listeners, serving
 from sheetanchor.settings import REDIS_USERS
 from sheetanchor_operator.cache import Cache
 from sheetanchor_operator.children import Defaults
 from sheetanchor_operator.cluster import PIPELINE, REANCHOR, Cluster
-from sheetanchor_operator.health import Standing, app
+from sheetanchor_operator.health import LastStanding, Standing, app
 from sheetanchor_operator.leading import DEAF_AFTER_S, Leader
 from sheetanchor_operator.measures import Measures
 from sheetanchor_operator.publish import Publisher
@@ -105,10 +108,50 @@ async def test_what_has_gone_unseen_is_dropped(apiserver: ApiServer, where: str,
 )
 async def test_probes_tell_what_a_new_start_can_mend(standing: Standing, live: int, ready: int) -> None:
     """Only deafness asks for a new start; an API server that is away, or a list that is on its way, makes unready."""
-    async with TestClient(TestServer(app(lambda: standing))) as client:
+    last = LastStanding(lambda: standing, time.monotonic)
+    async with serving_operator(standing) as client:
         found = [(await client.get(path)).status for path in ("/health/live", "/health/ready", "/health")]
 
     assert [live, ready, 200 if live == ready == 200 else 503] == found
+    assert (live == 200, ready == 200) == (last.live(), last.ready())
+
+
+@contextlib.asynccontextmanager
+async def serving_operator(standing: Standing) -> AsyncIterator[aiohttp.ClientSession]:
+    application, listeners = app(lambda: standing), open_listeners("localhost", 0)
+    origin = f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
+    async with serving(application, listeners), aiohttp.ClientSession(origin) as client:
+        yield client
+
+
+def test_an_operator_that_has_stood_still_is_not_ready_and_in_the_end_not_alive() -> None:
+    """Its probes answer in a thread of their own, from how it was when its event loop last turned."""
+    now = [0.0]
+    sound = Standing(leading=True, synced=True, deaf="", lease_age_s=1, pipelines=3)
+    last = LastStanding(lambda: sound, lambda: now[0])
+
+    found = []
+    for now[0] in (0.0, 1.9, 2.1, 9.9, 10.1):
+        found.append((last.live(), last.ready()))
+
+    assert [(True, True), (True, True), (True, False), (True, False), (False, False)] == found
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [("GET", "/nothing", 404, "NOT_FOUND"), ("POST", "/health", 405, "METHOD_NOT_ALLOWED")],
+)
+async def test_the_operators_errors_have_the_shape_of_the_roles(method: str, path: str, status: int, code: str) -> None:
+    """With a request id in header and body, and counted."""
+    sound = Standing(leading=True, synced=True, deaf="", lease_age_s=1, pipelines=3)
+    async with serving_operator(sound) as client:
+        async with client.request(method, path, headers={"X-Request-Id": "abc"}) as response:
+            body = (await response.json())["error"]
+            assert (status, "abc") == (response.status, response.headers["X-Request-Id"])
+        metrics = await (await client.get("/metrics")).text()
+
+    assert (code, "abc") == (body["code"], body["request_id"])
+    assert f'http_requests_total{{endpoint="{"other" if status == 404 else "/health"}",status="{status}"}}' in metrics
 
 
 class Broken(Workloads):

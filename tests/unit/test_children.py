@@ -216,6 +216,35 @@ def test_a_roll_out_never_takes_away_what_serves() -> None:
         assert ({"memory"}, {"cpu", "memory"}) == (set(limits), set(requests))
 
 
+def test_probes_have_a_port_that_no_policy_opens() -> None:
+    """Who reads a pod's other ports cannot keep the kubelet out; and it finds each probe's port, by either family."""
+    manifests = rendered()
+    served = {kind: one for kind, one in templates(manifests).items() if one["spec"]["containers"][0].get("ports")}
+    opened = {
+        port["port"]
+        for one in manifests
+        if one["kind"] == "NetworkPolicy"
+        for rule in one["spec"].get("ingress", [])
+        for port in rule["ports"]
+    }
+    probed = []
+    for template in served.values():
+        for container in template["spec"]["containers"]:
+            ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+            names = {
+                container[probe]["httpGet"]["port"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")
+            }
+            probed += [ports[name] for name in names]
+
+    assert {8082, 8083} == set(probed)
+    assert set() == opened & set(probed)
+    files = next(one for one in manifests if one["metadata"]["name"] == "btc-settings")["data"]
+    for role in ("ingest", "process", "infer"):
+        assert {"http_host": "*", "http_port": 8080, "probe_port": 8082}.items() <= yaml.safe_load(
+            files[f"{role}.yaml"]
+        ).items()
+
+
 def test_budgets_let_one_pod_of_a_component_go_at_a_time() -> None:
     """Of all lines together one may be away, of processors one, of inference one."""
     budgets = {one["metadata"]["name"]: one["spec"] for one in rendered() if one["kind"] == "PodDisruptionBudget"}

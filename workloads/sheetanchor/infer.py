@@ -165,7 +165,7 @@ async def run(settings: InferSettings) -> int:
         await predictor.start()
         # What has been made so far stays: a collection in the middle of a slot need not look at it.
         gc.freeze()
-        async with serve(app, health, settings.http_host, settings.http_port):
+        async with serve(app, health, settings.http_host, settings.http_port, settings.probe_port):
             async with asyncio.TaskGroup() as group:
                 group.create_task(keep_models(predictor, forecasts[0], stop))
                 for forecast in forecasts:

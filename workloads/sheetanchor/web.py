@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import socket
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal
 
-import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.exceptions import HTTPException
 
 from sheetanchor import __version__, metrics
+from sheetanchor.answering import Counters, new_app, timestamp
+from sheetanchor.listening import is_local, open_listeners, probes, serving
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +34,10 @@ CHECK_TIMEOUT_S = 2.0
 UNWELL_INTERVAL_S = 1.0
 """While something is wrong, and at the start, checks come more often: recovery should show at once."""
 
+TURN_EVERY_S = 0.25
+
 LOOP_STALL_MAX_S = 10.0
 """A role whose own loop has not turned for this long is not alive; five slots."""
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +93,7 @@ class Health:
         self.interval_s = interval_s
         self.draining = False
         self._started = time.monotonic()
-        self._beat = time.monotonic()
+        self._beat = self._turned = time.monotonic()
         self._results: dict[str, tuple[CheckResult, float]] = {}
 
     def beat(self) -> None:
@@ -109,6 +104,12 @@ class Health:
     def stalled_s(self) -> float:
         """Seconds since the last beat."""
         return time.monotonic() - self._beat
+
+    async def turn(self) -> None:
+        """Note that the event loop turns, until cancelled: what is cached says nothing while it does not."""
+        while True:
+            self._turned = time.monotonic()
+            await asyncio.sleep(TURN_EVERY_S)
 
     async def watch(self) -> None:
         """Run all checks again and again until cancelled."""
@@ -146,7 +147,7 @@ class Health:
     @property
     def ready(self) -> bool:
         """Whether requests should come here: not draining, and nothing critical failing."""
-        return not self.draining and self.status != "unhealthy"
+        return not self.draining and self.status != "unhealthy" and time.monotonic() - self._turned < CHECK_TIMEOUT_S
 
     @property
     def live(self) -> bool:
@@ -175,73 +176,16 @@ class Health:
             "overall_status": status,
             "service": self.service,
             "version": __version__,
-            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "timestamp": timestamp(),
             "uptime_seconds": round(time.monotonic() - self._started, 3),
             "checks": checks,
             "components": components,
         }
 
 
-def _error(request: Request, status: int, code: str, message: str) -> JSONResponse:
-    metrics.HTTP_REQUEST_ERRORS.labels(code).inc()
-    body = {
-        "code": code,
-        "message": message,
-        "details": {"retries": 0, "last_error": None},
-        "request_id": getattr(request.state, "request_id", ""),
-        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-    }
-    return JSONResponse({"error": body}, status_code=status)
-
-
-_MESSAGES = {
-    404: (
-        "NOT_FOUND",
-        "There is nothing at this path. See /health, /metrics and the documentation of this role.",
-    ),
-    405: ("METHOD_NOT_ALLOWED", "This path only answers GET."),
-}
-
-
 def create_app(health: Health) -> FastAPI:
     """Build the application of a role; the role adds its own routes to it."""
-    app = FastAPI(title=health.service, version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.middleware("http")
-    async def _count(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
-        given = request.headers.get("x-request-id", "")
-        request.state.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex[:12]}"
-        response = await proceed(request)
-        response.headers["X-Request-Id"] = request.state.request_id
-        route = request.scope.get("route")
-        metrics.HTTP_REQUESTS.labels(str(response.status_code), getattr(route, "path", "other")).inc()
-        return response
-
-    @app.exception_handler(HTTPException)
-    async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-        code, message = _MESSAGES.get(error.status_code, ("HTTP_ERROR", str(error.detail)))
-        return _error(
-            request,
-            error.status_code,
-            code,
-            message if error.detail in ("Not Found", "Method Not Allowed") else str(error.detail),
-        )
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:])
-        return _error(request, 422, "INVALID_REQUEST", f"{place} = {first.get('input')!r}: {first['msg']}")
-
-    @app.exception_handler(Exception)
-    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("request failed", exc_info=error, extra={"request_id": getattr(request.state, "request_id", "")})
-        return _error(
-            request,
-            500,
-            "INTERNAL_ERROR",
-            "The request failed; the log holds the reason under this request_id.",
-        )
+    app = new_app(health.service, Counters(metrics.HTTP_REQUESTS, metrics.HTTP_REQUEST_ERRORS))
 
     async def health_route() -> JSONResponse:
         body = health.report()
@@ -266,67 +210,39 @@ def create_app(health: Health) -> FastAPI:
     return app
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: a role stops its server itself, after its last work."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.up = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.up.set()
-
-    @asynccontextmanager
-    async def serving(self, sockets: list[socket.socket]) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._serve(sockets))
-        await asyncio.wait([task, waiter := asyncio.create_task(self.up.wait())], return_when="FIRST_COMPLETED")
-        try:
-            if task.done():
-                waiter.cancel()
-                await task
-            yield
-        finally:
-            self.should_exit = True
-            await task
-
-
 @asynccontextmanager
-async def serve(app: FastAPI, health: Health, host: str, port: int) -> AsyncIterator[int]:
-    """Serve a role's application while the block runs.
+async def serve(app: FastAPI, health: Health, host: str, port: int, probe_port: int = 0) -> AsyncIterator[int]:
+    """Serve a role's application, and its probes beside it, while the block runs.
 
     Args:
         app: What `create_app` made, with the role's routes.
         health: Its checks run in the background meanwhile.
-        host: Address to listen on.
+        host: Address to listen on, as `listening.addresses_of` takes it.
         port: Port; 0 picks a free one.
+        probe_port: Port for liveness and readiness alone, which readers cannot fill; 0 picks a free one.
 
     Yields:
         The port in use.
 
     Raises:
-        OSError: If the port cannot be had.
+        OSError: If a port cannot be had.
     """
-    listener = socket.create_server((host, port), backlog=128, reuse_port=False)
-    bound = int(listener.getsockname()[1])
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        limit_concurrency=64,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=5,
-        ws="none",
-    )
-    watcher = asyncio.create_task(health.watch())
-    try:
-        async with _Server(config).serving([listener]):
-            log.info("listening on %s:%d", host, bound, extra={"http_port": bound})
-            yield bound
-    finally:
-        health.draining = True
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)
-        listener.close()
+    with ExitStack() as stack:
+        listeners = open_listeners(host, port)
+        for listener in listeners:
+            stack.enter_context(listener)
+        probe_port = stack.enter_context(probes(lambda: health.live, lambda: health.ready, host, probe_port))
+        bound = int(listeners[0].getsockname()[1])
+        answers = app.state.answers
+        answers.only_local = is_local(listeners)
+        watchers = [asyncio.create_task(health.watch()), asyncio.create_task(health.turn())]
+        try:
+            async with serving(app, listeners, answers.bad_request):
+                ports = {"http_port": bound, "probe_port": probe_port}
+                log.info("listening on %s, port %d", host, bound, extra=ports)
+                yield bound
+        finally:
+            health.draining = True
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)

@@ -23,6 +23,7 @@ class Defaults:
         monitoring_namespaces: Namespaces that may scrape metrics; empty means all.
         api_server_ports: Where the API server is reached. It is no pod: policies can only name its ports.
         dns_ports: Where the cluster's DNS pods listen, which is what a policy sees, not their Service's port.
+        listen_address: Where workloads listen; `*` is every address, by IPv4 and IPv6.
         pull_secrets: For images of pipelines that name no pull secrets themselves.
     """
 
@@ -34,6 +35,7 @@ class Defaults:
     api_server_ports: tuple[int, ...] = (443, 6443)
     dns_ports: tuple[int, ...] = (53,)
     pull_secrets: tuple[str, ...] = ()
+    listen_address: str = "*"
 
 
 def owner_of(pipeline: Pipeline) -> Manifest:

@@ -15,6 +15,7 @@ from sheetanchor_operator.children.settings_files import api_key_entry, file_tex
 from sheetanchor_operator.names import (
     HOSTNAME,
     HTTP_PORT,
+    PROBE_PORT,
     REDIS_CA_FILE,
     SECRETS_FOLDER,
     SETTINGS_FOLDER,
@@ -148,7 +149,7 @@ def probes() -> Manifest:
 
     def ask(path: str, period_s: int, failures: int) -> Manifest:
         return {
-            "httpGet": {"path": path, "port": "http"},
+            "httpGet": {"path": path, "port": "probes"},
             "periodSeconds": period_s,
             "timeoutSeconds": 2,
             "failureThreshold": failures,
@@ -175,7 +176,8 @@ def container(pipeline: Pipeline, defaults: Defaults, role: Role, mounts: list[M
         "volumeMounts": mounts,
     }
     if role.served:
-        rendered["ports"] = [{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}]
+        ports = {"http": HTTP_PORT, "probes": PROBE_PORT}
+        rendered["ports"] = [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]
         rendered.update(probes())
     if role.linger_s:
         rendered["lifecycle"] = {"preStop": {"sleep": {"seconds": role.linger_s}}}

@@ -27,6 +27,7 @@ from sheetanchor_operator.children.redis_access import REDIS_NODES, redis_hosts
 from sheetanchor_operator.names import (
     GROUP,
     HTTP_PORT,
+    PROBE_PORT,
     REDIS_PORT,
     SECRETS_FOLDER,
     SENTINEL_PORT,
@@ -45,6 +46,7 @@ CREATE_ONLY: Final = f"{GROUP}/create-only"
 """Annotation of an object that is made once and never written again."""
 
 SENTINEL_HTTP_PORT: Final = 8081
+SENTINEL_PROBE_PORT: Final = 8083
 VOLUME_FOLDER: Final = "/var/lib/sheetanchor"
 SERVER_FOLDER: Final = f"{VOLUME_FOLDER}/redis"
 SENTINEL_FOLDER: Final = f"{VOLUME_FOLDER}/sentinel"
@@ -211,6 +213,7 @@ def _settings(pipeline: Pipeline, managed: ManagedRedis, defaults: Defaults) -> 
     settings = {
         "nodes": list(redis_hosts(pipeline, defaults)),
         "log_level": pipeline.spec.log_level,
+        "http_host": defaults.listen_address,
         "password_dir": SECRETS_FOLDER,
         "maxmemory_bytes": bytes_of(managed.max_memory),
         "min_replicas_to_write": managed.min_replicas_to_write,
@@ -229,15 +232,17 @@ def _args(settings: dict[str, Any], *flags: str) -> list[str]:
 
 def _server(pipeline: Pipeline, managed: ManagedRedis, defaults: Defaults) -> Manifest:
     flags = ["--persistent"] if managed.storage is not None else []
-    settings = _settings(pipeline, managed, defaults) | {"data_dir": SERVER_FOLDER, "http_port": HTTP_PORT}
-    ports = {"redis": REDIS_PORT, "http": HTTP_PORT}
+    own = {"data_dir": SERVER_FOLDER, "http_port": HTTP_PORT, "probe_port": PROBE_PORT}
+    settings = _settings(pipeline, managed, defaults) | own
+    ports = {"redis": REDIS_PORT, "http": HTTP_PORT, "probes": PROBE_PORT}
     resources = resources_of(managed.resources)
     return _container(pipeline, managed, defaults, "redis", _args(settings, *flags), ports, resources)
 
 
 def _sentinel(pipeline: Pipeline, managed: ManagedRedis, defaults: Defaults) -> Manifest:
-    settings = _settings(pipeline, managed, defaults) | {"data_dir": SENTINEL_FOLDER, "http_port": SENTINEL_HTTP_PORT}
-    ports = {"sentinel": SENTINEL_PORT, "http-sentinel": SENTINEL_HTTP_PORT}
+    own = {"data_dir": SENTINEL_FOLDER, "http_port": SENTINEL_HTTP_PORT, "probe_port": SENTINEL_PROBE_PORT}
+    settings = _settings(pipeline, managed, defaults) | own
+    ports = {"sentinel": SENTINEL_PORT, "http-sentinel": SENTINEL_HTTP_PORT, "probes-sentinel": SENTINEL_PROBE_PORT}
     args = _args(settings, "--sentinel")
     return _container(pipeline, managed, defaults, "sentinel", args, ports, SENTINEL_RESOURCES)
 
@@ -251,7 +256,7 @@ def _container(
     ports: dict[str, int],
     resources: Manifest,
 ) -> Manifest:
-    http = next(port for port in ports if port.startswith("http"))
+    probed = next(port for port in ports if port.startswith("probes"))
     return {
         "name": name,
         "image": managed.image or image_of(pipeline, defaults),
@@ -262,9 +267,9 @@ def _container(
         "securityContext": CONTAINER_SECURITY,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "ports": [{"name": port, "containerPort": number, "protocol": "TCP"} for port, number in ports.items()],
-        "startupProbe": _probe("/health/live", http, 1, 120),
-        "livenessProbe": _probe("/health/live", http, 5, 6),
-        "readinessProbe": _probe("/health/ready", http, 2, 3),
+        "startupProbe": _probe("/health/live", probed, 1, 120),
+        "livenessProbe": _probe("/health/live", probed, 5, 6),
+        "readinessProbe": _probe("/health/ready", probed, 2, 3),
         "volumeMounts": [
             {"name": "data", "mountPath": VOLUME_FOLDER},
             {"name": "secrets", "mountPath": SECRETS_FOLDER, "readOnly": True},

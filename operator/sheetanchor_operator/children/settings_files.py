@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from sheetanchor.settings import InferSettings, IngestSettings, ProcessSettings, ReanchorSettings
+from sheetanchor.settings import InferSettings, IngestSettings, ProcessSettings, ReanchorSettings, Role
 from sheetanchor_operator.children.parts import Defaults, Manifest, metadata_of
 from sheetanchor_operator.children.redis_access import SecretEntry, password_entry, redis_url
 from sheetanchor_operator.names import (
@@ -18,6 +18,7 @@ from sheetanchor_operator.names import (
     DEFAULT_API_KEY_SECRET,
     HTTP_PORT,
     MODEL_FOLDER,
+    PROBE_PORT,
     REDIS_PASSWORD_FILE,
     Component,
     child_name,
@@ -54,7 +55,6 @@ def _common(pipeline: Pipeline, role: Component, defaults: Defaults) -> Settings
 def _ingest(pipeline: Pipeline) -> Settings:
     ingestion = pipeline.spec.ingestion
     settings: Settings = {
-        "http_port": HTTP_PORT,
         "ws_url": pipeline.spec.exchange.websocket_url,
         "streams": list(ingestion.streams),
         "silence_s": ingestion.silence_seconds,
@@ -70,7 +70,6 @@ def _ingest(pipeline: Pipeline) -> Settings:
 def _process(pipeline: Pipeline) -> Settings:
     processor = pipeline.spec.processor
     return {
-        "http_port": HTTP_PORT,
         "rest_url": pipeline.spec.exchange.rest_url,
         "gap_threshold": processor.gaps.sequence_threshold,
         "gap_wait_ms": processor.gaps.wait_milliseconds,
@@ -88,7 +87,7 @@ def _process(pipeline: Pipeline) -> Settings:
 
 def _infer(pipeline: Pipeline) -> Settings:
     model = pipeline.spec.inference.model
-    settings: Settings = {"http_port": HTTP_PORT, "warm_runs": pipeline.spec.inference.warm_runs}
+    settings: Settings = {"warm_runs": pipeline.spec.inference.warm_runs}
     if model.config_map is not None or model.persistent_volume_claim is not None:
         settings["models"] = MODEL_FOLDER
     return settings
@@ -118,6 +117,8 @@ def settings_of(pipeline: Pipeline, role: Component, defaults: Defaults) -> Sett
     """
     own, model = _ROLES[role]
     settings = {**_common(pipeline, role, defaults), **own(pipeline)}
+    if issubclass(model, Role):
+        settings |= {"http_host": defaults.listen_address, "http_port": HTTP_PORT, "probe_port": PROBE_PORT}
     model.model_validate(settings)
     return settings
 

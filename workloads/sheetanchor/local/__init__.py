@@ -111,7 +111,7 @@ async def _page(supervisor: Supervisor, settings: LocalSettings) -> AsyncIterato
     page.add_routes(app, board.status)
     try:
         async with serve(app, health, settings.http_host, settings.http_port) as port:
-            host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "") else settings.http_host
+            host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::", "*", "", "localhost") else settings.http_host
             board.page_url = f"http://{host}:{port}/"
             beat = asyncio.create_task(_beat(health, supervisor))
             try:
