@@ -2,72 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
 
 import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
 from conftest import RedisServer
-from reanchor_parts import KEYS, SYMBOL, dump, reanchor, staging_left
+from reanchor_parts import KEYS, SYMBOL, dump, quick_exchange, reanchor, reanchor_with, staging_left
 from sheetanchor.hot_state import HotState
+from sheetanchor.reanchor.receipts import redis_now_us
+from sheetanchor.reliability import CircuitBreaker
+from sheetanchor.rest import speaks_against
 from sheetanchor.transport import redis_client
+from venue import Answers, Venue, running_venue
 
 SECOND_MS = 1_000
-Answers = dict[str, Any]
-
-
-class Venue:
-    """A server that gives the answers it is told to, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        now_ms = time.time_ns() // 1_000_000
-        self.now_ms = now_ms
-        self.asked: list[tuple[str, dict[str, str]]] = []
-        self.headers: list[dict[str, str]] = []
-        self.url = ""
-        self.answers: Answers = {
-            "depth": {
-                "lastUpdateId": 500,
-                "bids": [[f"{100 - rank * 0.01:.8f}", "1.00000000"] for rank in range(50)],
-                "asks": [[f"{100.01 + rank * 0.01:.8f}", "2.00000000"] for rank in range(50)],
-            },
-            "trades": [
-                {"id": i, "price": "100.00", "qty": "0.5", "time": now_ms - 400 + i, "isBuyerMaker": i % 2 == 0}
-                for i in range(10)
-            ],
-            "klines": [[now_ms - 60_000, "99", "101", "99", "100", "5", now_ms, "500", 10, "1", "1", "0"]],
-            "ticker/24hr": {
-                "lastPrice": "100.00",
-                "bidPrice": "100.00",
-                "askPrice": "100.01",
-                "closeTime": now_ms,
-            },
-        }
-
-    async def answer(self, request: web.Request) -> web.Response:
-        """Answer a request of the REST interface."""
-        name = request.match_info["name"]
-        self.asked.append((name, dict(request.query)))
-        self.headers.append(dict(request.headers))
-        return web.json_response(self.answers[name])
 
 
 @pytest.fixture
 async def venue() -> AsyncIterator[Venue]:
     """A running venue whose answers are sound."""
-    running = Venue()
-    app = web.Application()
-    app.router.add_get("/api/v3/{name:.*}", running.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    running.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield running
-    await runner.cleanup()
+    async with running_venue() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +200,89 @@ async def test_rate_limit_of_another_exchange_is_not_ours(redis: Redis, venue: V
     await redis.xadd(KEYS.receipts, {"receipt": told})
 
     assert "swapped" == (await reanchor(redis, venue.url)).result
+
+
+BANS: list[tuple[int, dict[str, str], str]] = [
+    (418, {}, "Way too much request weight used; IP banned until {ms}. Please use WebSocket Streams."),
+    (418, {"Retry-After": "1"}, "Way too many requests; IP(127.0.0.1) banned until {ms}."),
+    (403, {}, "IP banned until {ms}."),
+    (429, {"Retry-After": "120"}, "Too many requests."),
+]
+
+
+@pytest.mark.parametrize(("status", "headers", "words"), BANS)
+async def test_a_ban_is_heeded_in_whichever_form(
+    redis: Redis, venue: Venue, status: int, headers: dict[str, str], words: str
+) -> None:
+    """Until a ban is over nothing is asked, not by this run and not by the next, wherever its end was told."""
+    until_ms = time.time_ns() // 1_000_000 + 120_000
+
+    def ban(_: str) -> web.Response:
+        told = {"code": -1003, "msg": words.format(ms=until_ms)}
+        return web.json_response(told, status=status, headers=headers)
+
+    venue.refusal = ban
+    first = await reanchor(redis, venue.url)
+    asked = len(venue.asked)
+    second = await reanchor(redis, venue.url)
+
+    assert (3, 3) == (first.exit_code, second.exit_code)
+    assert asked <= 4, "the four requests of one collection at most"
+    assert asked == len(venue.asked)
+    assert abs(first.retry_at_us - until_ms * 1_000) < 5_000_000
+
+
+async def test_the_breaker_is_one_over_all_runs(redis: Redis, venue: Venue) -> None:
+    """Runs of their own that fail one after the other open it; while it is open the exchange is left alone."""
+    venue.refusal = lambda _: web.Response(status=500)
+    receipts = []
+    for _ in range(8):
+        breaker = CircuitBreaker("rest", 5, 0.5, counts=speaks_against)
+        async with quick_exchange(venue.url, breaker=breaker) as exchange:
+            receipts.append(await reanchor_with(redis, exchange))
+        if "is asked again in" in receipts[-1].message:
+            break
+    asked = len(venue.asked)
+    venue.refusal = lambda _: None
+    await asyncio.sleep(0.6)
+    async with quick_exchange(venue.url, breaker=CircuitBreaker("rest", 5, 0.5, counts=speaks_against)) as exchange:
+        healed = await reanchor_with(redis, exchange)
+
+    refused = receipts[-1]
+    assert (3, 2, ()) == (refused.exit_code, refused.breaker, refused.calls)
+    assert refused.retry_at_us > refused.finished_at_us
+    assert ("swapped", 0) == (healed.result, healed.breaker)
+    assert "ping" == venue.asked[asked][0], "one small question comes first"
+
+
+async def test_a_receipt_tells_what_was_asked(redis: Redis, venue: Venue) -> None:
+    """Requests with their status and time, retries, and the rest of the weight, for whoever counts runs."""
+    failing = ["trades", "trades"]
+
+    def now_and_then(name: str) -> web.Response | None:
+        if name in failing:
+            failing.remove(name)
+            return web.Response(status=502)
+        return None
+
+    venue.refusal = now_and_then
+    receipt = await reanchor(redis, venue.url)
+
+    by_status = sorted((endpoint.rpartition("/")[2], status) for endpoint, status, _ in receipt.calls)
+    good = [("24hr", "200"), ("depth", "200"), ("klines", "200"), ("trades", "200")]
+    assert [*good, ("trades", "502"), ("trades", "502")] == by_status
+    assert 2 == receipt.retries
+    assert all(0 < seconds < 5 for _, _, seconds in receipt.calls)
+    assert 0 < receipt.weight_remaining < 9 * 10**8, "an exchange that does not tell its count is counted for"
+
+
+async def test_receipts_are_stamped_by_redis(redis: Redis, venue: Venue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node whose clock is an hour off leaves receipts that compare with what Redis has stamped."""
+    monkeypatch.setattr(time, "time_ns", lambda ahead=time.time_ns: ahead() + 3_600_000_000_000)
+    venue.refusal = lambda _: web.Response(status=429, headers={"Retry-After": "300"})
+
+    receipt = await reanchor(redis, venue.url)
+
+    now_us = await redis_now_us(redis)
+    assert now_us - 20_000_000 < receipt.started_at_us <= receipt.finished_at_us <= now_us
+    assert abs(receipt.retry_at_us - receipt.finished_at_us - 300_000_000) < 5_000_000

@@ -19,7 +19,7 @@ from sheetanchor.errors import (
 )
 from sheetanchor.reanchor.outcome import Outcome, outcome_of, worst
 from sheetanchor.reanchor.receipts import Order, Progress, receipt_of
-from sheetanchor.rest import Unresponsive
+from sheetanchor.rest import Asked, Unresponsive
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,11 @@ def test_receipt_survives_json() -> None:
     progress = Progress("reanchor_BTCUSDT_1_ab", 5, "http://x", epoch_before=3, phases={"lock": 0.1}, notes=["a note"])
     order = Order("BTCUSDT", reason="why", trigger="sequence_gap", request_id="r")
 
-    receipt = receipt_of(order, progress, Outcome("failed", 3, "no"), 9)
+    asked = Asked([("/api/v3/depth", "503", 0.25), ("/api/v3/trades", "timeout", 10.0)], retries=3)
+    receipt = receipt_of(order, progress, Outcome("failed", 3, "no"), 9, asked)
 
     assert receipt == Receipt.from_json(receipt.to_json())
+    assert (3, "REANCHOR_FAILED", 2) == (receipt.retries, receipt.alert, len(receipt.calls))
     assert (3, 3, "no; a note", "r") == (
         receipt.epoch_before,
         receipt.epoch_after,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sheetanchor.errors import ExchangeError
-from sheetanchor.rest import Weight, depth_weight, retry_after_s
+from sheetanchor.rest import depth_weight
 from sheetanchor.rest_bodies import (
     Body,
     Depth,
@@ -184,31 +184,3 @@ def test_complaints_of_the_exchange() -> None:
 def test_weight_of_depth(limit: int, weight: int) -> None:
     """The weight of a depth request depends on its limit as the exchange says."""
     assert weight == depth_weight(limit)
-
-
-def test_weight_of_a_minute() -> None:
-    """Nine tenths of the allowed weight may be used; beyond that the next minute is waited for."""
-    weight = Weight(1000)
-    weight.note("895", 60.0)
-
-    assert 5 == weight.remaining(61.0)
-    assert 0.0 == weight.wait_s(5, 61.0)
-    assert 59.0 == weight.wait_s(6, 61.0)
-    assert 900 == weight.remaining(120.0)
-
-
-@pytest.mark.parametrize("header", [None, "", "many", "-5"])
-def test_unreadable_weight_changes_nothing(header: str | None) -> None:
-    """A header that is no number is as good as none."""
-    weight = Weight(1000)
-    weight.note(header, 60.0)
-
-    assert 900 == weight.remaining(60.0)
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"), [("7", 7.0), (None, 10.0), ("soon", 10.0), ("-1", 10.0), ("9" * 30, 259_200.0)]
-)
-def test_retry_after(header: str | None, seconds: float) -> None:
-    """Retry-After is read in seconds, bounded by the longest ban."""
-    assert seconds == retry_after_s(header)

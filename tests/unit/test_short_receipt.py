@@ -35,10 +35,23 @@ def receipt(**fields: object) -> Receipt:
 _TEXT = st.text(max_size=6_000)
 
 
-@given(reason=_TEXT, message=_TEXT, request_id=_TEXT, checks=st.lists(st.text(max_size=300), max_size=100))
-def test_it_is_always_a_receipt_that_fits(reason: str, message: str, request_id: str, checks: list[str]) -> None:
+@given(
+    reason=_TEXT,
+    message=_TEXT,
+    request_id=_TEXT,
+    checks=st.lists(st.text(max_size=300), max_size=100),
+    calls=st.integers(0, 200),
+)
+def test_it_is_always_a_receipt_that_fits(
+    reason: str, message: str, request_id: str, checks: list[str], calls: int
+) -> None:
     """Whatever its texts are, what is written can be read back and says what happened."""
-    text = short_json(receipt(reason=reason, message=message, request_id=request_id, checks=tuple(checks)))
+    asked = (("/api/v3/ticker/24hr", "timeout", 10.000123),) * calls
+    long = receipt(
+        reason=reason, message=message, request_id=request_id, checks=tuple(checks), warnings=tuple(checks), calls=asked
+    )
+
+    text = short_json(long)
 
     back = Receipt.from_json(text)
 

@@ -250,6 +250,10 @@ class Gap:
         )
 
 
+Call = tuple[str, str, float]
+"""Endpoint, status and seconds of a REST request."""
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What one re-anchor run did; the last thing it writes, also when it failed.
@@ -265,6 +269,13 @@ class Receipt:
         request_id: Id of the request, "" if it had none.
         retry_at_us: Do not ask the exchange before this time: it has told us so; 0 if it has not.
         exchange: Origin of the exchange's REST interface.
+        warnings: What is unusual about the market, though valid; it refuses nothing.
+        calls: Each REST request as endpoint, status (a number, `timeout` or `error`) and seconds. Whoever is scraped
+            counts them from here, once: locally the supervisor, on Kubernetes the operator.
+        retries: Tries of REST requests after the first one.
+        breaker: State of the breaker of REST at the end: 0 closed, 1 half-open, 2 open.
+        weight_remaining: Request weight left in the minute that the run ended in, -1 if nothing was asked.
+        alert: Code of the condition that a person should look at, "" if there is none.
     """
 
     id: str
@@ -285,6 +296,12 @@ class Receipt:
     request_id: str = ""
     retry_at_us: int = 0
     exchange: str = ""
+    warnings: tuple[str, ...] = ()
+    calls: tuple[Call, ...] = ()
+    retries: int = 0
+    breaker: int = 0
+    weight_remaining: int = -1
+    alert: str = ""
 
     def to_json(self) -> str:
         """Render as one line of JSON."""
@@ -292,7 +309,7 @@ class Receipt:
 
     @classmethod
     def from_json(cls, text: str) -> Receipt:
-        """Read back what `to_json` rendered.
+        """Read back what `to_json` rendered; fields of a later version are left out.
 
         Raises:
             ValueError: If the text is not a receipt.

@@ -108,7 +108,16 @@ class ValidationFailed(SheetAnchorError):
 
 
 class CircuitOpen(SheetAnchorError):
-    """The breaker of a dependency is open: the call was not made."""
+    """The breaker of a dependency is open: the call was not made.
+
+    Args:
+        message: What was not called and why.
+        retry_after_s: Seconds until it may be; 0 where that is not known.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class OperationFailed(SheetAnchorError):

@@ -14,7 +14,7 @@ from typing import Final
 
 import aiohttp
 
-from sheetanchor import __version__
+from sheetanchor import __version__, rate_limits
 from sheetanchor.connection import PING_INTERVAL_S, Vitals, message_budget
 from sheetanchor.errors import ExchangeError, ExchangeRefused, ExchangeUnavailable, RateLimited
 
@@ -27,9 +27,6 @@ CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
 RETRY_AFTER_DEFAULT_S: Final = 60.0
 """Limits of the exchange are counted by the minute."""
-
-RETRY_AFTER_MAX_S: Final = 3 * 86_400.0
-"""The exchange's longest ban; a line that was asked to wait longer would never try again."""
 
 
 async def refuse_redirects(
@@ -117,8 +114,8 @@ class Connection:
                     self._url, headers=self._headers, autoping=False, max_msg_size=FRAME_BYTES_MAX, timeout=timeout
                 )
         except aiohttp.WSServerHandshakeError as error:
-            retry_after = error.headers.get("Retry-After", "") if error.headers else ""
-            raise upgrade_error(error.status, retry_after) from error
+            told = [error.headers.get(name, "") if error.headers else "" for name in ("Retry-After", "Date")]
+            raise upgrade_error(error.status, *told) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             text = str(error) or f"no answer within {CONNECT_TIMEOUT_S:g} s"
             raise ExchangeUnavailable(f"no connection to the exchange: {text}") from error
@@ -175,17 +172,17 @@ async def _close(socket: aiohttp.ClientWebSocketResponse) -> None:
         log.debug("the connection ended without an answer to our CLOSE: %s", error)
 
 
-def upgrade_error(status: int, retry_after: str = "") -> ExchangeError:
+def upgrade_error(status: int, retry_after: str = "", date: str = "") -> ExchangeError:
     """Say what the exchange's answer to an upgrade means.
 
     Args:
         status: HTTP status.
         retry_after: The header of that name, "" without one.
+        date: The header of that name, "" without one.
     """
     told = f"the exchange answered {status} to the WebSocket upgrade"
-    if status in (418, 429):
-        is_number = retry_after.isascii() and retry_after.isdigit()
-        wait_s = min(float(retry_after), RETRY_AFTER_MAX_S) if is_number else RETRY_AFTER_DEFAULT_S
+    if status in rate_limits.TOO_MANY:  # the library does not give the text of such an answer
+        wait_s = rate_limits.silence_s(retry_after, date, "", time.time(), RETRY_AFTER_DEFAULT_S)
         return RateLimited(f"{told}: too many requests", retry_after_s=wait_s, status=status)
     if status in (401, 403):
         return ExchangeRefused(f"{told}: it does not accept the API key, which must be an Ed25519 key")

@@ -134,13 +134,10 @@ SENTINEL_MASTER_DOWN: Final = Gauge("redis_sentinel_master_down", "1 while it do
 SENTINEL_EPOCH: Final = Gauge("redis_sentinel_config_epoch", "Rises with every failover.", ["node"])
 SENTINEL_OTHERS: Final = Gauge("redis_sentinel_others", "Other Sentinels that it knows.", ["node"])
 
-# Re-anchor
+# Re-anchor: its process ends before anybody asks, so the local supervisor counts from the receipts
 REANCHORS: Final = Counter("ingestor_rest_reanchors", "Re-anchor runs by result.", ["symbol", "result", "reason"])
-REANCHOR_SUCCESS_RATE: Final = Gauge(
-    "reanchor_success_rate", "Share of re-anchor runs that did what they were for.", ["symbol"]
-)
 REANCHOR_DURATION: Final = Histogram(
-    "sheetanchor_reanchor_duration_seconds",
+    "sheetanchor_reanchor_run_seconds",
     "Length of a re-anchor run.",
     ["symbol"],
     buckets=(0.25, 0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300),
@@ -152,6 +149,9 @@ REANCHOR_REQUESTS: Final = Counter(
 )
 REST_CALLS: Final = Counter("ingestor_rest_api_calls", "REST requests by endpoint and status.", ["endpoint", "status"])
 REST_LATENCY: Final = Histogram("ingestor_rest_api_latency_seconds", "Time of a REST request.", ["endpoint"])
+REST_WEIGHT: Final = Gauge(
+    "sheetanchor_rest_weight_remaining", "Request weight left in its minute after the last re-anchor."
+)
 
 # Fault tolerance
 CIRCUIT_STATE: Final = Gauge("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["dependency"])

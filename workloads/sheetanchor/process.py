@@ -23,10 +23,11 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from sheetanchor.command_line import variable_of
-from sheetanchor.contract import keys
+from sheetanchor.contract import Receipt, keys
 from sheetanchor.errors import BadSettings, RedisError, RedisUnavailable
 from sheetanchor.gaps import GAP_DETECTION_RULES, Thresholds
 from sheetanchor.hot_state import HotState
+from sheetanchor.rest_standing import RestStanding
 from sheetanchor.settings import ProcessSettings, ReanchorSettings
 from sheetanchor.standing import state_route
 from sheetanchor.transport import check_connection, clear_errors, redis_client
@@ -119,8 +120,8 @@ async def reanchor_as_child(settings: ProcessSettings, hot: HotState, symbol: st
     return code
 
 
-async def newest_receipt(redis: Redis, symbol: str) -> str:
-    """Give the stream id of the newest receipt of any re-anchor of a symbol, "" if there is none.
+async def newest_receipt(redis: Redis, symbol: str) -> tuple[str, Receipt | None]:
+    """Give the newest receipt of any re-anchor of a symbol with its stream id, "" and None if there is none.
 
     Raises:
         RedisError: If Redis does not answer.
@@ -128,15 +129,26 @@ async def newest_receipt(redis: Redis, symbol: str) -> str:
     stream = keys(symbol).receipts
     with clear_errors(f"XREVRANGE {stream}"):
         newest: Any = await redis.xrevrange(stream, count=1)
-    return newest[0][0].decode() if newest else ""
+    if not newest:
+        return "", None
+    entry_id, fields = newest[0]
+    try:
+        return entry_id.decode(), Receipt.from_json(fields.get(b"receipt", b"").decode())
+    except ValueError:
+        return entry_id.decode(), None  # of another version
 
 
-async def watch_lock(redis: Redis, symbol: str, lock_holders: dict[str, str]) -> None:
-    """Keep an eye on who holds the lock of a symbol; until cancelled."""
+async def watch_runs(redis: Redis, symbol: str, lock_holders: dict[str, str], rest: RestStanding) -> None:
+    """Keep an eye on who holds the lock of a symbol, and on what the runs tell of the exchange; until cancelled."""
     hot = HotState(redis, symbol)
+    known = ""
     while True:
         try:
             lock_holders[symbol] = await hot.lock_holder()
+            entry_id, receipt = await newest_receipt(redis, symbol)
+            if entry_id != known and receipt is not None:
+                rest.take(receipt)
+            known = entry_id
         except RedisError as error:
             log.debug("%s: the lock cannot be looked at: %s", symbol, error)
         await asyncio.sleep(LOCK_LOOK_S)
@@ -190,7 +202,7 @@ async def watch_wish(settings: ProcessSettings, redis: Redis, symbol: str, wish:
     while settings.self_reanchor_after_s > 0:
         await asyncio.sleep(WANTED_LOOK_S)
         try:
-            before, known = known, await newest_receipt(redis, symbol)
+            before, known = known, (await newest_receipt(redis, symbol))[0]
             # A run may be over between two looks; its receipt shows that somebody takes care.
             if wish.trigger and (known != before or await hot.lock_holder()):
                 wish.since_s = time.monotonic()
@@ -206,7 +218,7 @@ async def watch_wish(settings: ProcessSettings, redis: Redis, symbol: str, wish:
             log.error("%s: the re-anchor ended with %d", symbol, code)
 
 
-def checks_of(writers: list[SymbolWriter]) -> list[Check]:
+def checks_of(writers: list[SymbolWriter], rest: RestStanding) -> list[Check]:
     """What the health answers look at: cached state only."""
 
     async def redis() -> CheckResult:
@@ -235,6 +247,7 @@ def checks_of(writers: list[SymbolWriter]) -> list[Check]:
         Check("anchor", anchored, critical=False),
         Check("lines", lines, critical=False),
         Check("gap_detector", detector, critical=False, component=True),
+        Check("binance_rest", rest.check, critical=False),
     ]
 
 
@@ -289,7 +302,8 @@ async def run(settings: ProcessSettings) -> int:
         )
         for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)
     ]
-    health.checks = checks_of(writers)
+    rest = RestStanding()
+    health.checks = checks_of(writers, rest)
     lock_holders: dict[str, str] = {}
     app = create_app(health)
     app.add_api_route("/state", state_route(name, writers, lock_holders))
@@ -299,7 +313,7 @@ async def run(settings: ProcessSettings) -> int:
             asking(settings, writers, shared),
         ):
             await check_if_reachable(shared)
-            await _work(settings, writers, wishes, lock_holders, shared, stop)
+            await _work(settings, writers, wishes, lock_holders, rest, shared, stop)
             health.draining = True
     finally:
         for client in clients:
@@ -321,11 +335,12 @@ async def _work(
     writers: list[SymbolWriter],
     wishes: dict[str, Wish],
     lock_holders: dict[str, str],
+    rest: RestStanding,
     shared: Redis,
     stop: asyncio.Event,
 ) -> None:
     watchers = [asyncio.create_task(watch_wish(settings, shared, symbol, wish)) for symbol, wish in wishes.items()]
-    watchers += [asyncio.create_task(watch_lock(shared, symbol, lock_holders)) for symbol in wishes]
+    watchers += [asyncio.create_task(watch_runs(shared, symbol, lock_holders, rest)) for symbol in wishes]
     try:
         async with asyncio.TaskGroup() as group:
             for writer in writers:

@@ -191,6 +191,10 @@ class CircuitBreaker:
             self._move(CircuitState.HALF_OPEN)
         return self._state
 
+    def recall(self, failures: int) -> None:
+        """Take in failures in a row that an earlier process has seen; one more than these may be enough to open."""
+        self.failure_count = max(self.failure_count, min(failures, self.failure_threshold - 1))
+
     async def call(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Make a call if the breaker allows it.
 

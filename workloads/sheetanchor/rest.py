@@ -10,12 +10,13 @@ import asyncio
 import logging
 import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 import aiohttp
 
-from sheetanchor import __version__, metrics
+from sheetanchor import __version__, rate_limits
+from sheetanchor.contract import Call
 from sheetanchor.errors import (
     ExchangeError,
     ExchangeRefused,
@@ -53,9 +54,8 @@ WEIGHT_SHARE: Final = 0.9
 PATIENCE_S: Final = 30.0
 """Longest Retry-After that is slept through; beyond it the caller is told."""
 
-RETRY_AFTER_DEFAULT_S: Final = 10.0
-RETRY_AFTER_MAX_S: Final = 3 * 86_400.0
-"""The exchange's longest ban."""
+CALLS_KEPT: Final = 200
+"""Requests of one symbol that are remembered; a run makes at most four a fetch, each tried a few times."""
 
 DEPTH_WEIGHTS: Final = ((100, 5), (500, 25), (1000, 50), (5000, 250))
 TRADES_WEIGHT: Final = 25
@@ -80,7 +80,10 @@ def depth_weight(limit: int) -> int:
 
 
 class Weight:
-    """What of the minute's request weight is used, as the exchange's last answer said.
+    """What of the minute's request weight is used: what the exchange says, and what it cannot have said yet.
+
+    A request counts from the moment that it is allowed, so that those in parallel do not each take the same rest. When
+    its answer says what is used, that is believed; an exchange, or a proxy before it, that says nothing is counted for.
 
     Args:
         per_minute: What the exchange allows.
@@ -89,25 +92,71 @@ class Weight:
     def __init__(self, per_minute: int = WEIGHT_PER_MINUTE) -> None:
         self._limit = int(per_minute * WEIGHT_SHARE)
         self._minute = -1
-        self._used = 0
+        self._told = 0
+        self._untold = 0
+        self._in_flight = 0
 
-    def note(self, used: str | None, now_s: float) -> None:
-        """Take the header of an answer.
+    def _begin_minute(self, now_s: float) -> None:
+        if self._minute != int(now_s // 60):
+            self._minute, self._told, self._untold = int(now_s // 60), 0, 0
+
+    def take(self, cost: int, now_s: float) -> float:
+        """Take weight for a request that is made now.
 
         Args:
-            used: Value of `X-MBX-USED-WEIGHT-1M`, None if there was none.
+            cost: Its weight.
+            now_s: Wall-clock time.
+
+        Returns:
+            0 if it was taken; else the seconds until there is a new minute, and nothing is taken.
+        """
+        if cost > self.remaining(now_s):
+            return 60 - now_s % 60
+        self._in_flight += cost
+        return 0.0
+
+    def settle(self, cost: int, used: str | None, now_s: float) -> None:
+        """Take in how a request has ended.
+
+        Args:
+            cost: What was taken for it.
+            used: Value of `X-MBX-USED-WEIGHT-1M` in its answer, None if there was none.
             now_s: Wall-clock time.
         """
+        self._begin_minute(now_s)
+        self._in_flight -= cost
         if used is not None and used.isascii() and used.isdigit():
-            self._minute, self._used = int(now_s // 60), int(used[:12])
+            self._told = max(self._told, int(used[:12]))  # answers may come in another order than they were counted in
+        else:
+            self._untold += cost
+
+    def recall(self, remaining: int, at_s: float) -> None:
+        """Take in what an earlier process had left.
+
+        Args:
+            remaining: Its rest.
+            at_s: When that was, by the wall clock.
+        """
+        self._begin_minute(at_s)
+        self._told = max(self._told, self._limit - remaining)
 
     def remaining(self, now_s: float) -> int:
         """Give the weight that may still be used in this minute."""
-        return self._limit - (self._used if self._minute == int(now_s // 60) else 0)
+        self._begin_minute(now_s)
+        return self._limit - self._told - self._untold - self._in_flight
 
-    def wait_s(self, cost: int, now_s: float) -> float:
-        """Give the seconds until a request of this cost fits into the budget; 0 for at once."""
-        return 0.0 if cost <= self.remaining(now_s) else 60 - now_s % 60
+
+@dataclass(slots=True)
+class Asked:
+    """What was asked for one symbol.
+
+    Attributes:
+        calls: Each request; the oldest are kept.
+        retries: Tries after the first one.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    retries: int = 0
 
 
 class Exchange:
@@ -142,6 +191,7 @@ class Exchange:
         self._retry_policy = replace(retry_policy, retry_after_max_s=patience_s)
         self._breaker = breaker or CircuitBreaker("rest", counts=speaks_against)
         self._weight = Weight(weight_per_minute)
+        self._asked: dict[str, Asked] = {}
         self._blocked_until = -math.inf
         self._session: aiohttp.ClientSession | None = None
 
@@ -160,6 +210,21 @@ class Exchange:
     def weight_remaining(self) -> int:
         """Give the request weight left in this minute."""
         return self._weight.remaining(time.time())
+
+    @property
+    def breaker(self) -> CircuitBreaker:
+        """Give the breaker, which an earlier process may have left open."""
+        return self._breaker
+
+    def asked(self, symbol: str) -> Asked:
+        """Give what was asked for a symbol so far."""
+        return self._asked.setdefault(symbol, Asked())
+
+    def recall_weight(self, remaining: int, ago_s: float) -> None:
+        """Take in what an earlier process had left of the weight, some seconds ago."""
+        now_s = time.time()
+        if (now_s - ago_s) // 60 == now_s // 60:
+            self._weight.recall(remaining, now_s)
 
     def stay_away(self, seconds: float) -> None:
         """Ask nothing for some seconds, for instance because an earlier process was told so."""
@@ -202,10 +267,22 @@ class Exchange:
         """Make sure that the exchange answers."""
         await self._get("/api/v3/ping", {}, 1)
 
+    async def probe(self, symbol: str) -> None:
+        """Ask the exchange one small question, once, and count it for a symbol."""
+        asked = self.asked(symbol)
+        await self._wait_for_permission("/api/v3/ping", 1)
+        await self._once("/api/v3/ping", {}, 1, asked)
+
     async def _get(self, endpoint: str, query: dict[str, Any], weight: int) -> Body:
+        asked = self.asked(str(query.get("symbol", "")))
+        tries = 0
+
         async def once() -> bytes:
+            nonlocal tries
+            tries += 1
+            asked.retries += tries > 1
             await self._wait_for_permission(endpoint, weight)
-            return await self._once(endpoint, query)
+            return await self._once(endpoint, query, weight, asked)
 
         try:
             return Body(endpoint, await self._breaker.call(lambda: retry(once, "rest", self._retry_policy)))
@@ -216,37 +293,40 @@ class Exchange:
             raise (cause.last_error if isinstance(cause, MaxRetriesExceeded) else cause or error) from error
 
     async def _wait_for_permission(self, endpoint: str, weight: int) -> None:
-        """Sleep until the exchange may be asked.
+        """Sleep until the exchange may be asked, and take the weight of the request.
 
         Raises:
             RateLimited: If that would take longer than our patience.
         """
-        wait_s = self.blocked_s
-        why = "the exchange told us to stay away"
-        if wait_s == 0:
-            wait_s = self._weight.wait_s(weight, time.time())
-            why = f"the request weight of this minute is used up ({self.weight_remaining} left, {weight} needed)"
-        if wait_s == 0:
-            return
-        if wait_s > self._patience_s:
-            raise RateLimited(f"GET {endpoint}: not asked: {why} for another {wait_s:.0f} s", retry_after_s=wait_s)
-        log.info("waiting %.1f s: %s", wait_s, why)
-        await asyncio.sleep(wait_s)
+        deadline_s = time.monotonic() + self._patience_s
+        while True:
+            wait_s = self.blocked_s
+            why = "the exchange told us to stay away"
+            if wait_s == 0:
+                left = self.weight_remaining
+                wait_s = self._weight.take(weight, time.time())
+                why = f"the request weight of this minute is used up ({left} left, {weight} needed)"
+            if wait_s == 0:
+                return
+            if time.monotonic() + wait_s > deadline_s:
+                raise RateLimited(f"GET {endpoint}: not asked: {why} for another {wait_s:.0f} s", retry_after_s=wait_s)
+            log.info("waiting %.1f s: %s", wait_s, why)
+            await asyncio.sleep(wait_s)
 
-    async def _once(self, endpoint: str, query: dict[str, Any]) -> bytes:
+    async def _once(self, endpoint: str, query: dict[str, Any], weight: int, asked: Asked) -> bytes:
         """Ask once.
 
         Raises:
             ExchangeError: Of the kind that the answer, or its absence, calls for.
         """
-        if self._session is None:
-            raise ExchangeUnavailable(f"GET {endpoint}: the session is not open")
         started_s = time.monotonic()
-        status = "none"
+        status, used = "none", None
         try:
+            if self._session is None:
+                raise ExchangeUnavailable(f"GET {endpoint}: the session is not open")
             async with self._session.get(self.url + endpoint, params=query, allow_redirects=False) as response:
                 status = str(response.status)
-                self._weight.note(response.headers.get("X-MBX-USED-WEIGHT-1M"), time.time())
+                used = response.headers.get("X-MBX-USED-WEIGHT-1M")
                 raw = await _bounded_body(response, endpoint)
                 self._check_status(endpoint, response, raw)
                 return raw
@@ -255,7 +335,6 @@ class Exchange:
             raise ExchangeUnavailable(f"GET {endpoint}: no connection to {self.url}") from error
         except TimeoutError as error:
             status = "timeout"
-            metrics.TIMEOUTS.labels("rest").inc()
             raise Unresponsive(f"GET {endpoint}: no answer from {self.url} within {self._timeout_s:g} s") from error
         except aiohttp.ClientConnectorError as error:
             status = "error"
@@ -266,16 +345,21 @@ class Exchange:
             told = " ".join(str(error).split()) or type(error).__name__
             raise ExchangeUnavailable(f"GET {endpoint}: {told}") from error
         finally:
-            metrics.REST_CALLS.labels(endpoint, status).inc()
-            metrics.REST_LATENCY.labels(endpoint).observe(time.monotonic() - started_s)
+            self._weight.settle(weight, used, time.time())
+            if len(asked.calls) < CALLS_KEPT:
+                asked.calls.append((endpoint, status, round(time.monotonic() - started_s, 6)))
 
     def _check_status(self, endpoint: str, response: aiohttp.ClientResponse, raw: bytes) -> None:
         status = response.status
         if status == 200:
             return
         text = f"GET {endpoint} answered {status}: {parse_complaint(raw)}"
-        if status in (418, 429):
-            wait_s = retry_after_s(response.headers.get("Retry-After"))
+        said = raw[: rate_limits.TEXT_MAX].decode("utf-8", "replace")
+        if rate_limits.asks_for_silence(status, said):
+            headers = response.headers
+            wait_s = rate_limits.silence_s(
+                headers.get("Retry-After"), headers.get("Date"), said, time.time(), rate_limits.WAIT_DEFAULT_S
+            )
             self.stay_away(wait_s)
             log.warning("Binance rate limit hit, waiting %gs", wait_s)
             raise RateLimited(f"{text}; asks for {wait_s:g} s of silence", retry_after_s=wait_s, status=status)
@@ -293,10 +377,3 @@ async def _bounded_body(response: aiohttp.ClientResponse, endpoint: str) -> byte
             raise ExchangeError(f"GET {endpoint}: expected an answer of at most {BODY_BYTES_MAX} bytes, found more")
         chunks.append(chunk)
     return b"".join(chunks)
-
-
-def retry_after_s(header: str | None) -> float:
-    """Read a `Retry-After` header in seconds; what cannot be read counts as ten seconds."""
-    if header is not None and header.isascii() and header.strip().isdigit():
-        return min(float(header), RETRY_AFTER_MAX_S)
-    return RETRY_AFTER_DEFAULT_S

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from sheetanchor import metrics
 from sheetanchor.contract import Gap, Receipt, keys
 from sheetanchor.errors import RedisError
+from sheetanchor.local import measures
 from sheetanchor.local.tally import Prediction, Tally
 from sheetanchor.transport import clear_errors
 
@@ -107,5 +107,4 @@ class Watcher:
     def _take_receipt(self, tally: Tally, _: str, fields: Mapping[str, str]) -> None:
         receipt = Receipt.from_json(fields["receipt"])
         tally.add_receipt(receipt)
-        metrics.REANCHORS.labels(tally.symbol, receipt.result, receipt.trigger).inc()
-        metrics.REANCHOR_DURATION.labels(tally.symbol).observe((receipt.finished_at_us - receipt.started_at_us) / 1e6)
+        measures.count(receipt)

@@ -17,6 +17,9 @@ from sheetanchor.errors import (
 )
 from sheetanchor.rest import Unresponsive
 
+ALERT_FAILED: Final = "REANCHOR_FAILED"
+"""Code of the alert about a run that failed, as dashboards of such pipelines know it."""
+
 EXIT_EXCHANGE: Final = 3
 EXIT_VALIDATION: Final = 4
 EXIT_REDIS: Final = 5
@@ -66,7 +69,8 @@ def outcome_of(error: BaseException, phase: str, timeout_s: float, now_us: int) 
     if isinstance(error, ValidationFailed):
         return Outcome("failed", EXIT_VALIDATION, text)
     if isinstance(error, (ExchangeError, CircuitOpen)):
-        retry_at_us = now_us + int(error.retry_after_s * 1e6) if isinstance(error, RateLimited) else 0
+        wait_s = error.retry_after_s if isinstance(error, (RateLimited, CircuitOpen)) else 0.0
+        retry_at_us = now_us + int(wait_s * 1e6) if wait_s else 0
         return Outcome("failed", EXIT_EXCHANGE, _collection(error, phase), retry_at_us)
     if isinstance(error, RedisError):
         return Outcome("failed", EXIT_REDIS, text)

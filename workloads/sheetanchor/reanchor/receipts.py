@@ -11,7 +11,8 @@ from uuid import uuid4
 from redis.asyncio import Redis
 
 from sheetanchor.contract import LOCK_TTL_S, RECEIPTS_LENGTH_MAX, Receipt, keys
-from sheetanchor.reanchor.outcome import Outcome
+from sheetanchor.reanchor.outcome import ALERT_FAILED, Outcome
+from sheetanchor.rest import Asked
 from sheetanchor.transport import clear_errors
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,9 @@ class Progress:
     update_id: int = 0
     locked: bool = False
     notes: list[str] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
+    breaker: int = 0
+    weight_remaining: int = -1
 
 
 def new_id(symbol: str, request_id: str, now_us: int) -> str:
@@ -63,7 +67,7 @@ def new_id(symbol: str, request_id: str, now_us: int) -> str:
     return f"reanchor_{symbol}_{now_us // 1_000_000}_{uuid4().hex[:12]}{suffix}"
 
 
-def receipt_of(order: Order, progress: Progress, outcome: Outcome, now_us: int) -> Receipt:
+def receipt_of(order: Order, progress: Progress, outcome: Outcome, now_us: int, asked: Asked) -> Receipt:
     """Make the receipt of a run that has ended.
 
     Args:
@@ -71,6 +75,7 @@ def receipt_of(order: Order, progress: Progress, outcome: Outcome, now_us: int) 
         progress: How far it came.
         outcome: How it ended.
         now_us: When it ended.
+        asked: What of the exchange was asked for it.
     """
     return Receipt(
         id=progress.id,
@@ -91,6 +96,12 @@ def receipt_of(order: Order, progress: Progress, outcome: Outcome, now_us: int) 
         request_id=order.request_id,
         retry_at_us=outcome.retry_at_us,
         exchange=progress.exchange,
+        warnings=progress.warnings,
+        calls=tuple(asked.calls),
+        retries=asked.retries,
+        breaker=progress.breaker,
+        weight_remaining=progress.weight_remaining if asked.calls else -1,
+        alert=ALERT_FAILED if outcome.result == "failed" else "",
     )
 
 
@@ -143,6 +154,8 @@ def short_json(receipt: Receipt, bytes_max: int = RECEIPT_BYTES_MAX) -> str:
             exchange=_cut(receipt.exchange, length),
             id=_cut(receipt.id, length + 100),
             checks=tuple(_cut(check, length) for check in receipt.checks[: length // 5]),
+            warnings=tuple(_cut(warning, length) for warning in receipt.warnings[: length // 20]),
+            calls=receipt.calls[: length // 20],
         )
         text = receipt.to_json()
     return text

@@ -16,10 +16,10 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from sheetanchor import metrics
 from sheetanchor._decoder import Market
 from sheetanchor.contract import STALE_AFTER_US, Receipt
 from sheetanchor.errors import (
+    CircuitOpen,
     ExchangeError,
     LockHeld,
     RedisError,
@@ -32,9 +32,11 @@ from sheetanchor.errors import (
 from sheetanchor.hot_state import Anchor, HotState, SwapReply, SwapStatus
 from sheetanchor.reanchor.comparison import compare
 from sheetanchor.reanchor.outcome import Outcome, outcome_of
+from sheetanchor.reanchor.recall import breaker_of, weight_of
 from sheetanchor.reanchor.receipts import Order, Progress, earlier_receipts, new_id, receipt_of, redis_now_us
 from sheetanchor.reanchor.replay import Reached, Replay
 from sheetanchor.reanchor.snapshot import Snapshot, build, fetch, references, tell_time
+from sheetanchor.reliability import CircuitState
 from sheetanchor.rest import Exchange
 from sheetanchor.validation import LEVELS_MIN, Candidate, Limits, validate
 
@@ -78,6 +80,7 @@ class Reanchor:
         now_us = time.time_ns() // 1000
         self.order = order
         self.progress = Progress(new_id(order.symbol, order.request_id, now_us), now_us, exchange.url)
+        self._began_s = time.monotonic()
         self._redis = redis
         self._hot = HotState(redis, order.symbol)
         self._exchange = exchange
@@ -99,21 +102,29 @@ class Reanchor:
             async with asyncio.timeout(order.timeout_s):
                 outcome = await self._phases()
         except (SheetAnchorError, TimeoutError) as error:
-            outcome = outcome_of(error, progress.phase, order.timeout_s, time.time_ns() // 1000)
+            outcome = outcome_of(error, progress.phase, order.timeout_s, self._now_us())
         except asyncio.CancelledError as error:
-            outcome = outcome_of(error, progress.phase, order.timeout_s, time.time_ns() // 1000)
+            outcome = outcome_of(error, progress.phase, order.timeout_s, self._now_us())
             cancelled = error
         finally:
             await self._clean_up()
-        receipt = receipt_of(order, progress, outcome, time.time_ns() // 1000)
+        asked = self._exchange.asked(order.symbol)
+        progress.weight_remaining = max(0, self._exchange.weight_remaining)
+        progress.breaker = max(progress.breaker, self._exchange.breaker.state.value)
+        receipt = receipt_of(order, progress, outcome, self._now_us(), asked)
         await self._leave(receipt)
         report(receipt)
         if cancelled is not None:
             raise cancelled
         return receipt
 
+    def _now_us(self) -> int:
+        """Give Redis' clock, as far as it was heard: receipts are compared with what it has stamped."""
+        return self.progress.started_us + int((time.monotonic() - self._began_s) * 1e6)
+
     async def _phases(self) -> Outcome:
         progress = self.progress
+        progress.started_us = await redis_now_us(self._redis) - int((time.monotonic() - self._began_s) * 1e6)
         async with self._phase("lock"):
             anchor = await self._lock()
         self._heed_later_anchor(anchor)
@@ -189,15 +200,44 @@ class Reanchor:
         retry_at_us = max(here, default=0)
         if retry_at_us > now_us:
             self._exchange.stay_away((retry_at_us - now_us) / 1e6)
+        remaining, told_us = weight_of(receipts, self._exchange.url)
+        if remaining >= 0 and told_us <= now_us:
+            self._exchange.recall_weight(remaining, (now_us - told_us) / 1e6)
         request_id = self.order.request_id
         if not request_id:
+            await self._heed_breaker(receipts, now_us)
             return None
         same = [receipt for receipt in receipts if receipt.request_id == request_id and receipt.result != "lock_held"]
         if not same and anchor.receipt.partition(":")[2] != request_id:
+            await self._heed_breaker(receipts, now_us)
             return None
         self.progress.epoch_after = self.progress.epoch_before
         told = f": {same[0].result}, {same[0].message}" if same else ""
         return Outcome("repeated", same[0].exit_code if same else 0, f"request {request_id} was answered before{told}")
+
+    async def _heed_breaker(self, receipts: list[Receipt], now_us: int) -> None:
+        """Leave an exchange alone that has failed too often in a row, over all runs; then try one small question.
+
+        Raises:
+            CircuitOpen: It is to be left alone.
+            ExchangeError: It does not answer the probe either.
+        """
+        breaker = self._exchange.breaker
+        open_us = int(breaker.recovery_timeout_s * 1e6)
+        found = breaker_of(receipts, self._exchange.url, breaker.failure_threshold, open_us, now_us)
+        self.progress.breaker = found.state.value
+        if found.state is CircuitState.OPEN:
+            wait_s = (found.until_us - now_us) / 1e6
+            raise CircuitOpen(
+                f"{self._exchange.url} has failed {found.failures} times in a row: it is asked again in {wait_s:.0f} s",
+                retry_after_s=wait_s,
+            )
+        if found.state is CircuitState.HALF_OPEN:
+            async with self._phase("probe"):
+                await self._exchange.probe(self.order.symbol)
+            self.progress.breaker = CircuitState.CLOSED.value
+        elif found.failures:
+            breaker.recall(found.failures)
 
     async def _fetch(self) -> Snapshot:
         async with self._phase("fetch"):
@@ -379,13 +419,8 @@ class Reanchor:
             log.warning("cannot give back the lock of %s: %s", self.order.symbol, error)
 
     async def _leave(self, receipt: Receipt) -> None:
-        """Write the receipt and count the run; a receipt that cannot be written is no failure of the run."""
+        """Write the receipt, from which the run is counted; one that cannot be written is no failure of the run."""
         duration_s = (receipt.finished_at_us - receipt.started_at_us) / 1e6
-        metrics.REANCHORS.labels(receipt.symbol, receipt.result, receipt.trigger).inc()
-        metrics.REANCHOR_DURATION.labels(receipt.symbol).observe(duration_s)
-        metrics.REANCHOR_SUCCESS_RATE.labels(receipt.symbol).set(float(receipt.exit_code == 0))
-        if receipt.result == "failed":
-            metrics.ALERTS.labels("REANCHOR_FAILED").inc()
         if receipt.exit_code == 0:
             log.info("Re-anchor completed for %s in %.2fs: %s", receipt.symbol, duration_s, receipt.message)
         if receipt.result == "repeated":
