@@ -55,9 +55,10 @@ fuzz: ## fuzz the decoder for SECONDS (default 60)
 model: .venv/.dev-ready ## train the model that ships, from the recording that ships
 	$(BIN)/sheetanchor train --out workloads/sheetanchor/models $(ARGS)
 
-crds: .venv/.dev-ready ## write the definitions anew from the operator's models, and the chart's copies of them
+crds: .venv/.dev-ready ## write the definitions anew from the operator's models, and the chart's copies of them and of its values
 	$(BIN)/python -m sheetanchor_operator.schema crds
 	cp crds/*.yaml charts/sheetanchor/files/crds/
+	cp charts/sheetanchor/values.yaml charts/sheetanchor/files/values.yaml
 
 lock: ## write requirements.lock anew after a change of pyproject.toml; UPGRADE=1 or UPGRADE="NAME…" for newer versions
 	@PYTHON="$(PYTHON)" UPGRADE="$(UPGRADE)" bash .ci/lock

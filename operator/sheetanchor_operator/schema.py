@@ -146,9 +146,10 @@ def definition(
             "status": _without_defaults(structural(status)),
         },
     }
+    # The API server drops a priority of 0: whoever compares what is there with what was sent would see a difference.
     shown = [
-        {"name": name, "type": kind_of, "jsonPath": path, "description": told, "priority": priority}
-        for name, kind_of, path, told, priority in columns
+        {"name": name, "type": kind_of, "jsonPath": path, "description": told} | ({"priority": level} if level else {})
+        for name, kind_of, path, told, level in columns
     ]
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import tomllib
@@ -175,7 +176,7 @@ def test_the_schema_knows_every_value() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     known = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))["properties"]
 
-    assert set(values) | {"global"} == set(known)
+    assert set(values) | {"global", "tags", "enabled"} == set(known)
     for name, block in values.items():
         if isinstance(block, dict) and "properties" in known[name]:
             assert set(block) <= set(known[name]["properties"]), name
@@ -248,7 +249,8 @@ def test_definitions_are_rendered_as_they_are(keep: bool) -> None:
 @pytest.mark.parametrize("there", [True, False])
 def test_monitoring_follows_the_clusters_api(there: bool) -> None:
     """Where the Prometheus operator's kinds are there they are used, elsewhere pods carry annotations."""
-    flags = ["--api-versions", "monitoring.coreos.com/v1"] if there else []
+    kinds = ("PodMonitor", "PrometheusRule")
+    flags = [word for kind in kinds for word in ("--api-versions", f"monitoring.coreos.com/v1/{kind}")] if there else []
 
     manifests = rendered_chart({}, *flags)
 
@@ -506,6 +508,19 @@ def test_a_releases_life(empty: ApiServer) -> None:
 
     run("uninstall", RELEASE, *system[:2])
     empty.wait(lambda: kinds_there(empty) == set(), within_s=90, what="nothing is left")
+
+
+@pytest.mark.usefixtures("apiserver")  # where the programs are
+@pytest.mark.parametrize("release", ["1st", "my.release", "9" * 53, "a" * 53])
+def test_a_release_of_any_name_is_installed_whole(empty: ApiServer, release: str) -> None:
+    """What helm takes as a release's name does not leave a half-made release behind."""
+    values = {"crds": {"install": False}, "rbac": {"userRoles": False}}
+    system = ["-n", "system", "--create-namespace"]
+
+    done = helm("install", release, CHART, *system, values=values, kubeconfig=empty.kubeconfig)
+    helm("uninstall", release, *system[:2], kubeconfig=empty.kubeconfig)
+
+    assert (0, "STATUS: deployed") == (done.returncode, "".join(re.findall("STATUS: .*", done.stdout))), done.stderr
 
 
 @pytest.mark.usefixtures("apiserver")  # where the programs are

@@ -63,7 +63,7 @@ def _policy(pipeline: Pipeline, component: Component, ingress: list[Rule], egres
         "spec": {
             "podSelector": {"matchLabels": selector_of(pipeline.name, component)},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": ingress,
+            **({"ingress": ingress} if ingress else {}),  # the API server drops an empty one
             "egress": egress,
         },
     }
