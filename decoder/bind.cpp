@@ -277,6 +277,26 @@ void seed_trades(Market& market, const TradeList& trades, int price_exponent, in
   market.seed_trades(std::move(out), price_exponent, qty_exponent);
 }
 
+// `(count, id, event_us, stamp_us, [stamp per line])` of each stream.
+nb::dict pulses(const Market& market) {
+  using sheetanchor::Stream;
+  nb::dict out;
+  for (const auto& [name, stream] : {std::pair{"trade", Stream::trade}, std::pair{"bestBidAsk", Stream::best},
+                                     std::pair{"depth", Stream::depth}}) {
+    const auto& pulse = market.pulse(stream);
+    nb::list lines;
+    for (const auto stamp_us : pulse.line_stamp_us) lines.append(stamp_us);
+    out[name] = nb::make_tuple(pulse.count, pulse.id, pulse.event_us, pulse.stamp_us, lines);
+  }
+  return out;
+}
+
+nb::object told_best(const Market& market) {
+  const auto best = market.told_best();
+  if (!best) return nb::none();
+  return nb::make_tuple(best->first.price, best->second.price);
+}
+
 nb::dict counters(const Market& market) {
   const auto& counted = market.counters();
   nb::dict out;
@@ -342,6 +362,8 @@ void bind_market(nb::module_& m) {
       .def("known_levels", &Market::known_levels, "depth"_a)
       .def("volume_between", &Market::volume_between, "start_event_us"_a, "end_event_us"_a)
       .def("counters", &counters)
+      .def("pulses", &pulses)
+      .def_prop_ro("told_best", &told_best)
       .def_prop_ro("depth_hole", [](const Market& market) { return to_tuple(market.depth_hole()); })
       .def_prop_ro("trade_hole", [](const Market& market) { return to_tuple(market.trade_hole()); })
       .def_prop_ro("symbol", &Market::symbol)

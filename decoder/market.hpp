@@ -53,6 +53,18 @@ struct Hole {
   std::uint32_t lines_past;  // bit per line that has gone beyond it
 };
 
+// The newest message of one stream, by id: what came again or late is not it.
+struct Pulse {
+  std::int64_t count = 0;  // messages that brought a new highest id
+  std::int64_t id = -1;
+  std::int64_t event_us = -1;
+  std::int64_t stamp_us = 0;                        // of the entry that brought it first
+  std::int64_t line_stamp_us[LINES_MAX] = {};       // per line: of the last message, new or not; 0 for none
+};
+
+enum class Stream : std::size_t { trade, best, depth };
+inline constexpr std::size_t STREAM_COUNT = 3;
+
 struct HotState {
   Fields ob, tr_1s, tr_5s, feat;
 };
@@ -238,6 +250,12 @@ class Market {
     if (!best) return std::nullopt;
     return scaled(best->first.price + best->second.price, price_exponent_) / 2;
   }
+  const Pulse& pulse(Stream stream) const { return pulses_[static_cast<std::size_t>(stream)]; }
+  // Best bid and ask as the newest bestBidAsk says, whatever the book has.
+  std::optional<std::pair<Level, Level>> told_best() const {
+    if (best_id_ < 0) return std::nullopt;
+    return std::pair{bid_, ask_};
+  }
   std::optional<double> last_trade_price() const {
     if (history_.trades().empty()) return std::nullopt;
     return scaled(history_.trades().back().price, price_exponent_);
@@ -309,6 +327,17 @@ class Market {
     stamp_us_ = source_.stamp_us;
   }
 
+  void note_pulse(Stream stream, std::int64_t id, std::int64_t event_us) {
+    auto& pulse = pulses_[static_cast<std::size_t>(stream)];
+    for (int line = 0; line < LINES_MAX; ++line)
+      if (source_.lines >> line & 1u) pulse.line_stamp_us[line] = source_.stamp_us;
+    if (id <= pulse.id) return;
+    ++pulse.count;
+    pulse.id = id;
+    pulse.event_us = event_us;
+    pulse.stamp_us = source_.stamp_us;
+  }
+
   bool on_trades(const sbe::Frame& frame) {
     const auto factors = adopt(frame.price_exponent, frame.qty_exponent);
     if (!factors || !is_time(frame.transact_time_us)) return false;
@@ -320,6 +349,9 @@ class Market {
       scratch_trades_.push_back(trade);
     }
     note_event(frame.event_time_us);
+    std::int64_t newest_id = -1;
+    for (const auto& trade : scratch_trades_) newest_id = std::max(newest_id, trade.id);
+    if (newest_id >= 0) note_pulse(Stream::trade, newest_id, frame.event_time_us);
     for (const auto& trade : scratch_trades_) take_trade(trade);
     return true;
   }
@@ -360,6 +392,7 @@ class Market {
         !convert(frame.ask, *factors, ask) || bid.qty == 0 || ask.qty == 0)
       return false;
     note_event(frame.event_time_us);
+    note_pulse(Stream::best, frame.last_update_id, frame.event_time_us);
     if (frame.last_update_id <= best_id_) {
       ++counters_.bba_stale;
       if (frame.last_update_id <= refill_best_id_ && mids_.is_newer(frame.event_time_us))
@@ -398,11 +431,13 @@ class Market {
     if (!is_id(first) || !is_id(last) || last < first) return false;
     if (has_book_ && last <= update_id_) {
       note_event(frame.event_time_us);
+      note_pulse(Stream::depth, last, frame.event_time_us);
       ++counters_.diffs_duplicate;
       return true;
     }
     if (!convert_sides(frame)) return false;
     note_event(frame.event_time_us);
+    note_pulse(Stream::depth, last, frame.event_time_us);
     last_seen_update_id_ = std::max(last_seen_update_id_, last);
     if (!has_book_) {
       ++counters_.diffs_before_book;
@@ -535,6 +570,7 @@ class Market {
   std::int64_t stamp_us_ = 0;        // when its frame came
   std::int64_t book_event_us_ = -1;  // event time of the last change of book or best prices
   Source source_;
+  Pulse pulses_[STREAM_COUNT];
   Counters counters_;
   sbe::Frame frame_;  // kept, since clearing it would cost more than reading a frame
   std::vector<Level> scratch_bids_, scratch_asks_;

@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 import onnx_models
 from conftest import free_port_number, wait_until
 from sheetanchor.errors import RedisError
-from sheetanchor.hot_state import HotState
+from sheetanchor.hot_state import HotState, Vouch
 from sheetanchor.transport import redis_client
 
 RETURN = 0.0005
@@ -110,7 +110,8 @@ class Market:
         anchor = await hot.anchor()
         stamp_us = time.time_ns() // 1_000 if self.stamps else anchor.stamp_us
         lists = [_flat(fields) for fields in hashes(self.price).values()]
-        reply = await hot.apply(anchor.term, "market", anchor.epoch, 1, stamp_us, *lists)
+        vouch = Vouch(time.time_ns() // 1_000 + 2_000_000, 2_000_000)
+        reply = await hot.apply(anchor.term, "market", anchor.epoch, 1, stamp_us, *lists, vouch=vouch)
         if reply.ok:
             self.writes += 1
         elif not anchor.epoch:

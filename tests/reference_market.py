@@ -9,14 +9,14 @@ import struct
 import zlib
 from dataclasses import dataclass, field, replace
 
+import reference_windows as windows
 from reference import COUNTERS, decode
-from reference_windows import Past, decimal, flat, hole, scaled, window, window_fields
+from reference_windows import MANTISSA_MAX, Past, Pulse, decimal, fits, flat, hole, levels_of, scaled
 from sheetanchor import sbe
+from sheetanchor.contract import STREAM_TYPES
 
 ID_LIMIT = 2**62
 TIME_LIMIT_US = 2**52
-MANTISSA_MAX = 2**61
-PRODUCT_MAX = 2**107 - 1
 HISTORY_US = 120_000_000
 
 Pair = tuple[int, int]
@@ -68,6 +68,7 @@ class Market:
     lines: int = 0
     entry_stamp_us: int = 0
     stop_at: int = -1
+    streams: dict[str, Pulse] = field(default_factory=lambda: {name: Pulse() for name in STREAM_TYPES})
 
     # --- feeding
 
@@ -213,6 +214,9 @@ class Market:
             ((price_now, qty_now),) = self.converted(((price, qty),), factors)
             trades.append(Past(trade_id, price_now, qty_now, message.transact_time_us, maker))
         self.note_event(message.event_time_us)
+        if trades:
+            newest = max(trade.id for trade in trades), message.event_time_us
+            self.streams["trade"].note(*newest, self.entry_stamp_us, self.lines)
         for trade in trades:
             self.take_trade(trade)
 
@@ -262,6 +266,7 @@ class Market:
         sides = ((message.bid_price, message.bid_qty), (message.ask_price, message.ask_qty))
         bid, ask = self.converted(sides, factors)
         self.note_event(message.event_time_us)
+        self.streams["bestBidAsk"].note(message.book_update_id, message.event_time_us, self.entry_stamp_us, self.lines)
         if message.book_update_id <= self.bba_id:
             self.counts["bba_stale"] += 1
             newer = not self.mids or message.event_time_us > self.mids[-1][0]
@@ -316,12 +321,14 @@ class Market:
         self.require(0 <= first <= last < ID_LIMIT)
         if self.has_book and last <= self.update_id:
             self.note_event(message.event_time_us)
+            self.streams["depth"].note(last, message.event_time_us, self.entry_stamp_us, self.lines)
             self.counts["diffs_duplicate"] += 1
             return
         factors = self.adopt(message.price_exponent, message.qty_exponent)
         bids, asks = self.converted(message.bids, factors), self.converted(message.asks, factors)
         diff = replace(message, bids=bids, asks=asks)
         self.note_event(message.event_time_us)
+        self.streams["depth"].note(last, message.event_time_us, self.entry_stamp_us, self.lines)
         self.last_seen_update_id = max(self.last_seen_update_id, last)
         if not self.has_book:
             self.counts["diffs_before_book"] += 1
@@ -449,8 +456,7 @@ class Market:
     def pack_book(self, epoch: int, line_ids: dict[str, str]) -> bytes:
         if not self.has_book:
             raise ValueError("no book")
-        (bid, bid_qty), (ask, ask_qty) = self.bba
-        numbers = (epoch, self.update_id, self.bba_id, bid, bid_qty, ask, ask_qty)
+        numbers = (epoch, self.update_id, self.bba_id, *self.bba[0], *self.bba[1])
         numbers += (self.trade_id, self.event_us, self.stamp_us, self.bid_edge, self.ask_edge, self.cut_off)
         bids, asks = self.levels()
         out = b"SAbk" + struct.pack("<Hbb13q", 2, self.price_exponent, self.qty_exponent, *numbers)
@@ -525,6 +531,13 @@ class Market:
     def counters(self) -> dict[str, int]:
         return dict(self.counts)
 
+    def pulses(self) -> dict[str, tuple[int, int, int, int, list[int]]]:
+        return {name: pulse.as_tuple() for name, pulse in self.streams.items()}
+
+    @property
+    def told_best(self) -> Pair | None:
+        return (self.bba[0][0], self.bba[1][0]) if self.bba_id >= 0 else None
+
     def mid_return(self, end_us: int, back_us: int) -> float:
         best = self.best()
         then = [total for time_us, total in self.mids if time_us <= end_us - back_us]
@@ -542,9 +555,9 @@ class Market:
             raise ValueError("Empty order book data")
         end_us = now_us if self.event_us < 0 else self.event_us + max(0, now_us - self.stamp_us)
         ob = self.book_fields(best)
-        one = window_fields(window(self.trades, end_us, 1_000_000), 1, *self.scale())
-        newest = window(self.trades, end_us, 5_000_000)
-        five = window_fields(newest, 5, *self.scale())
+        one = windows.window_fields(windows.window(self.trades, end_us, 1_000_000), 1, *self.scale())
+        newest = windows.window(self.trades, end_us, 5_000_000)
+        five = windows.window_fields(newest, 5, *self.scale())
         volume = sum(t.qty for t in newest)
         balance = sum(-t.qty if t.is_buyer_maker else t.qty for t in newest)
         feat = {
@@ -585,11 +598,3 @@ class Market:
             "last_update_id": str(self.update_id),
             "bba_id": str(max(self.bba_id, 0)),
         }
-
-
-def fits(price: int, qty: int) -> bool:
-    return price <= MANTISSA_MAX and qty <= MANTISSA_MAX and price * qty <= PRODUCT_MAX
-
-
-def levels_of(diff: sbe.DepthDiff | Past) -> int:
-    return len(diff.bids) + len(diff.asks) if isinstance(diff, sbe.DepthDiff) else 0

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
+
+from sheetanchor import sbe
+
+MANTISSA_MAX = 2**61
+PRODUCT_MAX = 2**107 - 1
+
+
+@dataclass(slots=True)
+class Pulse:
+    """The newest message of a stream by id."""
+
+    count: int = 0
+    id: int = -1
+    event_us: int = -1
+    stamp_us: int = 0
+    line_stamps: list[int] = field(default_factory=lambda: [0] * 16)
+
+    def note(self, newest_id: int, event_us: int, stamp_us: int, lines: int) -> None:
+        for line in range(16):
+            if lines >> line & 1:
+                self.line_stamps[line] = stamp_us
+        if newest_id > self.id:
+            self.count += 1
+            self.id, self.event_us, self.stamp_us = newest_id, event_us, stamp_us
+
+    def as_tuple(self) -> tuple[int, int, int, int, list[int]]:
+        return self.count, self.id, self.event_us, self.stamp_us, list(self.line_stamps)
 
 
 def scaled(mantissa: int, exponent: int) -> float:
@@ -86,3 +113,11 @@ def hole(at: int, pending: dict[int, Any], lines: int) -> tuple[int, int, int, i
 
 def flat(fields: dict[str, str]) -> list[str]:
     return [text for pair in fields.items() for text in pair]
+
+
+def fits(price: int, qty: int) -> bool:
+    return price <= MANTISSA_MAX and qty <= MANTISSA_MAX and price * qty <= PRODUCT_MAX
+
+
+def levels_of(diff: sbe.DepthDiff | Past) -> int:
+    return len(diff.bids) + len(diff.asks) if isinstance(diff, sbe.DepthDiff) else 0

@@ -82,7 +82,9 @@ async def test_hot_keys_equal_an_independent_recomputation(
     written = [without(fields, ignored) for fields in (read.ob, read.tr_1s, read.tr_5s, read.feat)]
     moments = (twin.hot_state(read.now_us - ago_us) for ago_us in range(0, 500_000, 500))
     assert any(written == [without(pairs(flat), ignored) for flat in expected] for expected in moments)
-    assert ("1", "sbe", []) == (read.ob["epoch"], read.ob["source"], await stage.gaps())
+    # Played at another pace than recorded, event times run ahead of arrival: rules of time may speak, no other.
+    rules = {gap.rule for gap in await stage.gaps()} - {"clock_jump", "feed_late", "stream_missing"}
+    assert ("1", "sbe", set()) == (read.ob["epoch"], read.ob["source"], rules)
     assert 0 == processor.stop()
 
 

@@ -17,7 +17,6 @@ from sheetanchor.gaps import (
     Silence,
     Thresholds,
     Volume,
-    detect_gap,
     gap_of,
     hole_is_final,
     is_anomalous,
@@ -41,6 +40,10 @@ NOW_US = 1_700_000_000_000_000
         ("sequence_reset", "high", "immediate_reanchor", True),
         ("book_edge", "medium", "immediate_reanchor", False),
         ("book_beyond", "high", "immediate_reanchor", True),
+        ("stream_missing", "high", "validation_reanchor", False),
+        ("feed_late", "medium", "validation_reanchor", False),
+        ("clock_jump", "low", "validation_reanchor", False),
+        ("trades_quiet", "low", "validation_reanchor", False),
     ],
 )
 def test_rules_say_how_bad_it_is_and_what_they_ask_for(rule: str, severity: str, action: str, suspects: bool) -> None:
@@ -177,16 +180,6 @@ def test_silence_is_not_a_reset() -> None:
     _, duplicate = state.look(marks, NOW_US + 60_000_000)
 
     assert (None, None) == (silent, duplicate)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "found"),
-    [((6, 5, 0, 0), False), ((7, 5, 0, 0), True), ((6, 5, 5_000_001, 0), True), ((6, 5, 5_000_000, 0), False)],
-)
-def test_any_basic_criterion_is_enough(arguments: tuple[int, int, int, int], found: bool) -> None:
-    """A jump of ids or five silent seconds; a strange volume too."""
-    assert found == detect_gap(*arguments)
-    assert detect_gap(*arguments, volume_inconsistent=True)
 
 
 def test_the_event_carries_severity_and_action_of_its_rule() -> None:

@@ -35,6 +35,7 @@ READABLE = [
     "ask_edge",
     "price_exponent",
     "qty_exponent",
+    "told_best",
 ]
 Market = Any
 Step = Callable[[Market], object]
@@ -48,6 +49,7 @@ def state(market: Market) -> dict[str, object]:
     """Everything that can be read off a market."""
     out: dict[str, object] = {name: getattr(market, name) for name in READABLE}
     out |= {"levels": market.levels(), "counters": market.counters(), "known": market.known_levels(4)}
+    out["pulses"] = market.pulses()
     out["volume"] = market.volume_between(T0, T0 + 10_000_000)
     try:
         out["hot"] = market.hot_state(market.stamp_us + 700_000)

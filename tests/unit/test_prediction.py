@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from sheetanchor.contract import STALE_AFTER_US
 from sheetanchor.prediction import (
+    AHEAD_MAX_US,
     REASON_LENGTH_MAX,
+    SILENT_WRITER_US,
     TREND_CONFIDENCE,
     Answer,
     Doubt,
@@ -37,6 +39,8 @@ SOUND = State(
     incomplete="",
     stamp_us=NOW - 1_000,
     hashes={"ob": {"best_bid": "99.0", "best_ask": "101.0"}},
+    beat_us=NOW - 50_000,
+    sound_until_us=NOW + 1_500_000,
 )
 ANSWER = Answer("model", 0.001, 0.4, "mlp@12345678")
 
@@ -54,13 +58,24 @@ def kinds(state: State) -> list[str]:
         (replace(SOUND, stamp_us=NOW - STALE_AFTER_US), []),
         (replace(SOUND, stamp_us=NOW - STALE_AFTER_US - 1), ["stale"]),
         (replace(SOUND, stamp_us=0), ["stale"]),
-        (replace(SOUND, stamp_us=NOW + 5), []),
+        (replace(SOUND, stamp_us=NOW + AHEAD_MAX_US), []),
+        (replace(SOUND, stamp_us=NOW + AHEAD_MAX_US + 1), ["clock"]),
+        (replace(SOUND, beat_us=NOW + AHEAD_MAX_US + 1), ["clock"]),
+        (replace(SOUND, beat_us=NOW - SILENT_WRITER_US), []),
+        (replace(SOUND, beat_us=NOW - SILENT_WRITER_US - 1), ["writer"]),
+        (replace(SOUND, beat_us=0), ["writer"]),
+        (replace(SOUND, sound_until_us=NOW), []),
+        (replace(SOUND, sound_until_us=NOW - 1), ["unproven"]),
+        (replace(SOUND, sound_until_us=None), ["unproven"]),
+        (replace(SOUND, sound_until_us=0, unsound="missing: depth; late: trade is late"), ["missing", "late"]),
+        (replace(SOUND, unsound="late: trade is late"), ["late"]),
+        (replace(SOUND, unsound="words of another version"), ["unproven"]),
         (aged(SOUND, NOW + 2_000_000, "no answer"), ["redis"]),
         (aged(SOUND, NOW + 8_000_000, "no answer"), ["redis", "stale"]),
         (nothing_read(NOW, "no answer"), ["redis", "incomplete", "stale"]),
     ],
 )
-def test_only_suspect_incomplete_old_or_unreadable_state_is_doubted(state: State, expected: list[str]) -> None:
+def test_each_thing_that_does_not_hold_is_a_doubt_of_its_own(state: State, expected: list[str]) -> None:
     """Nothing else about a state degrades a prediction."""
     assert expected == kinds(state)
 

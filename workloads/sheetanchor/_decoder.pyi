@@ -17,6 +17,7 @@ def validate_frame(frame: bytes | bytearray | memoryview) -> tuple[int, str, int
 
 Hole = tuple[int, int, int, int]
 Levels = list[tuple[int, int]]
+PulseTuple = tuple[int, int, int, int, list[int]]
 
 class Market:
     """One symbol's market: lines of frames merged by id into an order book, trade windows and the hot state.
@@ -133,6 +134,17 @@ class Market:
 
     def counters(self) -> dict[str, int]:
         """Return what has been counted since the market was made."""
+
+    def pulses(self) -> dict[str, PulseTuple]:
+        """Return the newest message by id of `trade`, `bestBidAsk` and `depth`.
+
+        Each is `(messages that brought a new highest id, id, event time, stamp of its entry, [per line the stamp of its
+        last message, new or not; 0 for none])`; id and event time are -1 before the first. A load begins anew.
+        """
+
+    @property
+    def told_best(self) -> tuple[int, int] | None:
+        """Best bid and ask as the newest bestBidAsk tells them, as mantissas; None before the first."""
 
     @property
     def symbol(self) -> str: ...

@@ -369,6 +369,9 @@ def _state_of(read: HotRead) -> State:
         incomplete=read.incomplete,
         stamp_us=int(anchor.get("stamp_us", 0)),
         hashes={"ob": read.ob, "tr_1s": read.tr_1s, "tr_5s": read.tr_5s, "feat": read.feat},
+        beat_us=int(anchor.get("beat_us", 0)),
+        sound_until_us=int(anchor["sound_until_us"]) if "sound_until_us" in anchor else None,
+        unsound=anchor.get("unsound", ""),
     )
 
 

@@ -41,6 +41,10 @@ GAP_DETECTION_RULES: Final[dict[str, Rule]] = {
     "sequence_gap": Rule("an update or trade id is missing on every live line", "high", IMMEDIATE, True),
     "sequence_reset": Rule("frames arrive but their ids are below what is held", "high", IMMEDIATE, True),
     "time_gap": Rule("no event on any line for more than time_gap_s", "medium", SCHEDULED, False),
+    "stream_missing": Rule("a stream is silent while others move", "high", VALIDATION, False),
+    "feed_late": Rule("a stream falls behind its own baseline by more than 2 s", "medium", VALIDATION, False),
+    "clock_jump": Rule("the exchange's or Redis' clock was set", "low", VALIDATION, False),
+    "trades_quiet": Rule("no trade for far longer than their own rhythm", "low", VALIDATION, False),
     "volume_anomaly": Rule("volume of five seconds more than volume_sigmas off its mean", "low", VALIDATION, False),
     "price_discontinuity": Rule("the mid price jumps by more than price_jump", "high", IMMEDIATE, True),
     "connection_loss": Rule("a line has no connection for more than connection_loss_s", "critical", EMERGENCY, False),
@@ -272,14 +276,3 @@ class Progress:
             return after, None
         reason = f"frames have arrived for {spent_us / 1e6:.1f} s with ids at or below {marks[0]}"
         return replace(after, told=True), Finding("sequence_reset", reason)
-
-
-def detect_gap(
-    current_sequence: int,
-    last_sequence: int,
-    current_time_us: int,
-    last_time_us: int,
-    volume_inconsistent: bool = False,
-) -> bool:
-    """Say whether any of the three basic criteria holds: a jump of ids, five silent seconds, or a strange volume."""
-    return current_sequence - last_sequence > 1 or current_time_us - last_time_us > 5_000_000 or volume_inconsistent

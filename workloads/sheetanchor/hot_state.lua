@@ -8,7 +8,7 @@
 --      it as a whole.
 --   2. Time is the server's.
 
-local VERSION = 1
+local VERSION = 2
 
 local TRADES_TTL_S = 300
 local FEATURES_TTL_S = 120
@@ -16,6 +16,8 @@ local STAGING_TTL_S = 600
 local PREDICTION_TTL_S = 120
 local TAKEOVER_AFTER_US = 1000000
 local SLOT_US = 2000000
+-- As long as a writer may be silent before a reader doubts it.
+local SWAP_SOUND_FOR_US = 2000000
 -- Replicas that are degraded for reasons of their own wait 600 ms; a tenth of a second of it is left to clock error.
 local OWN_DEGRADED_NOT_BEFORE_US = 500000
 -- Only two slots are ever open, and each is committed once, so a slot's entry is among the last three of the stream.
@@ -128,9 +130,30 @@ local function version(keys, args)
   return VERSION
 end
 
+-- Takes the clause `vouch sound_until_us sound_for_us unsound` out of the arguments, if it stands at a place.
+local function take_vouch(args, at)
+  if args[at] ~= 'vouch' then
+    return args, nil
+  end
+  local vouch = {
+    until_us = integer(args[at + 1], 'sound_until_us'), for_us = integer(args[at + 2], 'sound_for_us'),
+    unsound = args[at + 3] or fail('ERR vouch: expected three arguments'),
+  }
+  local rest = {}
+  for i = 1, #args do
+    if i < at or i > at + 3 then
+      table.insert(rest, args[i])
+    end
+  end
+  return rest, vouch
+end
+
 -- KEYS anchor ob tr:1s tr:5s feat book
--- ARGV term writer epoch update_id stamp_us n_ob n_tr_1s n_tr_5s n_feat book, then the four flat field lists
+-- ARGV term writer epoch update_id stamp_us [vouch sound_until_us sound_for_us unsound] n_ob n_tr_1s n_tr_5s n_feat book,
+-- then the four flat field lists. Without `vouch` nothing is said of the state, and readers take it for unsound.
 local function apply(keys, args)
+  local vouch
+  args, vouch = take_vouch(args, 6)
   check_counts(keys, 6, args, 10)
   local term, epoch = integer(args[1], 'term'), integer(args[3], 'epoch')
   local update_id, stamp_us = integer(args[4], 'update_id'), integer(args[5], 'stamp_us')
@@ -148,7 +171,7 @@ local function apply(keys, args)
   if update_id < anchor.update_id then
     return reply('BEHIND', anchor, now, 'update_id ' .. args[4] .. ' is below ' .. text(anchor.update_id))
   end
-  local permissions = {{'HSET', keys[1], 'beat_us', '0'}}
+  local permissions = {{'HSET', keys[1], 'beat_us', '0'}, {'HDEL', keys[1], 'unsound'}}
   for i = 1, 4 do
     if lists[i].count > 0 then
       table.insert(permissions, {'DEL', keys[i + 1]})
@@ -180,6 +203,15 @@ local function apply(keys, args)
   if lists[1].count > 0 then
     table.insert(standing, 'update_id')
     table.insert(standing, args[4])
+  end
+  if vouch then
+    -- The writer's idea of this clock may be off, or old by the time it has spent on the way: both bounds hold.
+    table.insert(standing, 'sound_until_us')
+    table.insert(standing, text(math.min(vouch.until_us, now + vouch.for_us)))
+    table.insert(standing, 'unsound')
+    table.insert(standing, vouch.unsound)
+  else
+    redis.call('HDEL', keys[1], 'sound_until_us', 'unsound')
   end
   redis.call('HSET', keys[1], unpack(standing))
   return reply('OK', anchor, now)
@@ -398,8 +430,9 @@ local function swap(keys, args)
   redis.call('EXPIRE', keys[5], TRADES_TTL_S)
   redis.call('EXPIRE', keys[6], TRADES_TTL_S)
   redis.call('EXPIRE', keys[7], FEATURES_TTL_S)
+  -- A rebuild has been validated: that holds until the writer, who loads it at its next write, has to speak for it.
   redis.call('HSET', keys[1], 'epoch', epoch, 'update_id', args[3], 'stamp_us', args[4], 'receipt', args[5],
-    'anchored_at', text(now))
+    'anchored_at', text(now), 'sound_until_us', text(now + SWAP_SOUND_FOR_US), 'unsound', '')
   anchor.epoch = expected + 1
   if anchor.state == 'suspect' and update_id < anchor.suspect_id then
     redis.call('HSET', keys[1], 'state', 'suspect')

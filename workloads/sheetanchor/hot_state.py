@@ -133,6 +133,21 @@ class CommitReply:
 
 
 @dataclass(frozen=True, slots=True)
+class Vouch:
+    """What a writer says of the soundness of what it writes.
+
+    Attributes:
+        until_us: Until when it is sound if nothing more is heard, on Redis' clock; 0 if it is not.
+        for_us: The same as a time from when Redis runs the call: whichever is shorter holds.
+        unsound: Why it is not sound, reasons joined by `; `; "" if it is.
+    """
+
+    until_us: int
+    for_us: int
+    unsound: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Anchor:
     """The hash `anchor:{S}`; what is absent is zero, empty and suspect."""
 
@@ -269,6 +284,7 @@ class HotState:
         tr_5s: Sequence[str] = (),
         feat: Sequence[str] = (),
         book: bytes = b"",
+        vouch: Vouch | None = None,
     ) -> ApplyReply:
         """Write what the processor holds; without lists it is a sign of life.
 
@@ -283,9 +299,11 @@ class HotState:
             tr_5s: As `ob`.
             feat: As `ob`.
             book: Packed book; ignored while the state is suspect.
+            vouch: What is said of its soundness; readers take a state of which nothing is said for unsound.
         """
         lists = (ob, tr_1s, tr_5s, feat)
-        arguments = (term, writer, epoch, update_id, stamp_us, *map(len, lists), book, *_flat(lists))
+        said = () if vouch is None else ("vouch", vouch.until_us, vouch.for_us, vouch.unsound)
+        arguments = (term, writer, epoch, update_id, stamp_us, *said, *map(len, lists), book, *_flat(lists))
         raw = await self._call("sheetanchor_apply", (self.keys.anchor, *self._hot, self.keys.book), arguments)
         return _reply(ApplyStatus, raw)
 

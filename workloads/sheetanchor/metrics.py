@@ -68,6 +68,15 @@ FRAME_TO_HOT: Final = Histogram(
 )
 GAPS: Final = Counter("sheetanchor_gaps", "Gaps by rule and action.", ["symbol", "rule", "action"])
 ANCHORED: Final = Gauge("sheetanchor_anchored", "1 while the hot state is anchored.", ["symbol"])
+UNSOUND: Final = Gauge(
+    "sheetanchor_unsound", "1 while the hot state is unsound for a reason of this kind.", ["symbol", "reason"]
+)
+LINE_BEHIND: Final = Gauge(
+    "sheetanchor_line_behind",
+    "1 while a line lacks a stream that another line brings.",
+    ["symbol", "line", "stream"],
+)
+CLOCK_JUMPS: Final = Counter("sheetanchor_clock_jumps", "Times that Redis' clock was found to have jumped.", ["symbol"])
 EPOCH: Final = Gauge("sheetanchor_epoch", "Epoch of the hot state.", ["symbol"])
 TERM: Final = Gauge("sheetanchor_term", "Term of the writer of the hot state.", ["symbol"])
 WRITER: Final = Gauge("sheetanchor_writer", "1 while this process is the writer.", ["symbol"])

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from sheetanchor.contract import STALE_AFTER_US, slot_start_us
 from sheetanchor.outcomes import Direction, direction_of
+from sheetanchor.soundness import REASON_KINDS
 from sheetanchor.vector import Fields, mid_of
 
 Mode = Literal["model", "fallback", "linear_trend", "none"]
@@ -26,8 +27,14 @@ NO_DATA_AFTER_US: Final = 120_000_000
 
 REASON_LENGTH_MAX: Final = 300
 
-StateDoubt = Literal["suspect", "incomplete", "stale", "redis"]
-_PRICE_DOUBTS: Final = frozenset({"suspect", "incomplete", "stale", "redis"})
+AHEAD_MAX_US: Final = 1_000_000
+"""Of a stamp before Redis' clock: more than clocks' estimates differ by, so one of the two clocks was set."""
+
+SILENT_WRITER_US: Final = 2_000_000
+"""A writer speaks every 100 ms, and another takes over after a second."""
+
+ANSWER_DOUBTS: Final = frozenset({"symbols", "model", "features"})
+"""Doubts about the answer alone; every other one is about the state, and so about the price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,8 @@ class Doubt:
     """One reason why a prediction is degraded.
 
     Attributes:
-        kind: suspect, incomplete, stale or redis (the state); symbols, model or features (this replica's answer).
+        kind: suspect, incomplete, stale, writer, clock, unproven, redis or one of `soundness.REASON_KINDS` (the
+            state); symbols, model or features (this replica's answer).
         text: One line for people.
     """
 
@@ -54,6 +62,9 @@ class State:
         now_us: Redis' clock at the read, or now if the read failed and this is an earlier one's content.
         stamp_us: Redis-clock time of the last market event; 0 if none is known.
         failure: Why Redis could not be read, "" if it could.
+        beat_us: Redis' clock at the last sign of life of whoever writes; 0 if there was none.
+        sound_until_us: Until when the writer vouches for the state, on Redis' clock; None if it says nothing of it.
+        unsound: Why it is not sound by its writer, reasons joined by `; `.
     """
 
     now_us: int
@@ -64,6 +75,9 @@ class State:
     stamp_us: int
     hashes: Mapping[str, Fields]
     failure: str = ""
+    beat_us: int = 0
+    sound_until_us: int | None = None
+    unsound: str = ""
 
     @property
     def price(self) -> float | None:
@@ -95,11 +109,39 @@ def doubts_of(state: State) -> list[Doubt]:
         found.append(Doubt("incomplete", state.incomplete))
     elif not state.anchored:
         found.append(Doubt("suspect", state.suspect_reason or "not anchored"))
+    found += _doubts_of_age(state)
+    if not state.failure:
+        found += _doubts_of_writer(state)
+    if not found and state.sound_until_us is None:
+        found.append(Doubt("unproven", "its writer does not say until when it is sound: it is of an older version"))
+    elif not found and state.sound_until_us is not None and state.now_us > state.sound_until_us:
+        passed_s = (state.now_us - state.sound_until_us) / 1e6
+        found.append(Doubt("unproven", f"its writer vouched for it until {passed_s:.1f} s ago"))
+    return found
+
+
+def _doubts_of_age(state: State) -> list[Doubt]:
     age_us = state.age_us
     if age_us is None:
-        found.append(Doubt("stale", "no market event known"))
-    elif age_us > STALE_AFTER_US:
-        found.append(Doubt("stale", f"last market event {age_us / 1e6:.1f} s ago"))
+        return [Doubt("stale", "no market event known")]
+    if age_us > STALE_AFTER_US:
+        return [Doubt("stale", f"last market event {age_us / 1e6:.1f} s ago")]
+    ahead_us = max(state.stamp_us, state.beat_us) - state.now_us
+    if ahead_us > AHEAD_MAX_US:
+        return [Doubt("clock", f"the state is {ahead_us / 1e6:.1f} s ahead of Redis' clock: its age is not known")]
+    return []
+
+
+def _doubts_of_writer(state: State) -> list[Doubt]:
+    """Name what the writer itself says, and whether it still says anything."""
+    found = []
+    for reason in filter(None, state.unsound.split("; ")):
+        kind, _, text = reason.partition(": ")
+        found.append(Doubt(kind, text) if kind in REASON_KINDS else Doubt("unproven", reason))
+    silent_us = state.now_us - state.beat_us
+    if silent_us > SILENT_WRITER_US:
+        told = f"for {silent_us / 1e6:.1f} s" if state.beat_us else "yet"
+        found.append(Doubt("writer", f"no processor has spoken {told}"))
     return found
 
 
@@ -237,7 +279,7 @@ class Prediction:
     def sound_price(self) -> float | None:
         """The price, if nothing about the state was in doubt; what made the answer worse does not touch it."""
         kinds = {part.partition(":")[0] for part in self.reason.split("; ")}
-        return None if self.degraded and kinds & _PRICE_DOUBTS else self.price_now
+        return None if self.degraded and kinds - ANSWER_DOUBTS else self.price_now
 
     def to_json(self) -> dict[str, Any]:
         """Render for HTTP, with numbers as numbers."""

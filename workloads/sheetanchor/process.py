@@ -258,8 +258,8 @@ def _state_of(writer: SymbolWriter) -> dict[str, Any]:
 
 
 def _age_ms(writer: SymbolWriter) -> int | None:
-    stamp_us = writer.lookout.event_stamp_us
-    return max(0, writer.now_us - stamp_us) // 1_000 if stamp_us else None
+    age_us = writer.event_age_us
+    return None if age_us is None else age_us // 1_000
 
 
 async def run(settings: ProcessSettings) -> int:

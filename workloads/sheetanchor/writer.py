@@ -20,13 +20,23 @@ from redis.asyncio import Redis
 
 from sheetanchor import metrics
 from sheetanchor._decoder import Market
+from sheetanchor.arrivals import Arrivals
 from sheetanchor.clock import RedisClock
-from sheetanchor.contract import BEAT_INTERVAL_US, TAKEOVER_AFTER_US
+from sheetanchor.contract import BEAT_INTERVAL_US, STREAM_TYPES, TAKEOVER_AFTER_US
 from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
-from sheetanchor.gaps import CONSEQUENCES, GAP_DETECTION_RULES, VALIDATION, Finding, Thresholds, gap_of
-from sheetanchor.hot_state import Anchor, ApplyReply, ApplyStatus, HotState, TakeStatus
+from sheetanchor.gaps import (
+    CONSEQUENCES,
+    GAP_DETECTION_RULES,
+    SILENT_LINE_US,
+    VALIDATION,
+    Finding,
+    Thresholds,
+    gap_of,
+)
+from sheetanchor.hot_state import Anchor, ApplyReply, ApplyStatus, HotState, TakeStatus, Vouch
 from sheetanchor.lookout import Lookout, Scene, live_lines
 from sheetanchor.reliability import Backoff
+from sheetanchor.soundness import REASON_KINDS
 from sheetanchor.transport import Batch, LineReader, ServerIdentity, server_identity
 
 log = logging.getLogger(__name__)
@@ -55,6 +65,9 @@ LOAD_TRIES: Final = 3
 
 BEHIND_MAX_US: Final = 3_000_000
 """A replay is done within this; an update id that is still below the stored one then is from another world."""
+
+Lists = tuple[list[str], list[str], list[str], list[str]]
+NOTHING: Final[Lists] = ([], [], [], [])
 
 REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
 
@@ -117,6 +130,11 @@ class SymbolWriter:
         self._reader = LineReader(reading, symbol)
         self._lines: dict[str, int] = {}
         self._entry_us: dict[int, int] = {}
+        self._arrivals = Arrivals()
+        self._undated = False
+        self._validated_us = 0
+        self._clock_jumps = 0
+        self._lacking: dict[str, list[str]] = {}
         self._cadence = cadence
         self._wanted = wanted
         self._beat = beat
@@ -174,7 +192,7 @@ class SymbolWriter:
         await self._let_gather()
         asked_us = monotonic_us()
         batches = await self._reader.read(self._block_ms(), READ_COUNT, now_us=asked_us)
-        self._feed(batches)
+        self._feed(batches, asked_us)
         now_us = monotonic_us()
         if self.role is Role.WARM and now_us - self._looked_us >= WARM_LOOK_US:
             await self._look_at_writer()
@@ -211,24 +229,34 @@ class SymbolWriter:
 
     # Reading
 
-    def _feed(self, batches: list[Batch]) -> None:
+    def _feed(self, batches: list[Batch], asked_us: int) -> None:
         counts: dict[str, int] = {}
+        got_us = self.clock.steady_us(monotonic_us())
         for batch in batches:
             line = self._lines.setdefault(batch.line, len(self._lines) % 16)
             counts[batch.line] = counts.get(batch.line, 0) + 1
-            self._entry_us[line] = batch.stamp_us
+            dated = self._arrivals.date(batch.line, batch.stamp_us, got_us, self.clock)
+            self._entry_us[line] = dated.at_us
+            marks = self._marks()
             try:
-                frames = self.market.feed(line, batch.frames, batch.stamp_us)
+                frames = self.market.feed(line, batch.frames, max(0, dated.at_us))
             except ValueError as error:
                 metrics.DECODE_ERRORS.labels(self.symbol, "envelope").inc()
                 log.error("%s: entry %s of line %s skipped: %s", self.symbol, batch.entry_id, batch.line, error)
                 continue
+            if frames and (not dated.known or marks != self._marks()):
+                self._undated = not dated.known
             metrics.FRAMES_PROCESSED.labels(self.symbol, batch.line).inc(frames)
             if self._caught_up and self.role is Role.WRITER:
                 self._received_us.append(batch.first_received_us)
         self._dirty = self._dirty or bool(batches)
         # A line that gave as much as was asked for has more: until then a hole may still be filled.
         self._caught_up = all(count < READ_COUNT for count in counts.values())
+        if self._caught_up:
+            self._arrivals.complete(self.clock.steady_us(asked_us), frozenset(self._reader.ids))
+
+    def _marks(self) -> tuple[int, int, int]:
+        return self.market.update_id, self.market.bba_id, self.market.trade_id
 
     async def load(self) -> None:
         """Load the stored book and go back on the lines to where it ends, or ten seconds, whichever is earlier.
@@ -252,7 +280,8 @@ class SymbolWriter:
         self._told.clear()
         self._caught_up = False
         self._received_us.clear()
-        self.lookout.reload(self.market, self.now_us)
+        self._arrivals.forget()
+        self.lookout.reload(self.market, self.steady_us)
         log.info("%s: loaded epoch %d at update %d", self.symbol, anchor.epoch, self.market.update_id)
 
     async def _read_book(self) -> tuple[Anchor, bytes | None]:
@@ -290,6 +319,25 @@ class SymbolWriter:
         """Redis' clock."""
         return self.clock.now_us(monotonic_us())
 
+    @property
+    def steady_us(self) -> int:
+        """A clock that Redis' clock was learnt from once and that does not jump."""
+        return self.clock.steady_us(monotonic_us())
+
+    @property
+    def event_age_us(self) -> int | None:
+        """Time since the last message that moved an id; None before the first."""
+        stamp_us = self.lookout.event_stamp_us
+        return max(0, self.steady_us - stamp_us) if stamp_us else None
+
+    def validated(self, began_us: int) -> None:
+        """Take note of a validation that found the exchange's trade ids to be ours.
+
+        Args:
+            began_us: When it began, on Redis' clock.
+        """
+        self._validated_us = max(self._validated_us, self.clock.steady_of(began_us))
+
     async def _read_anchor(self) -> Anchor:
         sent_us = monotonic_us()
         read = await self._hot.read()
@@ -312,6 +360,7 @@ class SymbolWriter:
         log.warning("%s: Redis' replication id has changed", self.symbol)
         self._find(Finding("redis_failover", "Redis' replication id has changed: acknowledged writes may be gone"))
         await self._rewind({}, FAILOVER_REWIND_US)
+        self._arrivals.forget()
         self._caught_up = False
         await self._look_at_writer()
         self._identity = identity  # only now: all of this has to be done again if Redis went away during it
@@ -364,9 +413,17 @@ class SymbolWriter:
         """
         if not self.clock.known:
             return
-        now_us = self.clock.now_us(asked_us)
+        now_us = self.clock.steady_us(asked_us)
         frames_us = max(self._entry_us.values(), default=0)
-        scene = Scene(now_us, frames_us, live_lines(self._entry_us, now_us), self._caught_up)
+        scene = Scene(
+            now_us,
+            frames_us,
+            live_lines(self._entry_us, now_us),
+            self._caught_up,
+            self._undated,
+            self._validated_us,
+            self.clock.jumps,
+        )
         for finding in self.lookout.look(self.market, scene):
             if self.role is Role.WRITER or GAP_DETECTION_RULES[finding.rule].suspects:
                 self._find(finding)
@@ -418,19 +475,23 @@ class SymbolWriter:
 
     async def _write(self, now_us: int) -> None:
         """Write the hot keys, or only a sign of life while there is nothing to write."""
-        redis_us = self.clock.now_us(now_us)
+        steady_us = self.clock.steady_us(now_us)
         behind = self.market.update_id < self.anchor.update_id
         sound = self.market.has_book and not behind
-        lists = self._lists(redis_us) if sound else ([], [], [], [])
+        lists, unwritten = self._lists(steady_us) if sound else (NOTHING, "the book is not led up to what is stored")
+        vouch = self._vouch(steady_us, unwritten)
         book = b""
         if sound and now_us - self._booked_us >= self._cadence.book_us:
             book = self.market.pack_book(self._epoch, self._reader.ids)
         update_id = self.anchor.update_id if behind else self.market.update_id
-        stamp_us = self.lookout.event_stamp_us if sound else 0
+        event_us = self.lookout.event_stamp_us
+        stamp_us = self.clock.of_steady(event_us) if event_us and not unwritten else 0
         received, self._received_us = self._received_us, []
         sent_us = monotonic_us()
         self._dirty = False
-        reply = await self._hot.apply(self._term, self.name, self._epoch, update_id, stamp_us, *lists, book=book)
+        reply = await self._hot.apply(
+            self._term, self.name, self._epoch, update_id, stamp_us, *lists, book=book, vouch=vouch
+        )
         self.clock.learn(sent_us, monotonic_us(), reply.now_us)
         metrics.HOT_WRITES.labels(self.symbol, reply.status).inc()
         self._applied_us = now_us
@@ -440,12 +501,23 @@ class SymbolWriter:
         else:
             await self._refused(reply)
 
-    def _lists(self, redis_us: int) -> tuple[list[str], list[str], list[str], list[str]]:
+    def _lists(self, steady_us: int) -> tuple[Lists, str]:
+        """Give what to write, or nothing and why."""
         try:
-            ob, tr_1s, tr_5s, feat = self.market.hot_state(redis_us)
-        except ValueError:  # a side of the book is empty: nothing can be said, only that we live
-            return [], [], [], []
-        return [*ob, "source", "sbe"], tr_1s, tr_5s, feat
+            ob, tr_1s, tr_5s, feat = self.market.hot_state(steady_us)
+        except ValueError as error:  # a side of the book is empty: nothing can be said, only that we live
+            return NOTHING, str(error)
+        return ([*ob, "source", "sbe"], tr_1s, tr_5s, feat), ""
+
+    def _vouch(self, steady_us: int, unwritten: str) -> Vouch:
+        """Say until when what is written is sound, and why it is not."""
+        verdict = self.lookout.judge(steady_us, unwritten)
+        for kind in REASON_KINDS:
+            metrics.UNSOUND.labels(self.symbol, kind).set(any(reason.kind == kind for reason in verdict.reasons))
+        if not verdict.sound:
+            return Vouch(0, 0, "; ".join(str(reason).replace(";", ",") for reason in verdict.reasons))
+        until_us = max(steady_us, verdict.until_us)
+        return Vouch(self.clock.of_steady(until_us), until_us - steady_us)
 
     def _written(self, reply: ApplyReply, received: list[int], behind: bool) -> None:
         self.last_write_us = reply.now_us
@@ -488,9 +560,33 @@ class SymbolWriter:
                 if grown:
                     log.warning("%s: %d frames left out: %s", self.symbol, grown, kind)
         self._counted = counters
+        metrics.CLOCK_JUMPS.labels(self.symbol).inc(self.clock.jumps - self._clock_jumps)
+        self._clock_jumps = self.clock.jumps
+        self._tell_lines()
         metrics.EPOCH.labels(self.symbol).set(self._epoch)
         metrics.TERM.labels(self.symbol).set(self._term)
         metrics.WRITER.labels(self.symbol).set(self.role.value)
+
+    def lines_behind(self) -> dict[str, list[str]]:
+        """Name the lines that have long lacked a stream which another line brings, and the streams."""
+        now_us = self.steady_us
+        names = {index: name for name, index in self._lines.items()}
+        lacking: dict[str, list[str]] = {}
+        for (index, stream), since_us in sorted(self.lookout.behind.items()):
+            if now_us - since_us >= SILENT_LINE_US:
+                lacking.setdefault(names.get(index, str(index)), []).append(stream)
+        return lacking
+
+    def _tell_lines(self) -> None:
+        """Say which line is covered by another one: nothing is wrong yet, but nothing more may be lost."""
+        lacking = self.lines_behind()
+        for line in self._lines:
+            for stream in STREAM_TYPES:
+                metrics.LINE_BEHIND.labels(self.symbol, line, stream).set(stream in lacking.get(line, ()))
+        for line in lacking.keys() - self._lacking.keys():
+            streams = ", ".join(lacking[line])
+            log.warning("%s: line %s brings no %s any more; another line covers it", self.symbol, line, streams)
+        self._lacking = lacking
 
 
 def _order(entry_id: str) -> tuple[int, int]:

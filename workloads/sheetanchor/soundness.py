@@ -1,0 +1,443 @@
+"""Whether what is held is what the exchange says: observations and time in, reasons and a deadline out. Pure.
+
+`look` folds an observation into what has to be remembered, `judge` says what is wrong at a moment. Whoever calls
+`judge` later with the same memory finds what has become due meanwhile: no fault waits for another message to be
+noticed. What has to hold, and why the limits are what they are, is in docs/gaps.md.
+
+All times are microseconds on one steady clock that never jumps; event times are the exchange's and only ever compared
+with each other, through a baseline of their own per stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Final
+
+from sheetanchor.contract import STALE_AFTER_US, STREAM_TYPES
+
+MISSING_AFTER_US: Final = 1_000_000
+"""Best prices ahead of the book, or a book that has left them, for this long: diffs come every 20 to 100 ms."""
+
+OWED_AFTER_US: Final = 2_000_000
+"""Trades without a diff for this long. A trade moves the book, but a refilled iceberg order may leave it as it was."""
+
+LATE_US: Final = 2_000_000
+"""How far a stream may fall behind its own baseline."""
+
+STEP_US: Final = 1_000_000
+"""Event times that differ by more than this from what they can be show a clock that was set."""
+
+DRIFT_PPM: Final = 200
+"""How fast a baseline may rise: what two quartz clocks differ by at worst. A feed that is late stays late for hours."""
+
+WINDOW_US: Final = 5_000_000
+"""The longest window: after a step of the exchange's clock it needs this long to hold nothing from before."""
+
+RANGE_US: Final = 10_000_000
+RANGE_MARGIN: Final = 0.01
+"""A large order trades through some levels; beyond one per cent of where the book has been is another market."""
+
+MOMENT_US: Final = 1_000_000
+"""Trades come in bursts: those within a second are one moment, or a lively second would make a quiet minute long."""
+
+MOMENTS_MIN: Final = 10
+QUIET_UNKNOWN_US: Final = 60_000_000
+QUIET_MIN_US: Final = 5_000_000
+QUIET_MAX_US: Final = 600_000_000
+QUIET_FACTOR: Final = 10
+"""Ten times the mean distance: by chance that happens once in 22,000 distances."""
+
+RECHECK_US: Final = 60_000_000
+"""A confirmed silence is confirmed again after this, or after the silence's own limit if that is longer."""
+
+ANSWER_US: Final = 15_000_000
+"""How long a validation may take before the silence it was asked about counts as a doubt."""
+
+BEHIND_US: Final = 1_000_000
+"""Reading what has been appended takes milliseconds; a second shows that this process does not keep up."""
+
+VOUCH_US: Final = 2_000_000
+"""Longest time a state is vouched for without a further word of its writer."""
+
+REASON_KINDS: Final = ("missing", "late", "clock", "disagree", "unvalidated", "behind", "unwritten")
+
+AHEAD_MAX: Final = 64
+AHEAD_EVERY_US: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """The newest message of a stream by id.
+
+    Attributes:
+        count: Messages so far that brought a new highest id.
+        id: Its id; -1 before the first.
+        event_us: The exchange's time in it.
+        arrival_us: When it was appended, on the steady clock.
+    """
+
+    count: int = 0
+    id: int = -1
+    event_us: int = -1
+    arrival_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What can be seen of a symbol at a moment.
+
+    Attributes:
+        now_us: The moment.
+        pulses: Newest message per stream type.
+        update_id: Update of the book.
+        bba_id: Update of the newest bestBidAsk; -1 for none.
+        book_best: The book's own best bid and ask; None while a side is empty.
+        told_best: Best bid and ask of the newest bestBidAsk; None before the first.
+        levels: What is wrong with the best levels, "" if nothing.
+        trade_price: Price of the last trade; None before the first.
+        has_book: Whether there is a book at all.
+        read_us: Until when all that had been appended has been read.
+        undated: Whether the newest entries cannot be dated, because their ids are ahead of Redis' clock.
+        validated_us: When the last validation began that found the exchange's trade ids to be ours; 0 for never.
+    """
+
+    now_us: int
+    pulses: Mapping[str, Pulse]
+    update_id: int = 0
+    bba_id: int = -1
+    book_best: tuple[float, float] | None = None
+    told_best: tuple[float, float] | None = None
+    levels: str = ""
+    trade_price: float | None = None
+    has_book: bool = True
+    read_us: int = 0
+    undated: bool = False
+    validated_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a stream keeps time.
+
+    Attributes:
+        pulse: Its newest message.
+        baseline_us: Smallest arrival less event time, let rise by what clocks drift; None before the first message.
+        late_us: How far the newest message is above the baseline.
+        jumped_us: When its event time last jumped; 0 for never.
+        jump_us: By how much.
+        moment_us: When the present burst began.
+        moments: Bursts seen.
+        gap_us: Mean distance of bursts.
+        resumed: Ids begin anew, as after a load: the next message is not compared with the one before.
+    """
+
+    pulse: Pulse = Pulse()
+    baseline_us: int | None = None
+    late_us: int = 0
+    jumped_us: int = 0
+    jump_us: int = 0
+    moment_us: int = 0
+    moments: int = 0
+    gap_us: float = 0.0
+    resumed: bool = False
+
+    @property
+    def quiet_after_us(self) -> int:
+        """Silence that is far longer than this stream's own rhythm."""
+        if self.moments < MOMENTS_MIN:
+            return QUIET_UNKNOWN_US
+        return round(min(max(QUIET_FACTOR * self.gap_us, QUIET_MIN_US), QUIET_MAX_US))
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What has to be remembered between two observations.
+
+    Attributes:
+        began_us: When watching began.
+        paces: Per stream type.
+        ahead: Best prices that the book has not reached yet: id and arrival, the earliest first.
+        owed_us: Arrival of the first trade since the last diff; 0 for none.
+        stray: Id of the bestBidAsk that the book has left and when it did; None while it has not.
+        first_best: The book's own best prices before any bestBidAsk.
+        moved_us: When anything last came.
+        resumed_us: When something came again after a silence of the whole feed; 0 for never.
+        ranges: Per second its beginning, lowest bid and highest ask.
+        latest: The last observation.
+    """
+
+    began_us: int = 0
+    paces: Mapping[str, Pace] = field(default_factory=lambda: dict.fromkeys(STREAM_TYPES, Pace()))
+    ahead: tuple[tuple[int, int], ...] = ()
+    owed_us: int = 0
+    stray: tuple[int, int] | None = None
+    first_best: tuple[float, float] | None = None
+    moved_us: int = 0
+    resumed_us: int = 0
+    ranges: tuple[tuple[int, float, float], ...] = ()
+    latest: Observed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One thing that does not hold.
+
+    Attributes:
+        kind: One of `REASON_KINDS`.
+        text: One line for people.
+    """
+
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is to be thought of a state.
+
+    Attributes:
+        reasons: Why it is not sound; none if it is.
+        until_us: Until when it is sound if nothing more is heard; in the past when it is not.
+        quiet: What is told but is no fault: trades that have been away for long, "" if they have not.
+        ask: Why a validation is wanted, "" if none is.
+    """
+
+    reasons: tuple[Reason, ...]
+    until_us: int
+    quiet: str = ""
+    ask: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.reasons
+
+
+def levels_fault(bids: Sequence[tuple[int, int]], asks: Sequence[tuple[int, int]]) -> str:
+    """Say what is wrong with the best levels of a book, "" if nothing.
+
+    Args:
+        bids: Price and quantity, best first.
+        asks: Price and quantity, best first.
+    """
+    if not bids or not asks:
+        return f"the book has no {'asks' if bids else 'bids' if asks else 'levels'}"
+    if bids[0][0] >= asks[0][0]:
+        return f"crossed: best bid {bids[0][0]} at or above best ask {asks[0][0]} (mantissas)"
+    for name, side, sign in (("bids", bids, -1), ("asks", asks, 1)):
+        if any(price <= 0 or qty <= 0 for price, qty in side):
+            return f"{name} hold a price or a quantity that is not above 0"
+        if any(sign * (after[0] - before[0]) <= 0 for before, after in pairwise(side)):
+            return f"{name} are not in order"
+    return ""
+
+
+def reloaded(memory: Memory) -> Memory:
+    """Go on with a rebuilt or loaded market: ids begin anew, what was learnt about time stays."""
+    paces = {name: replace(pace, resumed=True) for name, pace in memory.paces.items()}
+    return replace(memory, paces=paces, ahead=(), owed_us=0, stray=None, first_best=None, ranges=(), latest=None)
+
+
+def look(memory: Memory, seen: Observed) -> Memory:
+    """Take in an observation."""
+    if seen.undated:  # what is not known to be new must not pass for it, nor for something that came late
+        return replace(memory, began_us=memory.began_us or seen.now_us, latest=seen)
+    paces = {name: follow(pace, seen.pulses[name], seen.now_us) for name, pace in memory.paces.items()}
+    newest_us = max(pace.pulse.arrival_us for pace in paces.values())
+    moved_us = max(memory.moved_us, newest_us)
+    resumed = memory.moved_us > 0 and newest_us - memory.moved_us > STALE_AFTER_US
+    after = replace(
+        memory,
+        began_us=memory.began_us or seen.now_us,
+        paces=paces,
+        moved_us=moved_us,
+        resumed_us=newest_us if resumed else memory.resumed_us,
+        ranges=_ranges(memory.ranges, seen),
+        first_best=memory.first_best or (seen.book_best if seen.told_best is None else None),
+        latest=seen,
+    )
+    return replace(
+        after, ahead=_ahead(memory.ahead, paces, seen), owed_us=_owed(memory, paces), stray=_stray(after, seen)
+    )
+
+
+def follow(pace: Pace, pulse: Pulse, now_us: int) -> Pace:
+    """Take in the newest message of a stream."""
+    if pulse.id < 0 or (pulse == pace.pulse and not pace.resumed):
+        return pace
+    lag_us = pulse.arrival_us - pulse.event_us
+    after = _rhythm(replace(pace, pulse=pulse, resumed=False), pulse.arrival_us)
+    if pace.baseline_us is None:
+        return replace(after, baseline_us=lag_us, late_us=0)
+    passed_us = max(0, pulse.arrival_us - pace.pulse.arrival_us)
+    baseline_us = pace.baseline_us + passed_us * DRIFT_PPM // 1_000_000
+    # Of messages with rising ids a later one has a later time, or their clock was set back; and none comes before it
+    # was sent, or their clock was set ahead. What the stream was late by before it is late by still.
+    back = not pace.resumed and pulse.id > pace.pulse.id and pulse.event_us < pace.pulse.event_us - STEP_US
+    if back or lag_us < baseline_us - STEP_US:
+        rebased_us = lag_us - pace.late_us
+        return replace(after, baseline_us=rebased_us, jumped_us=now_us, jump_us=baseline_us - rebased_us)
+    baseline_us = min(baseline_us, lag_us)
+    return replace(after, baseline_us=baseline_us, late_us=lag_us - baseline_us)
+
+
+def _rhythm(pace: Pace, arrival_us: int) -> Pace:
+    gap_us = arrival_us - pace.moment_us
+    if gap_us < MOMENT_US:
+        return pace
+    if pace.moment_us == 0:
+        return replace(pace, moment_us=arrival_us)
+    # An outage is no rhythm: what it adds is bounded.
+    gap_us = min(gap_us, pace.quiet_after_us)
+    share = max(0.05, 1 / (pace.moments + 1))
+    mean_us = pace.gap_us + share * (gap_us - pace.gap_us)
+    return replace(pace, moment_us=arrival_us, moments=pace.moments + 1, gap_us=mean_us)
+
+
+def _ahead(
+    ahead: tuple[tuple[int, int], ...], paces: Mapping[str, Pace], seen: Observed
+) -> tuple[tuple[int, int], ...]:
+    """Keep the best prices that are beyond the book, so that the age of the earliest one is known."""
+    left = tuple(entry for entry in ahead if entry[0] > seen.update_id)
+    arrival_us = paces["bestBidAsk"].pulse.arrival_us
+    if paces["bestBidAsk"].pulse.id != seen.bba_id:
+        arrival_us = seen.now_us  # it came with a loaded book: nothing says when it was sent
+    if not seen.has_book or seen.bba_id <= seen.update_id or len(left) >= AHEAD_MAX:
+        return left
+    if left and arrival_us - left[-1][1] < AHEAD_EVERY_US:
+        return left
+    return (*left, (seen.bba_id, arrival_us))
+
+
+def _owed(memory: Memory, paces: Mapping[str, Pace]) -> int:
+    """Give the arrival of the first trade since the last diff."""
+    trade_us, depth_us = paces["trade"].pulse.arrival_us, paces["depth"].pulse.arrival_us
+    if trade_us <= depth_us:
+        return 0
+    before_us = memory.owed_us
+    return before_us if before_us > depth_us else trade_us
+
+
+def _stray(memory: Memory, seen: Observed) -> tuple[int, int] | None:
+    """Note since when the book's own best prices are not what the newest bestBidAsk says, though it is not newer."""
+    if seen.book_best is None or seen.bba_id > seen.update_id:
+        return None
+    if memory.stray is not None and memory.stray[0] == seen.bba_id:
+        return memory.stray  # prices may come back; the message that said so has not come
+    told = seen.told_best or memory.first_best
+    return (seen.bba_id, seen.now_us) if told is not None and told != seen.book_best else None
+
+
+def _ranges(ranges: tuple[tuple[int, float, float], ...], seen: Observed) -> tuple[tuple[int, float, float], ...]:
+    best = [prices for prices in (seen.book_best, seen.told_best) if prices is not None]
+    if not best:
+        return ranges
+    second_us = seen.now_us - seen.now_us % MOMENT_US
+    low, high = min(prices[0] for prices in best), max(prices[1] for prices in best)
+    if ranges and ranges[-1][0] == second_us:
+        _, known_low, known_high = ranges[-1]
+        return (*ranges[:-1], (second_us, min(low, known_low), max(high, known_high)))
+    kept = tuple(entry for entry in ranges if 0 <= second_us - entry[0] <= RANGE_US)
+    return (*kept, (second_us, low, high))
+
+
+def judge(memory: Memory, now_us: int, unwritten: str = "") -> Verdict:
+    """Say what is wrong at a moment, which may be later than the last observation.
+
+    Args:
+        memory: What has been seen.
+        now_us: The moment.
+        unwritten: Why the state cannot be written, "" if it can.
+    """
+    seen = memory.latest
+    if seen is None or not seen.has_book:
+        return Verdict((Reason("behind", "nothing has been read yet"),), 0)
+    reasons: list[Reason] = []
+    due = [now_us + VOUCH_US, memory.moved_us + STALE_AFTER_US]
+    for since_us, limit_us, reason in _missing(memory, seen, now_us):
+        due.append(since_us + limit_us)
+        if now_us - since_us >= limit_us:
+            reasons.append(reason)
+    reasons += _late(memory, now_us)
+    reasons += _disagreeing(memory, seen, now_us)
+    if seen.undated:
+        reasons.append(Reason("clock", "the newest entries' ids are ahead of Redis' clock: their age is not known"))
+    due.append(seen.read_us + BEHIND_US)
+    if now_us - seen.read_us >= BEHIND_US:
+        reasons.append(Reason("behind", "the processor has not read all that has been appended for over a second"))
+    if unwritten:
+        reasons.append(Reason("unwritten", unwritten))
+    quiet, ask, doubted_us = _quiet(memory, seen, now_us)
+    due.append(doubted_us)
+    if now_us >= doubted_us:
+        reasons.append(Reason("unvalidated", f"{quiet}, and no validation has confirmed it"))
+    return Verdict(tuple(reasons), min(due) if not reasons else 0, quiet, ask)
+
+
+def _missing(memory: Memory, seen: Observed, now_us: int) -> list[tuple[int, int, Reason]]:
+    """Give what a stream owes: since when, how long it may, and the reason then."""
+    owed: list[tuple[int, int, Reason]] = []
+    if memory.ahead:
+        since_us = memory.ahead[0][1]
+        text = f"depth: best prices are at update {seen.bba_id}, the book is at {seen.update_id}"
+        owed.append((since_us, MISSING_AFTER_US, Reason("missing", f"{text} {_for(since_us, now_us)}")))
+    if memory.owed_us:
+        text = f"depth: trades have come without a diff {_for(memory.owed_us, now_us)}"
+        owed.append((memory.owed_us, OWED_AFTER_US, Reason("missing", text)))
+    if memory.stray is not None:
+        since_us = memory.stray[1]
+        text = f"bestBidAsk: the book's own best prices have moved, and none has come {_for(since_us, now_us)}"
+        owed.append((since_us, MISSING_AFTER_US, Reason("missing", text)))
+    return owed
+
+
+def _for(since_us: int, now_us: int) -> str:
+    return f"for {max(0, now_us - since_us) / 1e6:.1f} s"
+
+
+def _late(memory: Memory, now_us: int) -> list[Reason]:
+    reasons = []
+    for name, pace in memory.paces.items():
+        if pace.late_us > LATE_US:
+            reasons.append(Reason("late", f"{name} has fallen {pace.late_us / 1e6:.1f} s behind its own baseline"))
+        if pace.jumped_us and now_us - pace.jumped_us < WINDOW_US:
+            jump_s = pace.jump_us / 1e6
+            reasons.append(Reason("clock", f"the event time of {name} jumped by {jump_s:+.1f} s; windows refill"))
+    return reasons
+
+
+def _disagreeing(memory: Memory, seen: Observed, now_us: int) -> list[Reason]:
+    reasons = []
+    if seen.levels:
+        reasons.append(Reason("disagree", seen.levels))
+    if seen.told_best is not None and seen.bba_id > seen.update_id and seen.told_best[0] >= seen.told_best[1]:
+        bid, ask = seen.told_best
+        reasons.append(Reason("disagree", f"best bid {bid} at or above best ask {ask}"))
+    trade_us = memory.paces["trade"].pulse.arrival_us
+    if seen.trade_price is not None and memory.ranges and now_us - trade_us <= WINDOW_US:
+        low = min(entry[1] for entry in memory.ranges) * (1 - RANGE_MARGIN)
+        high = max(entry[2] for entry in memory.ranges) * (1 + RANGE_MARGIN)
+        if not low <= seen.trade_price <= high:
+            text = f"the last trade at {seen.trade_price:g} is outside of {low:g} to {high:g}, where the book has been"
+            reasons.append(Reason("disagree", text))
+    return reasons
+
+
+def _quiet(memory: Memory, seen: Observed, now_us: int) -> tuple[str, str, int]:
+    """Give what is told of trades that stay away, why to validate it, and when that becomes a doubt."""
+    pace = memory.paces["trade"]
+    last_us = max(pace.pulse.arrival_us, memory.resumed_us, memory.began_us if pace.pulse.id < 0 else 0)
+    quiet_us = last_us + pace.quiet_after_us
+    confirmed = seen.validated_us > last_us
+    recheck_us = seen.validated_us + max(RECHECK_US, pace.quiet_after_us) if confirmed else quiet_us
+    doubted_us = max(quiet_us, recheck_us) + ANSWER_US
+    # With the whole feed silent there is nothing to compare trades with: the state is stale by then.
+    if now_us < quiet_us or now_us - memory.moved_us > STALE_AFTER_US:
+        return "", "", doubted_us if now_us < quiet_us else max(doubted_us, now_us + 1)
+    quiet = f"trade: none has come {_for(last_us, now_us)}, usual are {pace.gap_us / 1e6:.1f} s"
+    return quiet, quiet if now_us >= recheck_us else "", doubted_us
