@@ -22,6 +22,18 @@ def rule(expression: str, message: str) -> dict[str, str]:
     return {"rule": expression, "message": message}
 
 
+def one_line_rule(name: str) -> dict[str, str]:
+    """Make the rule of a text for people: in a terminal it must not move or hide anything."""
+    return rule(
+        rf"self.matches(r'^[^\p{{Cc}}{_HIDING}]*$')",
+        f"{name} must be one line without control characters: replace them by spaces",
+    )
+
+
+_HIDING: Final = r"\x{2028}\x{2029}\x{202a}-\x{202e}\x{2066}-\x{2069}"
+"""Line and paragraph separators, and what turns the direction of writing."""
+
+
 def ruled(*rules: dict[str, str]) -> ConfigDict:
     """Give the configuration of a block with CEL rules on the whole of it."""
     extra: JsonDict = {RULES: [dict(one) for one in rules]}

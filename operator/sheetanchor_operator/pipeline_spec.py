@@ -24,7 +24,7 @@ from sheetanchor_operator.blocks import (
     matches,
     url_of,
 )
-from sheetanchor_operator.fields import Block, field, map_by, rule, ruled, set_of
+from sheetanchor_operator.fields import Block, field, map_by, one_line_rule, rule, ruled, set_of
 from sheetanchor_operator.redis_spec import Redis
 
 _CRON_FIELD: Final = r"([*]|[0-9]{1,2}(-[0-9]{1,2})?(,[0-9]{1,2}(-[0-9]{1,2})?)*)(/[0-9]{1,2})?"
@@ -422,7 +422,12 @@ class Maintenance(Block):
     )
 
     enabled: bool = field(False, "Scale the workloads to zero and mute alerts; Redis stays. False ends it.")
-    reason: str = field("", "Why, in one line; shown in the condition Paused and in Events.", max_length=256)
+    reason: str = field(
+        "",
+        "Why, in one line; shown in the condition Paused and in Events.",
+        max_length=256,
+        rules=[one_line_rule("maintenance.reason")],
+    )
 
 
 class PipelineSpec(Block):

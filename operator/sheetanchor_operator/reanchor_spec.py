@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from sheetanchor.contract import SYMBOL_PATTERN
-from sheetanchor_operator.fields import Block, field, map_by, rule, ruled
+from sheetanchor_operator.fields import Block, field, map_by, one_line_rule, rule, ruled
 from sheetanchor_operator.pipeline_status import MESSAGE_LENGTH_MAX, TIME
 
 TERMINAL_PHASES: Final = ("Succeeded", "Failed", "Skipped")
@@ -40,9 +40,7 @@ class ReanchorSpec(Block):
         "",
         "Why, in one line; kept in the receipt.",
         max_length=512,
-        rules=[
-            rule("!self.contains('\\n')", "reason must be one line: replace line breaks by spaces"),
-        ],
+        rules=[one_line_rule("reason")],
     )
     trigger: str = field(
         "manual",
@@ -55,9 +53,18 @@ class ReanchorSpec(Block):
         "How urgent it is: emergency goes before everything, immediate starts now, scheduled waits two seconds "
         "for company, validation compares with the exchange and rebuilds only on a difference.",
     )
-    requested_by: str = field("", "Who asks, for people: a pod, a user, an automation.", max_length=253)
+    requested_by: str = field(
+        "",
+        "Who asks, for people, as claimed; the chart's policy holds people to who the API server knows them as.",
+        max_length=253,
+        rules=[one_line_rule("requestedBy")],
+    )
     request_id: str = field(
-        "", "Id of the request: requests of the same id count once in 24 hours.", alias="requestID", max_length=253
+        "",
+        "Id of the request: requests of the same id count once in 24 hours.",
+        alias="requestID",
+        max_length=253,
+        rules=[one_line_rule("requestID")],
     )
     dry_run: bool = field(False, "Do everything but the swap.")
     force: bool = field(False, "Neither cool-down nor budget hold it up.")

@@ -22,6 +22,7 @@ LATE_MAX_US: Final = 60 * MINUTE_US
 """A scheduled time that was missed by more than this is not made up for."""
 
 KEY_LENGTH_MAX: Final = 253
+BY_LENGTH_MAX: Final = 253
 SHOWN_LENGTH_MAX: Final = 80
 """Characters of what is not understood that are told back: an annotation may hold 256 KiB."""
 
@@ -109,7 +110,9 @@ def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
     if not tree:
         if value.lstrip().startswith("{"):
             raise BadRequest(f"{_shown(value)} is not a JSON object with entries: expected one, or plain text")
-        return Wish(_request_id_of(value), symbols, f"annotation {one_line(value, 100)}", "annotation")
+        return Wish(
+            one_line(_request_id_of(value), KEY_LENGTH_MAX), symbols, f"annotation {one_line(value, 100)}", "annotation"
+        )
     unknown = sorted(set(tree) - {"id", "symbol", "reason", "by", "dryRun", "force"})
     if unknown:
         raise BadRequest(f"unknown entry {_shown(unknown[0])}: expected id, symbol, reason, by, dryRun, force")
@@ -123,10 +126,10 @@ def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
     if symbol and symbol not in symbols:
         raise BadRequest(f"symbol = {_shown(symbol)}: expected one of {', '.join(symbols)}")
     return Wish(
-        request_id=_request_id_of(value),
+        request_id=one_line(_request_id_of(value), KEY_LENGTH_MAX),
         symbols=(symbol,) if symbol else symbols,
         reason=one_line(str(tree.get("reason") or "requested by hand"), 500),
-        requested_by=one_line(str(tree.get("by") or "annotation"), 253),
+        requested_by=one_line(str(tree.get("by") or "annotation"), BY_LENGTH_MAX),
         dry_run=bool(tree.get("dryRun")),
         force=bool(tree.get("force")),
     )

@@ -126,7 +126,12 @@ CASES = [
     ),
     Case("status.term must not go back", before={}, before_status={"term": 3}, status={"term": 2}),
     Case("spec of a ReAnchor cannot be changed", {"reason": "b"}, before={"reason": "a"}, kind=REANCHOR_KIND),
-    Case("reason must be one line", {"reason": "a\nb"}, kind=REANCHOR_KIND),
+    *(
+        Case(f"{name} must be one line", {name: f"a{sign}b"}, kind=REANCHOR_KIND)
+        for name in ("reason", "requestedBy", "requestID")
+        for sign in ("\n", "\x1b[2J", "\x07", "\x7f", "\x9b31m", "\u2028", "\u202e")
+    ),
+    Case("maintenance.reason must be one line", {"maintenance": {"enabled": True, "reason": "a\x1b[2Jb"}}),
     Case("atMicros must be in microseconds", {"atMicros": 1_700_000_000_000}, kind=REANCHOR_KIND),
     Case(
         "status.phase of a finished ReAnchor",
@@ -264,7 +269,7 @@ SOUND = [
     external(url="rediss://user@redis:6380/2", passwordSecret=SECRET, caSecret=SECRET),
     {"reanchor": {"schedule": "*/5 0-6,22 * * 1-5"}},
     {"reanchor": {"enabled": False}, "processor": {"selfReanchorAfterSeconds": 0}},
-    {"maintenance": {"enabled": True, "reason": "upgrade of the nodes"}},
+    {"maintenance": {"enabled": True, "reason": "upgrade of the nodes: Zürich → 東京 👩‍💻"}},
     tolerating(operator="Exists"),
     {"image": "registry.example:5000/sheetanchor@sha256:" + "0" * 64, "imagePullSecrets": [{"name": "registry"}]},
 ]

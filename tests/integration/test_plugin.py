@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,10 @@ class Place:
         env = {"KUBECONFIG": str(kubeconfig or self.server.kubeconfig), "PATH": "/usr/bin:/bin", **options}
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
 
+    def asked(self) -> dict[str, dict[str, Any]]:
+        """The ReAnchors there are, by name."""
+        return reanchors(self.server, self.name)
+
     def wish(self) -> str:
         """The value of the annotation."""
         path = f"/apis/{API_VERSION}/namespaces/{self.name}/predictionpipelines/btc"
@@ -76,17 +81,17 @@ class Place:
         return [body["metadata"]["name"] for body in made]
 
     @contextmanager
-    def answered(self, *statuses: dict[str, Any]) -> Iterator[None]:
-        """Act on the next value of the annotation as an operator does: every ReAnchor goes through these statuses."""
+    def answered(self, *statuses: dict[str, Any], count: int = 1) -> Iterator[None]:
+        """Act on the next requests as an operator does: so many ReAnchors go through these statuses."""
 
         def work() -> None:
             deadline = time.monotonic() + 30
-            while not (value := self.wish()) and time.monotonic() < deadline:
+            while len(names := self.asked()) < count and time.monotonic() < deadline:
                 time.sleep(0.1)
-            for name in self.create(value):
-                for status in statuses:
+            for status in statuses:
+                for name in names:
                     set_status(self.server, self.name, REANCHOR_KIND, name, status)
-                    time.sleep(0.6)
+                time.sleep(0.6)
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -104,26 +109,78 @@ def place(server: ApiServer) -> Iterator[Place]:
 
 
 def test_it_asks(place: Place) -> None:
-    """The annotation holds id, symbol, reason and who asked; the names printed are those that will appear."""
-    done = place.run("btc", "--symbol", "BTCUSDT", "--reason", "it looks\nwrong", "--dry-run", "--force")
+    """A ReAnchor holds symbol, reason and who asked, and is the pipeline's; the pipeline itself is not touched."""
+    done = place.run("btc", "--symbol", "BTCUSDT", "--reason", "it looks\nwrong\x1b[2J", "--dry-run", "--force")
 
-    wish = json.loads(place.wish())
-    assert (0, "") == (done.returncode, done.stderr)
-    assert ("BTCUSDT", "it looks wrong", "admin", True, True) == tuple(
-        wish[field] for field in ("symbol", "reason", "by", "dryRun", "force")
-    )
-    (name,) = place.create(place.wish())
-    assert f"reanchor/{name} requested\n" == done.stdout
+    ((name, made),) = place.asked().items()
+    assert (0, "", f"reanchor/{name} requested\n") == (done.returncode, done.stderr, done.stdout)
+    expected = {
+        "pipeline": "btc",
+        "symbol": "BTCUSDT",
+        "reason": "it looks wrong [2J",
+        "requestedBy": "admin",
+        "trigger": "manual",
+        "action": "immediate_reanchor",
+        "dryRun": True,
+        "force": True,
+    }
+    assert expected == {field: made["spec"][field] for field in expected}
+    assert ["PredictionPipeline"] == [owner["kind"] for owner in made["metadata"]["ownerReferences"]]
+    assert "" == place.wish()
 
 
 def test_it_asks_for_all_symbols(place: Place) -> None:
     """Without a symbol every one of the pipeline's gets its re-anchor; JSON names request and objects."""
     done = place.run("pp/btc", "-o", "json")
 
-    told = json.loads(done.stdout)
-    assert "symbol" not in json.loads(place.wish())
+    told, made = json.loads(done.stdout), place.asked()
     assert ("btc", place.name) == (told["pipeline"], told["namespace"])
-    assert sorted(place.create(place.wish())) == sorted(told["reanchors"])
+    assert sorted(made) == sorted(told["reanchors"])
+    assert {"BTCUSDT", "ETHUSDT"} == {one["spec"]["symbol"] for one in made.values()}
+    assert {told["request"]} == {one["spec"]["requestID"] for one in made.values()}
+
+
+def test_many_may_ask_at_the_same_moment(place: Place) -> None:
+    """Each call makes objects of its own: none is lost, and none is another's."""
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(place.run, "btc", "--symbol", "BTCUSDT") for _ in range(6)]
+
+    printed = [call.result().stdout.removeprefix("reanchor/").removesuffix(" requested\n") for call in calls]
+    assert [0] * 6 == [call.result().returncode for call in calls]
+    assert sorted(place.asked()) == sorted(printed)
+    assert 6 == len(set(printed))
+
+
+def test_the_same_id_twice_is_one_request(place: Place) -> None:
+    """Whoever is not sure whether his call got through makes it again; another's object of that name is no answer."""
+    first = place.run("btc", "--symbol=BTCUSDT", "--request-id=deploy-7")
+    second = place.run("btc", "--symbol=BTCUSDT", "--request-id=deploy-7")
+    (name,) = place.asked()
+    place.server.kubectl("delete", f"reanchor/{name}", "-n", place.name)
+    other = reanchor_object(Owner("btc", place.name), asks_of_wish(read_wish("x", ("BTCUSDT",)), 0)[0])
+    other["metadata"]["name"] = name
+    create(place.server, place.name, other)
+    third = place.run("btc", "--symbol=BTCUSDT", "--request-id=deploy-7")
+
+    assert (0, 0, first.stdout) == (first.returncode, second.returncode, second.stdout)
+    assert f"request deploy-7 was made before, as {name}" in second.stderr
+    assert (1, f"another ReAnchor named {name}" in third.stderr) == (third.returncode, True)
+
+
+def test_one_that_is_deleted_meanwhile_is_not_waited_for(place: Place) -> None:
+    """It will not come back."""
+
+    def delete() -> None:
+        while not (names := list(place.asked())):
+            time.sleep(0.1)
+        place.server.kubectl("delete", f"reanchor/{names[0]}", "-n", place.name)
+
+    with ThreadPoolExecutor(1) as pool:
+        deleted = pool.submit(delete)
+        done = place.run("btc", "--symbol=BTCUSDT", "--wait", "--timeout", "30")
+        deleted.result()
+
+    assert (1, True) == (done.returncode, "was deleted before it ended" in done.stderr)
 
 
 def test_it_waits_for_the_receipt(place: Place) -> None:
@@ -133,7 +190,7 @@ def test_it_waits_for_the_receipt(place: Place) -> None:
         done = place.run("btc", "--symbol", "BTCUSDT", "--wait")
 
     assert 0 == done.returncode
-    assert "Succeeded  swapped  annotation" in done.stdout
+    assert "Succeeded  swapped  manual" in done.stdout
     assert "2.0s  3→4    epoch 4 at update 9" in done.stdout
     assert "Pending: waits: cooling down" in done.stderr
 
@@ -144,7 +201,7 @@ def test_it_waits_for_the_receipt(place: Place) -> None:
 )
 def test_exit_code_says_what_became_of_it(place: Place, phase: str, message: str, code: int) -> None:
     """A failed run and a request that changed nothing are told apart."""
-    with place.answered({"phase": phase, "result": phase.lower(), "message": message}):
+    with place.answered({"phase": phase, "result": phase.lower(), "message": message}, count=2):
         done = place.run("btc", "--wait", "-o", "yaml")
 
     items = yaml.safe_load(done.stdout)["items"]
@@ -154,12 +211,12 @@ def test_exit_code_says_what_became_of_it(place: Place, phase: str, message: str
 
 def test_it_gives_up_waiting(place: Place) -> None:
     """After --timeout it says what it was waiting for; the request stays."""
-    nobody = place.run("btc", "--wait", "--timeout", "1")
+    words = ("btc", "--wait", "--timeout", "1", "--request-id", "mine")
+    nobody = place.run(*words)
     throttled = {"phase": "Pending", "message": "waits: the budget of 60 rebuilds an hour is used up"}
-    for name in place.create(place.wish()):
+    for name in place.asked():
         set_status(place.server, place.name, REANCHOR_KIND, name, throttled)
-    value = json.loads(place.wish())
-    again = place.run("btc", "--wait", "--timeout", "1", "--request-id", value["id"])
+    again = place.run(*words)
 
     assert (5, 5) == (nobody.returncode, again.returncode)
     assert "not seen by the operator yet" in nobody.stderr
@@ -195,7 +252,7 @@ def test_unknown_symbol_names_those_there_are(place: Place) -> None:
     """A symbol that the pipeline does not have asks for nothing."""
     done = place.run("btc", "--symbol", "DOGEUSDT")
 
-    assert (3, "") == (done.returncode, place.wish())
+    assert (3, {}) == (done.returncode, place.asked())
     assert "has no symbol DOGEUSDT: it has BTCUSDT, ETHUSDT" in done.stderr
 
 
@@ -217,13 +274,13 @@ def test_pipeline_at_rest_is_left_alone(place: Place, patch: dict[str, Any], tol
 
     done = place.run("btc")
 
-    assert (6, "") == (done.returncode, place.wish())
+    assert (6, {}) == (done.returncode, place.asked())
     assert told in done.stderr
 
 
 ROLE = [
-    {"apiGroups": ["sheetanchor.dev"], "resources": ["predictionpipelines"], "verbs": ["get", "list", "patch"]},
-    {"apiGroups": ["sheetanchor.dev"], "resources": ["reanchors"], "verbs": ["get", "list"]},
+    {"apiGroups": ["sheetanchor.dev"], "resources": ["predictionpipelines"], "verbs": ["get", "list"]},
+    {"apiGroups": ["sheetanchor.dev"], "resources": ["reanchors"], "verbs": ["get", "list", "create"]},
 ]
 
 
@@ -261,7 +318,7 @@ def test_documented_rights_are_enough(place: Place, tmp_path: Path) -> None:
     ]
 
     assert [(0, ""), (0, ""), (0, "")] == [(one.returncode, "" if one is asked else one.stderr) for one in done]
-    assert f"system:serviceaccount:{place.name}:ann" == json.loads(place.wish())["by"]
+    assert f"system:serviceaccount:{place.name}:ann" == next(iter(place.asked().values()))["spec"]["requestedBy"]
 
 
 def test_missing_right_is_named(place: Place, tmp_path: Path) -> None:
@@ -272,8 +329,9 @@ def test_missing_right_is_named(place: Place, tmp_path: Path) -> None:
     unknown = place.run("btd", kubeconfig=kubeconfig)
 
     assert (4, 3) == (asked.returncode, unknown.returncode)
-    assert f"you may not patch predictionpipelines.sheetanchor.dev in namespace {place.name}" in asked.stderr
-    assert "the ClusterRole sheetanchor-reanchor" in asked.stderr
+    assert f"you may not create reanchors.sheetanchor.dev in namespace {place.name}" in asked.stderr
+    bind = "kubectl create rolebinding sheetanchor-reanchor --clusterrole=sheetanchor-reanchor"
+    assert f"{bind} --serviceaccount={place.name}:ann -n {place.name}" in asked.stderr
     assert "there are none that can be listed" in unknown.stderr
 
 
@@ -384,4 +442,4 @@ def test_wrong_usage_is_told(place: Place) -> None:
     assert "expected the name of one pipeline, found none" in done[0].stderr
     assert "found 2 names" in done[1].stderr
     assert "--reason has 600 characters: expected at most 500" in done[2].stderr
-    assert "" == place.wish()
+    assert {} == place.asked()

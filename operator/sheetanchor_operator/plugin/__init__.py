@@ -14,7 +14,7 @@ import yaml
 from sheetanchor_operator.plugin.api import Api, Target
 from sheetanchor_operator.plugin.errors import EXIT_DONE, EXIT_USAGE, PluginError
 from sheetanchor_operator.plugin.request import Wanted, ask, exit_code_of, wait
-from sheetanchor_operator.plugin.words import history, overview, row_of, summary, table
+from sheetanchor_operator.plugin.words import escaped, history, overview, row_of, say, summary, table
 
 __all__ = ["main"]
 
@@ -76,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = given.words[1:] if command in COMMANDS else given.words
     names = [_bare(name) for name in names]
     if len(names) > 1 or (not names and command != "status"):
-        print(f"usage: {USAGE}", file=sys.stderr)
+        say(f"usage: {USAGE}", sys.stderr)
         found = f"{len(names)} names" if names else "none"
-        print(f"kubectl reanchor: expected the name of one pipeline, found {found}", file=sys.stderr)
+        say(f"kubectl reanchor: expected the name of one pipeline, found {found}", sys.stderr)
         return EXIT_USAGE
     try:
         api = Api(Target(given.kubeconfig, given.context, given.namespace))
@@ -88,10 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _history(api, names[0], given)
         return _request(api, names[0], given)
     except PluginError as error:
-        print(f"kubectl reanchor: {error}", file=sys.stderr)
+        say(f"kubectl reanchor: {' '.join(str(error).split())}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("kubectl reanchor: interrupted; what was asked for stays asked for", file=sys.stderr)
+        say("kubectl reanchor: interrupted; what was asked for stays asked for", sys.stderr)
         return INTERRUPTED
 
 
@@ -107,9 +107,15 @@ def _now_us() -> int:
 
 def _print(what: Any, output: str) -> None:
     if output == "json":
-        print(json.dumps(what, indent=2, ensure_ascii=False))
+        print(escaped(json.dumps(what, indent=2, ensure_ascii=False)))
     else:
-        print(yaml.safe_dump(what, sort_keys=False, allow_unicode=True), end="")
+        print(_yaml(what), end="")
+
+
+def _yaml(what: Any) -> str:
+    """Render as YAML: readable, and with escapes throughout if anything in it would move the cursor."""
+    text = yaml.safe_dump(what, sort_keys=False, allow_unicode=True)
+    return text if text == escaped(text) else str(yaml.safe_dump(what, sort_keys=False))
 
 
 def _list_of(objects: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -126,19 +132,19 @@ def _request(api: Api, name: str, given: argparse.Namespace) -> int:
         raise PluginError(f"--timeout = {given.timeout:g}: expected more than 0 seconds", EXIT_USAGE)
     asked = ask(api, Wanted(name, given.symbol, reason, given.request_id, given.dry_run, given.force))
     if asked.note:
-        print(asked.note, file=sys.stderr)
+        say(asked.note, sys.stderr)
     if not given.wait:
         told = {"pipeline": name, "namespace": api.namespace, "request": asked.request_id}
         if given.output == "text":
             for one in asked.names:
-                print(f"reanchor/{one} requested")
+                say(f"reanchor/{one} requested")
         else:
             _print({**told, "reanchors": list(asked.names)}, given.output)
         return EXIT_DONE
     done = wait(api, asked, given.timeout)
     if given.output == "text":
         rows = [row_of(one, _now_us(), message_max=1_000) for one in done]
-        print(table([["NAME", "PHASE", "RESULT", "TRIGGER", "AGE", "TOOK", "EPOCH", "MESSAGE"], *rows]))
+        say(table([["NAME", "PHASE", "RESULT", "TRIGGER", "AGE", "TOOK", "EPOCH", "MESSAGE"], *rows]))
     else:
         _print(_list_of(done), given.output)
     return exit_code_of(done)
@@ -150,15 +156,15 @@ def _status(api: Api, name: str, given: argparse.Namespace) -> int:
         if given.output != "text":
             _print(_list_of(pipelines), given.output)
         elif pipelines:
-            print(overview(pipelines, _now_us()))
+            say(overview(pipelines, _now_us()))
         else:
-            print(f"No pipelines in namespace {api.namespace}.")
+            say(f"No pipelines in namespace {api.namespace}.")
         return EXIT_DONE
     pipeline = api.pipeline(name)
     if given.output != "text":
         _print(_list_of([pipeline])["items"][0], given.output)
         return EXIT_DONE
-    print(summary(pipeline, _of_symbol(api.reanchors(name), given.symbol), _now_us()))
+    say(summary(pipeline, _of_symbol(api.reanchors(name), given.symbol), _now_us()))
     return EXIT_DONE
 
 
@@ -166,7 +172,7 @@ def _history(api: Api, name: str, given: argparse.Namespace) -> int:
     api.pipeline(name)
     reanchors = _of_symbol(api.reanchors(name), given.symbol)
     if given.output == "text":
-        print(history(reanchors, _now_us()))
+        say(history(reanchors, _now_us()))
     else:
         _print(_list_of(reanchors), given.output)
     return EXIT_DONE

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 
-from sheetanchor_operator.names import GROUP, PIPELINES, REANCHOR_ANNOTATION, REANCHORS, VERSION
+from sheetanchor_operator.names import GROUP, PIPELINES, REANCHORS, VERSION
 from sheetanchor_operator.plugin.errors import (
     EXIT_FAILED,
     EXIT_FORBIDDEN,
@@ -21,9 +23,15 @@ from sheetanchor_operator.plugin.errors import (
     EXIT_UNREACHABLE,
     PluginError,
 )
+from sheetanchor_operator.plugin.kubeconfig import Access, find, log_in
 
 TIMEOUT_S: Final = (5.0, 30.0)
 """To connect, and to be answered."""
+
+UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT = 401, 403, 404, 409
+UNAVAILABLE: Final = frozenset({429, 500, 502, 503, 504})
+ANONYMOUS: Final = "system:anonymous"
+OWN_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 ROLE: Final = "sheetanchor-reanchor"
 """ClusterRole of the chart that allows what this command does."""
@@ -53,14 +61,19 @@ class Api:
     """
 
     def __init__(self, target: Target) -> None:
-        try:
-            self._client, namespace = _connect(target)
-        except (ConfigException, OSError, TypeError, ValueError, KeyError, yaml.YAMLError) as error:
-            where = target.kubeconfig or "KUBECONFIG or ~/.kube/config"
-            words = " ".join(str(error).split())
-            raise PluginError(f"no usable kubeconfig in {where}: {words}", EXIT_UNREACHABLE) from error
-        self.namespace = target.namespace or namespace or "default"
+        self._access = find(target.kubeconfig, target.context, os.environ)
+        self._client = _connect(self._access)
+        named = self._access.namespace if self._access is not None else _own_namespace()
+        self.namespace = target.namespace or named or "default"
         self._objects = client.CustomObjectsApi(self._client)
+
+    def _log_in_again(self) -> bool:
+        """Ask the login helper anew; false if there is none. What it gave may have run out during a long wait."""
+        if self._access is None or not self._access.helper:
+            return False
+        self._client = _connect(self._access)
+        self._objects = client.CustomObjectsApi(self._client)
+        return True
 
     def pipeline(self, name: str) -> Object:
         """Read a pipeline.
@@ -69,7 +82,7 @@ class Api:
             PluginError: It does not exist (names those that do), or may not be read.
         """
         try:
-            return self._call("get", PIPELINES, self._objects.get_namespaced_custom_object, name)
+            return self._call("get", PIPELINES, "get_namespaced_custom_object", name)
         except PluginError as error:
             if error.exit_code != EXIT_NOT_FOUND:
                 raise
@@ -91,7 +104,7 @@ class Api:
         Raises:
             PluginError: They may not be listed.
         """
-        return self._items(self._call("list", PIPELINES, self._objects.list_namespaced_custom_object))
+        return self._items(self._call("list", PIPELINES, "list_namespaced_custom_object"))
 
     def reanchors(self, pipeline: str) -> list[Object]:
         """List the re-anchors of a pipeline, oldest first.
@@ -99,7 +112,7 @@ class Api:
         Raises:
             PluginError: They may not be listed.
         """
-        items = self._items(self._call("list", REANCHORS, self._objects.list_namespaced_custom_object))
+        items = self._items(self._call("list", REANCHORS, "list_namespaced_custom_object"))
         own = [one for one in items if one.get("spec", {}).get("pipeline") == pipeline]
         return sorted(own, key=lambda one: (one["metadata"]["creationTimestamp"], one["metadata"]["name"]))
 
@@ -110,27 +123,22 @@ class Api:
             PluginError: It may not be read.
         """
         try:
-            return self._call("get", REANCHORS, self._objects.get_namespaced_custom_object, name)
+            return self._call("get", REANCHORS, "get_namespaced_custom_object", name)
         except PluginError as error:
             if error.exit_code == EXIT_NOT_FOUND:
                 return None
             raise
 
-    def annotate(self, name: str, value: str) -> None:
-        """Write the annotation that asks for a re-anchor.
+    def create_reanchor(self, manifest: Object) -> Object | None:
+        """Create a re-anchor; None if there is one of that name already.
 
         Raises:
-            PluginError: The pipeline may not be patched.
+            PluginError: It may not be created, or the API server refuses it.
         """
-        patch = {"metadata": {"annotations": {REANCHOR_ANNOTATION: value}}}
-        self._call(
-            "patch",
-            PIPELINES,
-            self._objects.patch_namespaced_custom_object,
-            name,
-            patch,
-            _content_type="application/merge-patch+json",
-        )
+        try:
+            return self._call("create", REANCHORS, "create_namespaced_custom_object", manifest)
+        except _Exists:
+            return None
 
     def who_am_i(self) -> str:
         """Give the name that the API server knows the caller by, "" if it does not say."""
@@ -142,59 +150,130 @@ class Api:
             return ""
         return str(answer.status.user_info.username or "")
 
-    def _call(self, verb: str, plural: str, method: Callable[..., Any], *arguments: Any, **options: Any) -> Object:
+    def _call(self, verb: str, plural: str, method: str, *arguments: Any) -> Object:
         try:
-            answer = method(GROUP, VERSION, self.namespace, plural, *arguments, _request_timeout=TIMEOUT_S, **options)
+            return self._send(plural, method, *arguments)
         except ApiException as error:
+            if error.status == UNAUTHORIZED and self._log_in_again():
+                try:
+                    return self._send(plural, method, *arguments)
+                except ApiException as second:
+                    error = second
             raise self._explain(error, verb, plural) from error
+
+    def _send(self, plural: str, method: str, *arguments: Any) -> Object:
+        send: Callable[..., Any] = getattr(self._objects, method)
+        try:
+            return dict(send(GROUP, VERSION, self.namespace, plural, *arguments, _request_timeout=TIMEOUT_S))
         except HTTPError as error:
             server = self._client.configuration.host
             raise PluginError(f"the API server {server} does not answer: {_root(error)}", EXIT_UNREACHABLE) from error
-        return dict(answer)
 
     def _explain(self, error: ApiException, verb: str, plural: str) -> PluginError:
         said = _message(error)
-        if error.status == 401:
-            return PluginError(f"the API server does not know you: {said or 'log in again'}", EXIT_FORBIDDEN)
-        if error.status == 403:
-            told = (
-                f"you may not {verb} {plural}.{GROUP} in namespace {self.namespace}: "
-                f"the ClusterRole {ROLE} of the chart allows it, bind it with "
-                f"kubectl create rolebinding NAME --clusterrole={ROLE} --user=YOU -n {self.namespace}"
+        if error.status == UNAUTHORIZED:
+            who = f"the credentials of context {self._access.context!r}" if self._access else "the pod's own token"
+            return PluginError(
+                f"You must be logged in to the server ({said or 'Unauthorized'}): {who} are not accepted, they may "
+                "have expired: log in again",
+                EXIT_UNREACHABLE,
             )
-            return PluginError(f"{told} ({said})" if said else told, EXIT_FORBIDDEN)
-        if error.status == 404:
+        if error.status == FORBIDDEN and f'User "{ANONYMOUS}"' in said:
+            return PluginError(
+                f"You must be logged in to the server: it takes you for {ANONYMOUS}, the kubeconfig's user has no "
+                f"credentials ({said})",
+                EXIT_UNREACHABLE,
+            )
+        if error.status == FORBIDDEN:
+            return PluginError(self._forbidden(verb, plural, said), EXIT_FORBIDDEN)
+        if error.status == NOT_FOUND:
             return PluginError(said or "not found", EXIT_NOT_FOUND)
-        return PluginError(f"cannot {verb} {plural}: {error.status} {said or error.reason}", EXIT_FAILED)
+        told = f"cannot {verb} {plural}: {error.status} {said or error.reason}"
+        if error.status == CONFLICT and _reason(error) == "AlreadyExists":
+            return _Exists(told, EXIT_FAILED)
+        return PluginError(told, EXIT_UNREACHABLE if error.status in UNAVAILABLE else EXIT_FAILED)
+
+    def _forbidden(self, verb: str, plural: str, said: str) -> str:
+        if "is forbidden: User " not in said:  # a quota's words, or a policy's: no role helps
+            return f"the API server will not {verb} {plural} in namespace {self.namespace}: {said or 'forbidden'}"
+        you = self.who_am_i()
+        return (
+            f"you may not {verb} {plural}.{GROUP} in namespace {self.namespace}: "
+            f"the ClusterRole {ROLE} of the chart allows it, have somebody bind it with "
+            f"kubectl create rolebinding {ROLE} --clusterrole={ROLE} {_subject(you)} -n {self.namespace}"
+            f"{f' ({said})' if said else ''}"
+        )
 
     @staticmethod
     def _items(answer: Object) -> list[Object]:
         return [dict(one) for one in answer.get("items") or ()]
 
 
-def _connect(target: Target) -> tuple[client.ApiClient, str]:
-    """Make a client of the target, and give the namespace that its context names."""
-    file, context = target.kubeconfig or None, target.context or None
+class _Exists(PluginError):
+    """There is an object of that name already."""
+
+
+def _subject(user: str) -> str:
+    """Give the flag that names somebody in `kubectl create rolebinding`."""
+    prefix, _, account = user.partition("system:serviceaccount:")
+    if account and not prefix:
+        return f"--serviceaccount={account}"
+    return f"--user={shlex.quote(user)}" if user else "--user=YOU"
+
+
+def _connect(access: Access | None) -> client.ApiClient:
+    """Make a client.
+
+    Raises:
+        PluginError: Nobody can be logged in.
+    """
     made = client.Configuration()
     loader: Any = config  # its functions have no types
     try:
-        loader.load_kube_config(config_file=file, context=context, client_configuration=made)
-        contexts, active = loader.list_kube_config_contexts(config_file=file)
-        chosen = next((one for one in contexts if one["name"] == context), active)
-        namespace = (chosen or {}).get("context", {}).get("namespace") or ""
-    except ConfigException:
-        if file or context:
-            raise
-        loader.load_incluster_config(client_configuration=made)
-        namespace = ""
+        if access is None:
+            loader.load_incluster_config(client_configuration=made)
+        else:
+            loader.load_kube_config_from_dict(log_in(access, os.environ), client_configuration=made)
+    except ConfigException as error:
+        raise PluginError(_no_kubeconfig(error, access), EXIT_UNREACHABLE) from error
+    except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise PluginError(f"no usable kubeconfig: {told}", EXIT_UNREACHABLE) from error
+    users = access.config["users"] if access is not None else []
+    if users and users[0]["user"] and not (made.api_key or made.cert_file or made.username):
+        # The library leaves out what it cannot use and would go on as nobody.
+        told = f"user {users[0]['name']!r} of the kubeconfig: no credentials came of {', '.join(users[0]['user'])}"
+        raise PluginError(f"You must be logged in to the server: {told}", EXIT_UNREACHABLE)
     made.retries = 0  # whoever waits asks again; a person sees at once that nobody answers
-    return client.ApiClient(made), namespace
+    return client.ApiClient(made)
+
+
+def _no_kubeconfig(error: ConfigException, access: Access | None) -> str:
+    if access is not None:
+        return f"no usable kubeconfig: {error}"
+    where = os.environ.get("KUBECONFIG") or "~/.kube/config"
+    return f"no kubeconfig: there is no configuration in {where}, and this is no pod of a cluster ({error})"
+
+
+def _own_namespace() -> str:
+    try:
+        return OWN_NAMESPACE.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _reason(error: ApiException) -> str:
+    return _field(error, "reason")
 
 
 def _message(error: ApiException) -> str:
+    return _field(error, "message")
+
+
+def _field(error: ApiException, name: str) -> str:
     try:
-        return str(json.loads(error.body or "").get("message", ""))
-    except (TypeError, ValueError, AttributeError):
+        return str(json.loads(error.body or "").get(name, ""))
+    except (TypeError, ValueError, AttributeError, RecursionError):
         return ""
 
 

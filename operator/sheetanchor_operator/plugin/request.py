@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import json
 import sys
 import time
 import uuid
@@ -11,7 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sheetanchor.reanchor_object import digest, object_name
+from sheetanchor.plain_text import one_line
+from sheetanchor.reanchor_object import (
+    REQUESTED_BY_LENGTH_MAX,
+    Ask,
+    Owner,
+    digest,
+    reanchor_object,
+)
 from sheetanchor_operator.names import PAUSED_ANNOTATION
 from sheetanchor_operator.plugin.api import Api
 from sheetanchor_operator.plugin.errors import (
@@ -20,12 +25,16 @@ from sheetanchor_operator.plugin.errors import (
     EXIT_FAILED,
     EXIT_NOT_FOUND,
     EXIT_NOT_IN_TIME,
+    EXIT_UNREACHABLE,
     PluginError,
 )
-from sheetanchor_operator.plugin.words import condition
+from sheetanchor_operator.plugin.words import condition, say
 
 FINAL_PHASES: Final = ("Succeeded", "Failed", "Skipped")
+ACTION: Final = "immediate_reanchor"
 POLL_S: Final = 0.5
+MESSAGE_LENGTH_MAX: Final = 1_000
+UNSEEN: Final = "not seen by the operator yet"
 UNSEEN_TOLD_S: Final = 2.0
 UNSEEN_HINT_S: Final = 10.0
 """An operator that is there acts within a second or two."""
@@ -52,7 +61,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked for: its id, and the names of the ReAnchors that the operator makes of it."""
+    """What was asked for: its id, and the names of the ReAnchors that it is."""
 
     request_id: str
     names: tuple[str, ...]
@@ -60,7 +69,9 @@ class Asked:
 
 
 def ask(api: Api, wanted: Wanted) -> Asked:
-    """Write the request into the pipeline's annotation.
+    """Create a ReAnchor for each symbol.
+
+    Names come from the request's id: asked twice with the same one, a symbol has one ReAnchor.
 
     Raises:
         PluginError: There is no such pipeline or symbol, nothing would come of it, or it is not allowed.
@@ -69,13 +80,51 @@ def ask(api: Api, wanted: Wanted) -> Asked:
     symbols = _symbols(pipeline, wanted)
     _check_if_awake(pipeline, wanted)
     request_id = wanted.request_id or f"kubectl-{uuid.uuid4().hex[:12]}"
-    entries: Object = {"id": request_id, "reason": wanted.reason or "requested with kubectl reanchor"}
-    entries["by"] = api.who_am_i() or getpass.getuser()
-    optional = {"symbol": wanted.symbol, "dryRun": wanted.dry_run, "force": wanted.force}
-    entries.update({key: value for key, value in optional.items() if value})
-    api.annotate(wanted.name, json.dumps(entries, ensure_ascii=False))
-    names = tuple(object_name(wanted.name, symbol, f"a{digest(request_id, symbol)}") for symbol in symbols)
-    return Asked(request_id, names, _throttle_note(pipeline, wanted))
+    owner = Owner(wanted.name, api.namespace, pipeline["metadata"].get("uid", ""))
+    by = api.who_am_i()
+    manifests = [reanchor_object(owner, _ask_for(symbol, request_id, by, wanted)) for symbol in symbols]
+    notes = [_throttle_note(pipeline, wanted)]
+    for done, manifest in enumerate(manifests):
+        try:
+            notes.append(_create(api, manifest, request_id))
+        except PluginError as error:
+            if not done:
+                raise
+            made = ", ".join(one["metadata"]["name"] for one in manifests[:done])
+            raise PluginError(f"{error}; asked for already: {made}", error.exit_code) from error
+    names = tuple(str(one["metadata"]["name"]) for one in manifests)
+    return Asked(request_id, names, "; ".join(filter(None, notes)))
+
+
+def _ask_for(symbol: str, request_id: str, by: str, wanted: Wanted) -> Ask:
+    return Ask(
+        symbol=symbol,
+        suffix=f"m{digest(request_id, symbol)}",
+        action=ACTION,
+        reason=wanted.reason or "requested with kubectl reanchor",
+        trigger="manual",
+        # A policy may hold it against who asks: half of a name would be another's.
+        requested_by=by if len(by) <= REQUESTED_BY_LENGTH_MAX else "",
+        at_us=0,  # when the object is created, by the API server's clock
+        request_id=request_id,
+        dry_run=wanted.dry_run,
+        force=wanted.force,
+    )
+
+
+def _create(api: Api, manifest: Object, request_id: str) -> str:
+    """Create a ReAnchor; gives a note if it is there already, from the same request."""
+    if api.create_reanchor(manifest) is not None:
+        return ""
+    name = manifest["metadata"]["name"]
+    there = api.reanchor(name)
+    if there is not None and _asks_the_same(there, manifest):
+        return f"request {request_id} was made before, as {name}"
+    raise PluginError(f"there is another ReAnchor named {name}: ask with another --request-id", EXIT_FAILED)
+
+
+def _asks_the_same(there: Object, manifest: Object) -> bool:
+    return all(there["spec"].get(name) == manifest["spec"].get(name) for name in ("pipeline", "symbol", "requestID"))
 
 
 def _symbols(pipeline: Object, wanted: Wanted) -> Sequence[str]:
@@ -114,41 +163,57 @@ def wait(api: Api, asked: Asked, timeout_s: float) -> list[Object]:
     """Wait until every ReAnchor of a request is final, telling on stderr what it waits for.
 
     Raises:
-        PluginError: Not within the time; says why, as far as that can be seen.
+        PluginError: Not within the time, or one is gone; says why, as far as that can be seen.
     """
-    deadline_s = time.monotonic() + timeout_s
     begun_s, told = time.monotonic(), ""
+    final: dict[str, Object] = {}
     while True:
-        found = {name: api.reanchor(name) for name in asked.names}
-        if all(one is not None and _is_final(one) for one in found.values()):
-            return [one for one in found.values() if one is not None]
-        words = _waits_for(found, time.monotonic() - begun_s)
-        seen = any(one is not None for one in found.values())
-        if words != told and (seen or time.monotonic() - begun_s > UNSEEN_TOLD_S):
-            print(words, file=sys.stderr)
+        waited_s = time.monotonic() - begun_s
+        words = _look(api, asked, final, waited_s)
+        if len(final) == len(asked.names):
+            return [final[name] for name in asked.names]
+        if words != told and (waited_s > UNSEEN_TOLD_S or UNSEEN not in words):
+            say(words, sys.stderr)
             told = words
-        if time.monotonic() > deadline_s:
+        if waited_s > timeout_s:
             told = f"not done within {timeout_s:g} s: {words}; the request stays: kubectl get reanchors"
             raise PluginError(told, EXIT_NOT_IN_TIME)
         time.sleep(POLL_S)
+
+
+def _look(api: Api, asked: Asked, final: dict[str, Object], waited_s: float) -> str:
+    """Look at what is not final yet and note what is; gives in words what is waited for."""
+    words = []
+    for name in asked.names:
+        if name in final:
+            continue
+        try:
+            one = api.reanchor(name)
+        except PluginError as error:
+            if error.exit_code != EXIT_UNREACHABLE:
+                raise
+            words.append(str(error))  # it may answer the next time; how long that is tried is the timeout's
+            continue
+        if one is None:
+            raise PluginError(f"reanchor/{name} was deleted before it ended", EXIT_FAILED)
+        if _is_final(one):
+            final[name] = one
+        else:
+            words.append(_waits_for(name, one, waited_s))
+    return "; ".join(words)
 
 
 def _is_final(one: Object) -> bool:
     return (one.get("status") or {}).get("phase") in FINAL_PHASES
 
 
-def _waits_for(found: dict[str, Object | None], waited_s: float) -> str:
-    words = []
-    for name, one in found.items():
-        if one is None:
-            late = " (is the operator running? it acts within seconds)" if waited_s > UNSEEN_HINT_S else ""
-            words.append(f"{name}: not seen by the operator yet{late}")
-            continue
-        status = one.get("status") or {}
-        if not _is_final(one):
-            message = status.get("message")
-            words.append(f"{name}: {status.get('phase') or 'Pending'}{': ' + message if message else ''}")
-    return "; ".join(words)
+def _waits_for(name: str, one: Object, waited_s: float) -> str:
+    status = one.get("status") or {}
+    if "phase" not in status:
+        late = " (is the operator running? it acts within seconds)" if waited_s > UNSEEN_HINT_S else ""
+        return f"{name}: {UNSEEN}{late}"
+    message = one_line(str(status.get("message") or ""), MESSAGE_LENGTH_MAX)
+    return f"{name}: {status['phase']}{': ' + message if message else ''}"
 
 
 def exit_code_of(reanchors: Sequence[Object]) -> int:

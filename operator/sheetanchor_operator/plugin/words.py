@@ -1,10 +1,11 @@
-"""What `kubectl reanchor` prints for people. Pure."""
+"""What `kubectl reanchor` prints for people, and how."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
+from sheetanchor.plain_text import clean
 from sheetanchor_operator.moments import micros_of
 
 Object = Mapping[str, Any]
@@ -16,6 +17,22 @@ ROWS: Final = ("NAME", "PHASE", "RESULT", "TRIGGER", "AGE", "TOOK", "EPOCH", "ME
 
 BAD_WHEN: Final = {"ReanchorInProgress": "", "ReanchorThrottled": "True", "Paused": "True"}
 """Conditions that are sound when they are not True; of the others, anything but True is worth a line."""
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print lines. What objects, servers and helpers have written must not move the reader's cursor."""
+    for line in text.split("\n"):
+        print(clean(line), file=file)
+
+
+def escaped(text: str) -> str:
+    """Give JSON with escapes in its strings where a terminal would act upon a character."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else _escape(sign) for sign in text)
+
+
+def _escape(sign: str) -> str:
+    pairs = sign.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
 
 
 def age(at: str | None, now_us: int) -> str:
@@ -31,6 +48,7 @@ def age(at: str | None, now_us: int) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Align columns; the last one is not padded."""
+    rows = [[clean(cell) for cell in row] for row in rows]
     widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -144,4 +162,4 @@ def _symbol_cells(one: Object, now_us: int) -> list[str]:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+    return "\n".join(f"  {line}" for line in text.split("\n"))
