@@ -209,9 +209,9 @@ struct Book {
 };
 
 // Sum of price times quantity, at the sum of both exponents.
-inline Int128 value_sum(const std::vector<Level>& levels) {
-  Int128 sum = 0;
-  for (const auto& level : levels) sum += Int128{level.price} * level.qty;
+inline WideSum value_sum(const std::vector<Level>& levels) {
+  WideSum sum;
+  for (const auto& level : levels) sum.add(Int128{level.price} * level.qty);
   return sum;
 }
 

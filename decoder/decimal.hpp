@@ -1,11 +1,12 @@
 // Scaled integers to text and to doubles, without drift.
 //
-// A market keeps all its prices at one exponent and all its quantities at another. Sums of products are kept in 128
-// bits, so a statistic is rounded once, when it becomes a double.
+// A market keeps all its prices at one exponent and all its quantities at another. Sums of quantities are kept in 128
+// bits and sums of products in 192, so a statistic is rounded once, when it becomes a double.
 #pragma once
 
 #include <array>
 #include <charconv>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <string>
@@ -16,11 +17,51 @@ using Int128 = __int128;
 
 // One exponent more or less than any market needs; beyond it a 64-bit mantissa says nothing useful.
 inline constexpr int EXPONENT_MAX = 18;
-// Bid plus ask still fits 64 bits.
-inline constexpr std::int64_t MANTISSA_MAX = std::int64_t{1} << 61;
-// 2^18 products (the most trades kept) of this size still sum up below 2^127.
-inline constexpr int PRODUCT_BITS = 107;
+// Bid plus ask still fits 64 bits. At eight decimals, what the exchange writes, it is 23 billion.
+inline constexpr std::int64_t PRICE_MAX = std::int64_t{1} << 61;
+// All that the wire can carry: at eight decimals 92 billion, which the exchange documents as its largest quantity.
+inline constexpr std::int64_t QTY_MAX = INT64_MAX;
+// Beyond this neither of both can be right.
+inline constexpr int PRODUCT_BITS = 119;
 inline constexpr Int128 PRODUCT_MAX = (Int128{1} << PRODUCT_BITS) - 1;
+
+// A sum of products, exact in 192 bits: 2^18 of them (the most trades kept) need 137.
+class WideSum {
+ public:
+  // Adds what is not below zero.
+  void add(Int128 product) {
+    const auto before = low_;
+    low_ += static_cast<std::uint64_t>(product);
+    high_ += (product >> 64) + (low_ < before);
+  }
+  friend WideSum operator+(WideSum a, const WideSum& b) {
+    const auto before = a.low_;
+    a.low_ += b.low_;
+    a.high_ += b.high_ + (a.low_ < before);
+    return a;
+  }
+  friend WideSum operator-(WideSum a, const WideSum& b) {
+    const auto before = a.low_;
+    a.low_ -= b.low_;
+    a.high_ -= b.high_ + (a.low_ > before);
+    return a;
+  }
+  // Rounded once.
+  explicit operator double() const {
+    if (high_ == static_cast<std::int64_t>(high_)) return static_cast<double>((high_ << 64) | Int128{low_});
+    if (high_ < 0) return -static_cast<double>(WideSum{} - *this);
+    int shift = 1;
+    while (high_ >> shift >= Int128{1} << 62) ++shift;
+    // What is shifted out only decides how to round, and for that one bit says enough.
+    const bool rest = (low_ & ((std::uint64_t{1} << shift) - 1)) != 0;
+    const Int128 kept = (high_ << (64 - shift)) | Int128{low_ >> shift} | Int128{rest};
+    return std::ldexp(static_cast<double>(kept), shift);
+  }
+
+ private:
+  Int128 high_ = 0;
+  std::uint64_t low_ = 0;
+};
 
 inline double power_of_ten(int exponent) {
   static const auto table = [] {
@@ -32,7 +73,8 @@ inline double power_of_ten(int exponent) {
   return table[static_cast<std::size_t>(exponent)];
 }
 
-inline double scaled(Int128 mantissa, int exponent) {
+template <class Number>
+double scaled(const Number& mantissa, int exponent) {
   const auto value = static_cast<double>(mantissa);
   return exponent < 0 ? value / power_of_ten(-exponent) : value * power_of_ten(exponent);
 }

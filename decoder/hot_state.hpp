@@ -19,12 +19,12 @@ namespace sheetanchor {
 inline HotState Market::hot_state(std::int64_t now_us) const {
   check_time(now_us, "now_us");
   if (!has_book_ || !book_.has_both_sides()) throw std::invalid_argument("Empty order book data");
-  const auto end_us = event_us_ < 0 ? now_us : event_us_ + std::max<std::int64_t>(0, now_us - stamp_us_);
+  const auto end_us = clock_.event_us() < 0 ? now_us : clock_.at(now_us);
   const auto [bid, ask] = *best_prices();
   const auto one = window_stats(history_.trades(), end_us, 1'000'000);
   const auto five = window_stats(history_.trades(), end_us, 5'000'000);
   const auto bids = book_.bids.best_levels(HOT_DEPTH), asks = book_.asks.best_levels(HOT_DEPTH);
-  const Int128 bid_value = value_sum(bids), ask_value = value_sum(asks);
+  const auto bid_value = value_sum(bids), ask_value = value_sum(asks);
   const int value_exponent = price_exponent_ + qty_exponent_;
   const auto imbalance =
       shortest(static_cast<double>(bid_value - ask_value) / static_cast<double>(bid_value + ask_value));
@@ -44,7 +44,7 @@ inline HotState Market::hot_state(std::int64_t now_us) const {
   hot.ob.insert(hot.ob.end(), {{"bid_value_sum", shortest(scaled(bid_value, value_exponent))},
                                {"ask_value_sum", shortest(scaled(ask_value, value_exponent))},
                                {"ob_imbalance", imbalance},
-                               {"ts_us", std::to_string(book_event_us_ < 0 ? stamp_us_ : book_event_us_)},
+                               {"ts_us", std::to_string(book_event_us_ < 0 ? stamp_us() : book_event_us_)},
                                {"update_id", update_id},
                                {"last_update_id", update_id},
                                {"bba_id", std::to_string(std::max<std::int64_t>(best_id_, 0))}});

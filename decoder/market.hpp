@@ -18,6 +18,7 @@
 #include "batch.hpp"
 #include "book.hpp"
 #include "decimal.hpp"
+#include "feed_clock.hpp"
 #include "fields.hpp"
 #include "pack.hpp"
 #include "sbe.hpp"
@@ -117,8 +118,8 @@ class Market {
     pending_diffs_.clear();
     pending_levels_ = 0;
     overflow_lines_ = 0;
-    if (event_us_ < 0) stamp_us_ = stamp_us;
-    book_event_us_ = std::max(book_event_us_, event_us_);
+    if (event_us() < 0) clock_.begin(-1, stamp_us);
+    book_event_us_ = std::max(book_event_us_, event_us());
     note_mid(book_event_us_);
   }
 
@@ -133,7 +134,7 @@ class Market {
         throw std::invalid_argument("trade " + std::to_string(trade.id) + ": expected a price and a quantity above 0");
     }
     std::sort(trades.begin(), trades.end(), [](const PastTrade& a, const PastTrade& b) { return a.id < b.id; });
-    source_ = {0, stamp_us_};
+    source_ = {0, stamp_us()};
     for (const auto& trade : trades) take_trade(trade);
   }
 
@@ -148,8 +149,8 @@ class Market {
     packed.bid = bid_;
     packed.ask = ask_;
     packed.trade_id = trade_id_;
-    packed.event_us = event_us_;
-    packed.stamp_us = stamp_us_;
+    packed.event_us = event_us();
+    packed.stamp_us = stamp_us();
     packed.cut_off = static_cast<std::int64_t>(cut_off_);
     packed.bid_edge = bid_edge_;
     packed.ask_edge = ask_edge_;
@@ -177,8 +178,8 @@ class Market {
     fresh.bid_ = packed.bid;
     fresh.ask_ = packed.ask;
     fresh.trade_id_ = packed.trade_id;
-    fresh.event_us_ = fresh.book_event_us_ = packed.event_us;
-    fresh.stamp_us_ = packed.stamp_us;
+    fresh.clock_.begin(packed.event_us, packed.stamp_us);
+    fresh.book_event_us_ = packed.event_us;
     fresh.cut_off_ = static_cast<std::size_t>(packed.cut_off);
     fresh.bid_edge_ = packed.bid_edge;
     fresh.ask_edge_ = packed.ask_edge;
@@ -243,8 +244,8 @@ class Market {
   std::int64_t best_id() const { return best_id_; }
   std::int64_t trade_id() const { return trade_id_; }
   std::int64_t last_seen_update_id() const { return last_seen_update_id_; }
-  std::int64_t event_us() const { return event_us_; }
-  std::int64_t stamp_us() const { return stamp_us_; }
+  std::int64_t event_us() const { return clock_.event_us(); }
+  std::int64_t stamp_us() const { return clock_.stamp_us(); }
   std::optional<double> mid() const {
     const auto best = best_prices();
     if (!best) return std::nullopt;
@@ -321,10 +322,11 @@ class Market {
     }
   }
 
-  void note_event(std::int64_t time_us) {
-    if (time_us <= event_us_) return;
-    event_us_ = time_us;
-    stamp_us_ = source_.stamp_us;
+  void note_event(std::int64_t time_us, bool is_news) {
+    const auto before_us = clock_.at(source_.stamp_us);
+    if (const auto set_by_us = clock_.note(time_us, source_.stamp_us, is_news); set_by_us != 0)
+      follow_clock(before_us, before_us + set_by_us);
+    if (clock_.begins_to_doubt()) undoubted_trade_id_ = trade_id_;
   }
 
   void note_pulse(Stream stream, std::int64_t id, std::int64_t event_us) {
@@ -338,6 +340,17 @@ class Market {
     pulse.stamp_us = source_.stamp_us;
   }
 
+  // The exchange's clock was set: all that is dated by its old reading moves along.
+  void follow_clock(std::int64_t from_us, std::int64_t to_us) {
+    history_.set_clock(undoubted_trade_id_, to_us - from_us, to_us);
+    mids_.set_clock(to_us - from_us);
+    if (book_event_us_ >= 0) book_event_us_ += to_us - from_us;
+    for (auto& [id, diff] : pending_diffs_) diff.event_us = moved(diff.event_us, from_us, to_us);
+    for (auto& [id, pending] : pending_trades_) pending.trade.time_us = moved(pending.trade.time_us, from_us, to_us);
+  }
+
+  std::int64_t date_of(const sbe::Frame& frame) const { return clock_.date(frame.event_time_us, source_.stamp_us); }
+
   bool on_trades(const sbe::Frame& frame) {
     const auto factors = adopt(frame.price_exponent, frame.qty_exponent);
     if (!factors || !is_time(frame.transact_time_us)) return false;
@@ -348,9 +361,9 @@ class Market {
       if (!is_id(trade.id) || !convert_trade(trade, *factors)) return false;
       scratch_trades_.push_back(trade);
     }
-    note_event(frame.event_time_us);
     std::int64_t newest_id = -1;
     for (const auto& trade : scratch_trades_) newest_id = std::max(newest_id, trade.id);
+    note_event(frame.event_time_us, newest_id > trade_id_);
     if (newest_id >= 0) note_pulse(Stream::trade, newest_id, frame.event_time_us);
     for (const auto& trade : scratch_trades_) take_trade(trade);
     return true;
@@ -361,7 +374,7 @@ class Market {
       apply_trade(trade);
       drain_trades();
     } else if (trade.id <= trade_id_) {
-      ++(history_.insert(trade, event_us_) ? counters_.trades_late : counters_.trades_duplicate);
+      ++(history_.insert(trade, event_us()) ? counters_.trades_late : counters_.trades_duplicate);
     } else if (const auto known = pending_trades_.find(trade.id); known != pending_trades_.end()) {
       known->second.source.lines |= source_.lines;
       ++counters_.trades_duplicate;
@@ -374,7 +387,7 @@ class Market {
 
   void apply_trade(const PastTrade& trade) {
     trade_id_ = trade.id;
-    history_.append(trade, event_us_);
+    history_.append(trade, event_us());
     ++counters_.trades_applied;
   }
 
@@ -391,26 +404,28 @@ class Market {
     if (!factors || !is_id(frame.last_update_id) || !convert(frame.bid, *factors, bid) ||
         !convert(frame.ask, *factors, ask) || bid.qty == 0 || ask.qty == 0)
       return false;
-    note_event(frame.event_time_us);
+    note_event(frame.event_time_us, frame.last_update_id > best_id_);
     note_pulse(Stream::best, frame.last_update_id, frame.event_time_us);
     if (frame.last_update_id <= best_id_) {
       ++counters_.bba_stale;
-      if (frame.last_update_id <= refill_best_id_ && mids_.is_newer(frame.event_time_us))
-        mids_.note(frame.event_time_us, bid.price + ask.price, event_us_);
+      if (frame.last_update_id <= refill_best_id_ && frame.event_time_us <= event_us() &&
+          mids_.is_newer(frame.event_time_us))
+        mids_.note(frame.event_time_us, bid.price + ask.price, event_us());
       return true;
     }
+    const auto date_us = date_of(frame);
     best_id_ = frame.last_update_id;
     bid_ = bid;
     ask_ = ask;
     ++counters_.bba_applied;
-    if (best_id_ > update_id_) book_event_us_ = std::max(book_event_us_, frame.event_time_us);
-    note_mid(frame.event_time_us);
+    if (best_id_ > update_id_) book_event_us_ = std::max(book_event_us_, date_us);
+    note_mid(date_us);
     return true;
   }
 
   bool on_depth_snapshot(const sbe::Frame& frame) {
     if (!convert_sides(frame)) return false;
-    note_event(frame.event_time_us);
+    note_event(frame.event_time_us, false);
     if (!has_book_ || frame.last_update_id != update_id_) {
       ++counters_.depth20_ignored;
       return true;
@@ -430,22 +445,22 @@ class Market {
     const auto first = frame.first_update_id, last = frame.last_update_id;
     if (!is_id(first) || !is_id(last) || last < first) return false;
     if (has_book_ && last <= update_id_) {
-      note_event(frame.event_time_us);
+      note_event(frame.event_time_us, false);
       note_pulse(Stream::depth, last, frame.event_time_us);
       ++counters_.diffs_duplicate;
       return true;
     }
     if (!convert_sides(frame)) return false;
-    note_event(frame.event_time_us);
+    note_event(frame.event_time_us, last > last_seen_update_id_);
     note_pulse(Stream::depth, last, frame.event_time_us);
     last_seen_update_id_ = std::max(last_seen_update_id_, last);
     if (!has_book_) {
       ++counters_.diffs_before_book;
     } else if (first <= update_id_ + 1) {
-      apply_diff(last, frame.event_time_us, scratch_bids_, scratch_asks_);
+      apply_diff(last, date_of(frame), scratch_bids_, scratch_asks_);
       if (last != stop_at_) drain_diffs();
     } else {
-      hold_diff(first, last, frame.event_time_us);
+      hold_diff(first, last, date_of(frame));
     }
     return true;
   }
@@ -508,7 +523,7 @@ class Market {
 
   void note_mid(std::int64_t time_us) {
     if (time_us < 0) return;
-    if (const auto best = best_prices()) mids_.note(time_us, best->first.price + best->second.price, event_us_);
+    if (const auto best = best_prices()) mids_.note(time_us, best->first.price + best->second.price, event_us());
   }
 
   double mid_return(std::int64_t end_us, std::int64_t back_us) const {
@@ -566,8 +581,8 @@ class Market {
   TradeHistory history_;
   MidHistory mids_;
 
-  std::int64_t event_us_ = -1;       // highest event time seen
-  std::int64_t stamp_us_ = 0;        // when its frame came
+  FeedClock clock_;
+  std::int64_t undoubted_trade_id_ = -1;  // newest trade when event times began to say that the clock was set
   std::int64_t book_event_us_ = -1;  // event time of the last change of book or best prices
   Source source_;
   Pulse pulses_[STREAM_COUNT];
@@ -582,31 +597,28 @@ template <class Visit>
 bool Market::each_value(Visit visit) {
   std::int64_t none = 0;
   const auto all = [&visit](std::vector<Level>& levels) {
-    return std::all_of(levels.begin(), levels.end(), [&visit](Level& level) { 
-      return visit(level.price, level.qty, MANTISSA_MAX);
-    });
+    return std::all_of(levels.begin(), levels.end(),
+                       [&visit](Level& level) { return visit(level.price, level.qty, PRICE_MAX); });
   };
-  const auto one = [&visit](std::int64_t& price, std::int64_t& qty) { return visit(price, qty, MANTISSA_MAX); };
+  const auto one = [&visit](std::int64_t& price, std::int64_t& qty) { return visit(price, qty, PRICE_MAX); };
   if (!book_.bids.each(one) || !book_.asks.each(one)) return false;
   if (!one(bid_edge_, none) || !one(ask_edge_, none)) return false;
   if (best_id_ >= 0 && (!one(bid_.price, bid_.qty) || !one(ask_.price, ask_.qty))) return false;
   for (auto& [id, diff] : pending_diffs_)
     if (!all(diff.bids) || !all(diff.asks)) return false;
   for (auto& [id, pending] : pending_trades_)
-    if (!visit(pending.trade.price, pending.trade.qty, MANTISSA_MAX)) return false;
-  auto& trades = history_.trades();
-  for (std::size_t at = 0; at < trades.size(); ++at)
-    if (!visit(trades[at].price, trades[at].qty, MANTISSA_MAX)) return false;
+    if (!visit(pending.trade.price, pending.trade.qty, PRICE_MAX)) return false;
+  if (!history_.each([&visit](PastTrade& trade) { return visit(trade.price, trade.qty, PRICE_MAX); })) return false;
   auto& mids = mids_.mids();
   for (std::size_t at = 0; at < mids.size(); ++at)
-    if (!visit(mids[at].sum, none, 2 * MANTISSA_MAX)) return false;
+    if (!visit(mids[at].sum, none, 2 * PRICE_MAX)) return false;
   return true;
 }
 
 // All values times the factors, or none of them when one would no longer fit.
 inline bool Market::rescale(Factors factors) {
   const bool fits = each_value([factors](std::int64_t price, std::int64_t qty, std::int64_t price_max) {
-    return times(price, factors.price, price_max) && times(qty, factors.qty, MANTISSA_MAX) &&
+    return times(price, factors.price, price_max) && times(qty, factors.qty, QTY_MAX) &&
            Int128{price} * qty <= PRODUCT_MAX;
   });
   return fits && each_value([factors](std::int64_t& price, std::int64_t& qty, std::int64_t) {

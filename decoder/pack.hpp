@@ -113,7 +113,7 @@ inline void require(bool holds, const std::string& message) {
 }
 
 inline bool is_sound(const Level& level) {
-  return level.price > 0 && level.price <= MANTISSA_MAX && level.qty > 0 && level.qty <= MANTISSA_MAX &&
+  return level.price > 0 && level.price <= PRICE_MAX && level.qty > 0 &&
          Int128{level.price} * level.qty <= PRODUCT_MAX;
 }
 
@@ -136,8 +136,7 @@ inline void check(const PackedBook& book) {
   require(book.trade_id >= -1 && book.trade_id < sbe::ID_LIMIT, "the trade id is out of range");
   require(book.event_us >= -1 && book.event_us < sbe::TIME_LIMIT_US, "the event time is out of range");
   require(book.stamp_us >= 0 && book.stamp_us < sbe::TIME_LIMIT_US, "the stamp is out of range");
-  require(book.bid_edge >= WHOLE && book.bid_edge <= MANTISSA_MAX && book.ask_edge >= WHOLE &&
-              book.ask_edge <= MANTISSA_MAX,
+  require(book.bid_edge >= WHOLE && book.bid_edge <= PRICE_MAX && book.ask_edge >= WHOLE && book.ask_edge <= PRICE_MAX,
           "the last known price of a side is out of range");
   require(book.cut_off >= 0, "the number of levels asked for is out of range");
   require(book.bids.size() <= LEVELS_MAX && book.asks.size() <= LEVELS_MAX, "a side has too many levels");

@@ -30,8 +30,8 @@ inline bool convert(const Level& wire, Factors factors, Level& out) {
   const bool qty_overflows = __builtin_mul_overflow(wire.qty, factors.qty, &qty);
   out.price = price;
   out.qty = qty;
-  return !price_overflows && !qty_overflows && price > 0 && qty >= 0 && price <= MANTISSA_MAX &&
-         qty <= MANTISSA_MAX && Int128{price} * qty <= PRODUCT_MAX;
+  return !price_overflows && !qty_overflows && price > 0 && qty >= 0 && price <= PRICE_MAX &&
+         Int128{price} * qty <= PRODUCT_MAX;
 }
 
 inline bool convert_trade(PastTrade& trade, Factors factors) {
@@ -58,7 +58,7 @@ inline bool copy_group(const sbe::Group& group, Level* out) {
   for (std::uint32_t at = 0; at < group.count; ++at) {
     out[at] = group.level(at);
     const auto price = static_cast<std::uint64_t>(out[at].price), qty = static_cast<std::uint64_t>(out[at].qty);
-    signs |= price | (price - 1) | qty | (MANTISSA_MAX - price) | (MANTISSA_MAX - qty);
+    signs |= price | (price - 1) | qty | (PRICE_MAX - price);
     beyond |= static_cast<std::uint64_t>((static_cast<unsigned __int128>(price) * qty) >> PRODUCT_BITS);
   }
   return (signs >> 63) == 0 && beyond == 0;

@@ -6,18 +6,20 @@ It has the same face as `sheetanchor._decoder.Market`, so that every test can ru
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
+import reference_pack
 import reference_windows as windows
 from reference import COUNTERS, decode
-from reference_windows import MANTISSA_MAX, Past, Pulse, decimal, fits, flat, hole, levels_of, scaled
+from reference_windows import PRICE_MAX, FeedClock, Past, Pulse, decimal, fits, flat, hole, levels_of, scaled
 from sheetanchor import sbe
 from sheetanchor.contract import STREAM_TYPES
 
 ID_LIMIT = 2**62
 TIME_LIMIT_US = 2**52
 HISTORY_US = 120_000_000
+REACH_AHEAD_US = 10_000_000
 
 Pair = tuple[int, int]
 
@@ -47,8 +49,8 @@ class Market:
     last_seen_update_id: int = 0
     bba_id: int = -1
     trade_id: int = -1
-    event_us: int = -1
-    stamp_us: int = 0
+    clock: FeedClock = field(default_factory=FeedClock)
+    undoubted_trade_id: int = -1
     book_event_us: int = -1
     refill_bba_id: int = -1
     forgotten_id: int = -1
@@ -131,9 +133,37 @@ class Market:
         if not holds:
             raise BadValue
 
-    def note_event(self, time_us: int) -> None:
-        if time_us > self.event_us:
-            self.event_us, self.stamp_us = time_us, self.entry_stamp_us
+    @property
+    def event_us(self) -> int:
+        return self.clock.event_us
+
+    @property
+    def stamp_us(self) -> int:
+        return self.clock.stamp_us
+
+    def note_event(self, time_us: int, *, is_news: bool) -> None:
+        before_us = self.clock.at(self.entry_stamp_us)
+        if set_by_us := self.clock.note(time_us, self.entry_stamp_us, is_news=is_news):
+            self.follow_clock(before_us, before_us + set_by_us)
+        if len(self.clock.doubted) == 1:
+            self.undoubted_trade_id = self.trade_id
+
+    def follow_clock(self, from_us: int, to_us: int) -> None:
+        reach_us, by_us = 0, to_us - from_us
+        for trade in self.trades:
+            trade.time_us += by_us if trade.id <= self.undoubted_trade_id else 0
+            reach_us = trade.reach_us = max(reach_us, min(trade.time_us, to_us + REACH_AHEAD_US))
+        self.mids = [(time_us + by_us, total) for time_us, total in self.mids]
+        if self.book_event_us >= 0:
+            self.book_event_us += by_us
+        for waiting in self.pending_diffs.values():
+            assert isinstance(waiting.content, sbe.DepthDiff)
+            waiting.content = replace(
+                waiting.content, event_time_us=windows.moved(waiting.content.event_time_us, from_us, to_us)
+            )
+        for waiting in self.pending_trades.values():
+            assert isinstance(waiting.content, Past)
+            waiting.content.time_us = windows.moved(waiting.content.time_us, from_us, to_us)
 
     # --- exponents
 
@@ -173,9 +203,9 @@ class Market:
     def rescale(self, price_factor: int, qty_factor: int) -> None:
         for price, qty in self.held_pairs():
             self.require(fits(price * price_factor, qty * qty_factor))
-        self.require(max(self.bid_edge, self.ask_edge) * price_factor <= MANTISSA_MAX)
+        self.require(max(self.bid_edge, self.ask_edge) * price_factor <= PRICE_MAX)
         for _, total in self.mids:
-            self.require(total * price_factor <= 2 * MANTISSA_MAX)
+            self.require(total * price_factor <= 2 * PRICE_MAX)
 
         def finer(levels: tuple[Pair, ...]) -> tuple[Pair, ...]:
             return tuple((p * price_factor, q * qty_factor) for p, q in levels)
@@ -210,15 +240,17 @@ class Market:
         self.require(0 <= message.transact_time_us < TIME_LIMIT_US)
         trades = []
         for trade_id, price, qty, maker in message.trades:
-            self.require(0 <= trade_id < ID_LIMIT and qty > 0)
-            ((price_now, qty_now),) = self.converted(((price, qty),), factors)
-            trades.append(Past(trade_id, price_now, qty_now, message.transact_time_us, maker))
-        self.note_event(message.event_time_us)
+            trades.append(self.past(trade_id, (price, qty), factors, message.transact_time_us, maker))
+        self.note_event(message.event_time_us, is_news=bool(trades) and trades[-1].id > self.trade_id)
         if trades:
             newest = max(trade.id for trade in trades), message.event_time_us
             self.streams["trade"].note(*newest, self.entry_stamp_us, self.lines)
         for trade in trades:
             self.take_trade(trade)
+
+    def past(self, trade_id: int, level: Pair, factors: Pair, time_us: int, maker: bool) -> Past:
+        self.require(0 <= trade_id < ID_LIMIT and level[1] > 0)
+        return Past(trade_id, *self.converted((level,), factors)[0], time_us, maker)
 
     def take_trade(self, trade: Past) -> None:
         if self.trade_id < 0 or trade.id == self.trade_id + 1:
@@ -231,9 +263,7 @@ class Market:
                 self.counts["trades_duplicate"] += 1
             else:
                 self.counts["trades_late"] += 1
-                self.trades.append(trade)
-                self.trades.sort(key=lambda t: t.id)
-                self.forget_trades()
+                self.place(trade)
         elif trade.id in self.pending_trades:
             self.pending_trades[trade.id].lines |= self.lines
             self.counts["trades_duplicate"] += 1
@@ -244,12 +274,17 @@ class Market:
 
     def apply_trade(self, trade: Past) -> None:
         self.trade_id = trade.id
-        self.trades.append(trade)
-        self.forget_trades()
+        self.place(trade)
         self.counts["trades_applied"] += 1
 
-    def forget_trades(self) -> None:
-        while self.trades and self.trades[0].time_us < self.event_us - HISTORY_US:
+    def place(self, trade: Past) -> None:
+        """Put a trade in its place; what reaches back to no later time than it may be forgotten."""
+        trade.reach_us = min(trade.time_us, self.event_us + REACH_AHEAD_US) if self.event_us >= 0 else trade.time_us
+        self.trades.append(trade)
+        self.trades.sort(key=lambda t: t.id)
+        for before, after in pairwise(self.trades):
+            after.reach_us = max(before.reach_us, after.reach_us)
+        while self.trades and self.trades[0].reach_us < self.event_us - HISTORY_US:
             self.forgotten_id = self.trades.pop(0).id
 
     def drain_trades(self) -> None:
@@ -265,19 +300,21 @@ class Market:
         self.require(0 <= message.book_update_id < ID_LIMIT and message.bid_qty > 0 and message.ask_qty > 0)
         sides = ((message.bid_price, message.bid_qty), (message.ask_price, message.ask_qty))
         bid, ask = self.converted(sides, factors)
-        self.note_event(message.event_time_us)
+        self.note_event(message.event_time_us, is_news=message.book_update_id > self.bba_id)
         self.streams["bestBidAsk"].note(message.book_update_id, message.event_time_us, self.entry_stamp_us, self.lines)
         if message.book_update_id <= self.bba_id:
             self.counts["bba_stale"] += 1
-            newer = not self.mids or message.event_time_us > self.mids[-1][0]
+            time_us = message.event_time_us
+            newer = time_us <= self.event_us and (not self.mids or time_us > self.mids[-1][0])
             if message.book_update_id <= self.refill_bba_id and newer:
-                self.note_sum(message.event_time_us, bid[0] + ask[0])
+                self.note_sum(time_us, bid[0] + ask[0])
             return
+        date_us = self.clock.date(message.event_time_us, self.entry_stamp_us)
         self.bba_id, self.bba = message.book_update_id, (bid, ask)
         self.counts["bba_applied"] += 1
         if self.bba_id > self.update_id:
-            self.book_event_us = max(self.book_event_us, message.event_time_us)
-        self.note_mid(message.event_time_us)
+            self.book_event_us = max(self.book_event_us, date_us)
+        self.note_mid(date_us)
 
     def best(self) -> tuple[Pair, Pair] | None:
         if self.bba_id >= 0 and (not self.has_book or self.bba_id > self.update_id):
@@ -305,7 +342,7 @@ class Market:
     def take_depth20(self, message: sbe.DepthSnapshot) -> None:
         factors = self.adopt(message.price_exponent, message.qty_exponent)
         sides = self.converted(message.bids, factors), self.converted(message.asks, factors)
-        self.note_event(message.event_time_us)
+        self.note_event(message.event_time_us, is_news=False)
         if not self.has_book or message.book_update_id != self.update_id:
             self.counts["depth20_ignored"] += 1
             return
@@ -320,15 +357,16 @@ class Market:
         first, last = message.first_update_id, message.last_update_id
         self.require(0 <= first <= last < ID_LIMIT)
         if self.has_book and last <= self.update_id:
-            self.note_event(message.event_time_us)
+            self.note_event(message.event_time_us, is_news=False)
             self.streams["depth"].note(last, message.event_time_us, self.entry_stamp_us, self.lines)
             self.counts["diffs_duplicate"] += 1
             return
         factors = self.adopt(message.price_exponent, message.qty_exponent)
         bids, asks = self.converted(message.bids, factors), self.converted(message.asks, factors)
-        diff = replace(message, bids=bids, asks=asks)
-        self.note_event(message.event_time_us)
+        self.note_event(message.event_time_us, is_news=last > self.last_seen_update_id)
         self.streams["depth"].note(last, message.event_time_us, self.entry_stamp_us, self.lines)
+        date_us = self.clock.date(message.event_time_us, self.entry_stamp_us)
+        diff = replace(message, bids=bids, asks=asks, event_time_us=date_us)
         self.last_seen_update_id = max(self.last_seen_update_id, last)
         if not self.has_book:
             self.counts["diffs_before_book"] += 1
@@ -404,8 +442,6 @@ class Market:
             self.trade_id = min(self.pending_trades) - 1
             self.drain_trades()
 
-    # --- loading
-
     def load_snapshot(
         self,
         last_update_id: int,
@@ -419,8 +455,7 @@ class Market:
         try:
             self.require(0 <= last_update_id < ID_LIMIT and 0 <= stamp_us < TIME_LIMIT_US)
             factors = self.adopt(price_exponent, qty_exponent)
-            for side in (bids, asks):
-                self.require(all(qty > 0 for _, qty in side) and len(dict(side)) == len(side))
+            self.require(all(all(dict(side).values()) and len(dict(side)) == len(side) for side in (bids, asks)))
             new_bids, new_asks = self.converted(tuple(bids), factors), self.converted(tuple(asks), factors)
         except BadValue:
             raise ValueError("snapshot") from None
@@ -430,10 +465,9 @@ class Market:
         self.ask_edge = max(self.asks) if 0 < cut_off <= len(asks) else 0
         self.has_book, self.update_id = True, last_update_id
         self.pending_diffs.clear()
-        self.pending_levels = 0
-        self.overflow_lines = 0
+        self.pending_levels = self.overflow_lines = 0
         if self.event_us < 0:
-            self.stamp_us = stamp_us
+            self.clock = FeedClock(-1, stamp_us)
         self.book_event_us = max(self.book_event_us, self.event_us)
         self.note_mid(self.book_event_us)
 
@@ -444,9 +478,8 @@ class Market:
         try:
             factors = self.adopt(price_exponent, qty_exponent)
             for trade_id, price, qty, time_us, maker in trades:
-                self.require(0 <= trade_id < ID_LIMIT and 0 <= time_us < TIME_LIMIT_US and qty > 0)
-                ((price_now, qty_now),) = self.converted(((price, qty),), factors)
-                seeds.append(Past(trade_id, price_now, qty_now, time_us, maker))
+                self.require(0 <= time_us < TIME_LIMIT_US)
+                seeds.append(self.past(trade_id, (price, qty), factors, time_us, maker))
         except BadValue:
             raise ValueError("trades") from None
         self.lines, self.entry_stamp_us = 0, self.stamp_us
@@ -454,49 +487,13 @@ class Market:
             self.take_trade(trade)
 
     def pack_book(self, epoch: int, line_ids: dict[str, str]) -> bytes:
-        if not self.has_book:
-            raise ValueError("no book")
-        numbers = (epoch, self.update_id, self.bba_id, *self.bba[0], *self.bba[1])
-        numbers += (self.trade_id, self.event_us, self.stamp_us, self.bid_edge, self.ask_edge, self.cut_off)
-        bids, asks = self.levels()
-        out = b"SAbk" + struct.pack("<Hbb13q", 2, self.price_exponent, self.qty_exponent, *numbers)
-        out += struct.pack("<IIH", len(bids), len(asks), len(line_ids))
-        texts = [self.symbol, *(text for pair in sorted(line_ids.items()) for text in pair)]
-        for raw in (text.encode() for text in texts):
-            out += bytes([len(raw)]) + raw
-        out += b"".join(struct.pack("<qq", *level) for level in [*bids, *asks])
-        return out + struct.pack("<I", zlib.crc32(out))
+        return reference_pack.pack(self, epoch, line_ids)
 
     def load_book(self, blob: bytes) -> tuple[int, dict[str, str]]:
-        body = blob[:-4]
-        if len(blob) < 12 or body[:4] != b"SAbk" or struct.pack("<I", zlib.crc32(body)) != blob[-4:]:
-            raise ValueError("book")
-        layout, price_exp, qty_exp = struct.unpack_from("<Hbb", body, 4)
-        count = {1: 10, 2: 13}[layout]
-        numbers = struct.unpack_from(f"<{count}q", body, 8)
-        bids_n, asks_n, lines = struct.unpack_from("<IIH", body, 8 + 8 * count)
-        at = 18 + 8 * count
-        texts = []
-        for _ in range(1 + 2 * lines):
-            size = body[at]
-            texts.append(body[at + 1 : at + 1 + size].decode())
-            at += 1 + size
-        if texts[0] != self.symbol:
-            raise ValueError("symbol")
-        pairs = list(struct.iter_unpack("<qq", body[at:]))
-        assert len(pairs) == bids_n + asks_n
-        fresh = Market(self.symbol, price_exp, qty_exp, True, counts=self.counts)
-        epoch, fresh.update_id, fresh.bba_id, bid, bid_qty, ask, ask_qty = numbers[:7]
-        fresh.trade_id, fresh.event_us, fresh.stamp_us = numbers[7:10]
-        fresh.bid_edge, fresh.ask_edge, fresh.cut_off = numbers[10:] or (0, 0, 0)
-        fresh.last_seen_update_id = fresh.update_id
-        fresh.refill_bba_id, fresh.book_event_us = fresh.bba_id, fresh.event_us
-        fresh.bba = (bid, bid_qty), (ask, ask_qty)
-        fresh.bids, fresh.asks = dict(pairs[:bids_n]), dict(pairs[bids_n:])
+        fresh = Market(self.symbol, has_book=True, counts=self.counts)
+        loaded = reference_pack.load(fresh, blob)
         self.__dict__.update(fresh.__dict__)
-        return epoch, dict(zip(texts[1::2], texts[2::2], strict=True))
-
-    # --- reading
+        return loaded
 
     def levels(self) -> tuple[list[Pair], list[Pair]]:
         return sorted(self.bids.items(), reverse=True), sorted(self.asks.items())
@@ -553,7 +550,7 @@ class Market:
             raise ValueError("now_us")
         if not self.has_book or not self.bids or not self.asks or not best:
             raise ValueError("Empty order book data")
-        end_us = now_us if self.event_us < 0 else self.event_us + max(0, now_us - self.stamp_us)
+        end_us = now_us if self.event_us < 0 else self.clock.at(now_us)
         ob = self.book_fields(best)
         one = windows.window_fields(windows.window(self.trades, end_us, 1_000_000), 1, *self.scale())
         newest = windows.window(self.trades, end_us, 5_000_000)

@@ -8,8 +8,9 @@ from typing import Any
 
 from sheetanchor import sbe
 
-MANTISSA_MAX = 2**61
-PRODUCT_MAX = 2**107 - 1
+PRICE_MAX = 2**61
+QTY_MAX = 2**63 - 1
+PRODUCT_MAX = 2**119 - 1
 
 
 @dataclass(slots=True)
@@ -58,16 +59,73 @@ class Past:
     qty: int
     time_us: int
     is_buyer_maker: bool
+    reach_us: int = 0
+
+
+def moved(time_us: int, from_us: int, to_us: int) -> int:
+    """A time dated by a clock that was set, if it is nearer to the old reading."""
+    return time_us + to_us - from_us if abs(time_us - to_us) > abs(time_us - from_us) else time_us
+
+
+@dataclass(slots=True)
+class FeedClock:
+    """The newest event time that is believed and when its frame came; see `decoder/feed_clock.hpp` for why."""
+
+    event_us: int = -1
+    stamp_us: int = 0
+    mark: tuple[int, int] = (0, 0)
+    keeps_pace: bool = False
+    doubted: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.mark = self.event_us, self.stamp_us
+
+    def at(self, now_us: int) -> int:
+        return self.event_us + max(0, now_us - self.stamp_us)
+
+    def date(self, event_us: int, stamp_us: int) -> int:
+        behind_us = 1_000_000 if self.keeps_pace else 10_000_000
+        return event_us if 0 <= self.event_us - event_us <= behind_us else self.at(stamp_us)
+
+    def begin(self, event_us: int, stamp_us: int) -> None:
+        self.event_us, self.stamp_us = self.mark = event_us, stamp_us
+        self.keeps_pace, self.doubted = False, []
+
+    def note(self, event_us: int, stamp_us: int, *, is_news: bool) -> int:
+        if self.event_us < 0:
+            self.begin(event_us, stamp_us)
+            return 0
+        is_newer = event_us > self.event_us
+        slack_us = 1_000_000 if self.keeps_pace else 150_000_000 if is_newer else 10_000_000
+        beyond_us = event_us - self.at(stamp_us) if is_newer else self.event_us - event_us
+        if beyond_us > slack_us:
+            return self.doubt(event_us, stamp_us) if is_newer or is_news else 0
+        self.doubted = []
+        if is_newer:
+            self.event_us, self.stamp_us = event_us, stamp_us
+            passed_us = event_us - self.mark[0]
+            if passed_us >= 2_000_000:
+                self.keeps_pace = abs(passed_us - (stamp_us - self.mark[1])) <= 1_000_000
+                self.mark = event_us, stamp_us
+        return 0
+
+    def doubt(self, event_us: int, stamp_us: int) -> int:
+        if self.doubted and abs(event_us - stamp_us - self.doubted[0][0] + self.doubted[0][1]) > 10_000_000:
+            self.doubted = []
+        self.doubted.append((event_us, stamp_us))
+        first_event_us, first_stamp_us = self.doubted[0]
+        lasts = max(event_us - first_event_us, stamp_us - first_stamp_us) >= 1_000_000
+        if len(self.doubted) < 4 or not lasts:
+            return 0
+        set_by_us = event_us - self.at(stamp_us)
+        self.begin(event_us, stamp_us)
+        return set_by_us
 
 
 def window(trades: list[Past], end_us: int, window_us: int) -> list[Past]:
-    """The newest trades back to the first that is too old."""
-    inside: list[Past] = []
-    for trade in reversed(trades):
-        if end_us - trade.time_us > window_us:
-            break
-        inside.append(trade)
-    return inside[::-1]
+    """The trades that belong to a window, by time."""
+    inside = [trade for trade in trades if -1_000_000 <= end_us - trade.time_us <= window_us]
+    return sorted(inside, key=lambda trade: trade.time_us)
 
 
 def window_fields(
@@ -116,7 +174,7 @@ def flat(fields: dict[str, str]) -> list[str]:
 
 
 def fits(price: int, qty: int) -> bool:
-    return price <= MANTISSA_MAX and qty <= MANTISSA_MAX and price * qty <= PRODUCT_MAX
+    return price <= PRICE_MAX and qty <= QTY_MAX and price * qty <= PRODUCT_MAX
 
 
 def levels_of(diff: sbe.DepthDiff | Past) -> int:

@@ -117,7 +117,13 @@ def test_best_prices_get_the_event_time_of_their_neighbours(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("61737.63000000", 6173763000000), ("1", 100000000), ("0.1", 10000000), ("1.500000000", 150000000)],
+    [
+        ("61737.63000000", 6173763000000),
+        ("1", 100000000),
+        ("0.1", 10000000),
+        ("1.500000000", 150000000),
+        ("92233720368.54775807", 2**63 - 1),
+    ],
 )
 def test_numbers_become_exact_integers(text: str, expected: int) -> None:
     """A decimal number is counted in units of 10**-8."""
@@ -125,7 +131,20 @@ def test_numbers_become_exact_integers(text: str, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "-1.0", "1e5", "NaN", ".5", "1.123456789", "1_000.00000000", "9" * 20, "\u0661.0"]
+    "text",
+    [
+        "",
+        "-1.0",
+        "1e5",
+        "NaN",
+        ".5",
+        "1.123456789",
+        "1_000.00000000",
+        "9" * 20,
+        "92233720368.54775808",
+        "1" * 5_000,
+        "\u0661.0",
+    ],
 )
 def test_other_numbers_are_refused(text: str) -> None:
     """What is no plain decimal number of the wire's size is an error that shows it."""

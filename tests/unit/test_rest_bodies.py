@@ -184,3 +184,46 @@ def test_complaints_of_the_exchange() -> None:
 def test_weight_of_depth(limit: int, weight: int) -> None:
     """The weight of a depth request depends on its limit as the exchange says."""
     assert weight == depth_weight(limit)
+
+
+@given(st.integers(min_value=1, max_value=2**63 - 1))
+def test_every_documented_quantity_is_read(mantissa: int) -> None:
+    """Up to the exchange's largest quantity, 92,233,720,368.54775807, levels and trades are read exactly."""
+    text = f"{mantissa // 10**8}.{mantissa % 10**8:08d}"
+
+    depth = parse_depth(body({"lastUpdateId": 7, "bids": [["1", text]], "asks": [["2", text]]}), 100)
+    [trade] = parse_trades(body([TRADE | {"qty": text, "quoteQty": text}]), 10)
+
+    assert [mantissa] * 3 == [depth.bids[0][1], depth.asks[0][1], trade.qty]
+
+
+def test_one_more_is_no_quantity() -> None:
+    """What no frame could carry either is refused, with the limit named."""
+    with pytest.raises(ExchangeError, match=r"expected a number below 92233720368\.54775808"):
+        body({}).decimal("92233720368.54775808", "qty")
+
+
+WILD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.lists(st.integers(), max_size=3),
+    st.sampled_from(["140000000000.00", "9" * 40, "1e99", "-1", "NaN"]),
+)
+
+
+@given(st.lists(WILD, min_size=8, max_size=8), WILD)
+def test_fields_that_nothing_uses_refuse_no_answer(wild: list[Any], more: Any) -> None:
+    """Volume and counts of a candle, the quote of a trade, a day's statistics: whatever stands there is passed over."""
+    volume, quote_qty, best_match, *rest = wild
+
+    [kline] = parse_klines(body([[*KLINE[:5], volume, KLINE[6], *rest]]), 5)
+    [trade] = parse_trades(body([TRADE | {"quoteQty": quote_qty, "isBestMatch": best_match, "later": more}]), 10)
+    ticker = parse_ticker(body(TICKER | {"volume": volume, "quoteVolume": quote_qty, "openTime": more, "count": more}))
+    depth = parse_depth(
+        body({"lastUpdateId": 7, "bids": [["4", "1", more]], "asks": [["5", "1", *rest]], "T": more}), 9
+    )
+
+    assert (80000000, 28457, 400000200, 7) == (kline.high, trade.id, ticker.last, depth.last_update_id)

@@ -114,7 +114,7 @@ class Market:
     def hot_state(self, now_us: int) -> tuple[list[str], list[str], list[str], list[str]]:
         """Fields of `ob`, `tr:1s`, `tr:5s` and `feat`, each as `[field, value, field, value, …]`.
 
-        Windows end at the highest event time plus the time since its frame came. `epoch` and `source` are the caller's.
+        Windows end at the newest event time plus the time since its frame came. `epoch` and `source` are the caller's.
 
         Raises:
             ValueError: `Empty order book data`: there is no book, or a side of it is empty.
@@ -170,11 +170,11 @@ class Market:
 
     @property
     def event_us(self) -> int:
-        """Highest event time seen; -1 before the first frame."""
+        """Newest event time seen and believed; -1 before the first frame."""
 
     @property
     def stamp_us(self) -> int:
-        """Stamp of the entry that carried the highest event time."""
+        """Stamp of the entry that carried the newest event time."""
 
     @property
     def has_book(self) -> bool: ...

@@ -30,8 +30,11 @@ FRAME_HEADER_BYTES: Final = 12
 """Length and receive time before each frame of a file of frames."""
 
 _DIGITS: Final = 8
-_NUMBER_DIGITS_MAX: Final = 18
-"""More digits than this may not fit the 64-bit mantissas of the wire."""
+_SURE_DIGITS: Final = 18
+"""No number of so many digits is beyond the wire's 64-bit mantissas."""
+
+_MANTISSA_MAX: Final = 2**63 - 1
+_NUMBER_DIGITS_MAX: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ def mantissa(text: str) -> int:
         ValueError: It is no plain decimal number, or has digits beyond the eighth decimal.
     """
     fixed = text[:-9] + text[-8:]
-    if text[-9:-8] == "." and fixed.isdigit() and fixed.isascii() and _DIGITS < len(fixed) <= _NUMBER_DIGITS_MAX:
+    if text[-9:-8] == "." and fixed.isdigit() and fixed.isascii() and _DIGITS < len(fixed) <= _SURE_DIGITS:
         return int(fixed)  # how the exchange writes every number; the rest is for other people's files
     whole, _, decimals = text.partition(".")
     digits = whole + decimals.ljust(_DIGITS, "0")
@@ -107,6 +110,8 @@ def mantissa(text: str) -> int:
         digits = digits[:-excess]
     if not (digits.isascii() and digits.isdigit()) or not whole or len(digits) > _NUMBER_DIGITS_MAX:
         raise ValueError(f"expected a decimal number, found {text!r}")
+    if int(digits) > _MANTISSA_MAX:
+        raise ValueError(f"expected a decimal number of at most 92233720368.54775807, found {text!r}")
     return int(digits)
 
 

@@ -16,7 +16,9 @@ EXPONENT: Final = -8
 """The exchange writes eight decimals."""
 
 _ONE: Final = 10**-EXPONENT
-MANTISSA_MAX: Final = 2**62
+MANTISSA_LIMIT: Final = 2**63
+"""The exchange documents 92,233,720,368.54775807 as its largest quantity, and its own frames carry no more."""
+
 MILLISECONDS_MAX: Final = 10**14
 """Times below this are milliseconds (until the year 5138), others microseconds (since 1973): not every server heeds the
 header that asks for microseconds."""
@@ -46,14 +48,13 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class Kline:
-    """One candle; prices and volume are mantissas."""
+    """One candle; prices are mantissas. What it holds besides is not read, so that nothing in it refuses an answer."""
 
     open_us: int
     open: int
     high: int
     low: int
     close: int
-    volume: int
     close_us: int
 
 
@@ -129,8 +130,8 @@ class Body:
         if len(fraction) > -EXPONENT and fraction[-EXPONENT:].strip("0"):
             raise self.wrong(field, value, f"at most {-EXPONENT} decimals")
         mantissa = int(whole) * _ONE + int(fraction[:-EXPONENT].ljust(-EXPONENT, "0"))
-        if mantissa >= MANTISSA_MAX:
-            raise self.wrong(field, value, f"a number below {MANTISSA_MAX // _ONE}")
+        if mantissa >= MANTISSA_LIMIT:
+            raise self.wrong(field, value, f"a number below {MANTISSA_LIMIT // _ONE}.{MANTISSA_LIMIT % _ONE:08d}")
         return mantissa
 
     def above_zero(self, value: Any, field: str) -> int:
@@ -209,7 +210,6 @@ def _kline(body: Body, entry: Any, where: str) -> Kline:
         high=body.decimal(entry[2], f"{where}.high"),
         low=body.decimal(entry[3], f"{where}.low"),
         close=body.decimal(entry[4], f"{where}.close"),
-        volume=body.decimal(entry[5], f"{where}.volume"),
         close_us=body.time_us(entry[6], f"{where}.closeTime"),
     )
 
