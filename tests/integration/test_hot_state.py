@@ -258,6 +258,33 @@ async def test_a_rebuild_below_the_id_in_doubt_does_not_cure(hot: HotState) -> N
     assert (await hot.anchor()).reason == ""
 
 
+@pytest.mark.parametrize(("answered", "state"), [(120, "anchored"), (119, "suspect"), (121, "suspect"), (0, "suspect")])
+async def test_a_doubt_that_was_answered_does_not_stay(hot: HotState, answered: int, state: str) -> None:
+    """A rebuild that has read past a doubt cures it whatever its ids; a doubt that it has not seen still counts."""
+    await anchored(hot)
+    await hot.suspect(1, "a", 1, 120, "gap")
+    assert await hot.lock("second")
+    assert await stage(hot, "second", 7)
+
+    reply = await hot.swap("second", 1, 7, 7, "r", answered=answered)
+
+    assert ("SWAPPED", state) == (reply.status, reply.state)
+    assert (120 if state == "suspect" else 0) == (await hot.anchor()).suspect_id
+
+
+async def test_another_writer_lifts_what_a_rebuild_must_reach(hot: HotState) -> None:
+    """The doubt stays, its bar does not: a rebuild of lower ids cures."""
+    await anchored(hot)
+    await hot.suspect(1, "a", 1, 10**12, "gap")
+
+    await hot.take(2, "b", 1, "a", force=True)
+    between = await hot.anchor()
+    reply = await rebuild(hot, "second", 1, 7)
+
+    assert ("suspect", "gap", 0) == (between.state, between.reason, between.suspect_id)
+    assert ("SWAPPED", "anchored") == (reply.status, reply.state)
+
+
 async def test_swap_whose_reply_was_lost_can_be_asked_again(hot: HotState, redis: Redis) -> None:
     """The same run's second swap says SWAPPED and changes nothing, also when another run holds the lock by then."""
     await anchored(hot)

@@ -60,6 +60,7 @@ class Model:
         if not force and self.alive and self.writer not in {"", writer}:
             return "ALIVE"
         self.term, self.writer, self.alive = term, writer, True
+        self.suspect_id, self.suspect_by = 0, None
         return "OK"
 
     def suspect(self, term: int, writer: str, epoch: int, update_id: int) -> str:
@@ -92,7 +93,7 @@ class Model:
         self.staged = update_id
         return True
 
-    def swap(self, owner: str, expected: int, update_id: int, receipt: str) -> str:
+    def swap(self, owner: str, expected: int, update_id: int, receipt: str, answered: int = 0) -> str:
         if receipt == self.receipt and self.epoch == expected + 1:
             return "SWAPPED"
         if self.lock != owner:
@@ -105,7 +106,7 @@ class Model:
             return "BEHIND"
         self.epoch, self.update_id, self.receipt = expected + 1, update_id, receipt
         self.ob, self.lock, self.staged = (self.epoch, update_id), "", 0
-        if self.state == "anchored" or update_id >= self.suspect_id:
+        if self.state == "anchored" or update_id >= self.suspect_id or answered == self.suspect_id:
             self.state, self.suspect_id, self.suspect_by = "anchored", 0, None
         return "SWAPPED"
 
@@ -179,18 +180,25 @@ class HotStateMachine(RuleBasedStateMachine):
         """Everything that a swap needs, so that swaps are not rare among so many refusals."""
         self.lock(self.model.lock or owner)
         self.stage(self.model.lock, update_id)
-        self.swap(self.model.lock, 0, 0)
+        self.swap(self.model.lock, 0, 0, None)
 
     @rule(owner=st.sampled_from(OWNERS), update_id=UPDATE_IDS)
     def stage(self, owner: str, update_id: int) -> None:
         assert self.model.stage(owner, update_id) == self.run(stage(self.hot, owner, update_id))
 
-    @rule(owner=st.sampled_from(OWNERS), off=st.sampled_from([0, 0, 0, -1, 1]), other=st.sampled_from([0, 0, 0, 1]))
-    def swap(self, owner: str, off: int, other: int) -> None:
+    @rule(
+        owner=st.sampled_from(OWNERS),
+        off=st.sampled_from([0, 0, 0, -1, 1]),
+        other=st.sampled_from([0, 0, 0, 1]),
+        seen=st.sampled_from([None, 0, 1]),
+    )
+    def swap(self, owner: str, off: int, other: int, seen: int | None) -> None:
         self.swaps += 1
+        answered = 0 if seen is None else self.model.suspect_id + seen
         expected_epoch, update_id = max(0, self.model.epoch + off), max(1, self.model.staged + other)
-        expected = self.model.swap(owner, expected_epoch, update_id, f"receipt-{self.swaps}")
-        found = self.run(self.hot.swap(owner, expected_epoch, update_id, 0, f"receipt-{self.swaps}"))
+        receipt = f"receipt-{self.swaps}"
+        expected = self.model.swap(owner, expected_epoch, update_id, receipt, answered)
+        found = self.run(self.hot.swap(owner, expected_epoch, update_id, 0, receipt, answered=answered))
         assert expected == found.status
 
     @precondition(lambda self: self.model.receipt)

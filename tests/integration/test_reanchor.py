@@ -35,6 +35,7 @@ from sheetanchor.contract import Receipt
 from sheetanchor.hot_state import HotState
 from sheetanchor.reanchor.receipts import new_id
 from sheetanchor.transport import redis_client
+from venue import running_venue
 
 
 @pytest.fixture(scope="module")
@@ -95,28 +96,19 @@ async def test_first_anchor_needs_redis_and_exchange_only(redis: Redis, exchange
     assert 8 == len(receipt.checks)
 
 
-async def test_rebuilt_book_is_the_exchanges(redis: Redis, exchange: ExchangeProcess) -> None:
-    """Levels in the hash and in the packed book are those of the snapshot, to the last digit."""
-    snapshots: list[dict[str, Any]] = []
-
-    async def look(place: str) -> None:
-        if place == "after:fetch":
-            snapshots.append(exchange.ask(f"/api/v3/depth?symbol={SYMBOL}&limit=5000"))
-
-    exchange.fault("stale_snapshot", n=1, seconds=0)
-    receipt = await reanchor(redis, exchange.rest_url, look, depth_limit=5000)
+async def test_rebuilt_book_is_the_exchanges(redis: Redis) -> None:
+    """Levels in the hash and in the packed book are those of the answer, to the last digit."""
+    async with running_venue() as venue:
+        receipt = await reanchor(redis, venue.url, depth_limit=5000)
+        told = venue.answers["depth"]
 
     market = Market(SYMBOL)
     market.load_book(await redis.get(KEYS.book) or b"")
     ob = (await HotState(redis, SYMBOL).read()).ob
-    bids, asks = market.levels()
-    assert receipt.snapshot_id == market.update_id == int(ob["update_id"])
-    assert [(ob[f"bid{i}_p"], ob[f"ask{i}_p"]) for i in range(1, 11)] == [
-        (f"{bids[i][0] // 10**8}.{bids[i][0] % 10**8:08d}", f"{asks[i][0] // 10**8}.{asks[i][0] % 10**8:08d}")
-        for i in range(10)
-    ]
-    if snapshots[0]["lastUpdateId"] == receipt.snapshot_id:  # the market stood still in between
-        assert [f"{price / 1e8:.8f}" for price, _ in bids] == [price for price, _ in snapshots[0]["bids"]]
+    assert told["lastUpdateId"] == receipt.snapshot_id == market.update_id == int(ob["update_id"])
+    for side, levels in zip(("bid", "ask"), market.levels(), strict=True):
+        assert told[f"{side}s"] == [[f"{price / 1e8:.8f}", f"{qty / 1e8:.8f}"] for price, qty in levels]
+        assert told[f"{side}s"][:10] == [[ob[f"{side}{rank}_p"], ob[f"{side}{rank}_q"]] for rank in range(1, 11)]
 
 
 async def test_lives_of_the_keys_after_a_swap(redis: Redis, exchange: ExchangeProcess) -> None:
@@ -455,21 +447,23 @@ async def test_exit_codes_of_the_command(redis: Redis, server: RedisServer, exch
     done = run_command(command(server, exchange.rest_url))
     bad = run_command(command(server, exchange.rest_url, "--depth-limit", "4"))
     unreachable = run_command(command(server, dead))
-    unlike = run_command(command(server, exchange.rest_url, "--price-deviation-max", "1e-12"))
+    async with running_venue() as venue:
+        venue.answers["depth"]["bids"][0][0] = "100.05000000"
+        crossed = await asyncio.to_thread(run_command, command(server, venue.url))
     no_redis = run_command(
         [*SHEETANCHOR, "reanchor", "--redis-url", "redis://127.0.0.1:1/0", "--rest-url", exchange.rest_url]
     )
     await redis.set(KEYS.lock, "somebody else", ex=60)
     held = run_command(command(server, exchange.rest_url))
 
-    results = [done, bad, unreachable, unlike, no_redis, held]
+    results = [done, bad, unreachable, crossed, no_redis, held]
     assert [0, 2, 3, 4, 5, 6] == [result.returncode for result in results], [result.stderr for result in results]
     assert "" == done.stderr
     assert "swapped" == json.loads(done.stdout)["result"]
     assert all(1 == result.stderr.count("\n") for result in results[1:]), [result.stderr for result in results]
     assert "depth_limit = '4'" in bad.stderr
     assert f"cannot connect to {dead}" in unreachable.stderr
-    assert "Price deviation too large" in unlike.stderr
+    assert "book is crossed" in crossed.stderr
     assert "Redis cannot do" in no_redis.stderr
     assert "already in progress" in held.stderr
     assert b"somebody else" == await redis.get(KEYS.lock)

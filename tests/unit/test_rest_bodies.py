@@ -123,7 +123,6 @@ def test_times_in_either_unit(time: int, time_us: int) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ([], "No recent trades data received"),
         ({"code": 1}, "body = {'code': 1}: expected a list"),
         ([TRADE | {"isBuyerMaker": 1}], "[0].isBuyerMaker = 1: expected true or false"),
         ([TRADE | {"qty": "x"}], "[0].qty = 'x': expected a decimal number"),

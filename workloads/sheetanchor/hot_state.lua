@@ -245,9 +245,11 @@ local function take(keys, args)
     end
   end
   local fresh = redis.call('HEXISTS', keys[1], 'state') == 0
-  check_permissions({{'HSET', keys[1], 'term', '0'}})
+  check_permissions({{'HSET', keys[1], 'term', '0'}, {'HDEL', keys[1], 'suspect_id'}})
 
   redis.call('HSET', keys[1], 'term', args[1], 'writer', writer, 'beat_us', text(now))
+  -- The bar for a cure was its predecessor's; a new writer has watched the lines too and sets its own.
+  redis.call('HDEL', keys[1], 'suspect_id', 'suspect_by')
   if fresh then
     redis.call('HSET', keys[1], 'epoch', '0', 'state', 'suspect', 'reason', 'nothing anchored yet', 'suspect_at', text(now))
   end
@@ -380,11 +382,12 @@ local function missing_staging(keys, update_id)
 end
 
 -- KEYS anchor lock ob book tr:1s tr:5s feat ob:new book:new tr:new:1s tr:new:5s feat:new
--- ARGV owner expected_epoch update_id stamp_us receipt
+-- ARGV owner expected_epoch update_id stamp_us receipt answered
 local function swap(keys, args)
-  check_counts(keys, 12, args, 5)
+  check_counts(keys, 12, args, 6)
   local expected, update_id = integer(args[2], 'expected_epoch'), integer(args[3], 'update_id')
   integer(args[4], 'stamp_us')
+  local answered = integer(args[6], 'answered')
   check_types(keys[1], 'hash', keys[2], 'string', keys[3], 'hash')
   local anchor, now = read_anchor(keys[1]), now_us()
   if args[5] ~= '' and anchor.receipt == args[5] and anchor.epoch == expected + 1 then
@@ -434,7 +437,8 @@ local function swap(keys, args)
   redis.call('HSET', keys[1], 'epoch', epoch, 'update_id', args[3], 'stamp_us', args[4], 'receipt', args[5],
     'anchored_at', text(now), 'sound_until_us', text(now + SWAP_SOUND_FOR_US), 'unsound', '')
   anchor.epoch = expected + 1
-  if anchor.state == 'suspect' and update_id < anchor.suspect_id then
+  -- A doubt that was raised since the run looked has another id: it still counts.
+  if anchor.state == 'suspect' and update_id < anchor.suspect_id and answered ~= anchor.suspect_id then
     redis.call('HSET', keys[1], 'state', 'suspect')
   else
     anchor.state = 'anchored'

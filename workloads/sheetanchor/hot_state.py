@@ -327,7 +327,7 @@ class HotState:
             term: The writer's term, or 0 from somebody who only observes.
             writer: The writer's name, or "" from somebody who only observes.
             epoch: Highest epoch known; the stored one rises to it and never falls.
-            update_id: A rebuild below this id does not cure; 0 if any does.
+            update_id: A rebuild below this id does not cure unless it answers the doubt; 0 if any does.
             reason: One line for people.
         """
         arguments = (term, writer, epoch, update_id, reason)
@@ -374,7 +374,9 @@ class HotState:
         arguments = (owner, *map(len, lists), book, *_flat(lists))
         return _text((await self._call("sheetanchor_stage", self._locked, arguments))[0]) == "STAGED"
 
-    async def swap(self, owner: str, expected_epoch: int, update_id: int, stamp_us: int, receipt_id: str) -> SwapReply:
+    async def swap(
+        self, owner: str, expected_epoch: int, update_id: int, stamp_us: int, receipt_id: str, *, answered: int = 0
+    ) -> SwapReply:
         """Make the staging the hot state, all of it or nothing, and give the lock back.
 
         Args:
@@ -383,11 +385,12 @@ class HotState:
             update_id: Update id of the staged book.
             stamp_us: Redis-clock µs of the last market event in the staging.
             receipt_id: Id of the run; a second call with it answers SWAPPED again.
+            answered: Update id of a doubt that this rebuild answers although it has not reached it; 0 for none.
         """
         key = self.keys
         staging = self._locked[1:]
         live = (key.ob, key.book, key.tr_1s, key.tr_5s, key.feat)
-        arguments = (owner, expected_epoch, update_id, stamp_us, receipt_id)
+        arguments = (owner, expected_epoch, update_id, stamp_us, receipt_id, answered)
         return _reply(
             SwapStatus, await self._call("sheetanchor_swap", (key.anchor, key.lock, *live, *staging), arguments)
         )

@@ -165,14 +165,12 @@ def _level(body: Body, entry: Any, field: str) -> tuple[int, int]:
 
 
 def parse_trades(body: Body, limit: int) -> list[Trade]:
-    """Read the answer of `trades`, oldest first.
+    """Read the answer of `trades`, oldest first; empty where nobody has traded yet.
 
     Raises:
         ExchangeError: Names the field that is wrong.
     """
     entries = body.entries(body.value, "body", limit)
-    if not entries:
-        raise ExchangeError(f"GET {body.endpoint}: No recent trades data received")
     trades = [_trade(body, entry, f"[{at}].") for at, entry in enumerate(entries)]
     if any(first.id >= second.id for first, second in pairwise(trades)):
         raise ExchangeError(f"GET {body.endpoint}: id: expected rising trade ids")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from typing import Final
@@ -26,7 +26,18 @@ PRICE_TOLERANCE: Final = 0.02
 but belong to moments up to seconds apart; twice the jump that counts as a price discontinuity."""
 
 LEVELS_MIN: Final = HOT_LEVELS
-"""Levels a side that the hot state shows; a book with fewer was cut off on its way."""
+"""Levels a side that the hot state shows. A side that the snapshot cut off must have them; one that it gave whole may
+be thinner, for so is the market."""
+
+SPREAD_UNUSUAL: Final = 0.02
+"""Relative spread from which on a receipt tells it."""
+
+TICKS: Final = 2
+"""Ticks by which prices of one moment may differ however large a tick is: of a coin of three satoshi it is a third."""
+
+TICKER: Final = "ticker"
+LAST_TRADES: Final = "last trades"
+KLINE: Final = "kline"
 
 COMPARED_LEVELS: Final = 100
 """Levels a side that must agree when a live book is compared: ten times what features read, and well inside what a
@@ -76,11 +87,15 @@ class References:
             odd print must not be able to refuse a sound book.
         trade_price_min: Lowest price of the trades that may lie in the windows; None if there are none.
         trade_price_max: Highest such price.
+        old: What it says of a time that is too long ago to be held against a book: quotes move without trades.
+        quoted: The ticker tells best prices, which are as new as the book itself.
     """
 
     prices: Mapping[str, tuple[float, float]]
     trade_price_min: float | None = None
     trade_price_max: float | None = None
+    old: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    quoted: bool = False
 
     @property
     def estimate(self) -> float | None:
@@ -117,20 +132,23 @@ class Limits:
     Attributes:
         price_deviation_max: Largest relative distance of the best bid from the price estimate.
         price_tolerance: Largest relative distance of the mid from what each reference tells.
-        levels_min: Least levels a side.
+        bids_min: Least bids.
+        asks_min: Least asks.
     """
 
     price_deviation_max: float = 0.1
     price_tolerance: float = PRICE_TOLERANCE
-    levels_min: int = LEVELS_MIN
+    bids_min: int = 1
+    asks_min: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Result of all checks: the names of those passed, and the failures in words."""
+    """Result of all checks: the names of those passed, the failures in words, and what is unusual though valid."""
 
     passed: tuple[str, ...]
     failures: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def valid(self) -> bool:
@@ -141,19 +159,68 @@ class Verdict:
 def validate(candidate: Candidate, references: References, limits: Limits) -> Verdict:
     """Run every check on a rebuilt state."""
     low, high = references.trade_price_min, references.trade_price_max
+    far, warnings = judge_prices(candidate.ob, references, limits.price_tolerance)
     results = {
-        "order_book": ("Order book", check_order_book(candidate.ob, references.estimate, limits.price_deviation_max)),
-        "levels": ("Order book", check_levels(candidate.bids, candidate.asks, limits.levels_min)),
+        "order_book": (
+            "Order book",
+            check_order_book(candidate.ob, estimate_for(candidate.ob, references, limits), limits.price_deviation_max),
+        ),
+        "levels": ("Order book", check_levels(candidate.bids, candidate.asks, limits.bids_min, limits.asks_min)),
         "trades_1s": ("Trade statistics", check_trade_window(candidate.tr_1s, low, high)),
         "trades_5s": ("Trade statistics", check_trade_window(candidate.tr_5s, low, high)),
         "windows": ("Trade statistics", check_windows(candidate.tr_1s, candidate.tr_5s)),
         "features": ("Feature vector", check_features(candidate.feat)),
         "consistency": ("Data consistency", check_consistency(candidate.ob, candidate.feat)),
-        "prices": ("Data consistency", check_prices(candidate.ob, references.prices, limits.price_tolerance)),
+        "prices": ("Data consistency", far),
     }
     passed = tuple(name for name, (_, failures) in results.items() if not failures)
     failures = tuple(f"{group} validation failed: {failure}" for group, found in results.values() for failure in found)
-    return Verdict(passed, failures)
+    return Verdict(passed, failures, (*warnings, *unusual(candidate)))
+
+
+def vouched_for(ob: Fields, references: References, tolerance: float) -> bool:
+    """Say whether the exchange's own best prices, an answer beside the book's, agree with the book."""
+    quotes = {TICKER: references.prices[TICKER]} if references.quoted and TICKER in references.prices else {}
+    return bool(quotes) and not check_prices(ob, quotes, tolerance)
+
+
+def estimate_for(ob: Fields, references: References, limits: Limits) -> float | None:
+    """Give the price that the best bid may not be far from; None where the exchange's own quotes vouch for the book."""
+    return None if vouched_for(ob, references, limits.price_tolerance) else references.estimate
+
+
+def judge_prices(ob: Fields, references: References, tolerance: float) -> tuple[list[str], list[str]]:
+    """Hold a book against every other price that the exchange tells.
+
+    Quotes move without trades: where the exchange's own quotes vouch for the book, trades elsewhere are unusual and no
+    more. A candle that is far from the trades as well contradicts the exchange itself.
+
+    Returns:
+        Failures, and what is unusual though valid.
+    """
+    far = {source: check_prices(ob, {source: told}, tolerance) for source, told in references.prices.items()}
+    old = {source: check_prices(ob, {source: told}, tolerance) for source, told in references.old.items()}
+    warnings = [f"{words} (old)" for found in old.values() for words in found]
+    if not references.prices:
+        return ["the exchange tells no other price to hold the book against"], warnings
+    forgiven: set[str] = set()
+    if vouched_for(ob, references, tolerance):
+        forgiven = {LAST_TRADES} if not far.get(LAST_TRADES) else {LAST_TRADES, KLINE}
+    failures = [words for source, found in far.items() if source not in forgiven for words in found]
+    return failures, warnings + [words for source in sorted(forgiven) for words in far.get(source, [])]
+
+
+def unusual(candidate: Candidate) -> list[str]:
+    """Name what a person may want to know of a market that is valid all the same."""
+    bid, ask = number(candidate.ob.get("best_bid")), number(candidate.ob.get("best_ask"))
+    found = [
+        f"{side}: {len(levels)} levels in all"
+        for side, levels in (("bids", candidate.bids), ("asks", candidate.asks))
+        if 0 < len(levels) < HOT_LEVELS
+    ]
+    if bid > 0 and (ask - bid) / bid >= SPREAD_UNUSUAL:
+        found.append(f"spread of {(ask - bid) / bid:.1%}")
+    return found
 
 
 def number(text: str | None) -> float:
@@ -207,12 +274,20 @@ def _check_hot_levels(ob: Fields, side: str, *, falling: bool) -> list[str]:
     return []
 
 
-def check_levels(bids: Levels, asks: Levels, levels_min: int) -> list[str]:
-    """Both sides of the full book are there, long enough, strictly ordered, and do not cross."""
+def check_levels(bids: Levels, asks: Levels, bids_min: int, asks_min: int | None = None) -> list[str]:
+    """Both sides of the full book are there, long enough, strictly ordered, and do not cross.
+
+    Args:
+        bids: Best first.
+        asks: Best first.
+        bids_min: Least bids.
+        asks_min: Least asks; None for as many.
+    """
     failures = []
-    for side, levels, sign in (("bids", bids, -1), ("asks", asks, 1)):
-        if len(levels) < levels_min:
-            failures.append(f"{side}: expected at least {levels_min} levels, found {len(levels)}")
+    least_asks = bids_min if asks_min is None else asks_min
+    for side, levels, sign, least in (("bids", bids, -1, bids_min), ("asks", asks, 1, least_asks)):
+        if len(levels) < least:
+            failures.append(f"{side}: expected at least {least} levels, found {len(levels)}")
         if any(price <= 0 or qty <= 0 for price, qty in levels):
             failures.append(f"{side}: expected prices and quantities above 0")
         out_of_order = next(
@@ -281,16 +356,24 @@ def check_consistency(ob: Fields, feat: Fields) -> list[str]:
 
 
 def check_prices(ob: Fields, prices: Mapping[str, tuple[float, float]], tolerance: float) -> list[str]:
-    """The book's mid is near every other price that the exchange tells."""
-    mid = (number(ob.get("best_bid")) + number(ob.get("best_ask"))) / 2
+    """The book lies near every other price that the exchange tells: some price from best bid to best ask does."""
+    bid, ask = number(ob.get("best_bid")), number(ob.get("best_ask"))
+    mid, ticks = (bid + ask) / 2, TICKS * _tick(ob)
     failures = []
     for source, (low, high) in prices.items():
         told = f"{low:.10g}" if low == high else f"{low:.10g} to {high:.10g}"
         if not _is_range(low, high):
             failures.append(f"{source} = {told}: expected prices above 0")
-        elif not low * (1 - tolerance) <= mid <= high * (1 + tolerance):
+        elif not (bid <= high + max(high * tolerance, ticks) and ask >= low - max(low * tolerance, ticks)):
             failures.append(f"mid {mid:.10g} is more than {tolerance:.0%} from {source} {told}")
     return failures
+
+
+def _tick(ob: Fields) -> float:
+    """Give the finest step between prices that the hash shows."""
+    sides = ([number(ob.get(f"{side}{rank}_p")) for rank in range(1, HOT_LEVELS + 1)] for side in ("bid", "ask"))
+    steps = [abs(first - second) for prices in sides for first, second in pairwise(prices)]
+    return min((step for step in steps if step > 0), default=0.0)
 
 
 def _up_to(levels: Levels, edge: int, *, falling: bool) -> Levels:

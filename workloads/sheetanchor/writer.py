@@ -18,7 +18,7 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from sheetanchor import metrics
+from sheetanchor import continuity, metrics
 from sheetanchor._decoder import Market
 from sheetanchor.arrivals import Arrivals
 from sheetanchor.clock import RedisClock
@@ -276,6 +276,7 @@ class SymbolWriter:
         elif anchor.epoch > 0:
             self._find(Finding("book_unreadable", "the stored book is missing"))
         await self._rewind(ids, REPLAY_US)
+        await continuity.leave_out(self._redis, self._reader, self.market, ids)
         self._loaded = True
         self._told.clear()
         self._caught_up = False
@@ -359,8 +360,10 @@ class SymbolWriter:
             return
         log.warning("%s: Redis' replication id has changed", self.symbol)
         self._find(Finding("redis_failover", "Redis' replication id has changed: acknowledged writes may be gone"))
+        positions = self._reader.ids
         await self._rewind({}, FAILOVER_REWIND_US)
         self._arrivals.forget()
+        await continuity.leave_out(self._redis, self._reader, self.market, positions)
         self._caught_up = False
         await self._look_at_writer()
         self._identity = identity  # only now: all of this has to be done again if Redis went away during it
@@ -481,7 +484,9 @@ class SymbolWriter:
         lists, unwritten = self._lists(steady_us) if sound else (NOTHING, "the book is not led up to what is stored")
         vouch = self._vouch(steady_us, unwritten)
         book = b""
-        if sound and now_us - self._booked_us >= self._cadence.book_us:
+        # While frames wait beyond a hole, what has been read is more than what the book has.
+        whole = self.market.depth_hole is None and self.market.trade_hole is None
+        if sound and whole and now_us - self._booked_us >= self._cadence.book_us:
             book = self.market.pack_book(self._epoch, self._reader.ids)
         update_id = self.anchor.update_id if behind else self.market.update_id
         event_us = self.lookout.event_stamp_us

@@ -20,8 +20,9 @@ from sheetanchor.validation import (
     check_consistency,
     check_features,
     check_order_book,
-    check_prices,
     check_trade_window,
+    estimate_for,
+    judge_prices,
 )
 
 POLL_S: Final = 0.1
@@ -62,8 +63,8 @@ async def _live_state(hot: HotState, snapshot: Snapshot, limits: Limits) -> list
         return [f"the state is incomplete: {read.incomplete}"]
     told = references(snapshot)
     return [
-        *check_order_book(read.ob, told.estimate, limits.price_deviation_max),
-        *check_prices(read.ob, told.prices, limits.price_tolerance),
+        *check_order_book(read.ob, estimate_for(read.ob, told, limits), limits.price_deviation_max),
+        *judge_prices(read.ob, told, limits.price_tolerance)[0],
         *check_trade_window(read.tr_1s, None, None),
         *check_trade_window(read.tr_5s, None, None),
         *check_features(read.feat),
@@ -102,7 +103,7 @@ async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, depth: int
 
 async def _exchange_book(redis: Redis, snapshot: Snapshot, update_id: int, wait_s: float) -> Market | None:
     market = build(snapshot)
-    replay = Replay(redis, market, snapshot.asked_us, min(wait_s, 1.0))
+    replay = Replay(redis, market, snapshot.asked_us, min(wait_s, 1.0), snapshot.told_us)
     return market if await replay.reach(update_id) else None
 
 

@@ -7,22 +7,20 @@ import logging
 import math
 import struct
 import time
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 from redis.asyncio import Redis
 
-from sheetanchor import sbe
+from sheetanchor import continuity, sbe
 from sheetanchor._decoder import Market
 from sheetanchor.contract import unpack_frames
 from sheetanchor.errors import ExchangeError
 from sheetanchor.transport import Batch, LineReader
 
 log = logging.getLogger(__name__)
-
-LEAD_MS: Final = 5_000
-"""Lines are read from this long before the snapshot was asked for: a snapshot can be a little old."""
 
 SILENCE_S: Final = 2.0
 """Lines that bring nothing for this long are not waited for: diffs come ten times a second while anything moves."""
@@ -76,14 +74,18 @@ class Replay:
         market: Market to feed, built from a snapshot.
         asked_us: Redis' clock when the snapshot was asked for.
         wait_s: Longest wait for the lines to reach the snapshot.
+        told_us: The exchange's time of the newest trade that the snapshot tells, or of the snapshot if it tells none.
     """
 
-    def __init__(self, redis: Redis, market: Market, asked_us: int, wait_s: float) -> None:
+    def __init__(self, redis: Redis, market: Market, asked_us: int, wait_s: float, told_us: int) -> None:
         self.market = market
         self.traded = Traded()
+        self._redis = redis
         self._snapshot_id = market.update_id
+        self._told = market.trade_id, told_us
         self._reader = LineReader(redis, market.symbol)
-        self._reader.seek_time(asked_us // 1000 - LEAD_MS)
+        self._begun = self._drained = False
+        self._hole_s: float | None = None
         self._asked_us = asked_us
         self._wait_s = wait_s
         self._numbers: dict[str, int] = {}
@@ -103,6 +105,32 @@ class Replay:
     def _has_hole(self) -> bool:
         return self.market.depth_hole is not None or self.market.trade_hole is not None
 
+    async def _begin(self) -> bool:
+        """Find out where each line is to be read from; false if there is no line.
+
+        That is where it joins the snapshot, but not before its ids began again: what stands before that would be a hole
+        which nothing fills.
+        """
+        lines = await self._reader.discover()
+        if self._begun or not lines:
+            return bool(lines)
+        symbol = self.market.symbol
+        lead = await continuity.lead_ms(self._redis, symbol, lines, self._asked_us, self._snapshot_id)
+        self._reader.seek_time(self._asked_us // 1_000 - lead)
+        marks = await continuity.scan(self._redis, symbol, self._reader.ids)
+        is_overtaken = continuity.overtaken(marks)
+        gone = continuity.begin_after(marks, lambda line, mark: is_overtaken(line, mark) or self._is_untold(mark))
+        for line, entry_id in gone.items():
+            log.warning("the ids of %s on line %s have begun again: it is read after %s", symbol, line, entry_id)
+        self._reader.seek(gone)
+        self._begun = True
+        return True
+
+    def _is_untold(self, mark: continuity.Mark) -> bool:
+        """A trade from before the question whose id the exchange has not come to yet, though its time is over."""
+        trade_id, trade_us = self._told
+        return mark.stamp_us < self._asked_us and mark.trade_id > trade_id and mark.trade_us < trade_us
+
     async def catch_up(self, *, forgive_trades: bool = False) -> Reached:
         """Read everything that the lines hold, and wait until they have come past the snapshot.
 
@@ -114,30 +142,37 @@ class Replay:
             ExchangeError: The lines flow but do not come near the snapshot in time.
             RedisError: Redis does not answer.
         """
-        if not await self._reader.discover():
+        if not await self._begin():
             return Reached.ABSENT
         started_s = heard_s = time.monotonic()
-        hole_s: float | None = None
+        self._hole_s = None
         while True:
             idle = self._has_reached and not self._has_hole
             something = await self._step(0 if idle else READ_BLOCK_MS)
             now_s = time.monotonic()
-            if something and self._newest_us >= self._asked_us:
+            if something:
                 heard_s = now_s
             if self._has_hole:
-                hole_s = hole_s or now_s
-                if forgive_trades and self.market.trade_hole is not None and now_s - hole_s > HOLE_WAIT_S / 2:
-                    self.market.skip_trade_hole()
-                if now_s - hole_s > HOLE_WAIT_S:
+                if self._is_final(now_s, forgive_trades=forgive_trades):
                     return Reached.HOLE
                 continue
-            hole_s = None
+            self._hole_s = None
             if self._has_reached and not something:
                 return Reached.LIVE
             if not self._has_reached and now_s - heard_s > SILENCE_S:
                 return Reached.SILENT
             if now_s - started_s > self._wait_s:
                 return self._gave_up()
+
+    def _is_final(self, now_s: float, *, forgive_trades: bool) -> bool:
+        """Say whether a hole has been open for too long; one of trades is passed over before, if that is forgiven."""
+        if not self._drained:
+            return False  # what fills it may stand among the entries that are still unread
+        if self._hole_s is None:
+            self._hole_s = now_s
+        if forgive_trades and self.market.trade_hole is not None and now_s - self._hole_s > HOLE_WAIT_S / 2:
+            self.market.skip_trade_hole()
+        return now_s - self._hole_s > HOLE_WAIT_S
 
     def _gave_up(self) -> Reached:
         if self._has_reached:
@@ -151,7 +186,7 @@ class Replay:
         """Stop exactly at an update; false if the lines do not lead there in time or do not stop there."""
         started_s = time.monotonic()
         while self.market.update_id < update_id and time.monotonic() - started_s < self._wait_s:
-            if not await self._reader.discover():
+            if not await self._begin():
                 break
             await self._step(READ_BLOCK_MS, update_id)
         return self.market.update_id == update_id
@@ -159,6 +194,8 @@ class Replay:
     async def _step(self, block_ms: int, stop_at: int = 0) -> bool:
         """Read and feed what is next on every line; say whether there was anything."""
         batches = await self._reader.read(block_ms, READ_COUNT, now_us=int(time.monotonic() * 1e6))
+        counts = Counter(batch.line for batch in batches)
+        self._drained = max(counts.values(), default=0) < READ_COUNT
         for batch in batches:
             if stop_at and self.market.update_id >= stop_at:
                 break

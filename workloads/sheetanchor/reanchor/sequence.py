@@ -35,10 +35,10 @@ from sheetanchor.reanchor.outcome import Outcome, outcome_of
 from sheetanchor.reanchor.recall import breaker_of, weight_of
 from sheetanchor.reanchor.receipts import Order, Progress, earlier_receipts, new_id, receipt_of, redis_now_us
 from sheetanchor.reanchor.replay import Reached, Replay
-from sheetanchor.reanchor.snapshot import Snapshot, build, fetch, references, tell_time
+from sheetanchor.reanchor.snapshot import Snapshot, build, fetch, limits_of, references, tell_time
 from sheetanchor.reliability import CircuitState
 from sheetanchor.rest import Exchange
-from sheetanchor.validation import LEVELS_MIN, Candidate, Limits, validate
+from sheetanchor.validation import Candidate, validate
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +256,7 @@ class Reanchor:
                     self._hot,
                     self._redis,
                     snapshot,
-                    self._limits(),
+                    limits_of(snapshot, self.order.price_deviation_max),
                     depth_limit=self.order.depth_limit,
                     wait_s=self.order.catch_up_s,
                 )
@@ -275,7 +275,8 @@ class Reanchor:
         for attempt in range(1, FETCHES_MAX + 1):
             snapshot = await self._fetch()
             async with self._phase("build"):
-                replay = Replay(self._redis, build(snapshot), snapshot.asked_us, self.order.catch_up_s)
+                market = build(snapshot)
+                replay = Replay(self._redis, market, snapshot.asked_us, self.order.catch_up_s, snapshot.told_us)
                 log.debug("Temporary state built for %s", self.order.symbol)
             async with self._phase("catch_up"):
                 reached = await replay.catch_up()
@@ -304,7 +305,8 @@ class Reanchor:
         for attempt in range(SWAPS_MAX):
             if attempt:
                 await asyncio.sleep(BEHIND_DELAY_S * (0.5 + random.random()))
-                await self._catch_up_again(replay)
+                await self._catch_up_or_doubt(replay)
+            answered = await self._answer_doubt(replay)
             async with self._phase("stage"):
                 candidate = await self._stage(replay.market, replay.line_ids)
             async with self._phase("validate"):
@@ -312,31 +314,55 @@ class Reanchor:
             if self.order.dry_run:
                 return None
             async with self._phase("swap"):
-                reply = await self._swap(replay.market)
+                reply = await self._swap(replay.market, answered)
             if reply.ok:
                 log.info("Atomic swap completed successfully for %s", self.order.symbol)
                 return reply
             if reply.status is not SwapStatus.BEHIND:
                 log.warning("Atomic swap failed: %s %s", reply.status, reply.detail)
                 raise await self._refusal(reply.status, reply.epoch, reply.detail)
-            await self._doubt_old_state()
         raise Superseded(f"the live state was newer than the rebuilt one {SWAPS_MAX} times: {reply.detail}")
 
-    async def _doubt_old_state(self) -> None:
-        """A state that nobody feeds any more must not keep a rebuild out by its higher update id.
+    async def _answer_doubt(self, replay: Replay) -> int:
+        """Read on past whatever raised the doubt, and say which doubt that was: the id that a rebuild must reach, or 0.
 
-        Ids may go back from one epoch to the next, for instance when an earlier run used another exchange.
+        What raised it stood in the lines before it was written down. A rebuild that has read them to their end since,
+        and has met no hole, contains it, whatever its ids: one not reached then is of a history that has gone.
+        """
+        doubt = (await self._hot.anchor()).suspect_id
+        if doubt <= replay.market.update_id:
+            return 0
+        reached = await self._catch_up_again(replay)
+        if reached is not Reached.LIVE:
+            return 0
+        if replay.market.update_id < doubt:
+            self.progress.notes.append(f"the lines lead past the doubt about update {doubt}: its ids have gone")
+        return doubt
+
+    async def _catch_up_or_doubt(self, replay: Replay) -> None:
+        """Become newer than the live state, or find out that its update id must not keep a rebuild out.
+
+        Ids may go back from one epoch to the next, for instance when an earlier run used another exchange or when the
+        exchange has begun them again. Whatever the live state is made of stood in the lines before: one that the lines
+        do not lead to any more is of a history that has gone, and one that nobody feeds any more is old.
         """
         anchor = await self._hot.anchor()
+        reached = await self._catch_up_again(replay)
+        if anchor.epoch != self.progress.epoch_before:
+            return
         age_us = await redis_now_us(self._redis) - anchor.stamp_us
-        if anchor.epoch == self.progress.epoch_before and age_us > STALE_AFTER_US:
-            reason = f"no market event for {age_us / 1e6:.0f} s"
+        if age_us > STALE_AFTER_US:
+            await self._hot.suspect(0, "", anchor.epoch, 0, f"no market event for {age_us / 1e6:.0f} s")
+        elif reached is Reached.LIVE and replay.market.update_id < anchor.update_id:
+            reason = f"the lines lead to update {replay.market.update_id}, not to the state's {anchor.update_id}"
             await self._hot.suspect(0, "", anchor.epoch, 0, reason)
 
-    async def _catch_up_again(self, replay: Replay) -> None:
+    async def _catch_up_again(self, replay: Replay) -> Reached:
         async with self._phase("catch_up"):
-            if await replay.catch_up(forgive_trades=True) is Reached.HOLE:
+            reached = await replay.catch_up(forgive_trades=True)
+            if reached is Reached.HOLE:
                 raise ExchangeError(f"the lines have a hole after the snapshot: {_hole(replay.market)}")
+            return reached
 
     async def _stage(self, market: Market, line_ids: dict[str, str]) -> Candidate:
         now_us = await redis_now_us(self._redis)
@@ -352,24 +378,26 @@ class Reanchor:
         bids, asks = market.levels()
         return Candidate(_pairs(ob), _pairs(tr_1s), _pairs(tr_5s), _pairs(feat), bids, asks)
 
-    def _limits(self) -> Limits:
-        levels_min = min(LEVELS_MIN, self.order.depth_limit)
-        return Limits(price_deviation_max=self.order.price_deviation_max, levels_min=levels_min)
-
     def _validate(self, candidate: Candidate, replay: Replay, snapshot: Snapshot) -> None:
         told = references(snapshot, replay.traded.low, replay.traded.high)
-        verdict = validate(candidate, told, self._limits())
+        verdict = validate(candidate, told, limits_of(snapshot, self.order.price_deviation_max))
         self.progress.checks = verdict.passed
+        self.progress.warnings = verdict.warnings if snapshot.trades else (*verdict.warnings, "no trade yet")
         if not verdict.valid:
             raise ValidationFailed("; ".join(verdict.failures))
 
-    async def _swap(self, market: Market) -> SwapReply:
+    async def _swap(self, market: Market, answered: int) -> SwapReply:
         """Ask for the swap, again if its reply is lost."""
         progress = self.progress
         for attempt in range(SWAP_REPLIES_MAX):
             try:
                 return await self._hot.swap(
-                    progress.id, progress.epoch_before, progress.update_id, market.stamp_us, progress.id
+                    progress.id,
+                    progress.epoch_before,
+                    progress.update_id,
+                    market.stamp_us,
+                    progress.id,
+                    answered=answered,
                 )
             except RedisUnavailable:
                 if attempt == SWAP_REPLIES_MAX - 1:

@@ -15,12 +15,15 @@ from sheetanchor.contract import pack_frames
 from sheetanchor.errors import ExchangeError, RateLimited
 from sheetanchor.rest import Exchange
 from sheetanchor.rest_bodies import EXPONENT, Depth, Kline, Ticker, Trade
-from sheetanchor.validation import References
+from sheetanchor.validation import KLINE, LAST_TRADES, LEVELS_MIN, TICKER, Limits, References
 
 TRADES_LIMIT: Final = 1000
 KLINES_LIMIT: Final = 5
 TRADE_AGE_MAX_US: Final = 600_000_000
 """Trades older than ten minutes belong to no window and to no estimate."""
+
+REFERENCE_AGE_MAX_US: Final = 60_000_000
+"""A price that is older is not held against a book: quotes move without trades, in thin markets for hours."""
 
 RECENT_TRADES: Final = 5
 """Trades whose median stands for the last price; one odd print among them does not show."""
@@ -36,7 +39,7 @@ class Snapshot:
     Attributes:
         depth_limit: Levels a side that were asked for.
         asked_us: Redis' clock just before they were asked for.
-        told_us: Redis' clock when the ticker's answer came, which tells the exchange's clock.
+        heard_us: Redis' clock when the ticker's answer came, which tells the exchange's clock.
     """
 
     symbol: str
@@ -46,12 +49,17 @@ class Snapshot:
     klines: tuple[Kline, ...]
     ticker: Ticker
     asked_us: int
-    told_us: int
+    heard_us: int
 
     @property
     def exchange_us(self) -> int:
-        """Give the exchange's clock at `told_us`."""
-        return max(self.ticker.close_us, self.trades[-1].time_us)
+        """Give the exchange's clock at `heard_us`; Redis' where nothing has ever happened that would tell it."""
+        return max(self.ticker.close_us, self.trades[-1].time_us if self.trades else 0) or self.heard_us
+
+    @property
+    def told_us(self) -> int:
+        """Give the exchange's time of the newest trade that it tells, or its clock if it tells none."""
+        return self.trades[-1].time_us if self.trades else self.exchange_us
 
     @property
     def recent_trades(self) -> tuple[Trade, ...]:
@@ -89,7 +97,9 @@ async def fetch(
             told = group.create_task(ticker())
     except ExceptionGroup as group_error:
         raise _most_telling(group_error) from group_error
-    answer, told_us = told.result()
+    answer, heard_us = told.result()
+    if answer.last and not trades.result():
+        raise ExchangeError(f"No recent trades data received, though the last price is {value(answer.last):.10g}")
     return Snapshot(
         symbol,
         depth.result(),
@@ -98,7 +108,7 @@ async def fetch(
         tuple(klines.result()),
         answer,
         asked_us,
-        told_us,
+        heard_us,
     )
 
 
@@ -126,7 +136,7 @@ def build(snapshot: Snapshot) -> Market:
             EXPONENT,
             depth.bids,
             depth.asks,
-            snapshot.told_us,
+            snapshot.heard_us,
             cut_off=snapshot.depth_limit,
         )
         market.seed_trades(list(trades), EXPONENT, EXPONENT)
@@ -147,7 +157,7 @@ def tell_time(market: Market, snapshot: Snapshot) -> None:
         transact_time_us=snapshot.exchange_us,
         trades=(),
     )
-    market.feed(CLOCK_LINE, pack_frames([(snapshot.told_us, sbe.encode(tick))]), snapshot.told_us)
+    market.feed(CLOCK_LINE, pack_frames([(snapshot.heard_us, sbe.encode(tick))]), snapshot.heard_us)
 
 
 def value(mantissa: int) -> float:
@@ -163,16 +173,39 @@ def references(snapshot: Snapshot, traded_min: float = math.inf, traded_max: flo
         traded_min: Lowest price of trades known from elsewhere.
         traded_max: Highest such price.
     """
-    last = value(int(median(trade.price for trade in snapshot.trades[-RECENT_TRADES:])))
-    prices = {"last trades": (last, last)}
+    new: dict[str, tuple[float, float]] = {}
+    old: dict[str, tuple[float, float]] = {}
+    last_us = snapshot.trades[-1].time_us if snapshot.trades else 0
+    oldest_us = snapshot.exchange_us - REFERENCE_AGE_MAX_US
+    traded = new if last_us >= oldest_us else old
+    if snapshot.trades:
+        last = value(int(median(trade.price for trade in snapshot.trades[-RECENT_TRADES:])))
+        traded[LAST_TRADES] = (last, last)
     if snapshot.klines:
         kline = snapshot.klines[-1]
-        prices["kline"] = (value(kline.low), value(kline.high))
+        # A candle without a trade repeats an older price.
+        is_new = traded is new and kline.open_us <= last_us and kline.close_us >= oldest_us
+        (new if is_new else old)[KLINE] = (value(kline.low), value(kline.high))
     ticker = snapshot.ticker
     if ticker.bid and ticker.ask:
-        prices["ticker"] = (value(ticker.bid), value(ticker.ask))
-    else:
-        prices["ticker"] = (value(ticker.last), value(ticker.last))
+        new[TICKER] = (value(ticker.bid), value(ticker.ask))
+    elif ticker.last:
+        traded[TICKER] = (value(ticker.last), value(ticker.last))
+    if not new:
+        new, old = old, {}  # nothing newer is told: a check that is not made would not have passed
     known = [value(trade.price) for trade in snapshot.recent_trades]
     low, high = min([traded_min, *known]), max([traded_max, *known])
-    return References(prices, low if low < math.inf else None, high if high > -math.inf else None)
+    return References(
+        new,
+        low if low < math.inf else None,
+        high if high > -math.inf else None,
+        old,
+        quoted=bool(ticker.bid and ticker.ask),
+    )
+
+
+def limits_of(snapshot: Snapshot, price_deviation_max: float) -> Limits:
+    """Say what a rebuilt state must satisfy: a side that the snapshot cut off must show every hot level."""
+    least = min(LEVELS_MIN, snapshot.depth_limit)
+    bids, asks = (len(side) < snapshot.depth_limit for side in (snapshot.depth.bids, snapshot.depth.asks))
+    return Limits(price_deviation_max, bids_min=1 if bids else least, asks_min=1 if asks else least)
