@@ -34,7 +34,6 @@ from sheetanchor_operator.measures import Measures
 from sheetanchor_operator.publish import Publisher
 from sheetanchor_operator.reconcile import Reconciler
 from sheetanchor_operator.settings import OperatorSettings
-from sheetanchor_operator.watch import plain_words
 from sheetanchor_operator.workloads import Workloads
 
 log = logging.getLogger(__name__)
@@ -90,6 +89,7 @@ class Operator:
             dns_ports=tuple(settings.operator_dns_ports),
             listen_address=settings.operator_listen_address,
             pull_secrets=tuple(settings.operator_image_pull_secrets),
+            assign_ids=settings.operator_assign_ids,
         )
         publisher = Publisher(acting, settings.pod_name)
         reconciler = Reconciler(
@@ -113,6 +113,8 @@ class Operator:
             deaf=self.leader.deaf,
             lease_age_s=age_s,
             pipelines=len(self.cache.pipelines()),
+            serves=self.leader.serves,
+            refused={str(place): trouble.message for place, trouble in self.leader.troubles.items()},
         )
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -185,8 +187,6 @@ async def _served(operator: Operator, settings: OperatorSettings) -> AsyncIterat
 async def run(settings: OperatorSettings) -> int:
     """Serve health and metrics, and operate until SIGTERM or SIGINT."""
     metrics.LEADER.set(0)
-    if settings.kubeconfig is not None:
-        os.environ["KUBECONFIG"] = str(settings.kubeconfig)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -219,9 +219,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load(OperatorSettings, vars(parser.parse_args(argv)), dict(os.environ))
         logs.set_up("sheetanchor-operator", settings.log_level)
-        logging.getLogger().handlers[0].addFilter(plain_words)
-        # A line per object and event would drown what matters.
-        logging.getLogger("kopf").setLevel(logging.WARNING)
         return asyncio.run(run(settings))
     except BadSettings as error:
         print(f"sheetanchor-operator: {error}", file=sys.stderr)

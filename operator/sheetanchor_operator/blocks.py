@@ -122,6 +122,13 @@ class RedisResources(Resources):
     limits: Quantities = field({"memory": "1536Mi"}, _LIMITS, schema=QUANTITIES)
 
 
+class SentinelResources(Resources):
+    """Resources of one Sentinel, which holds no data."""
+
+    requests: Quantities = field({"cpu": "20m", "memory": "64Mi"}, _REQUESTS, schema=QUANTITIES)
+    limits: Quantities = field({"memory": "192Mi"}, _LIMITS, schema=QUANTITIES)
+
+
 class ReanchorResources(Resources):
     """Resources of a re-anchor's Job, which lives for some seconds."""
 

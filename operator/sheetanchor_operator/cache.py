@@ -10,14 +10,52 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sheetanchor_operator.names import PIPELINE_KIND, PIPELINE_LABEL, REANCHOR_KIND, TOPOLOGY_ZONE
+from sheetanchor_operator.names import (
+    GROUP,
+    PIPELINE_KIND,
+    PIPELINE_LABEL,
+    REANCHOR_KIND,
+    Component,
+    child_name,
+)
+from sheetanchor_operator.zones import Node, node_of
 
 Body = Mapping[str, Any]
 Key = tuple[str, str]
 """Namespace and name of a pipeline."""
 
 NODE_KIND: Final = "Node"
-_UNUSED_METADATA: Final = ("managedFields", "selfLink")
+_METADATA: Final = (
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "ownerReferences",
+    "finalizers",
+)
+"""Fields of the metadata that are looked at; labels and annotations are sifted."""
+
+_LABELS: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/", "job-name", "pod-template-hash")
+_ANNOTATIONS: Final = (f"{GROUP}/",)
+_POD_STATUS: Final = (
+    "phase",
+    "reason",
+    "message",
+    "podIP",
+    "conditions",
+    "initContainerStatuses",
+    "containerStatuses",
+)
+TEXT_MAX: Final = 256 * 1024
+"""Bytes of an object that is kept; none that the operator makes comes near. Larger ones are known by name only."""
+
+PER_PIPELINE_MAX: Final = 200
+"""Objects of a kind that are kept of a pipeline: whoever may label may label without end."""
+
+_OWNERS_OF_PODS: Final = frozenset({"ReplicaSet", "StatefulSet", "Job"})
 
 
 def version_of(body: Body) -> int:
@@ -26,18 +64,46 @@ def version_of(body: Body) -> int:
     return int(text) if text.isdigit() else 0
 
 
+def _sifted(given: Mapping[str, str] | None, prefixes: tuple[str, ...]) -> dict[str, str]:
+    return {name: value for name, value in (given or {}).items() if name.startswith(prefixes)}
+
+
 def slim(body: Body) -> Body:
-    """Leave out what is never looked at, and every value of a Secret."""
-    metadata = {name: value for name, value in body["metadata"].items() if name not in _UNUSED_METADATA}
-    kept = {**body, "metadata": metadata}
-    if body.get("kind") == NODE_KIND:
-        # Only their zones are looked at, and kubelets write their statuses all the time.
-        return {"kind": NODE_KIND, "apiVersion": body.get("apiVersion"), "metadata": metadata}
-    if body.get("kind") == "Secret":
+    """Leave out what is never looked at: others' labels and annotations, what Secrets and ConfigMaps hold.
+
+    An annotation may hold a copy of all the rest (`kubectl apply` writes one), and anybody may add a megabyte of them.
+    """
+    kind, given = body.get("kind"), body["metadata"]
+    metadata: dict[str, Any] = {name: given[name] for name in _METADATA if name in given}
+    if kind == NODE_KIND:
+        # Only what decides whether pods may run there is looked at, and kubelets write their statuses all the time.
+        spec = body.get("spec") or {}
+        kept = {name: spec[name] for name in ("taints", "unschedulable") if spec.get(name)}
+        labels = dict(given.get("labels") or {})
+        return {"kind": kind, "apiVersion": body.get("apiVersion"), "metadata": {**metadata, "labels": labels}} | (
+            {"spec": kept} if kept else {}
+        )
+    for name, prefixes in (("labels", _LABELS), ("annotations", _ANNOTATIONS)):
+        if sifted := _sifted(given.get(name), prefixes):
+            metadata[name] = sifted
+    slimmed = {**body, "metadata": metadata}
+    if kind == "Secret":
         # The keys are needed to say which one is missing; the values are nobody's business here.
-        kept["data"] = dict.fromkeys(body.get("data") or {}, "")
-        kept.pop("stringData", None)
-    return kept
+        slimmed["data"] = dict.fromkeys(body.get("data") or {}, "")
+        slimmed.pop("stringData", None)
+    elif kind == "ConfigMap":
+        slimmed.pop("data", None)
+        slimmed.pop("binaryData", None)
+    elif kind == "Pod":
+        status = body.get("status") or {}
+        slimmed["status"] = {name: status[name] for name in _POD_STATUS if name in status}
+        slimmed["spec"] = {name: value for name, value in (body.get("spec") or {}).items() if name == "nodeName"}
+    return slimmed
+
+
+def _owner_kinds(body: Body) -> set[tuple[str, str]]:
+    owners = body["metadata"].get("ownerReferences") or ()
+    return {(str(one.get("kind")), str(one.get("name"))) for one in owners}
 
 
 def pipeline_of(body: Body) -> Key | None:
@@ -53,6 +119,19 @@ def pipeline_of(body: Body) -> Key | None:
     return (namespace, name) if name else None
 
 
+def may_be_of(body: Body, pipeline: str) -> bool:
+    """Say whether an object can be one of a pipeline's, whose label alone says nothing: anybody may write it."""
+    kind, name = body.get("kind"), body["metadata"]["name"]
+    owners = _owner_kinds(body)
+    if kind == "Pod":
+        return bool({owner for owner, _ in owners} & _OWNERS_OF_PODS)
+    if kind == "Job":
+        return any(owner == REANCHOR_KIND for owner, _ in owners)
+    fixed = {child_name(pipeline, part) for part in (*Component, "default-deny")}
+    lines = name.startswith(child_name(pipeline, Component.INGEST) + "-")
+    return name in fixed or (lines and (PIPELINE_KIND, pipeline) in owners)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An object as it is kept: as JSON, which is a fifth of what the same takes as values.
@@ -60,6 +139,7 @@ class Entry:
     Attributes:
         key: The pipeline that it belongs to, None if to none.
         version: Its resource version as a number.
+        text: The object; empty for one that is known by name only.
     """
 
     uid: str
@@ -74,7 +154,38 @@ class Cache:
     def __init__(self) -> None:
         self._objects: dict[str, dict[Key, Entry]] = defaultdict(dict)
         self._by_pipeline: dict[Key, set[tuple[str, str]]] = defaultdict(set)
-        self._node_zones: dict[str, str] = {}
+        self._nodes: dict[str, Node] = {}
+        self._strangers: dict[Key, set[str]] = defaultdict(set)
+        """Kinds of objects known by name only that carry the label of a pipeline, by that."""
+
+    def take(self, body: Body) -> Key | None:
+        """Take in what a watch has shown, by name only if no pipeline of ours can have it; gives its pipeline."""
+        kind, key = body["kind"], pipeline_of(body)
+        if kind in (PIPELINE_KIND, REANCHOR_KIND, NODE_KIND):
+            return self.put(body)
+        if key is not None and self._admits(body, key):
+            return self.put(body)
+        metadata = body["metadata"]
+        place = (metadata.get("namespace", ""), metadata["name"])
+        known = self._objects[kind].get(place)
+        if known is not None and known.uid == metadata.get("uid") and known.version > version_of(body):
+            return known.key
+        self.drop(kind, *place)
+        self._objects[kind][place] = Entry(metadata.get("uid", ""), version_of(body), None, b"")
+        if key is not None:
+            self._strangers[key].add(kind)
+        return None if known is None else known.key
+
+    def strangers_of(self, key: Key) -> frozenset[str]:
+        """Name the kinds of which a pipeline that has just come may own what is known by name only, once."""
+        return frozenset(self._strangers.pop(key, ()))
+
+    def _admits(self, body: Body, key: Key) -> bool:
+        if key not in self._objects[PIPELINE_KIND] or not may_be_of(body, key[1]):
+            return False
+        kind, name = body["kind"], body["metadata"]["name"]
+        mine = self._by_pipeline.get(key, set())
+        return (kind, name) in mine or sum(kind == one for one, _ in mine) < PER_PIPELINE_MAX
 
     def put(self, body: Body) -> Key | None:
         """Take an object in, unless a newer version of it is known; gives the pipeline that it belongs to."""
@@ -91,16 +202,16 @@ class Cache:
         if known is not None and known.key != key:
             self.drop(kind, *place)
         text = json.dumps(slim(body), separators=(",", ":")).encode()
+        if len(text) > TEXT_MAX and kind != PIPELINE_KIND:
+            self.drop(kind, *place)
+            self._objects[kind][place] = Entry(uid, version, None, b"")
+            return None if known is None else known.key
         self._objects[kind][place] = Entry(uid, version, key, text)
         if key is not None:
             self._by_pipeline[key].add((kind, place[1]))
         if kind == NODE_KIND:
-            self._note_zone(place[1], (metadata.get("labels") or {}).get(TOPOLOGY_ZONE, ""))
+            self._nodes = {**self._nodes, place[1]: node_of(body)}
         return key
-
-    def _note_zone(self, node: str, zone: str) -> None:
-        zones = {**self._node_zones, node: zone}
-        self._node_zones = {name: one for name, one in zones.items() if one}
 
     def drop(self, kind: str, namespace: str, name: str) -> Key | None:
         """Forget an object; gives the pipeline that it belonged to."""
@@ -108,7 +219,7 @@ class Cache:
         if known is None:
             return None
         if kind == NODE_KIND:
-            self._note_zone(name, "")
+            self._nodes = {one: node for one, node in self._nodes.items() if one != name}
         if known.key is not None:
             self._by_pipeline[known.key].discard((kind, name))
             if not self._by_pipeline[known.key]:
@@ -118,7 +229,7 @@ class Cache:
     def get(self, kind: str, namespace: str, name: str) -> Body | None:
         """Give an object, None if it is not known."""
         known = self._objects[kind].get((namespace, name))
-        return None if known is None else json.loads(known.text)
+        return None if known is None or not known.text else json.loads(known.text)
 
     def entry(self, kind: str, namespace: str, name: str) -> Entry | None:
         """Give what is known of an object without reading it, None if it is not known."""
@@ -137,9 +248,13 @@ class Cache:
         """Name all pipelines."""
         return list(self._objects[PIPELINE_KIND])
 
+    def nodes(self) -> Mapping[str, Node]:
+        """Give what is known of each node by its name; another mapping when any of it has changed."""
+        return self._nodes
+
     def node_zones(self) -> dict[str, str]:
         """Give the zone of each node that has one."""
-        return self._node_zones
+        return {name: node.zone for name, node in self._nodes.items() if node.zone}
 
 
 def secret_hash(body: Body) -> str:

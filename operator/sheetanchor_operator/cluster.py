@@ -1,4 +1,4 @@
-"""The Kubernetes API server: the only module that talks to it, watches apart.
+"""The Kubernetes API server: the only module that talks to it.
 
 Children are applied server-side under one field manager. What the server refuses is told as `ApiRefused`, with its own
 words; what it cannot do just now as `ApiUnavailable`, which is worth another try later.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,13 +31,27 @@ FENCED_TIMEOUT_S: Final = 3.9
 
 EVENT_PAGES_MAX: Final = 4
 """Pages of Events that one look reads of an object; they are kept for an hour, and the same one again is one."""
+EVENTS_PER_PAGE: Final = 500
 
-PAGE: Final = 500
-"""Objects per page of a list, as kubectl asks for."""
+PAGE: Final = 100
+"""Objects per page of a list: any of them may be as large as the API server takes, and a page is in memory at once."""
+
+WATCH_S: Final = 240
+"""How long a watch is asked for; a whole number, since the API server takes no other."""
+
+CONNECT_S: Final = 5.0
+SILENCE_S: Final = 70.0
+"""The API server sends a bookmark every minute: a stream without any for longer is dead."""
 
 APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
+JSON_PATCH: Final = "application/json-patch+json"
+JSON: Final = "application/json"
 NAMES_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+NAME_ONLY: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+EXPIRED: Final = 410
+SERVER_ERROR: Final = 500
+TOO_MANY: Final = 429
 
 
 class ApiError(Exception):
@@ -111,6 +125,9 @@ CHILDREN: Final = (
     Kind("Deployment", "apps/v1", "deployments"),
     Kind("StatefulSet", "apps/v1", "statefulsets"),
 )
+METADATA_ONLY: Final = frozenset(kind for kind in CHILDREN if kind.name in ("ConfigMap", "Secret"))
+"""Kinds of which a watch asks for no contents: anybody may label a megabyte, and a Secret is nobody's business."""
+
 KINDS: Final[Mapping[str, Kind]] = {
     kind.name: kind
     for kind in (
@@ -136,6 +153,10 @@ class Cluster:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._client = ApiClient(configuration)
+        # A watch keeps its connection: it must not take the place of a write, or of the Lease's renewal.
+        endless = copy(configuration)
+        endless.connection_pool_maxsize = 0
+        self._streams = ApiClient(endless)
         self._may_write: Callable[[], bool] | None = None
 
     def fenced(self, may_write: Callable[[], bool]) -> Cluster:
@@ -147,6 +168,7 @@ class Cluster:
     async def aclose(self) -> None:
         """Give the connections back."""
         await self._client.close()
+        await self._streams.close()
 
     async def ask(
         self,
@@ -154,7 +176,7 @@ class Cluster:
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: Body | None = None,
+        body: Body | list[Body] | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
         timeout_s: float = TIMEOUT_S,
@@ -170,33 +192,26 @@ class Cluster:
                 raise ApiUnavailable(f"{method} {path}: not sent, since the Lease may be another's by now")
             timeout_s = min(timeout_s, FENCED_TIMEOUT_S)
         url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
-        headers = {"Content-Type": content_type, "Accept": accept}
-        try:
-            credentials: Any = await self._configuration.auth_settings()
-        except (ConfigException, OSError) as error:
-            raise ApiUnavailable(f"{method} {path}: not sent, the credentials cannot be read: {error}") from error
-        for one in credentials.values():
-            headers[one["key"]] = one["value"]
+        headers = await self._headers(f"{method} {path}", content_type, accept)
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await self._client.call_api(method, url, headers, body, _request_timeout=timeout_s)
                 raw = await answer.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            metrics.API_ERRORS.labels("none").inc()
-            told = str(error) or type(error).__name__
-            raise ApiUnavailable(f"{method} {path}: no answer from the API server: {told}") from error
-        content = _json(raw)
+            raise _unanswered(f"{method} {path}", error) from error
         if answer.status < 300:
-            return content
-        metrics.API_ERRORS.labels(str(answer.status)).inc()
-        message = str(content.get("message") or raw[:200].decode(errors="replace") or answer.reason)
-        # A condition on what is there ("Conflict" of a DELETE or a PUT) is the asker's own; where none was set, as in a
-        # create that met another one's use of the same quota, it is a collision and gone the next time.
-        collided = content.get("reason") == "Conflict" and method in ("POST", "PATCH")
-        if answer.status == 429 or answer.status >= 500 or collided:
-            after = answer.headers.get("Retry-After", "")
-            raise ApiUnavailable(f"{method} {path}: {message}", float(after) if after.isdigit() else 0.0)
-        raise ApiRefused(answer.status, str(content.get("reason", "")), message)
+            return _json(raw)
+        raise _not_granted(method, path, answer.status, raw, answer.headers.get("Retry-After", ""))
+
+    async def _headers(self, what: str, content_type: str, accept: str) -> dict[str, str]:
+        headers = {"Content-Type": content_type, "Accept": accept}
+        try:
+            credentials: Any = await self._configuration.auth_settings()
+        except (ConfigException, OSError) as error:
+            raise ApiUnavailable(f"{what}: not sent, the credentials cannot be read: {error}") from error
+        for one in credentials.values():
+            headers[one["key"]] = one["value"]
+        return headers
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Body | None:
         """Read an object, None if it does not exist."""
@@ -209,28 +224,89 @@ class Cluster:
 
     async def pages(
         self, kind: Kind, namespace: str = "", *, selector: str = "", metadata_only: bool = False
-    ) -> AsyncIterator[Body]:
-        """Read all objects of a kind, page by page."""
+    ) -> AsyncGenerator[tuple[str, list[Body]], None]:
+        """Read all objects of a kind, page by page, each with the version that the whole list has."""
         query = {"limit": str(PAGE)}
         if selector:
             query["labelSelector"] = selector
-        accept = NAMES_ONLY if metadata_only else "application/json"
+        accept = NAMES_ONLY if metadata_only else JSON
         while True:
             page = await self.ask("GET", kind.path(namespace), query=query, accept=accept)
-            for item in page.get("items") or ():
-                yield {**item, "kind": kind.name, "apiVersion": kind.api_version}
-            rest = page.get("metadata", {}).get("continue", "")
-            if not rest:
+            metadata = page.get("metadata", {})
+            items = [{**item, "kind": kind.name, "apiVersion": kind.api_version} for item in page.get("items") or ()]
+            yield str(metadata.get("resourceVersion", "")), items
+            if not metadata.get("continue"):
                 return
-            query["continue"] = rest
+            query["continue"] = metadata["continue"]
 
-    async def apply(self, manifest: Body) -> Body:
-        """Make an object be as the manifest says in every field that the manifest names; others' fields stay."""
+    async def watch(
+        self, kind: Kind, namespace: str = "", *, since: str, selector: str = "", metadata_only: bool = False
+    ) -> AsyncGenerator[tuple[str, Body], None]:
+        """Give what happens to the objects of a kind after a version, as type of event and object, for some minutes.
+
+        The first is ("OPENED", {}), as soon as the server has granted it. Bookmarks are passed on.
+
+        Raises:
+            ApiRefused: The server will not do it; `code` 410 if that version is too old to go on from.
+            ApiUnavailable: It cannot do it just now.
+        """
+        query = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_S)}
+        query |= {"resourceVersion": since} | ({"labelSelector": selector} if selector else {})
+        what, path = f"watch of {kind.path(namespace)}", kind.path(namespace)
+        url = f"{self._configuration.host}{path}?{urlencode(query)}"
+        headers = await self._headers(what, JSON, NAME_ONLY if metadata_only else JSON)
+        patience = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
+        try:
+            answer = await self._streams.call_api("GET", url, headers, _request_timeout=patience)
+            response: aiohttp.ClientResponse = answer.response
+            async with response:
+                if response.status >= 300:
+                    after = response.headers.get("Retry-After", "")
+                    raise _not_granted("GET", path, response.status, await response.read(), after)
+                yield "OPENED", {}
+                async for line in _lines(response.content):
+                    event = _json(line)
+                    body = event.get("object") or {}
+                    if event.get("type") == "ERROR":
+                        raise _not_granted("GET", path, int(body.get("code") or SERVER_ERROR), line, "", body)
+                    yield str(event.get("type")), {**body, "kind": kind.name, "apiVersion": kind.api_version}
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise _unanswered(what, error) from error
+
+    async def apply(self, manifest: Body, uid: str) -> Body:
+        """Make an object be as the manifest says in every field that the manifest names; others' fields stay.
+
+        Args:
+            manifest: What it should be.
+            uid: Uid of the object that is meant: another one of the same name is refused.
+        """
         kind, metadata = KINDS[manifest["kind"]], manifest["metadata"]
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         path = kind.path(metadata["namespace"], metadata["name"])
+        body = {**manifest, "metadata": {**metadata, "uid": uid}}
         metrics.APPLIES.labels(kind.name).inc()
-        return await self.ask("PATCH", path, query=query, body=manifest, content_type=APPLY)
+        return await self.ask("PATCH", path, query=query, body=body, content_type=APPLY)
+
+    async def own_fields(self, live: Body) -> None:
+        """Have what was created here count as applied, so that what goes from the manifest goes from the object.
+
+        The API server keeps both apart: a field that was set by a creation stays when a later apply leaves it out.
+        """
+        metadata = live["metadata"]
+        entries = metadata.get("managedFields") or ()
+        ours = [one for one in entries if one.get("manager") == FIELD_MANAGER and not one.get("subresource")]
+        if not any(one.get("operation") == "Update" for one in ours):
+            return
+        applied = [one for one in ours if one.get("operation") == "Apply"] or [{**ours[0], "operation": "Apply"}]
+        others = [one for one in entries if one not in ours]
+        change = [
+            {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
+            {"op": "test", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]},
+            {"op": "replace", "path": "/metadata/managedFields", "value": [*others, *applied]},
+        ]
+        kind = KINDS[live["kind"]]
+        path = kind.path(metadata["namespace"], metadata["name"])
+        await self.ask("PATCH", path, query={"fieldManager": FIELD_MANAGER}, body=change, content_type=JSON_PATCH)
 
     async def create(self, manifest: Body) -> Body | None:
         """Create an object; None if there is one of that name already."""
@@ -273,7 +349,7 @@ class Cluster:
         name speak of that one.
         """
         about = f"type=Warning,involvedObject.kind={kind},involvedObject.name={name},involvedObject.uid={uid}"
-        query = {"fieldSelector": about, "limit": str(PAGE)}
+        query = {"fieldSelector": about, "limit": str(EVENTS_PER_PAGE)}
         found: list[Body] = []
         for _ in range(EVENT_PAGES_MAX):
             page = await self.ask("GET", f"/api/v1/namespaces/{quote(namespace)}/events", query=query)
@@ -289,6 +365,39 @@ def _told_at(event: Body) -> str:
     """Give when an Event was last seen, as text that sorts by time."""
     series = event.get("series") or {}
     return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")
+
+
+def _unanswered(what: str, error: BaseException) -> ApiUnavailable:
+    metrics.API_ERRORS.labels("none").inc()
+    return ApiUnavailable(f"{what}: no answer from the API server: {str(error) or type(error).__name__}")
+
+
+def _not_granted(
+    method: str, path: str, code: int, raw: bytes, retry_after: str, status: Body | None = None
+) -> ApiRefused | ApiUnavailable:
+    """Put an answer that grants nothing into an error: refused, or worth another try."""
+    metrics.API_ERRORS.labels(str(code)).inc()
+    content = _json(raw) if status is None else status
+    message = str(content.get("message") or raw[:200].decode(errors="replace") or f"HTTP {code}")
+    # A condition on what is there ("Conflict" of a DELETE or a PUT) is the asker's own; where none was set, as in a
+    # create that met another one's use of the same quota, it is a collision and gone the next time.
+    collided = content.get("reason") == "Conflict" and method in ("POST", "PATCH")
+    if code == TOO_MANY or code >= SERVER_ERROR or collided:
+        return ApiUnavailable(f"{method} {path}: {message}", float(retry_after) if retry_after.isdigit() else 0.0)
+    return ApiRefused(code, str(content.get("reason", "")), message)
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """Split a stream into lines, however long they are: an object may be larger than any buffer of the library's."""
+    rest = bytearray()
+    async for chunk in content.iter_any():
+        rest += chunk
+        if b"\n" in chunk:
+            *whole, last = bytes(rest).split(b"\n")
+            rest = bytearray(last)
+            for line in whole:
+                if line.strip():
+                    yield line
 
 
 def _json(raw: bytes) -> Body:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -69,16 +69,36 @@ def covers(live: Any, desired: Any, name: str = "", *, shared: bool = True) -> b
         name: The field that they are in.
         shared: Whether others may add to lists.
     """
+    return next(_differences(live, desired, name, (name,), shared=shared), None) is None
+
+
+def differences(live: Mapping[str, Any], desired: Mapping[str, Any]) -> dict[str, str]:
+    """Give the fields in which an object is not as its manifest says, each with what is there instead.
+
+    What the API server makes of a manifest, or a policy of the cluster, is no change that somebody has made since: the
+    same differences as in the answer to the write say that nothing has happened.
+    """
+    found = _differences(live, desired, "", (), shared=desired.get("kind") not in _ALONE)
+    return {".".join(path): json.dumps(value, sort_keys=True, default=str) for path, value in found}
+
+
+def _differences(
+    live: Any, desired: Any, name: str, path: tuple[str, ...], *, shared: bool
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(desired, Mapping):
+        if not isinstance(live, Mapping) and not _is_nothing(live):
+            yield path, live
+            return
         known = live if isinstance(live, Mapping) else {}
-        return (isinstance(live, Mapping) or _is_nothing(live)) and all(
-            covers(known.get(key), value, key, shared=shared) for key, value in desired.items()
-        )
-    if isinstance(desired, (list, tuple)):
-        return _covers_list(live, desired, name, shared=shared)
-    if desired is None or live is None:
-        return _is_nothing(desired) and _is_nothing(live)
-    return bool(desired == live) or _same_quantity(desired, live)
+        for key, value in desired.items():
+            yield from _differences(known.get(key), value, key, (*path, key), shared=shared)
+    elif isinstance(desired, (list, tuple)):
+        yield from _in_list(live, desired, name, path, shared=shared)
+    elif desired is None or live is None:
+        if not (_is_nothing(desired) and _is_nothing(live)):
+            yield path, live
+    elif not (desired == live or _same_quantity(desired, live)):
+        yield path, live
 
 
 def _is_nothing(value: Any) -> bool:
@@ -86,16 +106,25 @@ def _is_nothing(value: Any) -> bool:
     return value is None or value in ("", [], {}, ())
 
 
-def _covers_list(live: Any, desired: Sequence[Any], name: str, *, shared: bool) -> bool:
+def _in_list(
+    live: Any, desired: Sequence[Any], name: str, path: tuple[str, ...], *, shared: bool
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     if not isinstance(live, list):
-        return not desired and _is_nothing(live)
+        if desired or not _is_nothing(live):
+            yield path, live
+        return
     key = _key_of(name, desired) if shared else None
     if key is None:
-        return len(live) == len(desired) and all(
+        same = len(live) == len(desired) and all(
             covers(one, other, name, shared=shared) for one, other in zip(live, desired, strict=True)
         )
+        if not same:
+            yield path, live
+        return
     by_key = {str(item.get(key)): item for item in live if isinstance(item, Mapping)}
-    return all(covers(by_key.get(str(item[key])), item, name, shared=shared) for item in desired)
+    for item in desired:
+        word = str(item[key])
+        yield from _differences(by_key.get(word), item, name, (*path, word), shared=shared)
 
 
 def _key_of(name: str, desired: Sequence[Any]) -> str | None:

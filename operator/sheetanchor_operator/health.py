@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fastapi import FastAPI, Response
@@ -30,9 +30,11 @@ class Standing:
     Attributes:
         leading: It holds the Lease.
         synced: It has seen everything that there is; only a leader looks.
-        deaf: Kind whose watch has missed something for too long, "" for none.
+        deaf: What the watch of which has missed something for too long, "" for none.
         lease_age_s: Time since the Lease was last looked at.
         pipelines: How many it looks after.
+        serves: Whether there is a namespace of which everything that is needed can be heard.
+        refused: What cannot be listed or watched, each with the reason.
     """
 
     leading: bool
@@ -40,6 +42,8 @@ class Standing:
     deaf: str
     lease_age_s: float
     pipelines: int
+    serves: bool = True
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def live(self) -> bool:
@@ -48,8 +52,8 @@ class Standing:
 
     @property
     def ready(self) -> bool:
-        """Whether it acts, or could at once."""
-        return self.lease_age_s < LEASE_STALE_S and (self.synced or not self.leading)
+        """Whether it acts, or could at once. A leader that can hear of no namespace all that it needs serves nobody."""
+        return self.lease_age_s < LEASE_STALE_S and ((self.synced and self.serves) or not self.leading)
 
 
 class LastStanding:
@@ -105,7 +109,9 @@ def app(standing: Callable[[], Standing]) -> FastAPI:
 
     async def health() -> JSONResponse:
         now = standing()
-        status = "healthy" if now.live and now.ready else "unhealthy"
+        sound = now.live and now.ready
+        status = ("degraded" if now.refused else "healthy") if sound else "unhealthy"
+        status_of_watches = "degraded" if now.refused else "healthy"
         told: dict[str, Any] = {
             "status": status,
             "overall_status": status,
@@ -118,11 +124,15 @@ def app(standing: Callable[[], Standing]) -> FastAPI:
                     "status": "healthy" if now.lease_age_s < LEASE_STALE_S else "unhealthy",
                     "leading": now.leading,
                 },
-                "watches": {"status": "unhealthy" if now.deaf else "healthy", "synced": now.synced},
+                "watches": {
+                    "status": "unhealthy" if now.deaf or not now.serves else status_of_watches,
+                    "synced": now.synced,
+                    "refused": dict(now.refused),
+                },
             },
             "pipelines": now.pipelines,
         }
-        return JSONResponse(told, status_code=200 if status == "healthy" else 503)
+        return JSONResponse(told, status_code=200 if sound else 503)
 
     async def metrics() -> Response:
         return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)

@@ -1,19 +1,30 @@
-"""What the leader does: list, watch, work through the queue, and check that its watches are not deaf."""
+"""What the leader does: watch, work through the queue, and check that its watches are not deaf."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from sheetanchor_operator import metrics
-from sheetanchor_operator.cache import Cache, Key, version_of
-from sheetanchor_operator.cluster import NODE, PIPELINE, REANCHOR, ApiError, ApiRefused, ApiUnavailable, Cluster, Kind
+from sheetanchor_operator.cache import Cache, Entry, Key, version_of
+from sheetanchor_operator.cluster import (
+    CHILDREN,
+    JOB,
+    NODE,
+    PIPELINE,
+    POD,
+    REANCHOR,
+    ApiRefused,
+    ApiUnavailable,
+    Cluster,
+)
+from sheetanchor_operator.observed import Refusal
 from sheetanchor_operator.reconcile import Reconciler
-from sheetanchor_operator.watch import Watches, selector_of, watched
+from sheetanchor_operator.watch import LISTS_AT_ONCE, Place, Watch, places_of, selector_of
 from sheetanchor_operator.work_queue import Schedule
 
 log = logging.getLogger(__name__)
@@ -22,14 +33,15 @@ AUDIT_EVERY_S: Final = 30.0
 AUDIT_GRACE_S: Final = 5.0
 """What was listed must have been seen by the watch this much later."""
 
-FIRST_AUDIT_S: Final = 1.5
-FIRST_GRACE_S: Final = 0.5
-"""What is deleted between our own list and that of the watches is seen by neither; soon after is early enough."""
-
 DEAF_AFTER_S: Final = 60.0
-"""A watch that is behind for longer than this will not come back by itself: the process has to start anew."""
+"""A watch that is behind for longer than this, though listed anew: the process has to start anew."""
+
+UNCHECKED_S: Final = 300.0
+"""A watch that could not be checked for this long counts as one that cannot be heard."""
 
 IDLE_S: Final = 5.0
+ESSENTIAL: Final = frozenset({PIPELINE.name, REANCHOR.name, JOB.name, POD.name, *(kind.name for kind in CHILDREN)})
+"""Without these a namespace is not served as it should be; without nodes only zones are not known."""
 
 
 class Leader:
@@ -55,87 +67,119 @@ class Leader:
         workers: int,
     ) -> None:
         self.synced = False
-        self.behind_s: dict[str, float] = {}
-        """Loop time since which the watch of a kind has been behind."""
+        self.behind_s: dict[Place, float] = {}
+        """Loop time since which the watch of a place has been behind."""
         self._cluster, self._cache, self._reconciler = cluster, cache, reconciler
-        self._namespaces, self._nodes, self._workers = list(namespaces), nodes, workers
+        self._workers = workers
+        self._lists = asyncio.Semaphore(LISTS_AT_ONCE)
+        self._watches = {
+            place: Watch(cluster, place, self, self._lists) for place in places_of(namespaces, nodes=nodes)
+        }
+        self._checked_s: dict[Place, float] = {}
         self._schedule: Schedule[Key] = Schedule()
         self._news = asyncio.Event()
+        reconciler.blind = self.blind_in
 
     @property
     def deaf(self) -> str:
-        """Name the kind whose watch has been behind for too long, "" if none has."""
-        now_s = asyncio.get_running_loop().time()
-        return next((kind for kind, since_s in self.behind_s.items() if now_s - since_s > DEAF_AFTER_S), "")
+        """Name the place whose watch has been behind for too long, "" if none has."""
+        now_s = self._now_s
+        return next((str(place) for place, since_s in self.behind_s.items() if now_s - since_s > DEAF_AFTER_S), "")
+
+    @property
+    def troubles(self) -> dict[Place, Refusal]:
+        """Give the places that cannot be heard, and why."""
+        return {place: watch.trouble for place, watch in self._watches.items() if watch.trouble is not None}
+
+    @property
+    def serves(self) -> bool:
+        """Whether there is a namespace of which everything that is needed can be heard."""
+        where = {place.namespace for place in self._watches if place.kind.namespaced}
+        missing = {place.namespace for place in self.troubles if place.kind.name in ESSENTIAL}
+        return bool(where - missing)
+
+    def blind_in(self, namespace: str) -> dict[str, Refusal]:
+        """Give the kinds that cannot be heard in a namespace, and why."""
+        return {
+            place.kind.name: trouble for place, trouble in self.troubles.items() if place.namespace in ("", namespace)
+        }
 
     async def run(self) -> None:
-        """Act until cancelled.
-
-        Raises:
-            RuntimeError: The watches have ended; nothing can be known without them.
-        """
-        await self._fill()
-        watches = Watches(self._namespaces, nodes=self._nodes, deliver=self._take)
-        watches.start()
-        self.synced = True
-        log.info("looking after %d pipelines", len(self._cache.pipelines()))
+        """Act until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
+                # Pipelines come first: what belongs to none is known by name only.
+                await self._begin(group, [one for place, one in self._watches.items() if place.kind == PIPELINE])
+                await self._begin(group, [one for place, one in self._watches.items() if place.kind != PIPELINE])
+                for key in self._cache.pipelines():
+                    self._schedule.at(key, self._now_s)
+                self.synced = True
+                log.info("looking after %d pipelines", len(self._cache.pipelines()))
                 for _ in range(self._workers):
                     group.create_task(self._work())
                 group.create_task(self._audit())
-                group.create_task(_fail_when_ended(watches))
         finally:
             self.synced = False
-            await watches.stop()
+
+    async def _begin(self, group: asyncio.TaskGroup, watches: Sequence[Watch]) -> None:
+        """Start watches and wait until each has listed, or cannot: no decision is taken on half of a picture."""
+        for watch in watches:
+            metrics.WATCH_REFUSED.labels(watch.place.kind.name, watch.place.namespace).set(0)
+            group.create_task(watch.run())
+        for watch in watches:
+            await watch.settled.wait()
 
     # What is there
-
-    async def _fill(self) -> None:
-        """List everything once, so that no decision is taken on half of a picture."""
-        while True:
-            try:
-                for kind in watched(nodes=self._nodes):
-                    async for body in self._list(kind):
-                        self._cache.put(body)
-                break
-            except ApiUnavailable as error:
-                log.warning("the cluster cannot be listed yet: %s", error)
-                await asyncio.sleep(1 + random.random())
-        for key in self._cache.pipelines():
-            self._schedule.at(key, self._now_s)
-
-    async def _list(self, kind: Kind, *, metadata_only: bool = False) -> Any:
-        for namespace in (self._namespaces if kind.namespaced else None) or [""]:
-            pages = self._cluster.pages(kind, namespace, selector=selector_of(kind), metadata_only=metadata_only)
-            async for body in pages:
-                yield body
 
     @property
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _take(self, event: str, body: Mapping[str, Any]) -> None:
+    def seen(self, event: str, body: Mapping[str, Any]) -> None:
         """Take in what a watch has seen."""
         kind, metadata = body["kind"], body["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
-        known = self._cache.entry(kind, namespace, name)
+        known, nodes = self._cache.entry(kind, namespace, name), self._cache.nodes()
         if event == "DELETED":
             if known is None or known.uid != metadata.get("uid"):
                 return
             key = self._cache.drop(kind, namespace, name)
         else:
-            zones = self._cache.node_zones() if kind == NODE.name else None
-            key = self._cache.put(body)
-            if zones is not None and zones == self._cache.node_zones():
-                return
+            key = self._cache.take(body)
             if known is not None and known.uid == metadata.get("uid") and known.version >= version_of(body):
                 return
+            if kind == PIPELINE.name and key is not None and (known is None or known.uid != metadata.get("uid")):
+                self._look_again(namespace, self._cache.strangers_of(key))
         if kind == NODE.name:
-            self._wake_all()
+            if nodes != self._cache.nodes():
+                self._wake_all()
         elif key is not None:
             # A ReAnchor of no pipeline has to be told so; other objects of none are left over from one.
             self._wake(key, always=kind == REANCHOR.name and event != "DELETED")
+
+    def _look_again(self, namespace: str, kinds: Collection[str]) -> None:
+        """List anew what was known by name only, and may belong to a pipeline that has come after it."""
+        for place, watch in self._watches.items():
+            if place.kind.name in kinds and place.namespace in ("", namespace):
+                watch.again()
+
+    def swept(self, place: Place, listed: Collection[tuple[str, str]], version: int) -> None:
+        """Drop what a whole list does not show, unless it was written after that."""
+        for at, entry in self._cache.places(place.kind.name).items():
+            if at not in listed and place.namespace in ("", at[0]) and entry.version <= version:
+                key = self._cache.drop(place.kind.name, *at)
+                if place.kind == NODE:
+                    self._wake_all()
+                elif key is not None:
+                    self._wake(key)
+
+    def turned(self, place: Place) -> None:
+        """A place can be heard no longer, or again: whoever is concerned tells it."""
+        refused = place in self.troubles
+        metrics.WATCH_REFUSED.labels(place.kind.name, place.namespace).set(refused)
+        for key in self._cache.pipelines():
+            if place.namespace in ("", key[0]):
+                self._wake(key)
 
     def _wake(self, key: Key, *, always: bool = False) -> None:
         if not always and self._cache.entry(PIPELINE.name, *key) is None and key not in self._known():
@@ -199,58 +243,80 @@ class Leader:
 
     async def _audit(self) -> None:
         """Compare what the watches have shown with lists, again and again; what has vanished unseen is dropped."""
-        await self._audit_all(FIRST_AUDIT_S, FIRST_GRACE_S)
+        self._checked_s = dict.fromkeys(self._watches, self._now_s)
         while True:
-            await self._audit_all(AUDIT_EVERY_S * (0.9 + 0.2 * random.random()), AUDIT_GRACE_S)
+            await asyncio.sleep(AUDIT_EVERY_S * (0.9 + 0.2 * random.random()))
+            await asyncio.gather(*(self._try_audit(place, AUDIT_GRACE_S) for place in self._watches))
+            self._measure()
 
-    async def _audit_all(self, after_s: float, grace_s: float) -> None:
-        await asyncio.sleep(after_s)
-        await asyncio.gather(*(self._try_audit(kind, grace_s) for kind in watched(nodes=self._nodes)))
-
-    async def _try_audit(self, kind: Kind, grace_s: float) -> None:
+    async def _try_audit(self, place: Place, grace_s: float) -> None:
+        """Check one place. A check that cannot be made has not passed: the place counts as one that is not heard."""
+        watch = self._watches[place]
+        if watch.trouble is not None:  # it is told, and listed anew until that succeeds
+            self.behind_s.pop(place, None)
+            self._checked_s[place] = self._now_s
+            return
         try:
-            await self._audit_kind(kind, grace_s)
-        except ApiError as error:
-            log.warning("the watch of %s cannot be checked: %s", kind.plural, error)
+            await self._audit_place(place, grace_s)
+        except ApiRefused as error:
+            log.warning("the watch of %s cannot be checked: %s", place, error)
+            watch.refuse(error)
+        except ApiUnavailable as error:
+            log.warning("the watch of %s cannot be checked: %s", place, error)
+            if self._now_s - self._checked_s.get(place, self._now_s) > UNCHECKED_S:
+                watch.refuse(ApiRefused(0, "Unavailable", str(error)))
+        else:
+            self._checked_s[place] = self._now_s
 
-    async def _versions(self, kind: Kind) -> dict[Key, int]:
-        """List the versions of all objects of a kind by namespace and name."""
-        return {
-            (body["metadata"].get("namespace", ""), body["metadata"]["name"]): version_of(body)
-            async for body in self._list(kind, metadata_only=True)
-        }
+    async def _versions(self, place: Place) -> dict[Key, int]:
+        """List the versions of all objects of a place by namespace and name."""
+        kind, namespace = place
+        async with self._lists:
+            return {
+                (body["metadata"].get("namespace", ""), body["metadata"]["name"]): version_of(body)
+                async for _, items in self._cluster.pages(
+                    kind, namespace, selector=selector_of(kind), metadata_only=True
+                )
+                for body in items
+            }
 
-    async def _unseen(self, kind: Kind, places: Sequence[Key]) -> list[Key]:
+    def _places(self, place: Place) -> dict[Key, Entry]:
+        known = self._cache.places(place.kind.name)
+        return {at: entry for at, entry in known.items() if place.namespace in ("", at[0])}
+
+    async def _unseen(self, place: Place, missing: Sequence[Key]) -> list[Key]:
         """Of what the watch has not shown, name what is still there: the rest has come and gone meanwhile."""
-        if not places:
+        if not missing:
             return []
-        listed, now = await self._versions(kind), self._cache.places(kind.name)
-        return [place for place in places if place in listed and place not in now]
+        listed, now = await self._versions(place), self._places(place)
+        return [at for at in missing if at in listed and at not in now]
 
-    async def _audit_kind(self, kind: Kind, grace_s: float) -> None:
-        before = self._cache.places(kind.name)
-        listed = await self._versions(kind)
+    async def _audit_place(self, place: Place, grace_s: float) -> None:
+        before = self._places(place)
+        listed = await self._versions(place)
         await asyncio.sleep(grace_s)
-        now = self._cache.places(kind.name)
-        missed = [place for place, version in listed.items() if place in now and now[place].version < version]
-        missed += await self._unseen(kind, [place for place in listed if place not in now and place not in before])
-        for place, entry in before.items():
-            if place not in listed and now.get(place) is entry:
-                missed.append(place)
-                key = self._cache.drop(kind.name, *place)
+        now = self._places(place)
+        missed = [at for at, version in listed.items() if at in now and now[at].version < version]
+        missed += await self._unseen(place, [at for at in listed if at not in now and at not in before])
+        for at, entry in before.items():
+            if at not in listed and now.get(at) is entry:
+                missed.append(at)
+                key = self._cache.drop(place.kind.name, *at)
                 if key is not None:
                     self._wake(key)
         if missed:
-            self.behind_s.setdefault(kind.name, self._now_s)
-            log.warning(
-                "the watch of %s has missed %d objects, for instance %s/%s", kind.plural, len(missed), *missed[0]
-            )
+            self.behind_s.setdefault(place, self._now_s)
+            log.warning("the watch of %s has missed %d objects, for instance %s/%s", place, len(missed), *missed[0])
+            self._watches[place].again()
         else:
-            self.behind_s.pop(kind.name, None)
-        since_s = self.behind_s.get(kind.name, self._now_s)
-        metrics.WATCH_AGE.labels(kind.name).set(self._now_s - since_s)
+            self.behind_s.pop(place, None)
 
-
-async def _fail_when_ended(watches: Watches) -> None:
-    await watches.ended.wait()
-    raise RuntimeError(f"the watches have ended: {watches.trouble or 'no reason was given'}")
+    def _measure(self) -> None:
+        """Tell how long the watch of each kind has been behind, or could not be checked, in its worst place."""
+        ages: dict[str, float] = {}
+        for place in self._watches:
+            behind_s = self._now_s - self.behind_s.get(place, self._now_s)
+            unchecked_s = self._now_s - self._checked_s[place] - AUDIT_EVERY_S
+            ages[place.kind.name] = max(ages.get(place.kind.name, 0.0), behind_s, unchecked_s)
+        for kind, age_s in ages.items():
+            metrics.WATCH_AGE.labels(kind).set(age_s)

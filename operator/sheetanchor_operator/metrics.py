@@ -57,6 +57,12 @@ WATCH_AGE: Final = Gauge(
     ["kind"],
     registry=REGISTRY,
 )
+WATCH_REFUSED: Final = Gauge(
+    "sheetanchor_operator_watch_refused",
+    "1 while a kind cannot be listed or watched in a namespace, empty for everywhere; 0 while it can.",
+    ["kind", "watched_namespace"],
+    registry=REGISTRY,
+)
 APPLIES: Final = Counter(
     "sheetanchor_operator_applies_total", "Objects written, creations included.", ["kind"], registry=REGISTRY
 )

@@ -18,7 +18,6 @@ REANCHORS: Final = "reanchors"
 CATEGORY: Final = "sheetanchor"
 
 FIELD_MANAGER: Final = "sheetanchor-operator"
-KOPF_PREFIX: Final = "kopf.sheetanchor.dev"
 
 PIPELINE_LABEL: Final = f"{GROUP}/pipeline"
 ZONE_LABEL: Final = f"{GROUP}/zone"
@@ -129,6 +128,11 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     CRASH_LOOPING = "CrashLooping"
     CONTAINER_REFUSED = "ContainerRefused"
+    NAME_TAKEN = "NameTaken"
+    NAMESPACE_TERMINATING = "NamespaceTerminating"
+    POLICY_REFUSED = "PolicyRefused"
+    LIMITS_REFUSED = "LimitsRefused"
+    WATCH_REFUSED = "WatchRefused"
     # What may mend itself
     PODS_NOT_READY = "PodsNotReady"
     REDIS_UNREACHABLE = "RedisUnreachable"
@@ -185,6 +189,9 @@ class EventReason(StrEnum):
     EXCHANGE_UNREACHABLE = "ExchangeUnreachable"
     LINE_LOST = "LineLost"
     NO_PREDICTIONS = "NoPredictions"
+    NAME_TAKEN = "NameTaken"
+    WATCH_REFUSED = "WatchRefused"
+    KEPT_OFF = "KeptOff"
 
 
 def child_name(pipeline: str, component: Component | str, zone: str = "") -> str:

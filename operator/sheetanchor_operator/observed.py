@@ -17,14 +17,16 @@ class Refusal:
     Attributes:
         kind: Kind of the child.
         name: Name of the child.
-        code: HTTP status.
+        code: HTTP status; 0 where there was no answer.
         message: The server's own words.
+        reason: Its machine-readable reason, "" if it gave none.
     """
 
     kind: str
     name: str
     code: int
     message: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Observed:
         volume_claims: Whether each PersistentVolumeClaim that the pipeline names exists.
         events: Recent Warning events about the pipeline's children, newest last.
         refusals: What the API server would not do in this look.
+        blind: Why a kind cannot be listed or watched, by its name: what is known of it may be old.
+        usable_zones: Of the zones those in which the pipeline's pods can run; None if that was not looked at.
         states: `GET /state` of each processor, by pod name.
         predictions: `GET /predictions/{S}` by pod name and symbol.
         health: `GET /health/detailed` of each ingestor and Redis node, by pod name.
@@ -92,6 +96,8 @@ class Observed:
     volume_claims: Mapping[str, bool] = field(default_factory=dict)
     events: tuple[Live, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    blind: Mapping[str, Refusal] = field(default_factory=dict)
+    usable_zones: tuple[str, ...] | None = None
     states: Mapping[str, Answer] = field(default_factory=dict)
     predictions: Mapping[tuple[str, str], Answer] = field(default_factory=dict)
     health: Mapping[str, Answer] = field(default_factory=dict)

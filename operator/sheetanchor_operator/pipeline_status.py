@@ -79,6 +79,15 @@ class RedisStatus(ComponentStatus):
     master: str | None = field(None, "Pod that takes writes.")
 
 
+class OperatorStatus(Block):
+    """Which installation of the operator looks after the pipeline: no other acts on it."""
+
+    name: str = field(
+        ..., "Namespace and name of its Lease, for instance sheetanchor-system/sheetanchor.", max_length=512
+    )
+    seen_at: str = field(..., "When it last said so; it does every two minutes while it is at work.", schema=TIME)
+
+
 class PipelineStatus(Block):
     """What the operator observes; `kubectl get pp` shows the most of it."""
 
@@ -89,6 +98,7 @@ class PipelineStatus(Block):
         )
     )
 
+    operator: OperatorStatus | None = field(None, "Which installation of the operator looks after the pipeline.")
     phase: Phase | None = field(None, "The whole in one word.")
     ready: str | None = field(None, "Ready and wanted pods, for instance 9/9.")
     observed_generation: int | None = field(None, "Generation of the spec that this status speaks of.", ge=0)

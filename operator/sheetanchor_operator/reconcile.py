@@ -6,12 +6,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sheetanchor_operator.cache import Cache, Key, content_hash, secret_hash
+from sheetanchor_operator.causes import NAME_TAKEN_REASON
 from sheetanchor_operator.children import Defaults, Manifest
 from sheetanchor_operator.children.needs import claims_needed, config_maps_needed, secrets_needed
 from sheetanchor_operator.children.parts import owner_of
@@ -28,9 +29,10 @@ from sheetanchor_operator.cluster import (
     Cluster,
 )
 from sheetanchor_operator.events import Event
-from sheetanchor_operator.keeping import Keeper
+from sheetanchor_operator.keeping import CONFLICT, Keeper
 from sheetanchor_operator.measures import Measures
 from sheetanchor_operator.observed import Observed, Refusal
+from sheetanchor_operator.ownership import is_run_of
 from sheetanchor_operator.publish import Publisher
 from sheetanchor_operator.reanchor_plan import Plan, without
 from sheetanchor_operator.reanchor_spec import TERMINAL_PHASES
@@ -38,8 +40,9 @@ from sheetanchor_operator.reanchoring import plan
 from sheetanchor_operator.refusals import Refusals
 from sheetanchor_operator.roll import place_of
 from sheetanchor_operator.spec import BadSpec, Pipeline, parse
-from sheetanchor_operator.status import refused_status, status_of, transitions
+from sheetanchor_operator.status import NO_PLAN, refused_status, status_of, transitions
 from sheetanchor_operator.workloads import Workloads
+from sheetanchor_operator.zones import usable_zones
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,9 @@ PER_PIPELINE_S: Final = 0.05
 """With many pipelines each is looked at less often: at most twenty a second are, whatever their number."""
 
 DEFECT_LENGTH_MAX: Final = 300
+
+PLANNED_FROM: Final = frozenset({PIPELINE.name, REANCHOR.name, JOB.name, POD.name})
+"""Kinds without which no re-anchor is planned: half of a picture would start a second run, or miss the end of one."""
 
 _CHILD_KINDS: Final = frozenset(kind.name for kind in CHILDREN)
 
@@ -69,6 +75,9 @@ class Reconciler:
     measures: Measures
     defaults: Defaults
     resync_s: float = 10.0
+    blind: Callable[[str], Mapping[str, Refusal]] = lambda _namespace: {}
+    """Tells why a kind cannot be heard in a namespace, by its name."""
+
     _keeper: Keeper = field(init=False, repr=False)
     _unsound: set[Key] = field(default_factory=set)
     _refusals: Refusals = field(default_factory=Refusals)
@@ -113,10 +122,14 @@ class Reconciler:
 
     async def _look(self, key: Key, pipeline: Pipeline, body: Mapping[str, Any]) -> float:
         observed = await self._observe(pipeline, self.cache.of(key))
-        if not pipeline.paused:
+        # What may be deleted or changed by now must not be made again as it was.
+        if not pipeline.paused and PIPELINE.name not in observed.blind:
             observed = await self._keeper.keep(pipeline, observed)
-        decided = plan(pipeline, observed, self.defaults)
-        decided, refusals = await self._carry_out(key, pipeline, decided)
+        decided = NO_PLAN
+        refusals: tuple[Refusal, ...] = ()
+        if not PLANNED_FROM & observed.blind.keys():
+            decided = plan(pipeline, observed, self.defaults)
+            decided, refusals = await self._carry_out(key, pipeline, decided)
         observed = replace(observed, refusals=(*observed.refusals, *refusals))
         # What happened to the ReAnchors is written by now: another look would not find it new.
         await self._tell(pipeline.namespace, decided.events)
@@ -186,13 +199,15 @@ class Reconciler:
     async def _observe(self, pipeline: Pipeline, mine: Mapping[tuple[str, str], Mapping[str, Any]]) -> Observed:
         pods = tuple(body for (kind, _), body in sorted(mine.items()) if kind == POD.name)
         answers, needs = await asyncio.gather(self.workloads.ask(pods, pipeline.spec.symbols), self._needs(pipeline))
-        zones = self.cache.node_zones()
+        zones, nodes = self.cache.node_zones(), self.cache.nodes().values()
         return Observed(
             now_us=_now_us(),
             children=_children(mine),
             pods=pods,
             zones=tuple(sorted(set(zones.values()))),
+            usable_zones=usable_zones(nodes, pipeline.spec.scheduling),
             node_zones=zones,
+            blind=self.blind(pipeline.namespace),
             reanchors=tuple(body for (kind, _), body in sorted(mine.items()) if kind == REANCHOR.name),
             jobs=tuple(body for (kind, _), body in sorted(mine.items()) if kind == JOB.name),
             states=answers.states,
@@ -212,7 +227,7 @@ class Reconciler:
                 try:
                     yield name, await self.cluster.get(KINDS[kind], pipeline.namespace, name)
                 except ApiRefused as error:
-                    refusals.append(Refusal(kind, name, error.code, str(error)))
+                    refusals.append(Refusal(kind, name, error.code, str(error), error.reason))
 
         async for name, found in looked_at("Secret", secrets_needed(pipeline)):
             secrets[name] = None if found is None else frozenset(found.get("data") or {})
@@ -286,11 +301,28 @@ class Reconciler:
             created = await self.cluster.create(manifest)
         except ApiRefused as error:
             log.warning("%s %s/%s was refused: %s", kind, key[0], name, error)
-            return self._refusals.add(key, place, kind, Refusal(kind, name, error.code, str(error)), time.monotonic())
-        if created is not None:
-            self.cache.put(created)
-            log.info("%s %s/%s created", kind, key[0], name)
+            return self._refusals.add(
+                key, place, kind, Refusal(kind, name, error.code, str(error), error.reason), time.monotonic()
+            )
+        if created is None:
+            return await self._existing(key, manifest)
+        self.cache.put(created)
+        log.info("%s %s/%s created", kind, key[0], name)
         return None
+
+    async def _existing(self, key: Key, manifest: Manifest) -> Refusal | None:
+        """Look at what has the name of an object of a re-anchor: it may be the one, or somebody else's."""
+        kind, name = place = place_of(manifest)
+        found = await self.cluster.get(KINDS[kind], key[0], name)
+        if found is None:
+            return None  # gone meanwhile: the next look makes it
+        found = {**found, "kind": kind, "apiVersion": KINDS[kind].api_version}
+        if is_run_of(found, manifest):
+            self.cache.put(found)
+            return None
+        words = "there is one of this name that is not the operator's"
+        refusal = Refusal(kind, name, CONFLICT, words, NAME_TAKEN_REASON)
+        return self._refusals.add(key, place, kind, refusal, time.monotonic())
 
     # Telling
 

@@ -14,6 +14,7 @@ from sheetanchor_operator.blocks import (
     NameRef,
     PasswordRef,
     RedisResources,
+    SentinelResources,
     matches,
     url_of,
 )
@@ -58,10 +59,6 @@ class ManagedRedis(Block):
 
     model_config = ruled(
         rule(
-            "has(self.storage) == has(oldSelf.storage)",
-            "redis.managed.storage cannot be added or removed in place: make a new pipeline and re-anchor there",
-        ),
-        rule(
             "!('memory' in self.resources.limits) || "
             "quantity(self.maxMemory).isLessThan(quantity(string(self.resources.limits['memory'])))",
             "redis.managed.maxMemory must be below redis.managed.resources.limits.memory: lower it or raise the limit",
@@ -94,7 +91,10 @@ class ManagedRedis(Block):
         "A volume for each node. Absent means memory only: what is lost with all three nodes is rebuilt from "
         "the exchange.",
     )
-    resources: RedisResources = field(RedisResources(), "Resources of each Redis node.")
+    resources: RedisResources = field(RedisResources(), "Resources of the server of each Redis node.")
+    sentinel_resources: SentinelResources = field(
+        SentinelResources(), "Resources of the Sentinel beside each server, in the same pod."
+    )
 
 
 class ExternalRedis(Block):
@@ -158,6 +158,12 @@ class Redis(Block):
         rule(
             "has(self.external) == has(oldSelf.external)",
             "redis cannot be switched between managed and external in place: make a new pipeline and delete this one",
+        ),
+        # Here, and not where storage is: a rule that compares is not asked where its block comes or goes.
+        rule(
+            "(has(self.managed) && has(self.managed.storage)) == "
+            "(has(oldSelf.managed) && has(oldSelf.managed.storage))",
+            "redis.managed.storage cannot be added or removed in place: make a new pipeline and re-anchor there",
         ),
     )
 

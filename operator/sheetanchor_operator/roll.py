@@ -6,7 +6,8 @@ it is being renewed; what does not serve has nothing to lose and does not wait.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sheetanchor_operator.drift import needs_apply
@@ -19,26 +20,52 @@ Live = Mapping[str, Any]
 Place = tuple[str, str]
 
 
-def held_back(desired: Sequence[Live], live: Mapping[Place, Live]) -> frozenset[Place]:
-    """Name the workloads whose change waits for another's end, by kind and name.
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Whose turn it is.
+
+    Attributes:
+        held: Workloads whose change waits for another's end, by kind and name.
+        awaited: What they wait for; None if nothing is being renewed.
+    """
+
+    held: frozenset[Place] = frozenset()
+    awaited: Place | None = None
+
+
+def turn(
+    desired: Sequence[Live],
+    live: Mapping[Place, Live],
+    settled: Collection[Place] = (),
+    passed_over: Collection[Place] = (),
+) -> Turn:
+    """Say which workloads may be written.
 
     Args:
         desired: Manifests of a pipeline.
         live: Its objects as they are.
+        settled: Workloads that were written and left so, although they are not as their manifest says: what the server
+            or a policy of the cluster makes of it is no change that is still to come.
+        passed_over: Workloads that nobody waits for any more, since they never come to an end.
     """
-    held, busy = set(), False
+    held: set[Place] = set()
+    awaited: Place | None = None
     for manifest in sorted(filter(_is_workload, desired), key=_rank):
         place = place_of(manifest)
         body = live.get(place)
         if body is None:
             continue
-        if not needs_apply(manifest, body):
-            busy = busy or is_rolling(body)
-        elif busy and serves(body) and manifest["spec"].get("replicas", 1):
+        changes = place not in settled and needs_apply(manifest, body)
+        if changes and awaited is not None and serves(body) and manifest["spec"].get("replicas", 1):
             held.add(place)
-        else:
-            busy = True
-    return frozenset(held)
+        elif (changes or is_rolling(body)) and place not in passed_over:
+            awaited = awaited or place
+    return Turn(frozenset(held), awaited)
+
+
+def held_back(desired: Sequence[Live], live: Mapping[Place, Live]) -> frozenset[Place]:
+    """Name the workloads whose change waits for another's end, by kind and name."""
+    return turn(desired, live).held
 
 
 def may_go(body: Live, desired: Sequence[Live], live: Mapping[Place, Live]) -> bool:

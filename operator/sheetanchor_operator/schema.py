@@ -50,6 +50,12 @@ NAME_RULES: Final = [
         "are named after it: choose another",
     ),
 ]
+STATUS_STAYS: Final = rule(
+    "!has(oldSelf.status) || has(self.status)",
+    "status must not be removed: what it says must not go back; delete the object instead",
+)
+"""At the root: the rules of the status itself are not asked where the status goes as a whole."""
+
 COLUMNS_OF_PIPELINES: Final = [
     ("Phase", "string", ".status.phase", "The whole in one word", 0),
     ("Ready", "string", ".status.ready", "Ready and wanted pods", 0),
@@ -192,13 +198,14 @@ def pipelines() -> Schema:
         "statusReplicasPath": ".status.inference.replicas",
         "labelSelectorPath": ".status.inference.selector",
     }
-    version["schema"]["openAPIV3Schema"][RULES] = list(NAME_RULES)
+    version["schema"]["openAPIV3Schema"][RULES] = [*NAME_RULES, STATUS_STAYS]
     return crd
 
 
 def reanchors() -> Schema:
     """Render the definition of ReAnchor."""
     crd = definition(REANCHOR_KIND, REANCHORS, "ra", REANCHOR_TEXT, ReanchorSpec, ReanchorStatus, COLUMNS_OF_REANCHORS)
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"][RULES] = [STATUS_STAYS]
     crd["spec"]["versions"][0]["selectableFields"] = [{"jsonPath": ".spec.pipeline"}, {"jsonPath": ".spec.symbol"}]
     return crd
 

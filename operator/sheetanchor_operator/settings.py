@@ -34,6 +34,10 @@ class OperatorSettings(Common):
     operator_dns_ports: list[int] = setting(
         [53], "port at which the cluster's DNS pods listen; repeat for several", min_length=1
     )
+    operator_assign_ids: bool = setting(
+        True,
+        "have pods run as the image's user and group; false leaves their ids to the cluster, as OpenShift wants it",
+    )
     operator_nodes: bool = setting(True, "look at the nodes' zones; needs the right to list nodes")
     operator_lease: str = setting("sheetanchor-operator", "name of the Lease that the leader holds")
     operator_workers: int = setting(8, "pipelines that are looked at at the same time", ge=1, le=100)

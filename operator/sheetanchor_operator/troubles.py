@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sheetanchor_operator.causes import REASONS, REMEDIES, Cause, cause_of
 from sheetanchor_operator.children.needs import (
     claims_needed,
     component_that_needs,
@@ -37,12 +38,35 @@ CRASH_RECENT_US: Final = 10 * 60 * 1_000_000
 """kubelet backs off for five minutes at most: what has ended longer ago and is not ready now has another trouble."""
 
 EXIT_BAD_SETTINGS: Final = 2
+CODE_FORBIDDEN: Final = 403
+RESOURCE_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
+    Component.INGEST: ("ingestion.resources",),
+    Component.PROCESS: ("processor.resources",),
+    Component.INFER: ("inference.resources",),
+    Component.REDIS: ("redis.managed.resources", "redis.managed.sentinelResources"),
+    Component.REANCHOR: ("reanchor.resources",),
+}
+POD_REMEDIES: Final = {
+    Cause.QUOTA: "raise the namespace's ResourceQuota or lower {fields}",
+    Cause.QUOTA_FIELD: "set what the ResourceQuota asks for in {fields}",
+    Cause.LIMIT_RANGE: "set {fields} within the namespace's LimitRange",
+    Cause.RIGHTS: "the cluster's own controllers may not make pods here: see its RBAC",
+    Cause.NO_KIND: "admission refuses it",
+    Cause.OTHER: "admission refuses it",
+}
+"""What to do where pods, not objects of the operator's, are refused; elsewhere it is the same."""
+
 LINE_LENGTH_MAX: Final = 200
 
 ORDER: Final = (
     Reason.SPEC_REFUSED,
+    Reason.NAMESPACE_TERMINATING,
+    Reason.WATCH_REFUSED,
     Reason.APPLY_FORBIDDEN,
+    Reason.NAME_TAKEN,
     Reason.QUOTA_EXCEEDED,
+    Reason.LIMITS_REFUSED,
+    Reason.POLICY_REFUSED,
     Reason.APPLY_REFUSED,
     Reason.SECRET_MISSING,
     Reason.CONFIG_MAP_MISSING,
@@ -75,6 +99,7 @@ def troubles_of(pipeline: Pipeline, observed: Observed) -> tuple[Trouble, ...]:
     """Find what a person has to mend, most telling first."""
     found = {
         *map(_of_refusal, observed.refusals),
+        *map(_of_blindness, observed.blind.values()),
         *_of_needs(pipeline, observed),
         *_of_workloads(pipeline, observed),
         *(trouble for pod in observed.pods if is_current(pod) for trouble in _of_pod(pipeline, pod, observed.now_us)),
@@ -100,18 +125,20 @@ def component_of(child: Live) -> str:
 
 
 def _of_refusal(refusal: Refusal) -> Trouble:
-    what = f"{refusal.kind} {refusal.name}"
-    said = _one_line(refusal.message)
-    if "exceeded quota" in refusal.message:
-        return Trouble("", Reason.QUOTA_EXCEEDED, f"{what}: {said}; raise the namespace's ResourceQuota")
-    if refusal.code in (401, 403):
-        return Trouble(
-            "",
-            Reason.APPLY_FORBIDDEN,
-            f"{what}: {said}; give the operator this permission: install the chart of this version, with this "
-            "namespace among those that it watches",
-        )
-    return Trouble("", Reason.APPLY_REFUSED, f"{what}: {said}; correct the field of the pipeline that it comes from")
+    cause = cause_of(refusal.code, refusal.reason, refusal.message)
+    reason = REASONS.get(cause, Reason.APPLY_REFUSED)
+    return Trouble("", reason, f"{refusal.kind} {refusal.name}: {_one_line(refusal.message)}; {REMEDIES[cause]}")
+
+
+def _of_blindness(refusal: Refusal) -> Trouble:
+    cause = cause_of(refusal.code, refusal.reason, refusal.message)
+    reason = REASONS[cause] if cause is Cause.TERMINATING else Reason.WATCH_REFUSED
+    return Trouble(
+        "",
+        reason,
+        f"objects of the kind {refusal.kind} cannot be watched, and those of this pipeline are left as they are: "
+        f"{_one_line(refusal.message)}; {REMEDIES[cause]}",
+    )
 
 
 def _of_needs(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
@@ -202,13 +229,17 @@ def _stuck(pipeline: Pipeline, component: str, name: str) -> Trouble:
 def _refused_pod(component: str, said: str) -> Trouble:
     # The name of the pod that was not made differs each time.
     said = re.sub(r"^.*?is forbidden: ", "", _one_line(re.sub(r'[Pp]ods? "[^"]*"', "pods", said)))
-    if "exceeded quota" in said:
-        return Trouble(
-            component,
-            Reason.QUOTA_EXCEEDED,
-            f"{component}: no pod can be made: {said}; raise the namespace's ResourceQuota or lower resources.requests",
-        )
-    return Trouble(component, Reason.POD_REFUSED, f"{component}: no pod can be made: {said}; admission refuses it")
+    cause = cause_of(CODE_FORBIDDEN, "", said)
+    remedy = POD_REMEDIES.get(cause, REMEDIES[cause]).format(fields=_fields_of_resources(component, said))
+    reason = Reason.QUOTA_EXCEEDED if cause is Cause.QUOTA else Reason.POD_REFUSED
+    return Trouble(component, reason, f"{component}: no pod can be made: {said}; {remedy}")
+
+
+def _fields_of_resources(component: str, said: str) -> str:
+    """Name the fields of the pipeline that size a component's containers; the server says which one it means."""
+    fields = RESOURCE_FIELDS.get(component, ("its resources",))
+    named = [one for one in fields if "sentinel" in one] if re.search(r"\bsentinel\b", said) else []
+    return " and ".join(named or fields)
 
 
 def _of_pod(pipeline: Pipeline, pod: Live, now_us: int) -> Iterator[Trouble]:

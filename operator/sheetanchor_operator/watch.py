@@ -1,43 +1,70 @@
-"""The watches: kopf lists and watches every kind, in a thread and event loop of its own, and hands on what it sees.
+"""The watches: each kind in each place is listed and watched by a task of its own, as long as the operator leads.
 
-kopf only watches here. Its handlers of events write nothing to any object, need no finalizer, and keep no progress;
-what is to be done is decided elsewhere from the whole state, not from what has just changed.
+Whatever goes wrong in one place stays there: it is told, tried again, and costs no other place anything. Nothing here
+ends by itself. What is to be done is decided elsewhere from the whole state, not from what has just changed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+import random
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, Final, NamedTuple, Protocol
 
-import kopf
-
-from sheetanchor_operator.cluster import CHILDREN, JOB, NODE, PIPELINE, POD, REANCHOR, Kind
-from sheetanchor_operator.names import FIELD_MANAGER, KOPF_PREFIX, PIPELINE_LABEL
+from sheetanchor_operator.cluster import (
+    CHILDREN,
+    EXPIRED,
+    JOB,
+    METADATA_ONLY,
+    NODE,
+    PIPELINE,
+    POD,
+    REANCHOR,
+    ApiRefused,
+    ApiUnavailable,
+    Body,
+    Cluster,
+    Kind,
+)
+from sheetanchor_operator.names import PIPELINE_LABEL
+from sheetanchor_operator.observed import Refusal
 
 log = logging.getLogger(__name__)
 
-SERVER_TIMEOUT_S: Final = 240
-"""A whole number: the API server takes no other."""
+BACKOFF_S: Final = 1.0
+BACKOFF_MAX_S: Final = 15.0
+"""What is refused is tried again this often: whoever gives the right back wants to see it soon."""
 
-CLIENT_TIMEOUT_S: Final = 250.0
-CONNECT_TIMEOUT_S: Final = 5.0
-INACTIVITY_S: Final = 70.0
-"""The API server sends a bookmark every minute: a stream without any for longer is dead."""
+UNHEARD_S: Final = 20.0
+"""A place that cannot be listed or watched for longer than this, while others can, is told like one that is refused."""
 
-BACKOFFS_S: Final = (1, 1, 2, 3, 5)
-"""A watch that is refused for longer than the Lease may go without renewal ends the operator, which begins anew."""
+LISTS_AT_ONCE: Final = 8
+"""Lists share the connections of all other requests, among them the renewal of the Lease."""
 
-IDLE_S: Final = 0.1
-"""kopf keeps a task for each object for this long after its last event; its five seconds are memory for nothing."""
 
-CHUNK: Final = 500
-STOP_WITHIN_S: Final = 5.0
+class Place(NamedTuple):
+    """A kind, and where its objects are looked at; "" means everywhere."""
 
-Deliver = Callable[[str, Mapping[str, Any]], None]
-"""(type of the event, object); type is DELETED for one that is gone, anything else for one that is there."""
+    kind: Kind
+    namespace: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind.plural} in {self.namespace}" if self.namespace else self.kind.plural
+
+
+class Sink(Protocol):
+    """Who is told what the watches see."""
+
+    def seen(self, event: str, body: Mapping[str, Any]) -> None:
+        """An object is there, or, with the event DELETED, is gone."""
+
+    def swept(self, place: Place, listed: Collection[tuple[str, str]], version: int) -> None:
+        """A place was listed as a whole, as it was at a version; what is older and not in the list is gone."""
+
+    def turned(self, place: Place) -> None:
+        """A place can be heard no longer, or again."""
 
 
 def watched(*, nodes: bool) -> tuple[Kind, ...]:
@@ -45,106 +72,149 @@ def watched(*, nodes: bool) -> tuple[Kind, ...]:
     return (PIPELINE, REANCHOR, *CHILDREN, JOB, POD, *((NODE,) if nodes else ()))
 
 
+def places_of(namespaces: Sequence[str], *, nodes: bool) -> tuple[Place, ...]:
+    """Give every place; kinds that are in no namespace are one place each."""
+    where = tuple(dict.fromkeys(namespaces)) or ("",)
+    kinds = watched(nodes=nodes)
+    return tuple(Place(kind, one) for kind in kinds for one in (where if kind.namespaced else ("",)))
+
+
 def selector_of(kind: Kind) -> str:
     """Give the label selector that keeps everything out that is no pipeline's, "" for kinds that are ours anyway."""
     return "" if kind in (PIPELINE, REANCHOR, NODE) else PIPELINE_LABEL
 
 
-class Watches:
-    """A thread that watches until it is told to stop.
+class Watch:
+    """One place, listed and watched for ever.
 
     Args:
-        namespaces: Where; empty for everywhere.
-        nodes: Whether nodes may be watched.
-        deliver: Called in the event loop that is running when this is made.
+        cluster: The API server.
+        place: What is watched.
+        sink: Who is told.
+        lists: Bounds how many lists are read at the same time.
     """
 
-    def __init__(self, namespaces: Sequence[str], *, nodes: bool, deliver: Deliver) -> None:
-        self._namespaces = list(namespaces)
-        self._kinds = watched(nodes=nodes)
-        self._deliver = deliver
-        self._loop = asyncio.get_running_loop()
-        self._stop = threading.Event()
-        self.ended = asyncio.Event()
-        """Set when the thread has ended, whatever ended it."""
-        self.trouble: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="watches", daemon=True)
+    def __init__(self, cluster: Cluster, place: Place, sink: Sink, lists: asyncio.Semaphore) -> None:
+        self.place = place
+        self.settled = asyncio.Event()
+        """Set once the place was listed, or is known not to be heard."""
+        self.trouble: Refusal | None = None
+        self._cluster, self._sink, self._lists = cluster, sink, lists
+        self._following: asyncio.Task[None] | None = None
+        self._failing_since_s: float | None = None
+        self._failures = 0
 
-    def start(self) -> None:
-        """Begin to watch."""
-        self._thread.start()
+    async def run(self) -> None:
+        """Follow the place until cancelled; nothing else ends it."""
+        while True:
+            self._following = asyncio.create_task(self._follow(), name=f"watch of {self.place}")
+            try:
+                await asyncio.wait({self._following})
+            finally:
+                self._following.cancel()
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({self._following})
+            if not self._following.cancelled():
+                await self._learn(self._following.exception())
 
-    async def stop(self) -> None:
-        """End the watches; gives up waiting after some seconds."""
-        self._stop.set()
-        await asyncio.to_thread(self._thread.join, STOP_WITHIN_S)
+    def again(self) -> None:
+        """List anew at once: something was missed."""
+        if self._following is not None:
+            self._following.cancel()
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._watch())
-        except Exception as error:  # noqa: BLE001  whatever ends the watches ends the process: it is raised there
-            self.trouble = error
-        finally:
-            self._loop.call_soon_threadsafe(self.ended.set)
+    def refuse(self, error: ApiRefused) -> None:
+        """Take in that somebody else was refused to list the place; a stream that was granted before may go on."""
+        self._tell(self._refusal(error.code, error.reason, str(error)))
+        self.again()
 
-    async def _watch(self) -> None:
-        where: dict[str, Any] = {"namespaces": self._namespaces} if self._namespaces else {"clusterwide": True}
-        # kopf would else ask for the name of the user that it runs as, and the image has none for its number.
-        where["identity"] = FIELD_MANAGER
-        try:
-            await kopf.operator(
-                registry=self._registry(), settings=self._settings(), standalone=True, stop_flag=self._stop, **where
+    async def _learn(self, error: BaseException | None) -> None:
+        """Take in why the following has ended, and wait before the next try."""
+        if error is None:
+            return
+        self._failures += 1
+        if isinstance(error, ApiRefused):
+            if error.code != EXPIRED:
+                self._tell(self._refusal(error.code, error.reason, str(error)))
+            elif self._failures == 1:
+                return
+            else:
+                self._unheard(str(error))
+        elif isinstance(error, ApiUnavailable):
+            log.warning("the watch of %s: %s", self.place, error)
+            self._unheard(str(error))
+        else:
+            log.error("the watch of %s fails", self.place, exc_info=error)
+            self._tell(self._refusal(0, "Defect", f"{type(error).__name__}: {error}"))
+        least_s = error.retry_after_s if isinstance(error, ApiUnavailable) else 0.0
+        wait_s = min(BACKOFF_S * 2.0 ** min(self._failures - 1, 10), BACKOFF_MAX_S)
+        await asyncio.sleep(max(wait_s * (0.7 + 0.6 * random.random()), min(least_s, BACKOFF_MAX_S)))
+
+    def _refusal(self, code: int, reason: str, message: str) -> Refusal:
+        return Refusal(self.place.kind.name, self.place.namespace, code, message, reason)
+
+    def _unheard(self, message: str) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if self._failing_since_s is None:
+            self._failing_since_s = now_s
+        elif now_s - self._failing_since_s >= UNHEARD_S:
+            self._tell(self._refusal(0, "Unavailable", message))
+
+    def _tell(self, trouble: Refusal | None) -> None:
+        before, self.trouble = self.trouble, trouble
+        self.settled.set()
+        if (before is None) == (trouble is None):
+            return
+        if trouble is None:
+            log.info("%s can be watched again", self.place)
+        else:
+            log.error("%s cannot be watched: %s", self.place, trouble.message)
+        self._sink.turned(self.place)
+
+    async def _follow(self) -> None:
+        version = await self._list()
+        while True:
+            version = await self._stream(version)
+
+    async def _list(self) -> str:
+        kind, namespace = self.place
+        listed: set[tuple[str, str]] = set()
+        version = ""
+        async with self._lists:
+            pages = self._cluster.pages(
+                kind, namespace, selector=selector_of(kind), metadata_only=kind in METADATA_ONLY
             )
-        finally:
-            # kopf waits for the flag in a thread, and the event loop does not end before that thread does.
-            self._stop.set()
+            async with aclosing(pages):
+                async for whole, items in pages:
+                    version = whole
+                    for body in items:
+                        self._sink.seen("LISTED", body)
+                        listed.add((body["metadata"].get("namespace", ""), body["metadata"]["name"]))
+        self._sink.swept(self.place, listed, int(version) if version.isdigit() else 0)
+        if self.trouble is None:
+            self.settled.set()
+        return version
 
-    def _registry(self) -> kopf.OperatorRegistry:
-        registry = kopf.OperatorRegistry()
-        kopf.on.login(registry=registry)(_login)
-        for kind in self._kinds:
-            group, _, version = kind.api_version.rpartition("/")
-            see = self._seer(kind)
-            kopf.on.event(group, version, kind.plural, registry=registry, id=f"see-{kind.plural}")(see)
-        return registry
+    async def _stream(self, version: str) -> str:
+        """Watch until the server ends it; gives the version to go on from."""
+        kind, namespace = self.place
+        started_s, heard = asyncio.get_running_loop().time(), False
+        events = self._cluster.watch(
+            kind, namespace, since=version, selector=selector_of(kind), metadata_only=kind in METADATA_ONLY
+        )
+        async with aclosing(events):
+            async for event, body in events:
+                if event == "OPENED":
+                    self._tell(None)
+                    self._failing_since_s = None
+                    continue
+                heard, self._failures = True, 0
+                version = self._take(event, body) or version
+        if not heard and asyncio.get_running_loop().time() - started_s < BACKOFF_S:
+            raise ApiUnavailable(f"the watch of {self.place} was ended by the server as soon as it had begun")
+        return version
 
-    def _seer(self, kind: Kind) -> Callable[..., Any]:
-        async def see(event: kopf.RawEvent, **_: Any) -> None:
-            body = {"kind": kind.name, "apiVersion": kind.api_version, **event["object"]}
-            self._loop.call_soon_threadsafe(self._deliver, str(event["type"]), body)
-
-        return see
-
-    def _settings(self) -> kopf.OperatorSettings:
-        settings = kopf.OperatorSettings()
-        settings.posting.enabled = False
-        settings.scanning.disabled = True
-        settings.persistence.finalizer = f"{KOPF_PREFIX}/finalizer"
-        settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=KOPF_PREFIX, v1=False)
-        settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=KOPF_PREFIX, v1=False)
-        settings.queueing.idle_timeout = IDLE_S
-        settings.watching.server_timeout = SERVER_TIMEOUT_S
-        settings.watching.client_timeout = CLIENT_TIMEOUT_S
-        settings.watching.connect_timeout = CONNECT_TIMEOUT_S
-        settings.watching.inactivity_timeout = INACTIVITY_S
-        settings.watching.chunk_size = CHUNK
-        settings.networking.request_timeout = 30.0
-        settings.networking.error_backoffs = BACKOFFS_S
-        settings.networking.connect_timeout = CONNECT_TIMEOUT_S
-        for kind in self._kinds:
-            selector = selector_of(kind)
-            if selector:
-                settings.watching.label_selectors[kind.api_version, kind.plural] = selector
-        return settings
-
-
-def plain_words(record: logging.LogRecord) -> bool:
-    """Filter for log handlers: takes off what kopf hangs on its log lines, which is no JSON."""
-    for name in ("settings", "k8s_ref", "k8s_skip"):
-        record.__dict__.pop(name, None)
-    return True
-
-
-def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    """Log in as the pod that we are, else with the kubeconfig."""
-    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    def _take(self, event: str, body: Body) -> str:
+        metadata = body["metadata"]
+        if event in ("ADDED", "MODIFIED", "DELETED"):
+            self._sink.seen(event, body)
+        return str(metadata.get("resourceVersion", ""))

@@ -26,6 +26,7 @@ from sheetanchor_operator.leading import DEAF_AFTER_S, Leader
 from sheetanchor_operator.measures import Measures
 from sheetanchor_operator.publish import Publisher
 from sheetanchor_operator.reconcile import Reconciler
+from sheetanchor_operator.watch import Place
 from sheetanchor_operator.workloads import Answers, Workloads
 
 
@@ -60,18 +61,18 @@ async def test_what_a_watch_has_missed_is_noticed(apiserver: ApiServer, where: s
     cache = Cache()
     leader = leader_of(cluster, cache, where)
     cache.put(pipeline_of(apiserver, where))
-    await leader._audit_kind(PIPELINE, 0.0)
+    await leader._audit_place(Place(PIPELINE, where), 0.0)
     assert {} == leader.behind_s
 
     apply_pipeline(apiserver, where, logLevel="debug")
-    await leader._audit_kind(PIPELINE, 0.0)
-    assert [PIPELINE.name] == list(leader.behind_s)
+    await leader._audit_place(Place(PIPELINE, where), 0.0)
+    assert [Place(PIPELINE, where)] == list(leader.behind_s)
     assert "" == leader.deaf
-    leader.behind_s[PIPELINE.name] -= DEAF_AFTER_S + 1
-    assert PIPELINE.name == leader.deaf
+    leader.behind_s[Place(PIPELINE, where)] -= DEAF_AFTER_S + 1
+    assert f"predictionpipelines in {where}" == leader.deaf
 
     cache.put(pipeline_of(apiserver, where))
-    await leader._audit_kind(PIPELINE, 0.0)
+    await leader._audit_place(Place(PIPELINE, where), 0.0)
     assert ("", {}) == (leader.deaf, leader.behind_s)
 
 
@@ -79,9 +80,9 @@ async def test_what_was_never_shown_is_noticed(where: str, cluster: Cluster) -> 
     """A pipeline that a watch has never told of counts as missed."""
     leader = leader_of(cluster, Cache(), where)
 
-    await leader._audit_kind(PIPELINE, 0.0)
+    await leader._audit_place(Place(PIPELINE, where), 0.0)
 
-    assert [PIPELINE.name] == list(leader.behind_s)
+    assert [Place(PIPELINE, where)] == list(leader.behind_s)
 
 
 async def test_what_has_gone_unseen_is_dropped(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
@@ -91,7 +92,7 @@ async def test_what_has_gone_unseen_is_dropped(apiserver: ApiServer, where: str,
     cache.put(pipeline_of(apiserver, where))
     apiserver.kubectl("delete", "predictionpipeline", "btc", "-n", where)
 
-    await leader._audit_kind(PIPELINE, 0.0)
+    await leader._audit_place(Place(PIPELINE, where), 0.0)
 
     assert [] == cache.pipelines()
 
@@ -104,6 +105,8 @@ async def test_what_has_gone_unseen_is_dropped(apiserver: ApiServer, where: str,
         (Standing(leading=True, synced=False, deaf="", lease_age_s=1, pipelines=0), 200, 503),
         (Standing(leading=False, synced=False, deaf="", lease_age_s=600, pipelines=0), 200, 503),
         (Standing(leading=True, synced=True, deaf="Pod", lease_age_s=1, pipelines=3), 503, 200),
+        (Standing(True, True, "", 1, 3, serves=True, refused={"pods in n2": "no"}), 200, 200),
+        (Standing(True, True, "", 1, 3, serves=False, refused={"pods in n1": "no"}), 200, 503),
     ],
 )
 async def test_probes_tell_what_a_new_start_can_mend(standing: Standing, live: int, ready: int) -> None:
@@ -223,10 +226,10 @@ async def test_a_deaf_watch_of_requests_is_noticed(apiserver: ApiServer, where: 
     body = {"apiVersion": "sheetanchor.dev/v1alpha1", "kind": "ReAnchor", "metadata": {"name": "one"}, "spec": spec}
     apiserver.ask(path, method="POST", body=body)
 
-    await leader._audit_kind(REANCHOR, 0.0)
-    assert [REANCHOR.name] == list(leader.behind_s)
+    await leader._audit_place(Place(REANCHOR, where), 0.0)
+    assert [Place(REANCHOR, where)] == list(leader.behind_s)
 
-    audit = asyncio.create_task(leader._audit_kind(REANCHOR, 1.0))
+    audit = asyncio.create_task(leader._audit_place(Place(REANCHOR, where), 1.0))
     await asyncio.sleep(0.5)
     apiserver.ask(f"{path}/one", method="DELETE")
     await audit

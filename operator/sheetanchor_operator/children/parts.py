@@ -25,6 +25,8 @@ class Defaults:
         dns_ports: Where the cluster's DNS pods listen, which is what a policy sees, not their Service's port.
         listen_address: Where workloads listen; `*` is every address, by IPv4 and IPv6.
         pull_secrets: For images of pipelines that name no pull secrets themselves.
+        assign_ids: Whether pods name the user and groups that they run as. Where each namespace is given ids of
+            its own, as by OpenShift, pods that name others are refused.
     """
 
     image: str
@@ -36,6 +38,7 @@ class Defaults:
     dns_ports: tuple[int, ...] = (53,)
     pull_secrets: tuple[str, ...] = ()
     listen_address: str = "*"
+    assign_ids: bool = True
 
 
 def owner_of(pipeline: Pipeline) -> Manifest:

@@ -35,14 +35,13 @@ LOST_NODE_TOLERATION_S: Final = 10
 
 TMP_SIZE: Final = "64Mi"
 
-POD_SECURITY: Final[Manifest] = {
-    "runAsNonRoot": True,
+IDS: Final[Manifest] = {
     "runAsUser": USER_ID,
     "runAsGroup": USER_ID,
     "fsGroup": USER_ID,
     "fsGroupChangePolicy": "OnRootMismatch",
-    "seccompProfile": {"type": "RuntimeDefault"},
 }
+POD_SECURITY: Final[Manifest] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 CONTAINER_SECURITY: Final[Manifest] = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -100,6 +99,11 @@ def secret_entries(pipeline: Pipeline, component: Component) -> dict[str, Secret
     if component is Component.INGEST:
         entries["api-key"] = api_key_entry(pipeline)
     return {file: entry for file, entry in entries.items() if entry is not None}
+
+
+def pod_security(defaults: Defaults) -> Manifest:
+    """Render what pods may not do, and as whom they run where the cluster does not choose that itself."""
+    return {**POD_SECURITY, **(IDS if defaults.assign_ids else {})}
 
 
 def resources_of(resources: Resources) -> Manifest:
@@ -209,7 +213,7 @@ def pod_spec(pipeline: Pipeline, defaults: Defaults, role: Role) -> Manifest:
         "serviceAccountName": child_name(pipeline.name, role.component),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": POD_SECURITY,
+        "securityContext": pod_security(defaults),
         "terminationGracePeriodSeconds": role.grace_s,
         "tolerations": tolerations(pipeline),
         "containers": [container(pipeline, defaults, role, [mount for _, mount in volumes])],

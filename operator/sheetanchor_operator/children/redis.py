@@ -12,11 +12,11 @@ from sheetanchor.settings import REDIS_USERS, RedisSettings
 from sheetanchor_operator.children.parts import Defaults, Manifest, disruption_budget, metadata_of
 from sheetanchor_operator.children.pods import (
     CONTAINER_SECURITY,
-    POD_SECURITY,
     SCRAPED,
     apart_on_nodes,
     image_of,
     pod_metadata,
+    pod_security,
     pull_policy_of,
     resources_of,
     tolerations,
@@ -60,11 +60,6 @@ SETTLED_S: Final = 5
 
 NOTES_SIZE: Final = "64Mi"
 """Configuration files, and nothing else where data is kept in memory only."""
-
-SENTINEL_RESOURCES: Final[Manifest] = {
-    "requests": {"cpu": "20m", "memory": "64Mi"},
-    "limits": {"memory": "192Mi"},
-}
 
 DNS_OPTIONS: Final = (
     {"name": "ndots", "value": "1"},
@@ -183,7 +178,7 @@ def _template(pipeline: Pipeline, managed: ManagedRedis, observed: Observed, def
         "serviceAccountName": name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": POD_SECURITY,
+        "securityContext": pod_security(defaults),
         "terminationGracePeriodSeconds": GRACE_S,
         "dnsConfig": {"options": [dict(one) for one in DNS_OPTIONS]},
         "tolerations": tolerations(pipeline),
@@ -244,7 +239,8 @@ def _sentinel(pipeline: Pipeline, managed: ManagedRedis, defaults: Defaults) -> 
     settings = _settings(pipeline, managed, defaults) | own
     ports = {"sentinel": SENTINEL_PORT, "http-sentinel": SENTINEL_HTTP_PORT, "probes-sentinel": SENTINEL_PROBE_PORT}
     args = _args(settings, "--sentinel")
-    return _container(pipeline, managed, defaults, "sentinel", args, ports, SENTINEL_RESOURCES)
+    resources = resources_of(managed.sentinel_resources)
+    return _container(pipeline, managed, defaults, "sentinel", args, ports, resources)
 
 
 def _container(
