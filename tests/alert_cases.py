@@ -162,11 +162,23 @@ def degraded(each: float) -> Series:
     }
 
 
-def accuracy(now: float) -> Series:
-    """Give a model that was right in half the cases in training."""
+def accuracy(now: float, decided: int = 100) -> Series:
+    """Give a model that was right in half the cases in training; all predictions of the hour were always wrong."""
     return {
-        **pod("sheetanchor_directional_accuracy", f"{now}x100", f'{SYMBOL},window="1h"'),
+        **pod("sheetanchor_model_directional_accuracy", f"{now}x100", SYMBOL),
+        **pod("sheetanchor_model_decided_predictions", f"{decided}x100", SYMBOL),
         **pod("sheetanchor_model_baseline_accuracy", "0.5x100", SYMBOL),
+        **pod("sheetanchor_directional_accuracy", "0x100", f'{SYMBOL},window="1h"'),
+        **pod("sheetanchor_decided_predictions", "1800x100", f'{SYMBOL},window="1h"'),
+    }
+
+
+def objective(day: float, *, decided: int = 1_000, trained: float = 0.56) -> Series:
+    """Give a day's accuracy beside what the model reached in training."""
+    return {
+        **pod("sheetanchor_directional_accuracy", f"{day}x400", f'{SYMBOL},window="24h"'),
+        **pod("sheetanchor_decided_predictions", f"{decided}x400", f'{SYMBOL},window="24h"'),
+        **pod("sheetanchor_model_baseline_accuracy", f"{trained}x400", SYMBOL),
     }
 
 
@@ -343,6 +355,10 @@ CASES: list[Case] = [
         pod("sheetanchor_model_info", "1x40", 'model="m",mode="model"'),
     ),
     *both("SheetAnchorModelAccuracyLow", "16m", accuracy(0.395), accuracy(0.405)),
+    Case("SheetAnchorModelAccuracyLow", False, "16m", accuracy(0.1, decided=99)),
+    *both("SheetAnchorAccuracyObjectiveMissed", "62m", objective(0.549), objective(0.551)),
+    Case("SheetAnchorAccuracyObjectiveMissed", False, "62m", objective(0.3, decided=999)),
+    Case("SheetAnchorAccuracyObjectiveMissed", False, "62m", objective(0.3, trained=0.5)),
     # ingestion.yaml
     *brief(
         "SheetAnchorSbeDisconnected",

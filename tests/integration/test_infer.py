@@ -197,6 +197,36 @@ def test_a_replica_without_a_model_leaves_the_slot_to_a_sound_one(
         assert {"rich"} == winners
 
 
+def test_readers_are_sent_to_a_replica_from_its_first_slot_on(
+    redis_server: RedisServer, market: Market, models: Path, tmp_path: Path
+) -> None:
+    """Until then it says no, with both of its symbols; from then on it answers whoever asks."""
+    with replicas(redis_server.url, models, tmp_path, "a", flags=("--symbol", "BTCUSDT", "--symbol", "ETHUSDT")) as [
+        one
+    ]:
+        asked = []
+
+        def is_ready() -> bool:
+            asked.append(
+                (one.get("/health/ready")[0], [one.get(f"/predictions/{s}")[0] for s in ("BTCUSDT", "ETHUSDT")])
+            )
+            return asked[-1][0] == 200
+
+        wait_until(is_ready, within_s=20, what="it is ready")
+
+    assert 503 in {status for status, _ in asked}
+    assert [200, 200] == asked[-1][1]
+
+
+def test_a_replica_with_nothing_to_answer_from_gets_no_readers(free_port: int, tmp_path: Path) -> None:
+    """No Redis, no model, nothing from before: it lives, serves its slots and is not ready."""
+    with replicas(f"redis://127.0.0.1:{free_port}/0", tmp_path / "none", tmp_path, "a") as [replica]:
+        record = replica.wait_for(lambda found: found["mode"] == "none", "an answer of nothing")
+        replica.wait_for(lambda found: found["slot"] > record["slot"], "the next one")
+
+        assert (503, 503, 200) == tuple(replica.get(f"/health{path}")[0] for path in ("", "/ready", "/live"))
+
+
 def test_an_empty_redis_and_no_model_still_give_predictions(redis_server: RedisServer, tmp_path: Path) -> None:
     """Confidence 0, no price, committed, and an HTTP status of 200."""
     with replicas(redis_server.url, tmp_path / "none", tmp_path, "a") as [replica]:
@@ -228,7 +258,7 @@ def test_a_redis_that_hangs_dies_and_comes_back_empty(redis_server: RedisServer,
         redis_server.stop()
         replica.wait_for(lambda found: not found["committed"] and found["degraded"], "an answer without Redis")
         wait_until(lambda: check_of(replica, "redis") == "unhealthy", within_s=8, what="the loss of Redis shows")
-        assert (200, 200) == (replica.get("/health")[0], replica.get("/health/ready")[0])
+        assert (503, 200) == (replica.get("/health")[0], replica.get("/health/ready")[0])
         redis_server.start()
         record = replica.wait_for(_sound, "a sound prediction from the new server")
         assert 1 == record["epoch"] == market.epoch

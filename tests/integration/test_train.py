@@ -22,7 +22,7 @@ from sheetanchor.onnx_model import OnnxModel
 from sheetanchor.recording import Recording
 from sheetanchor.registry import ModelRecord, ModelRegistry, default_root
 from sheetanchor.settings import TrainSettings
-from sheetanchor.train import run, score
+from sheetanchor.train import Gate, _store, run, score
 from sheetanchor.vector import extract
 
 
@@ -177,3 +177,27 @@ def test_the_score_of_directions_leaves_flat_outcomes_out() -> None:
     found = score(np.array([0.1, -0.1, 0.1, 0.1]), np.array([0.2, 0.2, 0.0, 0.3]))
 
     assert found["directional_accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("good", [True, False])
+@pytest.mark.parametrize("others", [True, False])
+def test_a_broken_pointer_is_mended_by_a_promotion(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, good: bool, others: bool
+) -> None:
+    """As `model --use` does; but what the gate refused does not take the place of models that have passed theirs."""
+    shipped = ModelRegistry(trained).current()
+    root = tmp_path / "models"
+    if others:
+        promote(root, model(1e-5))
+    root.mkdir(exist_ok=True)
+    (root / "current.json").write_text("[" * 100_000)
+    settings = TrainSettings(out=root)
+
+    code = _store(settings, shipped.onnx, content_of(shipped), Gate(sound=True, good=good, findings={}))
+
+    if good or not others:
+        assert (0, shipped.version) == (code, ModelRegistry(root).current().version)
+    else:
+        assert (1, "test@") == (code, ModelRegistry(root).fallbacks()[-1].version[:5])
+        assert "is not promoted: the gate refused it" in caplog.text
+    assert "counts as no pointer" in caplog.text

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sheetanchor.web import Check, CheckResult, Health, create_app, overall, serve
+from sheetanchor.web import LOOP_STALL_MAX_S, Check, CheckResult, Health, create_app, overall, serve
 
 
 async def fine() -> CheckResult:
@@ -121,6 +121,45 @@ async def test_a_hanging_dependency_does_not_hang_health() -> None:
 
     assert 503 == answer.status
     assert time.monotonic() - started < 1.0
+
+
+async def test_nothing_is_ready_before_it_was_checked() -> None:
+    """Not even what only has optional checks: nobody knows yet whether they fail."""
+    async with served(Check("redis", hanging, critical=False)) as (client, _):
+        answer = await get(client, "/health/ready")
+
+    assert 503 == answer.status
+
+
+async def test_a_role_says_itself_when_it_is_of_use() -> None:
+    """Where it can do without something critical, readiness goes by that and health by the check."""
+    of_use = True
+    async with served(Check("redis", broken)) as (client, health):
+        await until(client, "/health/ready", "not ready")
+
+        health.admits = lambda: of_use
+        with_it = [(await get(client, path)).status for path in ("/health", "/health/ready")]
+        of_use = False
+        without = (await get(client, "/health/ready")).status
+
+    assert ([503, 200], 503) == (with_it, without)
+
+
+@pytest.mark.parametrize("silent", ["BTCUSDT", "ETHUSDT", "first"])
+async def test_one_loop_that_stops_is_seen_beside_others_that_turn(silent: str) -> None:
+    """Each loop that has turned once has to go on turning."""
+    health = Health("sheetanchor-test", [])
+    loops = ["BTCUSDT", "ETHUSDT", "first"]
+    for loop in loops:
+        health.beat(loop)
+    well = health.live
+
+    health._beats[silent] -= LOOP_STALL_MAX_S
+    for loop in loops:
+        if loop != silent:
+            health.beat(loop)
+
+    assert (True, False) == (well, health.live)
 
 
 async def test_draining_is_not_ready() -> None:

@@ -27,3 +27,13 @@ def test_every_feature_is_described(group: str) -> None:
     assert {name for name in wanted if LEVEL.fullmatch(name)} <= {
         f"{side}{level}_{part}" for side in ("bid", "ask") for level in range(1, 11) for part in "pq"
     }
+
+
+def test_the_page_tells_what_a_return_compares_with_when_history_is_short() -> None:
+    """The last trade's price first, 0 only without that: what test_market_windows shows of the code."""
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+
+    assert (
+        "the price of the last trade at or before x stands in for it; without such a trade either, the return is 0"
+        in text
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from sheetanchor.contract import STALE_AFTER_US
 from sheetanchor.prediction import (
     AHEAD_MAX_US,
+    ANSWER_DOUBTS,
     REASON_LENGTH_MAX,
     SILENT_WRITER_US,
     TREND_CONFIDENCE,
@@ -25,8 +28,10 @@ from sheetanchor.prediction import (
     doubts_of,
     is_usable,
     nothing_read,
+    reason_of,
     without_model,
 )
+from sheetanchor.soundness import REASON_KINDS
 from sheetanchor.trend import TREND_SPAN_US, linear_return
 
 NOW = 1_700_000_000_000_000
@@ -183,3 +188,63 @@ def test_the_trend_continues_a_straight_line() -> None:
 def test_too_few_recent_prices_make_no_trend(points: list[tuple[int, float]]) -> None:
     """Two points, one moment, or the day before yesterday are no line."""
     assert linear_return(points, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        ("suspect", False),
+        ("incomplete", False),
+        ("stale", False),
+        *((kind, False) for kind in ("writer", "unproven", *REASON_KINDS)),
+        ("redis", True),
+        ("symbols", False),
+        ("features", False),
+        ("model", True),
+        ("some kind of a later version", False),
+    ],
+)
+def test_only_what_another_replica_may_be_without_lets_it_go_first(kind: str, own: bool) -> None:
+    """To wait for others over what lies in the state or the model that all share would only make predictions late."""
+    answer = replace(ANSWER, doubts=(Doubt("symbols", "x"), Doubt(kind, "y")))
+
+    assert (own, own) == (Doubt(kind, "y").own, answer.own_degraded)
+
+
+def test_the_page_tells_which_doubts_are_shared() -> None:
+    """The table of reasons in docs/models.md and the code agree, kind by kind."""
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+`) \| [^|]+ \| (yes|no) \|$", page, re.MULTILINE)
+    told = {kind: shared for kinds, shared in rows for kind in re.findall(r"`(\w+)`", kinds)}
+
+    assert told == {kind: "no" if Doubt(kind, "").own else "yes" for kind in told}
+    assert {"suspect", "incomplete", "stale", "writer", "unproven", "redis", *REASON_KINDS, *ANSWER_DOUBTS} == set(told)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["redis", "suspect", "stale", "model", "symbols"]), st.text(max_size=700)),
+        max_size=8,
+    )
+)
+def test_no_doubt_is_pushed_out_by_a_long_one(doubts: list[tuple[str, str]]) -> None:
+    """The reason is bounded, and every kind is in it, in order: readers and scores go by the kinds."""
+    reason = reason_of([Doubt(kind, text) for kind, text in doubts])
+
+    assert len(reason) <= REASON_LENGTH_MAX
+    assert [kind for kind, _ in doubts] == [part.partition(":")[0] for part in reason.split("; ") if part]
+
+
+def test_a_cut_text_keeps_both_ends() -> None:
+    """A library's last words are what decides, a person's first ones."""
+    decisive = "Unsupported model IR version: 99, max supported IR version: 14"
+    text = f"cannot be loaded: {'x' * 900} {decisive}"
+
+    reason = reason_of([Doubt("model", text), Doubt("stale", "last market event 9.0 s ago")])
+
+    assert reason.startswith("model: cannot be loaded: xxx")
+    assert reason.endswith(
+        "Unsupported model IR version: 99, max supported IR version: 14; stale: last market event 9.0 s ago"
+    )
+    assert REASON_LENGTH_MAX == len(reason)

@@ -31,6 +31,9 @@ from typing import Final
 DECODER_MODULE: Final = "sheetanchor._decoder"
 DECODER_MISSING: Final = "the native decoder is missing or was built for another Python: `make setup` builds it"
 
+TOLD_LENGTH_MAX: Final = 1_000
+"""Of what a library or a server says: enough for whatever was seen of onnxruntime, Redis and the exchange."""
+
 
 class SheetAnchorError(Exception):
     """Root of the tree; its text is one line that a person can act on."""
@@ -142,3 +145,24 @@ def is_retryable(error: BaseException) -> bool:
     """Say whether the same call may succeed if it is made again a little later."""
     retryable = (ExchangeUnavailable, RateLimited, RedisUnavailable, ConnectionError, TimeoutError)
     return isinstance(error, retryable)
+
+
+def shortened(text: str, length: int) -> str:
+    """Bring a text to a length; its beginning and its end stay, a sign stands for what is left out between them.
+
+    Libraries begin with where they were and end with what was wrong, people the other way round: neither may go.
+
+    Args:
+        text: The text.
+        length: Characters that may remain, at least 1.
+    """
+    if len(text) <= length:
+        return text
+    head = length // 2
+    tail = length - head - 1
+    return f"{text[:head]}…{text[len(text) - tail :]}"
+
+
+def told(error: BaseException) -> str:
+    """Give what a foreign error says in one line of bounded length; its type when it says nothing."""
+    return shortened(" ".join(str(error).split()), TOLD_LENGTH_MAX) or type(error).__name__

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -17,14 +18,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from prometheus_client import Gauge
 from redis.asyncio import Redis
 
 from sheetanchor import metrics
 from sheetanchor.clock import RedisClock
-from sheetanchor.contract import SLOT_MS, keys, slot_start_us
-from sheetanchor.errors import RedisError, RedisUnavailable
+from sheetanchor.contract import SLOT_MS, keys, slot_of, slot_start_us
+from sheetanchor.errors import RedisError, RedisUnavailable, told
 from sheetanchor.hot_state import CommitReply, CommitStatus, HotRead, HotState
-from sheetanchor.outcomes import SLOTS_24H, Outcome, Outcomes, has_degraded
+from sheetanchor.outcomes import SLOTS_24H, Outcome, Outcomes, RollingAccuracy, has_degraded
 from sheetanchor.prediction import (
     NO_DATA_AFTER_US,
     Answer,
@@ -37,7 +39,7 @@ from sheetanchor.prediction import (
     nothing_read,
     without_model,
 )
-from sheetanchor.predictor import Predictor
+from sheetanchor.predictor import Chain
 from sheetanchor.slots import COMMIT_UNTIL_US, OWN_DEGRADED_WAIT_US, first_served, next_turn, until_us
 from sheetanchor.transport import clear_errors
 from sheetanchor.trend import TREND_POINTS_MAX, linear_return
@@ -62,6 +64,9 @@ SPIN_S: Final = 0.0012
 HISTORY_MAX: Final = 450
 """Records kept for HTTP: fifteen minutes, as long as raw frames are kept."""
 
+RECENT_SLOTS: Final = 5
+"""A replica whose last record of a symbol is older than this has stopped serving it."""
+
 PAGE: Final = 500
 """Entries per read when the last day's predictions are scored at the start."""
 
@@ -73,7 +78,7 @@ class Forecast:
         redis: Client to use; its replies must not be decoded.
         symbol: Trading pair.
         replica: Name of this replica.
-        predictor: The chain of models.
+        chain: The symbol's chain of models.
         warm_runs: Dry runs of the model just before a slot.
         beat: Called whenever the loop turns.
     """
@@ -83,7 +88,7 @@ class Forecast:
         redis: Redis,
         symbol: str,
         replica: str,
-        predictor: Predictor,
+        chain: Chain,
         *,
         warm_runs: int = 3,
         beat: Callable[[], None] = lambda: None,
@@ -96,7 +101,7 @@ class Forecast:
         self._redis = redis
         self._hot = HotState(redis, symbol)
         self._replica = replica
-        self._predictor = predictor
+        self._chain = chain
         self._warm_runs = warm_runs
         self._beat = beat
         self._clock = RedisClock()
@@ -117,9 +122,28 @@ class Forecast:
         """Time since the last market event as far as this replica knows."""
         return None if self.state is None else aged(self.state, self.now_us, "").age_us
 
+    @property
+    def _windows(self) -> dict[str, RollingAccuracy]:
+        return {"1h": self._outcomes.last_1h, "24h": self._outcomes.last_24h}
+
     def accuracy(self) -> dict[str, float | None]:
         """Give the directional accuracy over the last hour and day."""
-        return {"1h": self._outcomes.last_1h.value, "24h": self._outcomes.last_24h.value}
+        return {name: window.value for name, window in self._windows.items()}
+
+    def decided(self) -> dict[str, int]:
+        """Give how many predictions these accuracies are shares of."""
+        return {name: window.decided for name, window in self._windows.items()}
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether somebody who asks over HTTP gets more here than nothing.
+
+        The first slot has been served and none of late been left out, and there is Redis to read from, a model to
+        answer with, or an answer from before.
+        """
+        if not self._records or self._records[-1].slot + RECENT_SLOTS < slot_of(self.now_us):
+            return False
+        return self.connected or bool(self._chain.loaded) or self._records[-1].mode != "none"
 
     def latest(self, limit: int) -> list[tuple[Prediction, Outcome | None]]:
         """Give the last predictions, newest first, with their outcomes where they are known."""
@@ -128,6 +152,7 @@ class Forecast:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve slot after slot until told to stop; the slot in hand is finished."""
+        self._show_zeros()
         await self._look_back()
         self.last_slot = first_served(self.now_us, self._records[-1].slot if self._records else None)
         while not stop.is_set():
@@ -166,7 +191,7 @@ class Forecast:
         for _ in range(self._warm_runs):
             # On a busy machine a dry run may take as long as all the time there is.
             if until_us(slot, self.now_us, 0) > WARM_BEFORE_S * 1e6 / 2:
-                await self._predictor.warm(1, self.state)
+                await self._chain.warm(1, self.state)
         if not look.done():
             # The slot's own read comes by another connection, and says itself what is wrong.
             look.cancel()
@@ -201,9 +226,11 @@ class Forecast:
                 failure = str(error)
                 self._lost(failure)
             except ValueError as error:
-                # Somebody has written what is no hot state: it is replaced by the next rebuild.
-                failure = f"the hot state cannot be read: {error}"
-                self._lost(failure)
+                # Somebody has written what is no hot state, for all replicas alike: the next rebuild replaces it.
+                self._found()
+                before = self.state or nothing_read(self.now_us, "")
+                unreadable = f"the hot state cannot be read: {told(error)}"
+                return replace(aged(before, self.now_us, ""), incomplete=unreadable)
             else:
                 metrics.STAGE_DURATION.labels("read").observe(time.perf_counter() - started)
                 self._found()
@@ -221,10 +248,10 @@ class Forecast:
             self._mids.append((state.now_us, price))
         age_us = state.age_us
         if price is None or age_us is None or age_us > NO_DATA_AFTER_US:
-            return without_model(None, [] if doubts else [Doubt("model", "there is no price")])
+            return without_model(None, [] if doubts else [Doubt("features", "the book has no price")])
         trend = linear_return(list(self._mids), state.now_us)
         recover_s = until_us(slot, self.now_us, OWN_DEGRADED_WAIT_US) / 1e6
-        return await self._predictor.answer(self.symbol, state, trend, recover_s)
+        return await self._chain.answer(state, trend, recover_s)
 
     async def _commit(self, prediction: Prediction, own_degraded: bool) -> Prediction | None:
         """Commit, again if it fails and there is time; give what Redis holds for the slot, None if that is unknown."""
@@ -308,31 +335,45 @@ class Forecast:
     def _report(self, state: State, prediction: Prediction) -> None:
         self._score(prediction)
         self._show_accuracy()
-        if state.age_us is not None:
-            metrics.FEATURE_AGE.labels(self.symbol).set(state.age_us / 1e6)
+        # Of unknown age is older than any limit.
+        metrics.FEATURE_AGE.labels(self.symbol).set(math.inf if state.age_us is None else state.age_us / 1e6)
         if prediction.degraded:
             kind = prediction.reason.partition(":")[0]
             metrics.DEGRADED_PREDICTIONS.labels(self.symbol, kind).inc()
 
     def _score(self, prediction: Prediction) -> None:
-        outcome = self._outcomes.add(prediction.slot, prediction.direction, prediction.sound_price)
+        outcome = self._outcomes.add(prediction.slot, prediction.direction, prediction.sound_price, prediction.model)
         if outcome is None:
             return
         self._outcomes_by_slot[outcome.slot] = outcome
         while len(self._outcomes_by_slot) > HISTORY_MAX:
             del self._outcomes_by_slot[next(iter(self._outcomes_by_slot))]
 
+    def _show_zeros(self) -> None:
+        """Have every series there from the start: one that never moves is seen, and a first event is an increase."""
+        metrics.PREDICTIONS.labels(self.symbol, "model", str(CommitStatus.COMMITTED))
+        metrics.ALERTS.labels("MODEL_ACCURACY")
+
     def _show_accuracy(self) -> None:
-        for window, value in self.accuracy().items():
-            if value is not None:
-                metrics.ACCURACY.labels(self.symbol, window).set(value)
-        baseline = self._predictor.baseline_accuracy
+        for window, known in self._windows.items():
+            _show(metrics.ACCURACY, known.value, self.symbol, window)
+            metrics.DECIDED.labels(self.symbol, window).set(known.decided)
+        version, baseline = "".join(self._chain.loaded), self._chain.baseline_accuracy
+        of_model = self._outcomes.of_model(version)
+        _show(metrics.MODEL_ACCURACY, of_model.value, self.symbol)
+        metrics.MODEL_DECIDED.labels(self.symbol).set(of_model.decided)
         metrics.BASELINE_ACCURACY.labels(self.symbol).set(baseline or 0)  # 0: none was recorded
-        degraded = has_degraded(self._outcomes.last_1h, baseline)
-        alerts = metrics.ALERTS.labels("MODEL_ACCURACY")  # there before the first one, which is an increase then
+        degraded = has_degraded(of_model, baseline)
         if degraded and not self._alerted:
-            alerts.inc()
-            log.error("MODEL_ACCURACY: %s: %s over the last hour", self.symbol, self._outcomes.last_1h.value)
+            metrics.ALERTS.labels("MODEL_ACCURACY").inc()
+            log.error(
+                "MODEL_ACCURACY: %s: %s was right in %.3f of %d decided predictions of an hour, in training in %.3f",
+                self.symbol,
+                version,
+                of_model.value,
+                of_model.decided,
+                baseline,
+            )
         self._alerted = degraded
 
     async def _look_back(self) -> None:
@@ -357,6 +398,15 @@ class Forecast:
                 if (price := record.sound_price) is not None:
                     self._mids.append((record.ts, price))
         return f"({page[-1][0].decode()}" if len(page) == PAGE else ""
+
+
+def _show(gauge: Gauge, value: float | None, *labels: str) -> None:
+    """Show a value; where there is none, nothing is shown: what was once the case would look like the present."""
+    if value is None:
+        with suppress(KeyError):  # it was not there
+            gauge.remove(*labels)
+    else:
+        gauge.labels(*labels).set(value)
 
 
 def _state_of(read: HotRead) -> State:

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, HTTPException, Query
@@ -23,7 +24,7 @@ from sheetanchor.errors import RedisUnavailable
 from sheetanchor.forecast import CALL_TIMEOUT_S, HISTORY_MAX, Forecast
 from sheetanchor.outcomes import Outcome
 from sheetanchor.prediction import Prediction
-from sheetanchor.predictor import Predictor
+from sheetanchor.predictor import Chain, Predictor
 from sheetanchor.registry import ModelRegistry, default_root
 from sheetanchor.settings import InferSettings
 from sheetanchor.transport import check_connection, redis_client
@@ -70,6 +71,7 @@ def add_routes(app: FastAPI, forecasts: Sequence[Forecast]) -> None:
             "symbol": symbol,
             **records[0],
             "directional_accuracy": by_symbol[symbol].accuracy(),
+            "decided": by_symbol[symbol].decided(),
             "predictions": records,
         }
 
@@ -85,9 +87,13 @@ def checks_of(forecasts: Sequence[Forecast], predictor: Predictor) -> list[Check
         return CheckResult("healthy" if connected else "unhealthy", {"connected": connected})
 
     async def models() -> CheckResult:
-        sound = predictor.mode == "model" and not predictor.trouble
-        details: dict[str, Any] = {"loaded_models": predictor.loaded, "mode": predictor.mode}
-        if predictor.trouble:
+        chains = predictor.chains.values()
+        sound = all(chain.mode == "model" and not chain.trouble for chain in chains)
+        details: dict[str, Any] = {
+            "loaded_models": predictor.loaded,
+            "symbols": {chain.symbol: {"mode": chain.mode, "model": "".join(chain.loaded)} for chain in chains},
+        }
+        if any(chain.trouble for chain in chains):
             details["message"] = "the model in use by the registry cannot be used; see the log"
         return CheckResult("healthy" if sound else "degraded", details)
 
@@ -109,23 +115,23 @@ def checks_of(forecasts: Sequence[Forecast], predictor: Predictor) -> list[Check
         return CheckResult("healthy" if sound else "degraded", {"symbols": told})
 
     return [
-        # Not critical: without Redis a replica answers from what it last read, and must stay reachable to do so.
-        Check("redis", redis, critical=False),
+        # Without it nothing that is said is new; a replica stays reachable all the same, see `Forecast.is_of_use`.
+        Check("redis", redis),
         Check("models", models, critical=False),
         Check("features", features, critical=False),
         Check("predictions", predictions, critical=False),
     ]
 
 
-async def keep_models(predictor: Predictor, clock: Forecast, stop: asyncio.Event) -> None:
-    """Look at the registry between the slots until told to stop."""
+async def keep_model(chain: Chain, clock: Forecast, stop: asyncio.Event) -> None:
+    """Look at the registry between a symbol's slots until told to stop."""
     while not stop.is_set():
         left_ms = (REFRESH_AT_MS - clock.now_us // 1_000) % SLOT_MS
         try:
             async with asyncio.timeout(max(left_ms, 1) / 1_000):
                 await stop.wait()
         except TimeoutError:
-            await predictor.refresh()
+            await chain.refresh()
             await asyncio.sleep(0.05)  # into the next round, whatever the clock does
 
 
@@ -151,13 +157,14 @@ async def run(settings: InferSettings) -> int:
         connect_timeout_s=CALL_TIMEOUT_S,
     )
     health = Health(settings.service_name or "sheetanchor-infer", [], settings.health_check_interval_seconds)
-    predictor = Predictor(ModelRegistry(settings.models or default_root()))
+    predictor = Predictor(ModelRegistry(settings.models or default_root()), settings.symbol)
     name = replica_name(settings.replica)
     forecasts = [
-        Forecast(redis, symbol, name, predictor, warm_runs=settings.warm_runs, beat=health.beat)
-        for symbol in settings.symbol
+        Forecast(redis, symbol, name, chain, warm_runs=settings.warm_runs, beat=partial(health.beat, symbol))
+        for symbol, chain in predictor.chains.items()
     ]
     health.checks = checks_of(forecasts, predictor)
+    health.admits = lambda: all(forecast.is_of_use for forecast in forecasts)
     app = create_app(health)
     add_routes(app, forecasts)
     try:
@@ -167,8 +174,9 @@ async def run(settings: InferSettings) -> int:
         gc.freeze()
         async with serve(app, health, settings.http_host, settings.http_port, settings.probe_port):
             async with asyncio.TaskGroup() as group:
-                group.create_task(keep_models(predictor, forecasts[0], stop))
                 for forecast in forecasts:
+                    health.beat(forecast.symbol)
+                    group.create_task(keep_model(predictor.chains[forecast.symbol], forecast, stop))
                     group.create_task(forecast.run(stop))
             health.draining = True
     finally:

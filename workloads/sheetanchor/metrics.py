@@ -119,15 +119,26 @@ FEATURE_AGE: Final = Gauge(
     "sheetanchor_feature_age_seconds", "Age of the last market event at the last slot.", ["symbol"]
 )
 ACCURACY: Final = Gauge("sheetanchor_directional_accuracy", "Share of directions that came true.", ["symbol", "window"])
+DECIDED: Final = Gauge(
+    "sheetanchor_decided_predictions", "Predictions that the directional accuracy is a share of.", ["symbol", "window"]
+)
+MODEL_ACCURACY: Final = Gauge(
+    "sheetanchor_model_directional_accuracy",
+    "Share of directions that the model in use got right within the last hour.",
+    ["symbol"],
+)
+MODEL_DECIDED: Final = Gauge(
+    "sheetanchor_model_decided_predictions", "Predictions that this is a share of.", ["symbol"]
+)
 BASELINE_ACCURACY: Final = Gauge(
     "sheetanchor_model_baseline_accuracy",
     "Share of directions that the model got right in training.",
     ["symbol"],
 )
 MODEL_FAILURES: Final = Counter(
-    "sheetanchor_model_failures", "Failures of a model by step of the fallback chain.", ["step"]
+    "sheetanchor_model_failures", "Failures of a model by step of the fallback chain.", ["symbol", "step"]
 )
-MODEL_INFO: Final = Gauge("sheetanchor_model_info", "1 for the model in use.", ["model", "mode"])
+MODEL_INFO: Final = Gauge("sheetanchor_model_info", "1 for the model in use.", ["symbol", "model", "mode"])
 
 # Managed Redis: labelled, so that other roles show none of these
 REDIS_UP: Final = Gauge("redis_up", "1 while the server answers.", ["node"])

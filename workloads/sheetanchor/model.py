@@ -78,19 +78,10 @@ def use(registry: ModelRegistry, version: str) -> Pointer:
         BadModel: If it cannot serve.
         ModelConflict: If somebody else has changed the model in use meanwhile.
     """
-    seen = _number(registry)
+    seen = registry.pointer_or_none().number
     name, sha256 = registry.find(version)
     check(registry, registry.record(name, sha256).manifest)
     return registry.promote(name, sha256, seen)
-
-
-def _number(registry: ModelRegistry) -> int:
-    """Give the pointer's number; a broken pointer counts as none, so that a promotion mends it."""
-    try:
-        return registry.pointer().number
-    except BadModel as error:
-        log.warning("the pointer is replaced: %s", error)
-        return 0
 
 
 def listing(registry: ModelRegistry) -> list[str]:

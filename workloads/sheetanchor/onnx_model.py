@@ -11,13 +11,15 @@ import math
 import queue
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from sheetanchor.errors import BadModel
+from sheetanchor.errors import BadModel, told
+from sheetanchor.onnx_file import check_self_contained
 from sheetanchor.prediction import RETURN_MAX, is_usable
 from sheetanchor.registry import ModelRecord
 
@@ -54,7 +56,6 @@ class OnnxModel:
         self._session = _session(record, self._path)
         self._input = self._check_input()
         self._check_output()
-        self._options = onnxruntime.RunOptions()
 
     def _check_input(self) -> str:
         inputs = self._session.get_inputs()
@@ -80,44 +81,45 @@ class OnnxModel:
                 f"found {output.type} of shape {shape}"
             )
 
-    def run(self, vector: NDArray[np.float32]) -> float:
-        """Predict the relative change of the price over the horizon.
+    def run(self, vector: NDArray[np.float32], options: Any = None) -> float:
+        """Predict the relative change of the price over the horizon; several threads may do so at once.
 
         Args:
             vector: float32 of shape (features,).
+            options: onnxruntime's options of this run, by which it can be told to end.
 
         Raises:
             BadModel: The model failed, or said what cannot be a return.
         """
-        value = self._output(vector)
+        value = self._output(vector, options)
         if not is_usable(value):
             raise BadModel(f"{self._path}: expected a return of at most ±{RETURN_MAX}, found {value}")
         return value
 
-    def test(self) -> None:
+    def test(self, options: Any = None) -> None:
         """Run the model on inputs that it has to survive with a finite output.
+
+        Args:
+            options: As for `run`.
 
         Raises:
             BadModel: It did not.
         """
         for value in _EXTREMES:
-            output = self._output(np.full(len(self.manifest.features), value, dtype=np.float32))
+            output = self._output(np.full(len(self.manifest.features), value, dtype=np.float32), options)
             if not math.isfinite(output):
                 raise BadModel(f"{self._path}: expected a finite output for inputs of {value:g}, found {output}")
 
-    def _output(self, vector: NDArray[np.float32]) -> float:
+    def _output(self, vector: NDArray[np.float32], options: Any) -> float:
         try:
-            output = self._session.run(None, {self._input: vector.reshape(1, -1)}, self._options)[0]
+            output = self._session.run(None, {self._input: vector.reshape(1, -1)}, options)[0]
         except Exception as error:
-            raise BadModel(f"{self._path}: failed: {' '.join(str(error).split())[:200]}") from error
+            raise BadModel(f"{self._path}: failed: {told(error)}") from error
         return float(np.asarray(output).reshape(-1)[0]) if np.size(output) else math.nan
 
-    def stop(self) -> None:
-        """Tell a run that hangs to end; this model is of no use afterwards."""
-        self._options.terminate = True
 
-
-def _session(record: ModelRecord, path: object) -> Any:
+def _session(record: ModelRecord, path: Path) -> Any:
+    check_self_contained(path, record.onnx)
     options = onnxruntime.SessionOptions()
     # More threads make models of this size slower, and two replicas share two cores with everything else.
     options.intra_op_num_threads = 1
@@ -126,7 +128,7 @@ def _session(record: ModelRecord, path: object) -> Any:
     try:
         return onnxruntime.InferenceSession(record.onnx, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise BadModel(f"{path}: cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise BadModel(f"{path}: cannot be loaded: {told(error)}") from error
 
 
 def _fixed_other(size: object, wanted: int) -> bool:
@@ -216,22 +218,22 @@ async def load(record: ModelRecord, thread: ModelThread) -> OnnxModel:
         BadModel: If it cannot be used.
     """
     model = await thread.call(lambda: OnnxModel(record), LOAD_TIMEOUT_S)
-    try:
-        await thread.call(model.test, RUN_TIMEOUT_S * len(_EXTREMES))
-    except BadModel:
-        model.stop()
-        raise
+    await _within(model.test, RUN_TIMEOUT_S * len(_EXTREMES), thread)
     return model
 
 
 async def run(model: OnnxModel, vector: NDArray[np.float32], thread: ModelThread) -> float:
-    """Run a model within its time; one that is out of time is stopped for good.
+    """Run a model within its time; a run that is out of time is told to end, other runs of the model are not.
 
     Raises:
         BadModel: It failed or did not answer in time.
     """
+    return await _within(lambda options: model.run(vector, options), RUN_TIMEOUT_S, thread)
+
+
+async def _within(function: Callable[[Any], T], timeout_s: float, thread: ModelThread) -> T:
+    options = onnxruntime.RunOptions()
     try:
-        return await thread.call(lambda: model.run(vector), RUN_TIMEOUT_S)
-    except BadModel:
-        model.stop()
-        raise
+        return await thread.call(lambda: function(options), timeout_s)
+    finally:
+        options.terminate = True

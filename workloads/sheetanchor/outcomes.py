@@ -102,21 +102,30 @@ class RollingAccuracy:
 
 
 class Outcomes:
-    """Scores one symbol's predictions as their outcomes become known, over the last hour and the last day."""
+    """Scores one symbol's predictions as their outcomes become known, over the last hour and the last day.
+
+    The last hour is also kept by model: what an earlier one or the trend got wrong says nothing about the present one.
+    """
 
     def __init__(self) -> None:
         self.last_1h = RollingAccuracy(SLOTS_1H)
         self.last_24h = RollingAccuracy(SLOTS_24H)
-        self._open: dict[int, tuple[Direction, float]] = {}
+        self._by_model: dict[str, RollingAccuracy] = {}
+        self._open: dict[int, tuple[Direction, float, str]] = {}
         self._latest = -1
 
-    def add(self, slot: int, predicted: Direction, price: float | None) -> Outcome | None:
+    def of_model(self, model: str) -> RollingAccuracy:
+        """Give the last hour's accuracy of one model, whenever within it it served."""
+        return self._by_model.get(model) or RollingAccuracy(SLOTS_1H)
+
+    def add(self, slot: int, predicted: Direction, price: float | None, model: str = "") -> Outcome | None:
         """Take in a slot's prediction and give the outcome that its price decides.
 
         Args:
             slot: Its slot; one that is not newer than those before is ignored.
             predicted: Its direction.
             price: The price it was made at; None when there is none or it is in doubt.
+            model: The model that said so, "" if none did.
 
         Returns:
             The outcome of the prediction made ten seconds earlier, if there was one.
@@ -128,13 +137,16 @@ class Outcomes:
         self._open = {s: known for s, known in self._open.items() if s > slot - HORIZON_SLOTS}
         outcome = None
         if price is not None and math.isfinite(price) and price > 0:
-            self._open[slot] = (predicted, price)
+            self._open[slot] = (predicted, price, model)
             if earlier is not None:
-                outcome = score(slot - HORIZON_SLOTS, *earlier, price)
-        for window in (self.last_1h, self.last_24h):
-            if outcome is not None and outcome.hit is not None:
+                outcome = score(slot - HORIZON_SLOTS, *earlier[:2], price)
+        if outcome is not None and outcome.hit is not None and earlier is not None:
+            by_model = self._by_model.setdefault(earlier[2], RollingAccuracy(SLOTS_1H))
+            for window in (self.last_1h, self.last_24h, by_model):
                 window.add(outcome.slot, outcome.hit)
+        for window in (self.last_1h, self.last_24h, *self._by_model.values()):
             window.advance(slot)
+        self._by_model = {name: window for name, window in self._by_model.items() if window.decided}
         return outcome
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from sheetanchor.contract import STALE_AFTER_US, slot_start_us
+from sheetanchor.errors import shortened
 from sheetanchor.outcomes import Direction, direction_of
 from sheetanchor.soundness import REASON_KINDS
 from sheetanchor.vector import Fields, mid_of
@@ -25,7 +26,7 @@ TREND_CONFIDENCE: Final = 0.1
 NO_DATA_AFTER_US: Final = 120_000_000
 """The life of the features in Redis: what is older says nothing about the next ten seconds."""
 
-REASON_LENGTH_MAX: Final = 300
+REASON_LENGTH_MAX: Final = 500
 
 AHEAD_MAX_US: Final = 1_000_000
 """Of a stamp before Redis' clock: more than clocks' estimates differ by, so one of the two clocks was set."""
@@ -36,6 +37,10 @@ SILENT_WRITER_US: Final = 2_000_000
 ANSWER_DOUBTS: Final = frozenset({"symbols", "model", "features"})
 """Doubts about the answer alone; every other one is about the state, and so about the price."""
 
+_OWN_DOUBTS: Final = frozenset({"redis", "model"})
+"""What only this replica may suffer from: its connection and its model. Everything else lies in what all of them read,
+or in the model that all of them have: to wait for a better replica would only make the prediction late."""
+
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
@@ -43,12 +48,17 @@ class Doubt:
 
     Attributes:
         kind: suspect, incomplete, stale, writer, clock, unproven, redis or one of `soundness.REASON_KINDS` (the
-            state); symbols, model or features (this replica's answer).
+            state); symbols, model or features (the answer).
         text: One line for people.
     """
 
     kind: str
     text: str
+
+    @property
+    def own(self) -> bool:
+        """Whether another replica may be without it."""
+        return self.kind in _OWN_DOUBTS
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.text}"
@@ -153,7 +163,7 @@ class Answer:
         predicted_return: Relative change of the price over the horizon, finite.
         confidence: 0 to 1.
         model: `name@hash`, "" without a model.
-        doubts: Why this answer is less than it should be, for this replica's own reasons.
+        doubts: Why this answer is less than it should be.
     """
 
     mode: Mode
@@ -165,7 +175,7 @@ class Answer:
     @property
     def own_degraded(self) -> bool:
         """Whether another replica may do better."""
-        return bool(self.doubts)
+        return any(doubt.own for doubt in self.doubts)
 
 
 def is_usable(predicted_return: float) -> bool:
@@ -286,6 +296,21 @@ class Prediction:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
+def reason_of(doubts: Sequence[Doubt]) -> str:
+    """Write doubts down as `kind: text; kind: text`, within `REASON_LENGTH_MAX`.
+
+    However long a text is, it is cut in its middle and never pushes out another doubt: readers go by the kinds.
+    """
+    texts = [str(doubt).replace(";", ",") for doubt in doubts]
+    left = REASON_LENGTH_MAX - 2 * max(0, len(texts) - 1)
+    cut: dict[int, str] = {}
+    # The shortest first: what they do not use is for the longer ones.
+    for done, at in enumerate(sorted(range(len(texts)), key=lambda at: len(texts[at]))):
+        cut[at] = shortened(texts[at], max(1, left // (len(texts) - done)))
+        left -= len(cut[at])
+    return "; ".join(cut[at] for at in range(len(texts)))
+
+
 def build(slot: int, state: State, answer: Answer, replica: str) -> Prediction:
     """Put a slot's prediction together.
 
@@ -310,7 +335,7 @@ def build(slot: int, state: State, answer: Answer, replica: str) -> Prediction:
         model=answer.model,
         epoch=state.epoch,
         degraded=bool(doubts),
-        reason="; ".join(str(doubt).replace(";", ",") for doubt in doubts)[:REASON_LENGTH_MAX],
+        reason=reason_of(doubts),
         replica=replica,
     )
 

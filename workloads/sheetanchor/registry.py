@@ -18,9 +18,13 @@ import asyncio
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import re
+import reprlib
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,8 +34,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from sheetanchor.contract import HORIZON_MS, SYMBOL_PATTERN
-from sheetanchor.errors import BadModel, ModelConflict
+from sheetanchor.errors import BadModel, ModelConflict, told
 from sheetanchor.vector import FEATURES
+
+log = logging.getLogger(__name__)
 
 PREVIOUS_MAX: Final = 10
 """Models to fall back on; more were never looked at in time, the chain has to end within a slot."""
@@ -41,9 +47,20 @@ MANIFEST_BYTES_MAX: Final = 1024 * 1024
 OPSETS: Final = range(9, 30)
 """Of the default ONNX operators: below, type rules differ; the runtime itself refuses what it does not know."""
 
+FLOAT_MAX: Final = sys.float_info.max
+"""JSON knows integers beyond it."""
+
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _SHORT: Final = 8
+
+_REPR: Final = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring = 2, 80
+
+
+def _shown(value: object) -> str:
+    """Show what was found; a manifest may hold anything, and the message about it has to be short all the same."""
+    return _REPR.repr(value)
 
 
 def default_root() -> Path:
@@ -127,15 +144,15 @@ def parse_manifest(path: Path, content: Any) -> Manifest:
     features, symbols = _texts(path, content, "features"), _texts(path, content, "symbols")
     for feature in features:
         if feature not in FEATURES:
-            raise BadModel(f"{path}: field features: expected names of known features, found {feature!r}")
+            raise BadModel(f"{path}: field features: expected names of known features, found {_shown(feature)}")
     for symbol in symbols:
         if not SYMBOL_PATTERN.fullmatch(symbol):
-            raise BadModel(f"{path}: field symbols: expected trading pairs, found {symbol!r}")
+            raise BadModel(f"{path}: field symbols: expected trading pairs, found {_shown(symbol)}")
     if content.get("horizon_ms") != HORIZON_MS:
-        raise BadModel(f"{path}: field horizon_ms: expected {HORIZON_MS}, found {content.get('horizon_ms')!r}")
+        raise BadModel(f"{path}: field horizon_ms: expected {HORIZON_MS}, found {_shown(content.get('horizon_ms'))}")
     opset = content.get("opset")
     if opset is not None and (not isinstance(opset, int) or opset not in OPSETS):
-        raise BadModel(f"{path}: field opset: expected {OPSETS.start} to {OPSETS.stop - 1}, found {opset!r}")
+        raise BadModel(f"{path}: field opset: expected {OPSETS.start} to {OPSETS.stop - 1}, found {_shown(opset)}")
     residual_std = _share(path, content, "residual_std", math.inf)
     baseline = _share(path, content, "baseline_accuracy", 1.0)
     return Manifest(name, sha256, features, symbols, residual_std or 0.0, baseline, content)
@@ -144,16 +161,16 @@ def parse_manifest(path: Path, content: Any) -> Manifest:
 def _text(path: Path, content: Mapping[str, Any], field: str, pattern: re.Pattern[str]) -> str:
     value = content.get(field)
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise BadModel(f"{path}: field {field}: expected {pattern.pattern}, found {value!r}")
+        raise BadModel(f"{path}: field {field}: expected {pattern.pattern}, found {_shown(value)}")
     return value
 
 
 def _texts(path: Path, content: Mapping[str, Any], field: str) -> tuple[str, ...]:
     values = content.get(field)
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-        raise BadModel(f"{path}: field {field}: expected a list of at least one name, found {values!r}")
+        raise BadModel(f"{path}: field {field}: expected a list of at least one name, found {_shown(values)}")
     if len(set(values)) != len(values):
-        raise BadModel(f"{path}: field {field}: expected different names, found {values!r}")
+        raise BadModel(f"{path}: field {field}: expected different names, found {_shown(values)}")
     return tuple(values)
 
 
@@ -161,8 +178,8 @@ def _share(path: Path, content: Mapping[str, Any], field: str, largest: float) -
     value = content.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest or value == math.inf:
-        raise BadModel(f"{path}: field {field}: expected a number from 0 to {largest:g}, found {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= min(largest, FLOAT_MAX):
+        raise BadModel(f"{path}: field {field}: expected a number from 0 to {largest:g}, found {_shown(value)}")
     return float(value)
 
 
@@ -170,15 +187,20 @@ def read_bytes(path: Path, bytes_max: int) -> bytes:
     """Read a file of bounded size.
 
     Raises:
-        BadModel: If it cannot be read or is too large.
+        BadModel: If it is no file, cannot be read or is too large.
     """
     try:
-        size = path.stat().st_size
-        if size > bytes_max:
-            raise BadModel(f"{path}: expected at most {bytes_max} bytes, found {size}")
-        return path.read_bytes()
+        # Opening a pipe would wait for somebody to write into it.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise BadModel(f"{path}: expected a file, found something else of this name")
+            content = file.read(bytes_max + 1)
     except OSError as error:
         raise BadModel(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(content) > bytes_max:
+        raise BadModel(f"{path}: expected at most {bytes_max} bytes, found more")
+    return content
 
 
 def read_json(path: Path) -> Any:
@@ -190,7 +212,30 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_bytes(path, MANIFEST_BYTES_MAX))
     except ValueError as error:
-        raise BadModel(f"{path}: expected JSON: {error}") from error
+        raise BadModel(f"{path}: expected JSON: {told(error)}") from error
+    except RecursionError as error:
+        raise BadModel(f"{path}: expected JSON that is not nested so deeply") from error
+
+
+def _exists(path: Path) -> bool:
+    """Say whether something has this name; what may not be looked at is there, and reading it says what is wrong."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    """List what fits a pattern; a folder that cannot be looked into holds nothing."""
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError:
+        return []
 
 
 class ModelRegistry:
@@ -218,14 +263,15 @@ class ModelRegistry:
     @property
     def single(self) -> bool:
         """Whether the folder is itself the one model."""
-        return (self.root / "manifest.json").exists() and not (self.root / "current.json").exists()
+        return _exists(self.root / "manifest.json") and not _exists(self.root / "current.json")
 
     def fingerprint(self) -> bytes:
-        """Give something that changes whenever the pointer does; empty when there is no pointer."""
+        """Give something that changes whenever the pointer does; empty when there is none."""
+        path = self.root / ("manifest.json" if self.single else "current.json")
         try:
-            return (self.root / ("manifest.json" if self.single else "current.json")).read_bytes()
-        except OSError:
-            return b""
+            return read_bytes(path, MANIFEST_BYTES_MAX) if _exists(path) else b""
+        except BadModel as error:
+            return str(error).encode(errors="replace")
 
     def pointer(self) -> Pointer:
         """Read the pointer.
@@ -237,35 +283,53 @@ class ModelRegistry:
             manifest = self._manifest(self.root)
             return Pointer(1, (manifest.name, manifest.sha256))
         path = self.root / "current.json"
-        if not path.exists():
+        if not _exists(path):
             return Pointer()
         content = read_json(path)
         if not isinstance(content, dict):
             raise BadModel(f"{path}: expected a JSON object, found {type(content).__name__}")
         number, previous = content.get("version"), content.get("previous", [])
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise BadModel(f"{path}: field version: expected a number from 1, found {number!r}")
+            raise BadModel(f"{path}: field version: expected a number from 1, found {_shown(number)}")
         if not isinstance(previous, list):
             raise BadModel(f"{path}: field previous: expected a list, found {type(previous).__name__}")
         return Pointer(number, _entry(path, content), tuple(_entry(path, item) for item in previous[:PREVIOUS_MAX]))
 
+    def pointer_or_none(self) -> Pointer:
+        """Read the pointer; a broken one counts as none, so that a promotion mends it."""
+        try:
+            return self.pointer()
+        except BadModel as error:
+            log.warning("counts as no pointer: %s", error)
+            return Pointer()
+
     def current(self) -> ModelRecord:
         """As `get_current_model`, at once."""
+        return self.record(*self.in_use())
+
+    def in_use(self) -> tuple[str, str]:
+        """Name the model in use.
+
+        Raises:
+            BadModel: If there is none, or the pointer cannot be used.
+        """
         pointer = self.pointer()
         if pointer.current is None:
             raise BadModel(f"{self.root / 'current.json'}: there is no model in use")
-        return self.record(*pointer.current)
+        return pointer.current
+
+    def earlier(self) -> list[tuple[str, str]]:
+        """Name what was in use before, newest first; its files may not be sound."""
+        try:
+            return list(self.pointer().previous)
+        except BadModel:
+            # Without the pointer nobody knows what was in use: any model that once passed its gate will do.
+            return self._passed()[:PREVIOUS_MAX]
 
     def fallbacks(self) -> list[ModelRecord]:
         """As `get_fallback_models`, at once."""
-        try:
-            pointer = self.pointer()
-            entries = list(pointer.previous)
-        except BadModel:
-            # Without the pointer nobody knows what was in use: any model that once passed its gate will do.
-            entries = self._passed()
         found = []
-        for name, sha256 in entries[:PREVIOUS_MAX]:
+        for name, sha256 in self.earlier():
             try:
                 found.append(self.record(name, sha256))
             except BadModel:
@@ -274,7 +338,7 @@ class ModelRegistry:
 
     def _passed(self) -> list[tuple[str, str]]:
         known = []
-        for path in self.root.glob("*/*/manifest.json"):
+        for path in _listed(self.root, "*/*/manifest.json"):
             try:
                 content = read_json(path)
                 manifest = parse_manifest(path, content)
@@ -319,10 +383,10 @@ class ModelRegistry:
         """
         name, _, begin = version.partition("@")
         usable = _NAME.fullmatch(name) and re.fullmatch(r"[0-9a-f]{4,64}", begin)
-        found = sorted(path.name for path in (self.root / name).glob(f"{begin}*")) if usable else []
+        found = _listed(self.root / name, f"{begin}*") if usable else []
         if len(found) != 1:
             raise BadModel(f"model {version!r}: expected NAME@HASH of one model in {self.root}, found {len(found)}")
-        return name, found[0]
+        return name, found[0].name
 
     def add(self, onnx: bytes, content: Mapping[str, Any]) -> Manifest:
         """Add a model; adding the same one again changes nothing.
@@ -339,7 +403,7 @@ class ModelRegistry:
         whole = {**content, "sha256": sha256}
         manifest = parse_manifest(self.root / "manifest.json", whole)
         folder = self.root / manifest.name / sha256
-        if (folder / "manifest.json").exists():
+        if _exists(folder / "manifest.json"):
             return self.record(manifest.name, sha256).manifest
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -365,7 +429,7 @@ class ModelRegistry:
         self._check_writable()
         self.record(name, sha256)
         with self._locked():
-            before = self._pointer_or_none()
+            before = self.pointer_or_none()
             self._check_seen(before, seen)
             if before.current == (name, sha256):
                 return before
@@ -388,20 +452,18 @@ class ModelRegistry:
             self.record(*before.previous[0])
             return self._write(Pointer(before.number + 1, before.previous[0], before.previous[1:]))
 
-    def _pointer_or_none(self) -> Pointer:
-        """Read the pointer; a broken one counts as none, so that a promotion mends it."""
-        try:
-            return self.pointer()
-        except BadModel:
-            return Pointer()
-
     def _check_seen(self, before: Pointer, seen: int) -> None:
         if before.number != seen:
             raise ModelConflict(f"{self.root / 'current.json'}: expected version {seen}, found {before.number}")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self.root / ".lock").open("a") as lock:
+        path = self.root / ".lock"
+        try:
+            lock = path.open("a")
+        except OSError as error:
+            raise BadModel(f"{path}: cannot be written: {error.strerror or error}") from error
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -415,7 +477,11 @@ class ModelRegistry:
             "previous": entries[1:],
             "promoted_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        _replace(self.root / "current.json", _json(content))
+        path = self.root / "current.json"
+        try:
+            _replace(path, _json(content))
+        except OSError as error:
+            raise BadModel(f"{path}: cannot be written: {error.strerror or error}") from error
         return pointer
 
 

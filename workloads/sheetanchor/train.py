@@ -359,9 +359,12 @@ def _store(settings: TrainSettings, model: bytes, manifest: dict[str, Any], chec
     log.info("stored %s in %s", version, settings.out)
     if not settings.promote:
         return 0
-    pointer = models.pointer()
-    if not checked.good and pointer.current is not None:
-        log.error("%s is not promoted: the gate refused it; %s stays", version, version_of(*pointer.current))
+    pointer = models.pointer_or_none()
+    # With a broken pointer nobody knows what was in use, but whatever has passed its gate serves.
+    known = [pointer.current] if pointer.current is not None else models.earlier()
+    others = [entry for entry in known if pointer.current is not None or entry != (stored.name, stored.sha256)]
+    if not checked.good and others:
+        log.error("%s is not promoted: the gate refused it; %s stays", version, version_of(*others[0]))
         return 1
     if not checked.good:
         log.warning("%s is promoted although the gate found fault: there is no other model", version)

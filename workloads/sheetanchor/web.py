@@ -92,18 +92,20 @@ class Health:
         self.checks = list(checks)
         self.interval_s = interval_s
         self.draining = False
+        self.admits: Callable[[], bool] | None = None
         self._started = time.monotonic()
-        self._beat = self._turned = time.monotonic()
+        self._turned = time.monotonic()
+        self._beats: dict[str, float] = {}
         self._results: dict[str, tuple[CheckResult, float]] = {}
 
-    def beat(self) -> None:
-        """Say that the role's own loop has turned."""
-        self._beat = time.monotonic()
+    def beat(self, loop: str = "") -> None:
+        """Say that one of the role's own loops has turned; from the first time on it has to go on turning."""
+        self._beats[loop] = time.monotonic()
 
     @property
     def stalled_s(self) -> float:
-        """Seconds since the last beat."""
-        return time.monotonic() - self._beat
+        """Seconds since the last beat of the loop that has been silent longest."""
+        return time.monotonic() - min(self._beats.values(), default=self._started)
 
     async def turn(self) -> None:
         """Note that the event loop turns, until cancelled: what is cached says nothing while it does not."""
@@ -146,8 +148,14 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether requests should come here: not draining, and nothing critical failing."""
-        return not self.draining and self.status != "unhealthy" and time.monotonic() - self._turned < CHECK_TIMEOUT_S
+        """Whether requests should come here: at work, checked, not draining, and nothing critical failing.
+
+        A role that is of use without something critical says itself when it is, by `admits`.
+        """
+        turns = time.monotonic() - self._turned < CHECK_TIMEOUT_S
+        if self.draining or not turns or any(check.name not in self._results for check in self.checks):
+            return False
+        return self.status != "unhealthy" if self.admits is None else self.admits()
 
     @property
     def live(self) -> bool:
