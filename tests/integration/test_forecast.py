@@ -199,15 +199,15 @@ async def test_a_model_is_judged_by_its_own_predictions(world: World) -> None:
     promote(world.models, model(RETURN), baseline_accuracy=0.6, name="now")
     await world.predictor.start()
     [now] = world.predictor.loaded
-    decided = DECIDED_MIN + 10
-    await _history(world, ("before@1", "down", 300), (now, "up", decided - 10 + HORIZON_SLOTS))
+    await _history(world, ("before@1", "down", 300), (now, "up", DECIDED_MIN + HORIZON_SLOTS))
     forecast = world.forecast()
+    forecast._show_zeros()
     await forecast._look_back()
     alerts = REGISTRY.get_sample_value("sheetanchor_alerts_total", {"code": "MODEL_ACCURACY"}) or 0
 
     forecast._show_accuracy()
 
-    assert {"1h": 300 + decided - 10, "24h": 300 + decided - 10} == forecast.decided()
+    assert {"1h": 300 + DECIDED_MIN, "24h": 300 + DECIDED_MIN} == forecast.decided()
     assert (1.0, DECIDED_MIN) == (
         _sample("sheetanchor_model_directional_accuracy"), _sample("sheetanchor_model_decided_predictions")
     )  # fmt: skip
