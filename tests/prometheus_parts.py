@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from cluster.bed.cache import digest, entry
-from cluster.bed.run import CannotHost, run
+from cluster.bed.run import BedError, CannotHost, run
 from conftest import free_port_number
 
 CHART = Path(__file__).parents[1] / "charts" / "sheetanchor"
@@ -47,14 +47,17 @@ def program(name: str) -> str:
     """Find one of the package's programs.
 
     Raises:
-        CannotHost: It is not there and cannot be had.
+        CannotHost: It is not there and cannot be had; the text says why.
     """
     found = shutil.which(name)
     if found:
         return found
     if not shutil.which("apt-get"):
         raise CannotHost("no promtool and no apt-get: install Prometheus 2.42 or newer")
-    return str(entry("debian-prometheus", digest("prometheus"), _unpack) / "usr" / "bin" / name)
+    try:
+        return str(entry("debian-prometheus", digest("prometheus"), _unpack) / "usr" / "bin" / name)
+    except BedError as trouble:  # without a network, say: there is nothing here that a step could mend
+        raise CannotHost(f"no promtool, and Debian's package of it cannot be had: {trouble}") from None
 
 
 def _unpack(folder: Path) -> None:
@@ -102,33 +105,36 @@ def write_config(folder: Path, pods: Iterable[Mapping[str, Any]]) -> Path:
     """Write the shipped configuration and rules for a Prometheus that cannot ask the API server itself.
 
     Args:
-        folder: Where `prometheus.yml`, `targets.json` and `rules/` go; call again to refresh the targets.
+        folder: Where `prometheus.yml`, the jobs' targets and `rules/` go; call again to refresh the targets.
         pods: Live pods.
 
     Returns:
         The configuration file.
     """
     shutil.copytree(RULES, folder / "rules", dirs_exist_ok=True)
-    fresh = folder / "targets.new"
-    selected = (pod for pod in pods if _selected(pod))
-    fresh.write_text(json.dumps(pod_targets(selected)), encoding="utf-8")
-    fresh.rename(folder / "targets.json")  # Prometheus reads it whenever it changes
+    pods = list(pods)
     config = yaml.safe_load(SCRAPE_FILE.read_text(encoding="utf-8"))
     for job in config["scrape_configs"]:
-        del job["kubernetes_sd_configs"]
-        job["file_sd_configs"] = [{"files": ["targets.json"], "refresh_interval": "1s"}]
+        (discovery,) = job.pop("kubernetes_sd_configs")
+        targets = f"{job['job_name']}.json"
+        fresh = folder / "targets.new"
+        fresh.write_text(json.dumps(pod_targets(pod for pod in pods if _selected(pod, discovery))), encoding="utf-8")
+        fresh.rename(folder / targets)  # Prometheus reads it whenever it changes
+        job["file_sd_configs"] = [{"files": [targets], "refresh_interval": "1s"}]
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path
 
 
-def _selected(pod: Mapping[str, Any]) -> bool:
-    """Apply the label selectors that the API server would."""
-    config = yaml.safe_load(SCRAPE_FILE.read_text(encoding="utf-8"))
-    discovery = config["scrape_configs"][0]["kubernetes_sd_configs"][0]
-    wanted = [one["label"].split("=", 1) for one in discovery["selectors"]]
+def _selected(pod: Mapping[str, Any], discovery: Mapping[str, Any]) -> bool:
+    """Apply the namespaces and label selectors that the API server would."""
+    places = discovery.get("namespaces", {}).get("names")
+    if places is not None and pod["metadata"]["namespace"] not in places:
+        return False
+    (selector,) = discovery["selectors"]
     labels = pod["metadata"].get("labels", {})
-    return all(labels.get(key) == value for key, value in wanted)
+    wanted = [one.partition("=") for one in selector["label"].split(",")]
+    return all(key in labels and (not way or labels[key] == value) for key, way, value in wanted)
 
 
 class Prometheus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,10 +273,13 @@ def test_rules_reach_the_cluster_as_they_are() -> None:
     assert sorted(objects, key=str) == sorted(shipped, key=str)
 
 
-def test_both_ways_of_scraping_give_the_same_labels() -> None:
-    """The PodMonitor relabels as the plain configuration does, at the same interval."""
-    (job,) = yaml.safe_load(SCRAPE_FILE.read_text(encoding="utf-8"))["scrape_configs"]
-    (monitor,) = [one for one in rendered_chart(CHARTS["everything"]) if one["kind"] == "PodMonitor"]
+@pytest.mark.parametrize(("job_name", "monitor_name"), [("sheetanchor-operator", "-operator"), ("sheetanchor", "")])
+def test_both_ways_of_scraping_do_the_same(job_name: str, monitor_name: str) -> None:
+    """Each PodMonitor relabels, trusts and limits as the job of the plain configuration does, at the same interval."""
+    jobs = {one["job_name"]: one for one in yaml.safe_load(SCRAPE_FILE.read_text(encoding="utf-8"))["scrape_configs"]}
+    monitors = [one for one in rendered_chart(CHARTS["everything"]) if one["kind"] == "PodMonitor"]
+    (monitor,) = [one for one in monitors if one["metadata"]["name"].removeprefix("sheetanchor") == monitor_name]
+    job, limits = jobs[job_name], ("sample_limit", "label_limit", "label_name_length_limit", "label_value_length_limit")
     plain = {
         one["target_label"]: (one["source_labels"], one.get("replacement", "$1"))
         for one in job["relabel_configs"]
@@ -288,9 +292,18 @@ def test_both_ways_of_scraping_give_the_same_labels() -> None:
             for one in endpoint["relabelings"]
             if "targetLabel" in one
         }
+        dropped = [{_snake(key): value for key, value in one.items()} for one in endpoint.get("metricRelabelings", ())]
 
         assert own == plain
-        assert (endpoint["honorLabels"], endpoint["interval"]) == (job["honor_labels"], "15s")
+        assert (endpoint["honorLabels"], endpoint["interval"]) == (job.get("honor_labels", False), "15s")
+        assert dropped == job.get("metric_relabel_configs", [])
+    assert {name: job[name] for name in limits if name in job} == {
+        _snake(key): value for key, value in monitor["spec"].items() if _snake(key) in limits
+    }
+
+
+def _snake(name: str) -> str:
+    return re.sub("([A-Z])", r"_\1", name).lower()
 
 
 @pytest.mark.parametrize("name", ["pipeline.yaml", "recorded-market.yaml"])
