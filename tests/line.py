@@ -74,7 +74,7 @@ class Line:
         """Wait until a number of `/stats` is as wanted."""
 
         async def looks() -> bool:
-            return bool(wanted((await self.stats())[part][name]))
+            return bool(wanted((await self.stats())[part].get(name)))
 
         await eventually(looks, within_s=within_s, what=f"{part}.{name} is as wanted")
 

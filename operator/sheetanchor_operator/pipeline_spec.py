@@ -141,8 +141,9 @@ class Ingestion(Block):
     )
     silence_seconds: int = field(
         5,
-        "Seconds without any message after which a connection counts as broken and is replaced. Five, since a "
-        "liquid pair is never silent that long; raise it for quiet ones.",
+        "Seconds without any sign of life (a message, a ping, or the answer to one of ours) after which a connection "
+        "counts as broken and is replaced. A market without events keeps its connection. Five, since an answer to a "
+        "ping takes a fraction of a second.",
         ge=1,
         le=300,
     )

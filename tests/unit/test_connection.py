@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sheetanchor.connection import (
     HEALTHY_WITHIN_S,
+    LACKS_AFTER_S,
+    LACKS_WHILE,
     OVERLAP_S,
     PONG_WITHIN_S,
     Outage,
     Policy,
+    Replacing,
     SequenceWatch,
     Stage,
+    StreamWatch,
     Tries,
     Verdict,
     Vitals,
@@ -20,6 +27,7 @@ from sheetanchor.connection import (
     message_budget,
     pause_s,
 )
+from sheetanchor.contract import STREAM_TYPES
 from sheetanchor.errors import ExchangeRefused, ExchangeUnavailable, RateLimited
 from sheetanchor.feed import stream_url, upgrade_error
 from sheetanchor.reliability import Backoff
@@ -216,6 +224,126 @@ def test_nothing_silent_is_kept(vitals: Vitals, now_s: float) -> None:
         last_s = vitals.last_message_s
         limit_s = HEALTHY_WITHIN_S if last_s is None else POLICY.silence_s
         assert now_s - (vitals.opened_s if last_s is None else last_s) <= limit_s
+
+
+class LifeOfAConnection(RuleBasedStateMachine):
+    """A connection by its signs of life, and what is decided about it, whatever comes in whatever order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = NOW_S
+        self.vitals = Vitals(opened_s=NOW_S, answers=False)
+
+    @rule(seconds=st.sampled_from([0.05, 1.0, 1.25, 2.5, 4.9, 20.0, 59.0]))
+    def passes(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @rule()
+    def message(self) -> None:
+        self.vitals = replace(self.vitals, last_message_s=self.now_s, last_sign_s=self.now_s)
+
+    @rule()
+    def ping_of_the_exchange(self) -> None:
+        self.vitals = replace(self.vitals, last_sign_s=self.now_s)
+
+    @rule()
+    def ping_of_ours(self) -> None:
+        self.vitals = replace(self.vitals, unanswered_s=self.vitals.unanswered_s or self.now_s)
+
+    @rule()
+    def pong(self) -> None:
+        self.vitals = replace(self.vitals, last_sign_s=self.now_s, unanswered_s=None, answers=True)
+
+    @rule(quiet_s=st.integers(10, 600))
+    def a_market_without_events(self, quiet_s: int) -> None:
+        """Pongs only, as often as they are asked for."""
+        began_s = self.now_s
+        self.pong()
+        while self.now_s < began_s + quiet_s:
+            self.now_s += POLICY.ask_after_s
+            assert Verdict.KEEP is judge(self.vitals, self.now_s, POLICY)
+            self.pong()
+
+    @invariant()
+    def lives_by_signs_of_any_kind(self) -> None:
+        verdict, heard_s = judge(self.vitals, self.now_s, POLICY), self.vitals.heard_s
+        silent_s = self.now_s - (NOW_S if heard_s is None else heard_s)
+        longest_s = HEALTHY_WITHIN_S if heard_s is None else POLICY.silence_s if self.vitals.answers else 60.0
+        waited_s = 0.0 if self.vitals.unanswered_s is None else self.now_s - self.vitals.unanswered_s
+        if silent_s > longest_s:
+            assert verdict is (Verdict.MUTE if heard_s is None else Verdict.SILENT)
+        elif heard_s is not None and waited_s > PONG_WITHIN_S:
+            assert verdict is Verdict.DEAF
+        else:
+            assert verdict is Verdict.KEEP
+
+
+LifeOfAConnection.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+test_a_connection_lives_by_its_signs_of_life = LifeOfAConnection.TestCase
+
+
+# -- streams that a living connection lacks ---------------------------------------------------------------------------
+
+PAIRS = [(symbol, stream) for symbol in ("BTCUSDT", "ETHUSDT") for stream in STREAM_TYPES]
+
+
+def watched(rates: dict[tuple[str, str], float], seconds: int, *, after_s: int = 60) -> StreamWatch:
+    """A connection on which every stream has come ten times a second for a while, and then at these rates."""
+    watch = StreamWatch(PAIRS, 0.0)
+    for tenth in range(10 * (after_s + seconds)):
+        for pair in PAIRS:
+            rate = 10.0 if tenth < 10 * after_s else rates.get(pair, 0.0)
+            if rate and tenth % round(10 / rate) == 0:
+                watch.note(*pair, tenth / 10)
+    return watch
+
+
+@pytest.mark.parametrize("missing", PAIRS)
+def test_a_missing_stream_is_noticed(missing: tuple[str, str]) -> None:
+    """If one stream falls silent while the others go on, it is named, and nothing else is."""
+    limit_s = LACKS_AFTER_S[missing[1]]
+    watch = watched({pair: 10.0 for pair in PAIRS if pair != missing}, int(limit_s) + 1)
+
+    assert [] == watch.lacking(60 + limit_s - 1)
+    assert [missing] == watch.lacking(60 + limit_s + 1)
+
+
+@pytest.mark.parametrize("missing", ["BTCUSDT", "ETHUSDT"])
+def test_a_missing_symbol_is_noticed(missing: str) -> None:
+    """If a whole symbol falls silent while another goes on, all its streams are named."""
+    watch = watched({pair: 1.0 for pair in PAIRS if pair[0] != missing}, 301)
+
+    assert [pair for pair in PAIRS if pair[0] == missing] == watch.lacking(361.0)
+
+
+@given(quiet_s=st.integers(1, 10_000), late=st.lists(st.sampled_from(PAIRS), max_size=LACKS_WHILE - 6))
+def test_a_quiet_market_lacks_nothing(quiet_s: int, late: list[tuple[str, str]]) -> None:
+    """Silence of all streams, and a handful of messages after it, show nothing missing."""
+    watch = watched({}, 0)
+    for pair in late:
+        watch.note(*pair, 60.0 + quiet_s)
+
+    assert [] == watch.lacking(60.0 + quiet_s)
+
+
+def test_a_stream_that_never_came_is_noticed() -> None:
+    """Also on a connection that has never brought it."""
+    watch = StreamWatch(PAIRS[:3], 0.0)
+    for second in range(12):
+        watch.note("BTCUSDT", "bestBidAsk", float(second))
+
+    assert [("BTCUSDT", "depth")] == watch.lacking(12.0)
+
+
+def test_replacing_for_a_missing_stream_has_growing_pauses() -> None:
+    """At once, then after a minute, two, four and so on, at most once an hour."""
+    replacing, tried_s = Replacing(), []
+    for second in range(6 * 3600):
+        if replacing.due(float(second)):
+            replacing = replacing.done(float(second))
+            tried_s.append(second)
+
+    assert [0, 60, 180, 420, 900, 1860, 3780, 7380, 10980, 14580, 18180] == tried_s
 
 
 # -- ids, budgets, address --------------------------------------------------------------------------------------------

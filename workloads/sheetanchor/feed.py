@@ -15,7 +15,7 @@ from typing import Final
 import aiohttp
 
 from sheetanchor import __version__, rate_limits
-from sheetanchor.connection import PING_INTERVAL_S, Vitals, message_budget
+from sheetanchor.connection import PING_INTERVAL_S, Policy, Vitals, message_budget
 from sheetanchor.errors import ExchangeError, ExchangeRefused, ExchangeUnavailable, RateLimited
 
 log = logging.getLogger(__name__)
@@ -62,19 +62,32 @@ class Connection:
         api_key: Sent as `X-MBX-APIKEY`.
         line: Name of the line, part of the User-Agent.
         on_frame: Told every binary frame.
-        ping_interval_s: Seconds between two pings of ours.
+        ping_interval_s: Seconds between two pings of ours while it speaks.
+        ask_after_s: Seconds without a sign of life after which a ping asks for one, again and again.
     """
 
     def __init__(
-        self, url: str, api_key: str, line: str, on_frame: OnFrame, *, ping_interval_s: float = PING_INTERVAL_S
+        self,
+        url: str,
+        api_key: str,
+        line: str,
+        on_frame: OnFrame,
+        *,
+        ping_interval_s: float = PING_INTERVAL_S,
+        ask_after_s: float = Policy().ask_after_s,
     ) -> None:
         self._url = url
         self._headers = {"X-MBX-APIKEY": api_key, "User-Agent": f"sheetanchor/{__version__} line={line}"}
         self._on_frame = on_frame
         self._ping_interval_s = ping_interval_s
+        self._ask_after_s = ask_after_s
         self._budget = message_budget(time.monotonic)
         self._opened_s: float | None = None
         self._last_message_s: float | None = None
+        self._last_sign_s: float | None = None
+        self._answers = False
+        self._asked = False
+        self._is_pinged = False
         self._last_ping_s = 0.0
         self._unanswered_s: float | None = None
         self._leaving = False
@@ -84,7 +97,15 @@ class Connection:
     @property
     def vitals(self) -> Vitals:
         """What is known of the connection."""
-        return Vitals(self._opened_s, self._last_message_s, self._unanswered_s, self.replaced_s, self._leaving)
+        return Vitals(
+            self._opened_s,
+            self._last_message_s,
+            self._unanswered_s,
+            self.replaced_s,
+            self._leaving,
+            self._last_sign_s,
+            self._answers or not self._asked or not self._is_pinged,
+        )
 
     async def run(self, session: aiohttp.ClientSession) -> str:
         """Connect, and receive until the connection ends.
@@ -99,11 +120,14 @@ class Connection:
         """
         socket = await self._connect(session)
         self._opened_s = self._last_ping_s = time.monotonic()
+        asking = asyncio.create_task(self._ask(socket))
         try:
             return await self._receive(socket)
         except (aiohttp.ClientError, OSError) as error:  # a pong finds the connection gone before a read does
             return f"broken: {error or type(error).__name__}"
         finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
             await _close(socket)
 
     async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
@@ -123,25 +147,43 @@ class Connection:
     async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> str:
         while True:
             message = await socket.receive()
+            self._last_sign_s = time.monotonic()
             if message.type is aiohttp.WSMsgType.BINARY:
-                self._last_message_s = time.monotonic()
+                self._last_message_s = self._last_sign_s
                 self._on_frame(message.data, time.time_ns() // 1_000)
-                if self._last_message_s - self._last_ping_s > self._ping_interval_s:
-                    await self._ping(socket)
             elif message.type is aiohttp.WSMsgType.PING:
+                self._is_pinged = True
                 await self._pong(socket, message.data)
             elif message.type is aiohttp.WSMsgType.TEXT:
                 self._on_text(message.data)
             elif message.type is aiohttp.WSMsgType.PONG:
                 self._unanswered_s = None
+                self._answers = True
             elif message.type is aiohttp.WSMsgType.ERROR:
                 return f"protocol error: {message.data or socket.exception()}"
             else:
                 return f"closed with code {socket.close_code}"
 
+    async def _ask(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Ping now and then, and whenever nothing has come for a while; until cancelled, or the connection is gone."""
+        while True:
+            now_s = time.monotonic()
+            heard_s = self._last_sign_s or self._opened_s or now_s
+            silent = now_s - heard_s >= self._ask_after_s and now_s - self._last_ping_s >= self._ask_after_s
+            # The first one shows whether this peer answers pings at all.
+            first = not self._asked and now_s - self._last_ping_s >= self._ask_after_s
+            if first or silent or now_s - self._last_ping_s > self._ping_interval_s:
+                try:
+                    await self._ping(socket)
+                except (aiohttp.ClientError, OSError) as error:
+                    log.debug("no ping: %s", error)  # whoever reads will find the connection gone
+                    return
+            await asyncio.sleep(min(self._ask_after_s, self._ping_interval_s) / 4)
+
     async def _ping(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         # One token is left for the pong that the exchange may want within the same second.
         if self._budget.available >= 2 and self._budget.take():
+            self._asked = True
             self._last_ping_s = time.monotonic()
             self._unanswered_s = self._unanswered_s or self._last_ping_s
             await socket.ping()

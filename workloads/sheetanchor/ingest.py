@@ -68,6 +68,7 @@ def describe(keeper: Keeper, sender: Sender) -> dict[str, dict[str, Any]]:
             "last_message_age_ms": age_ms,
             "messages_per_second": round(numbers.rate_per_s, 1),
             "reconnect_count": numbers.reconnects,
+            **({"lacking": [f"{symbol}@{stream}" for symbol, stream in keeper.lacking]} if keeper.lacking else {}),
             **({"message": keeper.last_error} if keeper.last_error and not keeper.connected else {}),
         },
         "kinesis_producer": {
@@ -95,7 +96,11 @@ def checks_of(keeper: Keeper, sender: Sender) -> list[Check]:
     """What the health answers look at: cached state only."""
 
     async def websocket() -> CheckResult:
-        return CheckResult("healthy" if keeper.connected else "unhealthy", describe(keeper, sender)["sbe_websocket"])
+        details = describe(keeper, sender)["sbe_websocket"]
+        if keeper.connected and keeper.lacking:
+            missing = ", ".join(details["lacking"])
+            return CheckResult("degraded", {**details, "message": f"nothing comes of {missing}, while others go on"})
+        return CheckResult("healthy" if keeper.connected else "unhealthy", details)
 
     async def producer() -> CheckResult:
         details = describe(keeper, sender)["kinesis_producer"]
@@ -174,7 +179,9 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> None:
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=None), middlewares=(refuse_redirects,)
         ) as session:
-            keeper = Keeper(url, settings.line, settings.symbol, api_key, session, intake, policy_of(settings))
+            keeper = Keeper(
+                url, settings.line, settings.symbol, api_key, session, intake, policy_of(settings), settings.streams
+            )
             health.checks = checks_of(keeper, sender)
             app = create_app(health)
 

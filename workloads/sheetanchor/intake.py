@@ -123,6 +123,8 @@ class Intake:
             self._count_foreign(symbol)
             return
         channel.count(template)
+        if watch.streams is not None and template:
+            watch.streams.note(symbol, STREAM_NAMES[template], numbers.last_message_s)
         if template in CHAINED and count and watch.jumped(symbol, template, first_id, last_id):
             numbers.sequence_gaps += 1
             metrics.SBE_SEQUENCE_GAPS.labels(symbol, STREAM_NAMES[template]).inc()

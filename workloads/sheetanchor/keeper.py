@@ -21,15 +21,17 @@ from sheetanchor import metrics
 from sheetanchor.connection import (
     Outage,
     Policy,
+    Replacing,
     SequenceWatch,
     Stage,
+    StreamWatch,
     Tries,
     Verdict,
     attempt_budget,
     judge,
     pause_s,
 )
-from sheetanchor.contract import Gap
+from sheetanchor.contract import STREAM_TYPES, Gap
 from sheetanchor.errors import ExchangeError, ExchangeRefused, RateLimited
 from sheetanchor.feed import Connection
 from sheetanchor.gaps import Finding, gap_of
@@ -41,6 +43,9 @@ log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.05
 """How often connections are looked at; silence is judged in seconds."""
+
+LATE_S: Final = 0.5
+"""A turn that comes later than this has held up the receivers too: what they have not read yet is no silence."""
 
 GAPS_MAX: Final = 100
 """Events that wait for Redis; each outage makes one per symbol, and the newest matter."""
@@ -54,6 +59,7 @@ class Live:
 
     connection: Connection
     task: asyncio.Task[str]
+    watch: StreamWatch
     welcomed: bool = False
 
 
@@ -65,6 +71,8 @@ class Keeper:
         url: What to connect to.
         gaps: Gap events to publish, oldest first.
         connected: Whether a healthy connection is there.
+        streams: Stream types that are subscribed to, of every symbol.
+        lacking: `(symbol, stream)` pairs that a living connection brings nothing of.
         last_error: Why the last try failed; "" after one that did not.
     """
 
@@ -75,6 +83,8 @@ class Keeper:
     session: aiohttp.ClientSession
     intake: Intake
     policy: Policy
+    streams: Sequence[str] = STREAM_TYPES
+    lacking: tuple[tuple[str, str], ...] = ()
     gaps: deque[Gap] = field(default_factory=lambda: deque(maxlen=GAPS_MAX))
     connected: bool = False
     last_error: str = ""
@@ -86,6 +96,9 @@ class Keeper:
     _next_try_s: float = 0.0
     _pause_s: float = 0.0
     _ever_healthy: bool = False
+    _heard_s: float | None = None
+    _turned_s: float = 0.0
+    _replacing: Replacing = field(default_factory=Replacing)
 
     @property
     def degraded(self) -> bool:
@@ -108,13 +121,16 @@ class Keeper:
             await asyncio.gather(*self._closing, return_exceptions=True)
 
     def _turn(self, now_s: float) -> None:
+        late, self._turned_s = now_s - self._turned_s > LATE_S, now_s
         for live in list(self._live):
+            self._heard_s = max(self._heard_s or 0.0, live.connection.vitals.heard_s or 0.0) or None
             if live.connection.vitals.healthy and not live.welcomed:
                 self._welcome(live, now_s)
         for live in [live for live in self._live if live.task.done()]:
             self._bury(live, now_s)
         self._reinstate()
-        replacing = self._judge_all(now_s)
+        replacing = not late and self._judge_all(now_s)
+        replacing = self._look_for_lacks(now_s) or replacing
         self._note_loss(now_s)
         wanted = not self._live or (replacing and len(self._live) == 1)
         if wanted and now_s >= self._next_try_s and self._budget.take():
@@ -129,14 +145,19 @@ class Keeper:
             number, most = self.tries.count + 1, self.policy.immediate_tries + self.policy.backoff_tries
             level = logging.DEBUG if stage is Stage.DEGRADED or self.connected else logging.INFO
             log.log(level, "SBE connection attempt %d/%d after %.1f s delay", number, most, self._pause_s)
-        watch = SequenceWatch()
+        streams = StreamWatch([(symbol, name) for symbol in self.symbols for name in self.streams], time.monotonic())
+        watch = SequenceWatch(streams)
         connection = Connection(
-            self.url, self.api_key, self.line, lambda frame, at_us: self.intake.take(frame, at_us, watch)
+            self.url,
+            self.api_key,
+            self.line,
+            lambda frame, at_us: self.intake.take(frame, at_us, watch),
+            ask_after_s=self.policy.ask_after_s,
         )
-        self._live.append(Live(connection, asyncio.create_task(connection.run(self.session))))
+        self._live.append(Live(connection, asyncio.create_task(connection.run(self.session)), streams))
 
     def _welcome(self, live: Live, now_s: float) -> None:
-        """A connection has brought its first message: it takes over from any other."""
+        """A connection has given its first sign of life: it takes over from any other."""
         live.welcomed = True
         for other in self._live:
             if other is not live and other.connection.replaced_s is None:
@@ -174,6 +195,34 @@ class Keeper:
             replacing = replacing or verdict is Verdict.REPLACE
         return replacing
 
+    def _look_for_lacks(self, now_s: float) -> bool:
+        """Tell which streams a living connection lacks, and which come again.
+
+        Returns:
+            Whether another connection is to be tried beside it: that one stream is silent is no reason to be without
+            the others for a moment.
+        """
+        newest = next((live for live in reversed(self._live) if live.welcomed), None)
+        if newest is None:
+            return False
+        lacking = tuple(newest.watch.lacking(now_s))
+        for symbol, stream in lacking:
+            if (symbol, stream) not in self.lacking:
+                silent_s = newest.watch.silent_s(symbol, stream, now_s)
+                log.warning("%s: no %s for %.0f s, while other streams go on", symbol, stream, silent_s)
+        for symbol, stream in self.lacking:
+            if (symbol, stream) not in lacking:
+                log.info("%s: %s comes again, or another connection is tried for it", symbol, stream)
+        if lacking != self.lacking:
+            self.lacking = lacking
+            for symbol in self.symbols:
+                for stream in self.streams:
+                    metrics.SBE_STREAM_LACKING.labels(symbol, stream).set((symbol, stream) in lacking)
+        if not lacking or len(self._live) > 1 or not self._replacing.due(now_s):
+            return False
+        self._replacing = self._replacing.done(now_s)
+        return True
+
     def _end(self, live: Live) -> None:
         """Close a connection; its task sends the CLOSE frame."""
         self._live.remove(live)
@@ -193,7 +242,9 @@ class Keeper:
         if error is None:
             log.info("connection ended: %s", live.task.result())
             if not live.welcomed:
-                self._failed(now_s, ExchangeError(f"the connection ended before any message: {live.task.result()}"))
+                self._failed(
+                    now_s, ExchangeError(f"the connection ended before any sign of life: {live.task.result()}")
+                )
         elif isinstance(error, ExchangeError):
             self._failed(now_s, error)
         else:
@@ -221,9 +272,8 @@ class Keeper:
         self.connected = False
         self.tries = Tries()
         self._next_try_s = self._pause_s = 0.0
-        # The loss began with the last message, not when it was noticed.
-        last_s = self.intake.numbers.last_message_s
-        self._outage = self._outage.begin(now_s if last_s is None else last_s)
+        # The loss began with the last sign of life, not when it was noticed.
+        self._outage = self._outage.begin(now_s if self._heard_s is None else self._heard_s)
         metrics.SBE_CONNECTION_STATUS.labels(self.line).set(0)
         log.warning("SBE WebSocket disconnected")
         log.info("SBE connection lost, starting recovery procedure")

@@ -34,7 +34,12 @@ SBE_DECODE_DURATION: Final = Histogram(
     buckets=(1e-7, 2.5e-7, 5e-7, 1e-6, 2.5e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2),
 )
 SBE_CONNECTION_STATUS: Final = Gauge(
-    "ingestor_sbe_connection_status", "1 while the feed is connected and speaking.", ["line"]
+    "ingestor_sbe_connection_status", "1 while the feed is connected and gives signs of life.", ["line"]
+)
+SBE_STREAM_LACKING: Final = Gauge(
+    "ingestor_sbe_stream_lacking",
+    "1 while a living connection brings nothing of a stream that others show to go on.",
+    ["symbol", "stream"],
 )
 SBE_SEQUENCE_GAPS: Final = Counter("ingestor_sbe_sequence_gaps", "Jumps of ids seen on one line.", ["symbol", "stream"])
 RECORDS_SENT: Final = Counter(

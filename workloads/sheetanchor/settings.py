@@ -238,7 +238,9 @@ class IngestSettings(Role, WithFeed):
     reconnect_delay_s: float = setting(1.0, "first delay in seconds; doubles", ge=0.01, le=60)
     reconnect_delay_max_s: float = setting(60.0, "longest delay in seconds", ge=0.1, le=600)
     connection_loss_s: float = setting(30.0, "seconds without connection until a re-anchor is asked for", gt=0, le=600)
-    silence_s: float = setting(5.0, "seconds without a message until the connection counts as lost", gt=0, le=300)
+    silence_s: float = setting(
+        5.0, "seconds without a message, ping or pong until the connection counts as lost", gt=0, le=300
+    )
     rotate_after_s: float = setting(
         23 * 3600.0,
         "age in seconds at which a connection is replaced (the exchange ends it at 24 h)",

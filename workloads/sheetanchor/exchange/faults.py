@@ -43,7 +43,9 @@ RECIPES: Final[dict[str, Recipe]] = {
     "drop": Recipe("the next n messages are not sent", {**_LINES, "n": 1.0, "what": "depth"}),
     "duplicate": Recipe("the next n messages are sent twice", {**_LINES, "n": 1.0, "what": "all"}),
     "garbage": Recipe("n frames that are no messages are sent between others", {**_LINES, "n": 1.0}),
-    "silence": Recipe("nothing is sent for some seconds; what was due is lost", {**_LINES, "seconds": 5.0}),
+    "silence": Recipe(
+        "nothing is sent for some seconds, no ping either; what was due is lost", {**_LINES, "seconds": 5.0}
+    ),
     "hold": Recipe("nothing is sent for some seconds; what was due comes late", {**_LINES, "seconds": 2.0}),
     "disconnect": Recipe("connections break; new ones are refused for some seconds", {**_LINES, "seconds": 0.0}),
     "refuse": Recipe("new connections are refused for some seconds", {**_LINES, "seconds": 10.0}),

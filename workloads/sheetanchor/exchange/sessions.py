@@ -91,6 +91,8 @@ class Session:
         self._next_ping_s = now_s + terms.ping_interval_s
         self._end_s = now_s + terms.life_s
         self._ended = False
+        self.silent = False
+        """Nothing at all is sent, pings and answers included; what would have been is lost."""
 
     def subscribe(self, streams: Sequence[str]) -> None:
         """Subscribe to the streams that the URL names."""
@@ -101,7 +103,7 @@ class Session:
 
     def send(self, data: bytes) -> None:
         """Write whole frames; cut the client off when too much waits for it."""
-        if not data or self._gone():
+        if not data or self.silent or self._gone():
             return
         if self._backlog.holding:
             self._backlog.held.append(data)
@@ -190,7 +192,7 @@ class Session:
             self.close(WSCloseCode.POLICY_VIOLATION, "Pong timeout")
         elif now_s >= self._end_s:
             self.close(WSCloseCode.GOING_AWAY, "end of the connection's life")
-        elif now_s >= self._next_ping_s:
+        elif now_s >= self._next_ping_s and not self.silent:
             self._next_ping_s = now_s + self._terms.ping_interval_s
             payload = str(int(now_s * 1000)).encode()
             # The oldest unanswered ping decides; any answer to a later one settles it too.
