@@ -27,6 +27,7 @@ class World:
 
     spec: dict[str, Any] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
+    overwritten: tuple[str, ...] = ()
     now_us: int = BEGIN_US
     reanchors: dict[str, dict[str, Any]] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class World:
         observed = Observed(
             now_us=self.now_us,
             reanchors=tuple(self.reanchors.values()),
+            overwritten=self.overwritten,
             jobs=tuple(self.jobs.values()),
             pods=tuple(self.pods.values()),
             states={"btc-process-0": Answer({"symbols": told})} if self.answering else {},
@@ -109,8 +111,14 @@ class World:
             self.status["lastReanchorRequest"] = made.last_request
             if made.last_reanchor:
                 self.status["lastReanchor"] = dict(made.last_reanchor)
-            rebuilt = [{"name": s, "rebuiltMicros": list(f.rebuilt_us)} for s, f in made.symbols.items()]
-            self.status["symbols"] = rebuilt
+            self.status["symbols"] = [
+                {"name": s, "rebuiltMicros": list(f.rebuilt_us), "comparedMicros": list(f.compared_us)}
+                for s, f in made.symbols.items()
+            ]
+            self.status["reanchorRequests"] = [one.entry() for one in made.requests or ()]
+            self.status["reanchorRuns"] = dict(
+                zip(("succeededMicros", "failedMicros"), map(list, made.outcomes or ((), ())), strict=True)
+            )
         return made
 
     def _ask(self, manifest: dict[str, Any]) -> None:

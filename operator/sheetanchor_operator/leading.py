@@ -145,6 +145,8 @@ class Leader:
                 return
             key = self._cache.drop(kind, namespace, name)
         else:
+            if kind == PIPELINE.name:
+                self._reconciler.wishes.note(self._cache.get(kind, namespace, name), body)
             key = self._cache.take(body)
             if known is not None and known.uid == metadata.get("uid") and known.version >= version_of(body):
                 return

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from sheetanchor.contract import Receipt
 from sheetanchor.gaps import GAP_DETECTION_RULES
 from sheetanchor_operator import metrics
 from sheetanchor_operator.cache import Key
 from sheetanchor_operator.names import Component, Condition, Phase
+from sheetanchor_operator.reanchor_record import outcomes_of
+from sheetanchor_operator.reanchor_view import read_reanchor
 
 FINAL: Final = ("Succeeded", "Failed", "Skipped")
 _RUN: Final = ("Succeeded", "Failed")
@@ -19,6 +23,17 @@ TRIGGERS: Final = frozenset({*GAP_DETECTION_RULES, "start", "suspect", "annotati
 """What the product itself writes. Whoever creates a ReAnchor may write anything, and each word would be a series."""
 
 OTHER: Final = "other"
+LOCK_HELD: Final = "lock_held"
+ALERT_FAILED: Final = "REANCHOR_FAILED"
+"""Code of the alert about a run that failed, as dashboards of such pipelines know it."""
+
+OPERATION: Final = "rest"
+ENDPOINTS: Final = frozenset(
+    f"/api/v3/{name}" for name in ("depth", "trades", "klines", "ticker/24hr", "time", "ping", "exchangeInfo")
+)
+RUN_S_MAX: Final = 3_600
+RETRIES_MAX: Final = 1_000
+_STATUS: Final = re.compile(r"[1-5][0-9]{2}")
 _COMPONENTS: Final = {
     "ingestion": Component.INGEST,
     "processor": Component.PROCESS,
@@ -32,8 +47,8 @@ class Measures:
 
     def __init__(self) -> None:
         self._phases: dict[Key, tuple[str, float]] = {}
-        self._ends: dict[Key, set[tuple[str, str]]] = {}
-        """Trigger and result of each series of ended re-anchors: the library removes one only by all of its labels."""
+        self._series: dict[Key, set[tuple[Any, tuple[str, ...]]]] = {}
+        """Metric and further labels of each counter's series: the library removes one only by all of its labels."""
 
     def pipelines(self) -> list[Key]:
         """Name the pipelines that are measured."""
@@ -63,7 +78,8 @@ class Measures:
             counts = status.get(field) or {}
             metrics.REPLICAS.labels(*key, str(component)).set(counts.get("replicas", 0))
             metrics.READY_REPLICAS.labels(*key, str(component)).set(counts.get("ready", 0))
-        self._success_rate(key, reanchors)
+        self._success_rate(key, status, reanchors)
+        self._counter(metrics.ALERTS, key, ALERT_FAILED)
 
     def _phase(self, key: Key, phase: str) -> None:
         now_s = time.monotonic()
@@ -75,13 +91,41 @@ class Measures:
         for known in Phase:
             metrics.PHASE.labels(*key, str(known)).set(known == phase)
 
-    def _success_rate(self, key: Key, reanchors: Sequence[Mapping[str, Any]]) -> None:
-        ends = [(body.get("status") or {}).get("phase") for body in reanchors]
-        ran = [end for end in ends if end in _RUN]
-        if ran:
-            metrics.SUCCESS_RATE.labels(*key).set(ran.count("Succeeded") / len(ran))
+    def _success_rate(self, key: Key, status: Mapping[str, Any], reanchors: Sequence[Mapping[str, Any]]) -> None:
+        told = status.get("reanchorRuns")
+        if told is None:  # written by the first look that plans; until then only what is kept is known
+            good, bad = map(len, outcomes_of(map(read_reanchor, reanchors), {}, time.time_ns() // 1_000))
+        else:
+            good, bad = (len(told.get(name) or ()) for name in ("succeededMicros", "failedMicros"))
+        if good + bad:
+            metrics.SUCCESS_RATE.labels(*key).set(good / (good + bad))
         else:
             _remove(metrics.SUCCESS_RATE, *key)
+
+    def count(self, key: Key, receipt: Receipt) -> None:
+        """Count what a run has said of itself. It is told once, when its end is written down.
+
+        Args:
+            key: The pipeline.
+            receipt: The run's; any image may have written it, so words that are not ours count as one.
+        """
+        reason = receipt.trigger if receipt.trigger in TRIGGERS else OTHER
+        self._counter(metrics.REANCHOR_RUNS, key, receipt.result, reason).inc()
+        for endpoint, status, seconds in receipt.calls:
+            where = endpoint if endpoint in ENDPOINTS else OTHER
+            what = status if status in ("timeout", "error") or _STATUS.fullmatch(status) else OTHER
+            self._counter(metrics.REST_CALLS, key, where, what).inc()
+            if 0 <= seconds < RUN_S_MAX:
+                metrics.REST_LATENCY.labels(where).observe(seconds)
+            if what == "timeout":
+                self._counter(metrics.TIMEOUTS, key, OPERATION).inc()
+        self._counter(metrics.RETRIES, key, OPERATION).inc(min(max(0, receipt.retries), RETRIES_MAX))
+        if receipt.alert == ALERT_FAILED:
+            self._counter(metrics.ALERTS, key, ALERT_FAILED).inc()
+
+    def _counter(self, metric: Any, key: Key, *labels: str) -> Any:
+        self._series.setdefault(key, set()).add((metric, labels))
+        return metric.labels(*key, *labels)
 
     def changed(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Count what a change of a ReAnchor tells: a run that has ended, and the end of the whole.
@@ -98,6 +142,8 @@ class Measures:
         final = now.get("phase") in FINAL
         # One that another's run has answered had no run of its own.
         ran = bool(now.get("finishedAt")) and not now.get("answeredBy")
+        # A run that has found another one at work has done nothing, and nothing has failed.
+        ran = ran and now.get("result") != LOCK_HELD
         if ran and (now["phase"] in _RUN if final else now.get("finishedAt") != was.get("finishedAt")):
             good = "success" if now["phase"] == "Succeeded" else "failure"
             metrics.RECOVERIES.labels(*key, _MECHANISM, good).inc()
@@ -105,8 +151,7 @@ class Measures:
             return
         trigger = spec.get("trigger", "manual")
         end = trigger if trigger in TRIGGERS else OTHER, str(now.get("result", ""))
-        self._ends.setdefault(key, set()).add(end)
-        metrics.REANCHORS.labels(*key, *end).inc()
+        self._counter(metrics.REANCHORS, key, *end).inc()
         if ran and "durationSeconds" in now:
             metrics.REANCHOR_SECONDS.labels(end[1]).observe(float(now["durationSeconds"]))
 
@@ -124,8 +169,8 @@ class Measures:
         _remove(metrics.SUCCESS_RATE, *key)
         for result in _RESULTS:
             _remove(metrics.RECOVERIES, *key, _MECHANISM, result)
-        for end in self._ends.pop(key, ()):
-            _remove(metrics.REANCHORS, *key, *end)
+        for metric, labels in self._series.pop(key, ()):
+            _remove(metric, *key, *labels)
 
 
 def _remove(metric: Any, *labels: str) -> None:

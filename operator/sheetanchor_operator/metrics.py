@@ -114,10 +114,37 @@ REANCHOR_SECONDS: Final = Histogram(
 )
 SUCCESS_RATE: Final = Gauge(
     "reanchor_success_rate",
-    "Share of the re-anchors in the kept history that did not fail.",
+    "Share of the re-anchors of the last 24 hours that succeeded, of those that had a run of their own.",
     _PIPELINE,
     registry=REGISTRY,
 )
 RECOVERIES: Final = Counter(
     "recovery_attempts_total", "Attempts at recovery.", [*_PIPELINE, "mechanism", "result"], registry=REGISTRY
+)
+
+# What runs of re-anchors say in their receipts: their own processes end before anybody asks
+REANCHOR_RUNS: Final = Counter(
+    "ingestor_rest_reanchors_total", "Re-anchor runs by result.", [*_PIPELINE, "result", "reason"], registry=REGISTRY
+)
+REST_CALLS: Final = Counter(
+    "ingestor_rest_api_calls_total",
+    "REST requests by endpoint and status.",
+    [*_PIPELINE, "endpoint", "status"],
+    registry=REGISTRY,
+)
+REST_LATENCY: Final = Histogram(
+    "ingestor_rest_api_latency_seconds",
+    "Time of a REST request.",
+    ["endpoint"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=REGISTRY,
+)
+RETRIES: Final = Counter(
+    "retry_attempts_total", "Tries after the first one.", [*_PIPELINE, "operation"], registry=REGISTRY
+)
+TIMEOUTS: Final = Counter(
+    "operation_timeouts_total", "Calls that did not end in time.", [*_PIPELINE, "operation"], registry=REGISTRY
+)
+ALERTS: Final = Counter(
+    "sheetanchor_alerts_total", "Conditions that a person should look at.", [*_PIPELINE, "code"], registry=REGISTRY
 )

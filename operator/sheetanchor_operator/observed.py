@@ -68,6 +68,7 @@ class Observed:
         zones: Zone names that the labels of the cluster's nodes show, sorted, whether the nodes are ready or not.
         node_zones: Zone of each node by the node's name.
         reanchors: The pipeline's ReAnchor objects.
+        overwritten: Values of the annotation that asks for re-anchors which others have replaced before a look.
         jobs: Their Jobs.
         secrets: Keys of each Secret that the pipeline names, by its name; None for one that does not exist. A Secret
             that was not looked at is absent. Values of Secrets are never held.
@@ -89,6 +90,7 @@ class Observed:
     zones: tuple[str, ...] = ()
     node_zones: Mapping[str, str] = field(default_factory=dict)
     reanchors: tuple[Live, ...] = ()
+    overwritten: tuple[str, ...] = ()
     jobs: tuple[Live, ...] = ()
     secrets: Mapping[str, frozenset[str] | None] = field(default_factory=dict)
     secret_versions: Mapping[str, str] = field(default_factory=dict)

@@ -50,6 +50,36 @@ class SymbolStatus(Block):
         "also when their ReAnchor objects are deleted.",
         schema={"maxItems": 600, "x-kubernetes-list-type": "atomic"},
     )
+    compared_micros: tuple[int, ...] = field(
+        (),
+        "Ends of its dry runs and validations of the last hour: they ask the exchange for as much as a rebuild, and "
+        "count against the same budget.",
+        schema={"maxItems": 600, "x-kubernetes-list-type": "atomic"},
+    )
+
+
+class AnsweredRequest(Block):
+    """A request that had an id, and its answer."""
+
+    key: str = field(..., "Hash of symbol and id.", max_length=64)
+    name: str = field(..., "ReAnchor that it was.", max_length=253)
+    made_micros: int = field(..., "When that was created, in microseconds since 1970.", ge=0)
+    phase: str = field(..., "Phase that it ended in.", max_length=40)
+    result: str = field("", "What came of it.", max_length=40)
+    message: str = field("", "The same for people.", max_length=256)
+    epoch_before: int | None = field(None, "Epoch that its run found.", ge=0)
+    epoch_after: int | None = field(None, "Epoch that it left.", ge=0)
+
+
+class ReanchorRuns(Block):
+    """Ends of the re-anchors of the last 24 hours that ran, in microseconds since 1970."""
+
+    succeeded_micros: tuple[int, ...] = field(
+        (), "Of those that succeeded.", schema={"maxItems": 1000, "x-kubernetes-list-type": "atomic"}
+    )
+    failed_micros: tuple[int, ...] = field(
+        (), "Of those that failed for good.", schema={"maxItems": 1000, "x-kubernetes-list-type": "atomic"}
+    )
 
 
 class ZoneStatus(Block):
@@ -117,6 +147,14 @@ class PipelineStatus(Block):
     last_reanchor: LastReanchor | None = field(None, "The newest re-anchor that has begun.")
     last_reanchor_request: str | None = field(
         None, "Last value of the annotation sheetanchor.dev/reanchor that was acted on.", max_length=2048
+    )
+    reanchor_requests: tuple[AnsweredRequest, ...] = field(
+        (),
+        "Requests with an id of the last 24 hours and their answers, also when their ReAnchor objects are deleted.",
+        schema=map_by(500, "key"),
+    )
+    reanchor_runs: ReanchorRuns | None = field(
+        None, "How the re-anchors of the last 24 hours have ended: what reanchor_success_rate is made from."
     )
     symbols: tuple[SymbolStatus, ...] = field((), "State of each trading pair.", schema=map_by(10, "name"))
     zones: tuple[ZoneStatus, ...] = field((), "State of each line.", schema=map_by(10, "name"))

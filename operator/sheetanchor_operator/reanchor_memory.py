@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sheetanchor.reanchor_object import digest
-from sheetanchor.triggers import HOUR_US, Policy, State, backoff_us
+from sheetanchor.triggers import DEFAULT_POLICY, HOUR_US, Policy, State, backoff_us
+from sheetanchor_operator.reanchor_record import comparisons
 from sheetanchor_operator.reanchor_view import SECOND_US, ReAnchor
 from sheetanchor_operator.spec import Pipeline
 
@@ -23,6 +24,8 @@ def policy_of(pipeline: Pipeline) -> Policy:
     return Policy(
         cooldown_us=wanted.cooldown_seconds * SECOND_US,
         rebuilds_per_hour=wanted.rebuilds_per_hour,
+        # Past the budget the pipeline has one such rebuild a minute, whatever the number of its symbols.
+        suspect_interval_us=DEFAULT_POLICY.suspect_interval_us * len(pipeline.spec.symbols),
         backoff_us=wanted.backoff_seconds * SECOND_US,
         backoff_max_us=wanted.backoff_max_seconds * SECOND_US,
         suppressed=frozenset(pipeline.spec.processor.gaps.suppress),
@@ -60,7 +63,8 @@ def memory_of(symbol: str, known: Sequence[ReAnchor], status: Mapping[str, Any],
         status: The pipeline's status.
         now_us: The moment.
     """
-    others = tuple(at_us for of, at_us in _rebuilds(known, status, now_us) if of != symbol)
+    others = [at_us for of, at_us in _rebuilds(known, status, now_us) if of != symbol]
+    others += [at_us for ends in comparisons(known, status, now_us).values() for at_us in ends]
     ran = sorted(
         (one for one in known if one.symbol == symbol and one.attempts and one.finished_us and not one.dry_run),
         key=lambda one: (one.finished_us, one.name),
@@ -72,11 +76,11 @@ def memory_of(symbol: str, known: Sequence[ReAnchor], status: Mapping[str, Any],
         if one.phase in ("Succeeded", "Skipped"):
             failures = retry_us = 0
         else:
-            failures += one.attempts
+            failures += one.attempts - one.held
             retry_us = max(retry_us, one.next_us)
     return State(
         rebuilt_us=rebuilds_of(symbol, known, status, now_us),
-        others_us=others[-REBUILDS_KEPT_MAX:],
+        others_us=tuple(sorted(others)[-REBUILDS_KEPT_MAX:]),
         covered_us=covered_us,
         ended_us=ran[-1].finished_us if ran else 0,
         failures=failures,

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from sheetanchor import triggers
+from sheetanchor.contract import Receipt
 from sheetanchor_operator.children.parts import Defaults, Manifest
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.moments import micros_of
 from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_KIND, SYMBOL_LABEL, EventReason, Reason
 from sheetanchor_operator.observed import Observed
 from sheetanchor_operator.pipeline_status import MESSAGE_LENGTH_MAX
+from sheetanchor_operator.reanchor_record import Answered, Outcomes, remembered
 from sheetanchor_operator.reanchor_view import ReAnchor, Run
 from sheetanchor_operator.spec import Pipeline
+
+WRITES_MAX: Final = 60
+"""Requests of one look that can wait for the next: greeting, skipping, adopting and forgetting. A look stays short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class SymbolFacts:
         message: The same for people.
         next_us: When the wait ends; 0 if that is not known.
         rebuilt_us: Ends of the rebuilds of the last hour, for `status.symbols[].rebuiltMicros`.
+        compared_us: Ends of its runs that swapped nothing, for `status.symbols[].comparedMicros`.
     """
 
     running: str = ""
@@ -52,6 +58,7 @@ class SymbolFacts:
     message: str = ""
     next_us: int = 0
     rebuilt_us: tuple[int, ...] = ()
+    compared_us: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,9 @@ class Plan:
         wake_at_us: When to plan again if nothing changes before.
         last_reanchor: For `status.lastReanchor`; None if there has been none.
         last_request: For `status.lastReanchorRequest`.
+        receipts: Receipts that the patch of a ReAnchor takes in, by its name: counted once that is written.
+        requests: For `status.reanchorRequests`; None leaves it as it is.
+        outcomes: For `status.reanchorRuns`; likewise.
     """
 
     create: tuple[Manifest, ...] = ()
@@ -79,6 +89,9 @@ class Plan:
     symbols: Mapping[str, SymbolFacts] = field(default_factory=dict)
     last_reanchor: Mapping[str, Any] | None = None
     last_request: str = ""
+    receipts: Mapping[str, tuple[Receipt, ...]] = field(default_factory=dict)
+    requests: tuple[Answered, ...] | None = None
+    outcomes: Outcomes | None = None
 
 
 def without(plan: Plan, refused: Mapping[str, str]) -> Plan:
@@ -135,6 +148,24 @@ class Draft:
     wakes: list[int] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     symbols: dict[str, SymbolFacts] = field(default_factory=dict)
+    passed_over: frozenset[str] = frozenset()
+    """Names of those that this look leaves alone: more wait than are looked at."""
+
+    receipts: dict[str, tuple[Receipt, ...]] = field(default_factory=dict)
+    answered: dict[str, Answered] = field(init=False)
+    _writes_left: int = WRITES_MAX
+    _of: dict[str, list[str]] = field(init=False)
+    _same_id: dict[tuple[str, str], list[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Both orders rest on what never changes of a ReAnchor: they are made once, however many there are.
+        self._of, self._same_id = {}, {}
+        for one in sorted(self.known.values(), key=lambda one: (one.at_us, one.name)):
+            self._of.setdefault(one.symbol, []).append(one.name)
+        for one in sorted(self.known.values(), key=lambda one: (one.created_us, one.name)):
+            if one.request_id:
+                self._same_id.setdefault((one.symbol, one.request_id), []).append(one.name)
+        self.answered = remembered(self.known.values(), self.pipeline.status, self.now_us)
 
     @property
     def now_us(self) -> int:
@@ -142,8 +173,19 @@ class Draft:
 
     def of(self, symbol: str) -> list[ReAnchor]:
         """Give the ReAnchors of a symbol, first asked first."""
-        own = (one for one in self.known.values() if one.symbol == symbol)
-        return sorted(own, key=lambda one: (one.at_us, one.name))
+        return [self.known[name] for name in self._of.get(symbol, ())]
+
+    def with_id_of(self, one: ReAnchor) -> list[ReAnchor]:
+        """Give the ReAnchors of a symbol that have the id of one, first created first."""
+        return [self.known[name] for name in self._same_id.get((one.symbol, one.request_id), ())]
+
+    def may_write(self, requests: int = 1) -> bool:
+        """Say whether this look may send so many more requests that can wait; if not, the next look comes at once."""
+        if self._writes_left < requests:
+            self.wakes.append(self.now_us)
+            return False
+        self._writes_left -= requests
+        return True
 
     def write(self, name: str, status: Manifest) -> None:
         """Merge into a status, and go on with the ReAnchor as it will be."""
@@ -176,5 +218,6 @@ def with_status(one: ReAnchor, status: Mapping[str, Any]) -> ReAnchor:
         next_us=micros_of(status.get("nextAttemptAt")),
         answered_by=status.get("answeredBy") or "",
         epoch_after=int(status.get("epochAfter") or 0),
+        held=int(status.get("attemptsHeld") or 0),
         raw=status,
     )

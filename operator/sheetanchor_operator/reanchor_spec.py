@@ -61,7 +61,8 @@ class ReanchorSpec(Block):
     )
     request_id: str = field(
         "",
-        "Id of the request: requests of the same id count once in 24 hours.",
+        "Id of the request: requests of the same id count once in 24 hours, also when history has deleted the first: "
+        "a later one gets its answer. The last 500 ids of a pipeline are remembered.",
         alias="requestID",
         max_length=253,
         rules=[one_line_rule("requestID")],
@@ -128,6 +129,9 @@ class ReanchorStatus(Block):
     )
     job_name: str | None = field(None, "Job of the newest run.", max_length=253)
     attempts: int | None = field(None, "Runs that were begun.", ge=0)
+    attempts_held: int | None = field(
+        None, "Of these, runs that found another one at work and did nothing: they are no failures.", ge=0
+    )
     started_at: str | None = field(None, "When the newest run began.", schema=TIME)
     finished_at: str | None = field(None, "When it became final.", schema=TIME)
     duration_seconds: float | None = field(None, "Duration of the run that decided it.", ge=0)

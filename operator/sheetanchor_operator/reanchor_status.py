@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from sheetanchor.plain_text import one_line
 from sheetanchor_operator.moments import text_of
+from sheetanchor_operator.reanchor_record import Answered
 from sheetanchor_operator.reanchor_view import Ended, ReAnchor
 
 MESSAGE_LENGTH_MAX: Final = 2_000
@@ -50,6 +51,31 @@ def retried(one: ReAnchor, attempt: int, ended: Ended, next_us: int) -> Status:
         "attempts": attempt,
         "message": one_line(f"run {attempt} failed, it will be tried again: {ended.message}", MESSAGE_LENGTH_MAX),
         "nextAttemptAt": text_of(next_us),
+    }
+
+
+def waiting_for_lock(attempt: int, held: int, ended: Ended, next_us: int) -> Status:
+    """Write down that a run has found another one at work, and when the next begins."""
+    return {
+        **_of_run(ended),
+        "phase": "Pending",
+        "attempts": attempt,
+        "attemptsHeld": held,
+        "message": one_line(f"waits: run {attempt} found another one at work: {ended.message}", MESSAGE_LENGTH_MAX),
+        "nextAttemptAt": text_of(next_us),
+    }
+
+
+def answered_again(one: ReAnchor, first: Answered, now_us: int) -> Status:
+    """Write down the answer that the first request of the same id got."""
+    result = "repeated" if first.phase == "Succeeded" else first.result
+    told = f"request {one.request_id} was made before, as {first.name}: {first.message or first.result}"
+    epochs = {"epochBefore": first.epoch_before, "epochAfter": first.epoch_after}
+    return {
+        **finished(one, first.phase, Ended(0, result, told, 0, now_us)),
+        **{name: epoch for name, epoch in epochs.items() if epoch is not None},
+        "exitCode": None,
+        "answeredBy": first.name,
     }
 
 

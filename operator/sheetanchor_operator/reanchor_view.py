@@ -54,6 +54,7 @@ class ReAnchor:
         finished_us: End of the run that decided it, or of the last failed one; 0 before.
         duration_us: Duration of that run.
         next_us: When the next run begins at the earliest; 0 for at once.
+        held: Runs that found another one at work: they are no failures.
         raw: The status as it is.
     """
 
@@ -80,6 +81,7 @@ class ReAnchor:
     next_us: int
     answered_by: str
     epoch_after: int
+    held: int
     raw: Mapping[str, Any] = field(hash=False)
 
     @property
@@ -143,6 +145,7 @@ def read_reanchor(body: Live) -> ReAnchor:
         next_us=micros_of(status.get("nextAttemptAt")),
         answered_by=status.get("answeredBy") or "",
         epoch_after=int(status.get("epochAfter") or 0),
+        held=int(status.get("attemptsHeld") or 0),
         raw=status,
     )
 

@@ -17,15 +17,18 @@ from sheetanchor_operator.children.parts import Defaults, Manifest
 from sheetanchor_operator.children.reanchor_job import Order, job
 from sheetanchor_operator.moments import micros_of, text_of
 from sheetanchor_operator.names import EventReason, Reason
-from sheetanchor_operator.observed import Observed
+from sheetanchor_operator.observed import Live, Observed
 from sheetanchor_operator.reanchor_memory import memory_of, next_try_us, policy_of, rebuilds_of
 from sheetanchor_operator.reanchor_plan import Draft, Patch, Plan, Start, SymbolFacts
-from sheetanchor_operator.reanchor_status import finished, retried, running
+from sheetanchor_operator.reanchor_queue import answer_again, bound_queue, skipped
+from sheetanchor_operator.reanchor_record import comparisons, outcomes_of, remembered
+from sheetanchor_operator.reanchor_status import finished, retried, running, waiting_for_lock
 from sheetanchor_operator.reanchor_view import (
     SECOND_US,
     UNKNOWN,
     Ended,
     ReAnchor,
+    Run,
     Sight,
     read_reanchor,
     runs_of,
@@ -46,6 +49,9 @@ JOB_MISSING_GRACE_US: Final = 15 * SECOND_US
 
 SWAP_SEEN_GRACE_US: Final = 5 * SECOND_US
 """After a swap the processor says so within a tenth of a second; an answer from before it must not count for longer."""
+
+HELD_MAX: Final = 20
+"""Runs that may find another one at work: with their delays that is longer than any lock lives."""
 
 KEEP_US: Final = 15 * SECOND_US
 """Whoever waits for a result finds it for at least this long."""
@@ -73,11 +79,13 @@ def plan(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> Plan:
     """
     mine = [body for body in observed.reanchors if (body.get("spec") or {}).get("pipeline") == pipeline.name]
     known = {one.name: one for one in map(read_reanchor, mine)}
-    runs = {name: runs_of(one, observed.jobs, observed.pods, observed.now_us) for name, one in known.items()}
+    runs = _runs_of_all(known, observed)
     draft = Draft(pipeline, observed, defaults, known, runs, policy_of(pipeline))
+    bound_queue(draft)
     for one in list(known.values()):
-        _greet(draft, one)
-        _take_in_runs(draft, one)
+        if one.name not in draft.passed_over:
+            _greet(draft, one)
+            _take_in_runs(draft, one)
     _answer_merged(draft)
     if not pipeline.paused and not pipeline.deleting:
         sights = sights_of(observed.states)
@@ -88,27 +96,46 @@ def plan(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> Plan:
     return _finished_plan(draft)
 
 
+def _runs_of_all(known: Mapping[str, ReAnchor], observed: Observed) -> dict[str, list[Run]]:
+    """Read every ReAnchor's runs, each Job once."""
+    jobs: dict[str, list[Live]] = {}
+    for body in observed.jobs:
+        for owner in body["metadata"].get("ownerReferences") or ():
+            jobs.setdefault(str(owner.get("uid", "")), []).append(body)
+    return {
+        name: runs_of(one, jobs[one.uid], observed.pods, observed.now_us) if one.uid in jobs else []
+        for name, one in known.items()
+    }
+
+
 def _finished_plan(draft: Draft) -> Plan:
     pipeline = draft.pipeline
     changed = []
+    before = {body["metadata"]["name"]: body.get("status") or {} for body in draft.observed.reanchors}
     for name, status in draft.patch.items():
-        raw = next(body.get("status") or {} for body in draft.observed.reanchors if body["metadata"]["name"] == name)
+        raw = before[name]
         news = {key: value for key, value in status.items() if raw.get(key) != value}
         if news:
             changed.append(Patch(name, {**news, "observedGeneration": draft.known[name].generation}))
     delete = () if pipeline.paused else _forget(draft)
-    return Plan(
+    gone = frozenset(delete)
+    homeless = (one.name for one in draft.known.values() if not one.owned and one.name not in gone)
+    known = list(draft.known.values())
+    plan = Plan(
         create=tuple(draft.create),
         start=tuple(draft.start),
         patch=tuple(changed),
-        adopt=tuple(one.name for one in draft.known.values() if not one.owned and one.name not in delete),
+        adopt=tuple(name for name in homeless if draft.may_write()),
         delete=delete,
-        wake_at_us=min(draft.wakes, default=None),
         events=tuple(draft.events),
         symbols=draft.symbols or _idle_facts(draft),
         last_reanchor=_last_reanchor(draft),
         last_request=_last_request(draft),
+        receipts=draft.receipts,
+        requests=tuple(remembered(known, pipeline.status, draft.now_us).values()),
+        outcomes=outcomes_of(known, pipeline.status, draft.now_us),
     )
+    return replace(plan, wake_at_us=min(draft.wakes, default=None))
 
 
 def _idle_facts(draft: Draft) -> dict[str, SymbolFacts]:
@@ -120,7 +147,7 @@ def _idle_facts(draft: Draft) -> dict[str, SymbolFacts]:
 
 def _greet(draft: Draft, one: ReAnchor) -> None:
     """Say that a request has been seen."""
-    if "phase" in one.raw:
+    if "phase" in one.raw or not draft.may_write(3):
         return
     draft.write(one.name, {"phase": "Pending"})
     if one.trigger in GAP_DETECTION_RULES:
@@ -155,22 +182,43 @@ def _attach(draft: Draft, name: str, lead: str) -> None:
 
 
 def _take_in_end(draft: Draft, one: ReAnchor, attempt: int, ended: Ended) -> None:
+    if ended.receipt is not None:
+        draft.receipts[one.name] = (ended.receipt,)
     if ended.exit_code == 0 or ended.exit_code == triggers.EXIT_SUPERSEDED:
         phase = "Succeeded" if ended.exit_code == 0 else "Skipped"
         draft.write(one.name, finished(one, phase, ended))
         good = EventReason.REANCHOR_SUCCEEDED if phase == "Succeeded" else EventReason.REANCHOR_SKIPPED
         draft.tell(one, "Normal", good, f"{ended.result}: {ended.message}", both=phase == "Succeeded")
         return
+    if ended.exit_code == triggers.EXIT_LOCK_HELD:
+        _take_in_held(draft, one, attempt, ended)
+        return
     before = memory_of(one.symbol, [k for k in draft.known.values() if k.name != one.name], {}, draft.now_us)
     asked_us = ended.receipt.retry_at_us if ended.receipt is not None else 0
-    next_us = next_try_us(one, attempt, before.failures + attempt, ended.finished_us, asked_us, draft.policy)
-    if one.dry_run or attempt >= draft.policy.tries_max:
+    failed = attempt - one.held
+    next_us = next_try_us(one, attempt, before.failures + failed, ended.finished_us, asked_us, draft.policy)
+    if one.dry_run or failed >= draft.policy.tries_max:
         draft.write(one.name, finished(one, "Failed", ended, next_us))
         draft.tell(one, "Warning", EventReason.REANCHOR_FAILED, _failed_words(attempt, ended), both=True)
         return
     draft.write(one.name, retried(one, attempt, ended, next_us))
     again = f"{_failed_words(attempt, ended)}; again at {text_of(next_us - next_us % SECOND_US)}"
     draft.tell(one, "Warning", EventReason.REANCHOR_FAILED, again, both=True)
+
+
+def _take_in_held(draft: Draft, one: ReAnchor, attempt: int, ended: Ended) -> None:
+    """Wait for whoever holds the lock: that another run is at work is no failure, for counters and alerts alike."""
+    held = one.held + 1
+    if held >= HELD_MAX:
+        told = replace(ended, message=f"{held} runs found another one at work: {ended.message}")
+        draft.write(one.name, finished(one, "Skipped", told) | {"attempts": attempt, "attemptsHeld": held})
+        draft.tell(one, "Normal", EventReason.REANCHOR_SKIPPED, told.message, both=False)
+        return
+    next_us = next_try_us(one, attempt, held, ended.finished_us, 0, draft.policy)
+    draft.write(one.name, waiting_for_lock(attempt, held, ended, next_us))
+    told_us = text_of(next_us - next_us % SECOND_US)
+    words = f"run {attempt} found another one at work; again at {told_us}: {ended.message}"
+    draft.tell(one, "Normal", EventReason.REANCHOR_THROTTLED, words, both=False)
 
 
 def _failed_words(attempt: int, ended: Ended) -> str:
@@ -221,7 +269,10 @@ def _ask_for_wishes(draft: Draft) -> None:
     if next_us is not None:
         draft.wakes.append(next_us)
     value = pipeline.reanchor_request
+    values = list(draft.observed.overwritten)
     if value and key_of(value) != pipeline.status.get("lastReanchorRequest"):
+        values.append(value)
+    for value in dict.fromkeys(values):
         try:
             asks = [*asks, *asks_of_wish(read_wish(value, pipeline.spec.symbols), draft.now_us)]
         except BadRequest as error:
@@ -247,6 +298,7 @@ def _decide(draft: Draft, symbol: str, sight: Sight) -> None:
     seen = sight.seen(bool(sight.lock_holder) and not dead)
     memory = memory_of(symbol, list(draft.known.values()), draft.pipeline.status, draft.now_us)
     waiting = [one for one in draft.of(symbol) if one.phase == "Pending" and not one.answered_by]
+    waiting = [one for one in waiting if one.name not in draft.passed_over]
     waiting = [one for one in waiting if not _skip_if_moot(draft, one, memory, seen, sight)]
     at_work = [one for one in draft.of(symbol) if one.phase == "Running"]
     if not sight.known:
@@ -257,15 +309,30 @@ def _decide(draft: Draft, symbol: str, sight: Sight) -> None:
         draft.wakes.append(draft.now_us + RUN_LOOK_US)
     else:
         wait = _start_or_wait(draft, symbol, rebuilds, memory, seen, sight, dead)
-        dry = next((one for one in waiting if one.dry_run), None)
-        if wait is not None and dry is not None and not seen.lock_held:
-            _start(draft, dry, [], dead)
+        dry = [one for one in waiting if one.dry_run]
+        if wait is not None and dry and not seen.lock_held and _may_try(draft, dry, memory):
+            _start(draft, dry[0], [], dead)
             wait = None
     if sight.known and seen.suspect:
         draft.wakes.append(draft.now_us + LOOK_US)
     elif waiting and not sight.known:
         draft.wakes.append(draft.now_us + RUN_LOOK_US)
     draft.symbols[symbol] = _facts(draft, symbol, wait)
+
+
+def _may_try(draft: Draft, dry: Sequence[ReAnchor], memory: triggers.State) -> bool:
+    """Say whether a dry run may begin now: it swaps nothing, but asks the exchange for as much as a rebuild."""
+    held_us = dry[0].next_us if dry[0].held else 0
+    wait = triggers.Wait(held_us, "another run held the lock a moment ago", "lock")
+    spent = triggers.budget_wait(memory, draft.policy) if not dry[0].force else None
+    if spent is not None:
+        wait = max(spent, wait, key=lambda one: one.until_us or 0)
+    if (wait.until_us or 0) <= draft.now_us:
+        return True
+    draft.wakes.append(wait.until_us or 0)
+    for one in dry:
+        _tell_wait(draft, one, wait)
+    return False
 
 
 def _after_swap(draft: Draft, symbol: str, sight: Sight) -> Sight:
@@ -294,7 +361,9 @@ def _dead_run(draft: Draft, symbol: str, sight: Sight) -> str:
 
 
 def _skip_if_moot(draft: Draft, one: ReAnchor, memory: triggers.State, seen: triggers.Seen, sight: Sight) -> bool:
-    reason = _twin(draft, one) or _rest(draft, one)
+    if answer_again(draft, one):
+        return True
+    reason = _rest(draft, one)
     if not reason and not one.dry_run and (sight.known or not one.validates):
         alone, skip = triggers.ask(memory, one.request, draft.policy)
         if skip is None:
@@ -303,20 +372,9 @@ def _skip_if_moot(draft: Draft, one: ReAnchor, memory: triggers.State, seen: tri
         reason = skip.reason if skip is not None else ""
     if not reason:
         return False
-    draft.write(one.name, finished(one, "Skipped", Ended(0, "skipped", reason, 0, draft.now_us)) | {"exitCode": None})
+    draft.write(one.name, skipped(draft, one, reason))
     draft.tell(one, "Normal", EventReason.REANCHOR_SKIPPED, f"{one.trigger} changes nothing: {reason}", both=False)
     return True
-
-
-def _twin(draft: Draft, one: ReAnchor) -> str:
-    """Say which earlier request had the same id, within a day."""
-    if not one.request_id:
-        return ""
-    for other in draft.of(one.symbol):
-        same = other.request_id == one.request_id and (other.created_us, other.name) < (one.created_us, one.name)
-        if same and one.created_us - other.created_us < triggers.IDS_KEPT_US:
-            return f"request {one.request_id} was made before, as {other.name}"
-    return ""
 
 
 def _rest(draft: Draft, one: ReAnchor) -> str:
@@ -428,16 +486,17 @@ def _facts(draft: Draft, symbol: str, wait: triggers.Wait | None = None) -> Symb
         message=wait.reason if wait is not None and throttled else "",
         next_us=(wait.until_us or 0) if wait is not None and throttled else 0,
         rebuilt_us=rebuilds_of(symbol, own, draft.pipeline.status, draft.now_us),
+        compared_us=comparisons(own, draft.pipeline.status, draft.now_us).get(symbol, ()),
     )
 
 
 def _skip_strangers(draft: Draft) -> None:
     symbols = draft.pipeline.spec.symbols
     for one in list(draft.known.values()):
-        if one.symbol not in symbols and not one.final and one.phase != "Running":
+        waits = not one.final and one.phase != "Running" and one.name not in draft.passed_over
+        if one.symbol not in symbols and waits and draft.may_write(2):
             reason = f"symbol {one.symbol} is none of the pipeline's: {', '.join(symbols)}"
-            end = Ended(0, "skipped", reason, 0, draft.now_us)
-            draft.write(one.name, finished(one, "Skipped", end) | {"exitCode": None})
+            draft.write(one.name, skipped(draft, one, reason))
             draft.tell(one, "Warning", EventReason.REANCHOR_SKIPPED, reason, both=False)
 
 
@@ -482,8 +541,10 @@ def _forget(draft: Draft) -> tuple[str, ...]:
             free_us = max(one.finished_us + KEEP_US, one.next_us if one.phase == "Failed" else 0)
             if free_us > draft.now_us:
                 draft.wakes.append(free_us)
-            else:
+            elif draft.may_write():
                 gone.append(one.name)
+            else:
+                return tuple(gone)
     return tuple(gone)
 
 

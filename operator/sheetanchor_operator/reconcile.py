@@ -34,11 +34,12 @@ from sheetanchor_operator.measures import Measures
 from sheetanchor_operator.observed import Observed, Refusal
 from sheetanchor_operator.ownership import is_run_of
 from sheetanchor_operator.publish import Publisher
-from sheetanchor_operator.reanchor_plan import Plan, without
+from sheetanchor_operator.reanchor_plan import WRITES_MAX, Plan, without
 from sheetanchor_operator.reanchor_spec import TERMINAL_PHASES
 from sheetanchor_operator.reanchoring import plan
 from sheetanchor_operator.refusals import Refusals
 from sheetanchor_operator.roll import place_of
+from sheetanchor_operator.seen_wishes import SeenWishes
 from sheetanchor_operator.spec import BadSpec, Pipeline, parse
 from sheetanchor_operator.status import NO_PLAN, refused_status, status_of, transitions
 from sheetanchor_operator.workloads import Workloads
@@ -51,6 +52,9 @@ UNSOUND_S: Final = 3.0
 
 PER_PIPELINE_S: Final = 0.05
 """With many pipelines each is looked at less often: at most twenty a second are, whatever their number."""
+
+PLANNED_HERE_MAX: Final = 200
+"""Re-anchors that are decided upon within some milliseconds."""
 
 DEFECT_LENGTH_MAX: Final = 300
 
@@ -78,6 +82,7 @@ class Reconciler:
     blind: Callable[[str], Mapping[str, Refusal]] = lambda _namespace: {}
     """Tells why a kind cannot be heard in a namespace, by its name."""
 
+    wishes: SeenWishes = field(default_factory=SeenWishes)
     _keeper: Keeper = field(init=False, repr=False)
     _unsound: set[Key] = field(default_factory=set)
     _refusals: Refusals = field(default_factory=Refusals)
@@ -100,8 +105,7 @@ class Reconciler:
         body = self.cache.get(PIPELINE.name, *key)
         if body is None:
             self._forget(key)
-            await self._tell_orphans(key)
-            return None
+            return None if await self._tell_orphans(key) else 0.0
         if "deletionTimestamp" in body["metadata"]:
             return self.resync_s
         try:
@@ -128,7 +132,7 @@ class Reconciler:
         decided = NO_PLAN
         refusals: tuple[Refusal, ...] = ()
         if not PLANNED_FROM & observed.blind.keys():
-            decided = plan(pipeline, observed, self.defaults)
+            decided = await self._plan(pipeline, observed)
             decided, refusals = await self._carry_out(key, pipeline, decided)
         observed = replace(observed, refusals=(*observed.refusals, *refusals))
         # What happened to the ReAnchors is written by now: another look would not find it new.
@@ -137,8 +141,16 @@ class Reconciler:
         events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
         if await self._write_status(body, status):
             await self._tell(pipeline.namespace, events)
+            if not refusals and decided is not NO_PLAN and not pipeline.paused:
+                self.wishes.done(key, observed.overwritten)
         self.measures.take(key, status, observed.reanchors, announced=pipeline.spec.maintenance.enabled)
         return self._next_look(key, decided, status, refused=bool(refusals))
+
+    async def _plan(self, pipeline: Pipeline, observed: Observed) -> Plan:
+        """Decide about re-anchors; with many of them in a thread, since the Lease is renewed in this one's loop."""
+        if len(observed.reanchors) <= PLANNED_HERE_MAX:
+            return plan(pipeline, observed, self.defaults)
+        return await asyncio.to_thread(plan, pipeline, observed, self.defaults)
 
     async def _refuse(self, key: Key, body: Mapping[str, Any], message: str) -> None:
         """Tell that a pipeline's spec cannot be used; its children stay as they are."""
@@ -152,8 +164,13 @@ class Reconciler:
         reanchors = [one for (kind, _), one in mine.items() if kind == REANCHOR.name]
         self.measures.take(key, status, reanchors, announced=False)
 
-    async def _tell_orphans(self, key: Key) -> None:
-        """Tell ReAnchors of a pipeline that does not exist that they wait for one; owned ones go with their owner."""
+    async def _tell_orphans(self, key: Key) -> bool:
+        """Tell ReAnchors of a pipeline that does not exist that they wait for one; owned ones go with their owner.
+
+        Returns:
+            Whether all have been told; a look tells no more than some.
+        """
+        left = WRITES_MAX
         namespace, name = key
         change = {
             "phase": "Pending",
@@ -168,11 +185,16 @@ class Reconciler:
             ):
                 continue
             if any(status.get(field) != value for field, value in change.items()):
+                left -= 1
+                if left < 0:
+                    return False
                 written = await self.cluster.merge(REANCHOR, namespace, one, {"status": change}, "status")
                 if written is not None:
                     self.cache.put(written)
+        return True
 
     def _forget(self, key: Key) -> None:
+        self.wishes.forget(key)
         self.measures.forget(key)
         self._keeper.forget(key)
         self._refusals.forget(key)
@@ -208,6 +230,7 @@ class Reconciler:
             usable_zones=usable_zones(nodes, pipeline.spec.scheduling),
             node_zones=zones,
             blind=self.blind(pipeline.namespace),
+            overwritten=self.wishes.of((pipeline.namespace, pipeline.name)),
             reanchors=tuple(body for (kind, _), body in sorted(mine.items()) if kind == REANCHOR.name),
             jobs=tuple(body for (kind, _), body in sorted(mine.items()) if kind == JOB.name),
             states=answers.states,
@@ -282,6 +305,8 @@ class Reconciler:
             if written is not None:
                 self.cache.put(written)
                 self.measures.changed(before or {}, written)
+                for receipt in decided.receipts.get(patch.name, ()):
+                    self.measures.count(key_of_pipeline(pipeline), receipt)
         for name in decided.adopt:
             owner = {"metadata": {"ownerReferences": [owner_of(pipeline)]}}
             adopted = await self.cluster.merge(REANCHOR, pipeline.namespace, name, owner)
@@ -360,6 +385,11 @@ def _whole(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, A
 
 def _children(mine: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
     return {place: body for place, body in mine.items() if place[0] in _CHILD_KINDS}
+
+
+def key_of_pipeline(pipeline: Pipeline) -> Key:
+    """Give what a pipeline is known by."""
+    return pipeline.namespace, pipeline.name
 
 
 def _now_us() -> int:

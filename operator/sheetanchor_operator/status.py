@@ -48,11 +48,26 @@ def status_of(pipeline: Pipeline, observed: Observed, plan: Plan = NO_PLAN) -> S
         "lastPredictionAt": _last_prediction(standing, before),
         "lastReanchor": plan.last_reanchor or before.get("lastReanchor"),
         "lastReanchorRequest": plan.last_request or before.get("lastReanchorRequest"),
+        "reanchorRequests": _requests(plan, before),
+        "reanchorRuns": _runs(plan, before),
         "symbols": _symbols(standing, plan, before),
         "zones": _zones(pipeline, observed, standing),
         **_components(pipeline, standing),
     }
     return {name: value for name, value in status.items() if value is not None}
+
+
+def _requests(plan: Plan, before: Mapping[str, Any]) -> list[Status] | None:
+    if plan.requests is None:
+        return before.get("reanchorRequests")
+    return [one.entry() for one in plan.requests] or None
+
+
+def _runs(plan: Plan, before: Mapping[str, Any]) -> Status | None:
+    if plan.outcomes is None:
+        return before.get("reanchorRuns")
+    told = dict(zip(("succeededMicros", "failedMicros"), map(list, plan.outcomes), strict=True))
+    return told if any(told.values()) else None
 
 
 def refused_status(body: Mapping[str, Any], message: str, now_us: int) -> Status:
@@ -152,6 +167,7 @@ def _symbols(standing: Standing, plan: Plan, before: Mapping[str, Any]) -> list[
             "term": symbol.term or kept.get("term", 0),
             "suspectSince": _whole(symbol.suspect_since_us) if symbol.suspect_since_us else None,
             "rebuiltMicros": list(facts.rebuilt_us) if facts is not None and facts.rebuilt_us else None,
+            "comparedMicros": list(facts.compared_us) if facts is not None and facts.compared_us else None,
         }
         rows.append({name: value for name, value in row.items() if value is not None})
     return rows

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from reanchor_world import World
+from sheetanchor.contract import Receipt
 from sheetanchor_operator.measures import OTHER, TRIGGERS, Measures
 from sheetanchor_operator.metrics import REGISTRY
 
@@ -143,3 +144,76 @@ def test_what_people_invent_as_a_trigger_is_one_series() -> None:
     assert {*TRIGGERS, OTHER} == found
     measures.forget(("inventive", "btc"))
     assert set() == series_of("inventive")
+
+
+def receipt(**fields: Any) -> Receipt:
+    """Give the receipt of a run."""
+    plain = {
+        "id": "r",
+        "symbol": "BTCUSDT",
+        "reason": "",
+        "trigger": "manual",
+        "result": "failed",
+        "started_at_us": 1,
+        "finished_at_us": 2,
+        "epoch_before": 1,
+        "epoch_after": 1,
+        "snapshot_id": 1,
+        "update_id": 1,
+        "exit_code": 3,
+        "message": "",
+    }
+    return Receipt(**{**plain, **fields})
+
+
+def value(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, {"namespace": "receipts", "name": "btc", **labels}) or 0.0
+
+
+def test_what_a_run_says_is_counted() -> None:
+    """Requests, retries, time-outs and the alert: a run's own process ends before anybody asks."""
+    measures, key = Measures(), ("receipts", "btc")
+    measures.take(key, {"phase": "Running"}, [], announced=False)
+    assert 0.0 == REGISTRY.get_sample_value(
+        "sheetanchor_alerts_total", {"namespace": "receipts", "name": "btc", "code": "REANCHOR_FAILED"}
+    )
+    calls = (("/api/v3/depth", "200", 0.2), ("/api/v3/depth", "timeout", 10.0), ("/api/v3/trades", "429", 0.1))
+
+    measures.count(key, receipt(calls=calls, retries=2, alert="REANCHOR_FAILED"))
+    measures.count(key, receipt(calls=calls[:1], result="swapped"))
+
+    assert 2.0 == value("ingestor_rest_api_calls_total", endpoint="/api/v3/depth", status="200")
+    assert 1.0 == value("ingestor_rest_api_calls_total", endpoint="/api/v3/trades", status="429")
+    assert 1.0 == value("operation_timeouts_total", operation="rest")
+    assert 2.0 == value("retry_attempts_total", operation="rest")
+    assert 1.0 == value("sheetanchor_alerts_total", code="REANCHOR_FAILED")
+    assert 1.0 == value("ingestor_rest_reanchors_total", result="swapped", reason="manual")
+    measures.forget(key)
+    assert set() == series_of("receipts")
+
+
+def test_what_a_foreign_run_invents_fills_nothing() -> None:
+    """Any image may be told to run: its words are a bounded number of series, and its numbers do no harm."""
+    measures, key = Measures(), ("receipts", "btc")
+    for number in range(50):
+        calls = ((f"/odd/{number}", f"x{number}", float("inf")), ("/api/v3/depth", "999999", -1.0))
+        measures.count(key, receipt(calls=calls, retries=-5, trigger=f"t_{number}", alert=f"A{number}"))
+
+    found = {name for name, _ in series_of("receipts")}
+    assert 50.0 == value("ingestor_rest_api_calls_total", endpoint=OTHER, status=OTHER)
+    assert 0.0 == value("retry_attempts_total", operation="rest")
+    assert len(series_of("receipts")) == len(found)
+    measures.forget(key)
+
+
+def test_each_receipt_is_counted_once(world: World) -> None:
+    """It belongs to the patch that writes the end of its run down, and to no other look."""
+    next_run(world)
+    world.ends("one-1", result="failed")
+    first, second = world.step(), world.step()
+    next_run(world)
+    world.ends("one-2")
+    third, fourth = world.step(), world.step()
+
+    assert [["one"], [], ["one"], []] == [list(made.receipts) for made in (first, second, third, fourth)]
+    assert {patch.name for patch in first.patch} >= {"one"}

@@ -182,7 +182,7 @@ class State:
         pending: At most one request per action, all forced ones as one.
         running: The run in progress.
         rebuilt_us: Ends of the rebuilds of the last hour.
-        others_us: Ends of those of other symbols that share the budget.
+        others_us: Ends of other runs that share the budget: rebuilds of other symbols, and comparisons.
         covered_us: Requests about moments up to this one are answered by the last successful run.
         ended_us: End of the last run of any kind and result.
         failures: Failed runs in a row.
@@ -303,6 +303,8 @@ def _own_request(seen: Seen, now_us: int) -> Request:
 def _waits(state: State, request: Request, seen: Seen, policy: Policy) -> list[Wait]:
     """List what a request has to wait for, each with its end."""
     backoff = Wait(state.retry_us, f"{state.failures} runs in a row failed: backing off", "backoff")
+    if not state.failures:
+        backoff = Wait(state.retry_us, "another run held the lock a moment ago", "lock")
     if request.force:
         return [backoff] if request.tries else []
     waits = [backoff]
@@ -311,19 +313,27 @@ def _waits(state: State, request: Request, seen: Seen, policy: Policy) -> list[W
     if request.action == VALIDATION:
         until_us = state.ended_us + policy.validation_cooldown_us if state.ended_us else 0
         waits.append(Wait(until_us, "a validation waits until some time after the last run", "cooldown"))
-        return waits
+        spent = budget_wait(state, policy)
+        return [*waits, spent] if spent is not None else waits
     if request.action == SCHEDULED:
         waits.append(Wait(request.first_us + policy.debounce_us, "a scheduled re-anchor waits for company", "company"))
     if state.rebuilt_us and not seen.suspect and request.action != EMERGENCY:
         waits.append(Wait(state.rebuilt_us[-1] + policy.cooldown_us, "cooling down after the last rebuild", "cooldown"))
-    spent_us = sorted((*state.rebuilt_us, *state.others_us))
-    if len(spent_us) >= policy.rebuilds_per_hour:
-        free_us = spent_us[-policy.rebuilds_per_hour] + HOUR_US
-        if seen.suspect:
-            own_us = state.rebuilt_us[-1] + policy.suspect_interval_us if state.rebuilt_us else 0
-            free_us = min(free_us, own_us)
-        waits.append(Wait(free_us, f"the budget of {policy.rebuilds_per_hour} rebuilds an hour is used up", "budget"))
+    spent = budget_wait(state, policy)
+    if spent is not None:
+        own_us = state.rebuilt_us[-1] + policy.suspect_interval_us if state.rebuilt_us else 0
+        free_us = spent.until_us or 0
+        waits.append(replace(spent, until_us=min(free_us, own_us) if seen.suspect else free_us))
     return waits
+
+
+def budget_wait(state: State, policy: Policy = DEFAULT_POLICY) -> Wait | None:
+    """Say until when no run that asks the exchange for a whole state fits into the budget; None if one does."""
+    spent_us = sorted((*state.rebuilt_us, *state.others_us))
+    if len(spent_us) < policy.rebuilds_per_hour:
+        return None
+    free_us = spent_us[-policy.rebuilds_per_hour] + HOUR_US
+    return Wait(free_us, f"the budget of {policy.rebuilds_per_hour} rebuilds an hour is used up", "budget")
 
 
 def _words(request: Request) -> str:
@@ -366,11 +376,13 @@ def ended(
         return state
     state = replace(state, running=None, ended_us=now_us)
     rebuilds = tuple(at_us for at_us in state.rebuilt_us if at_us > now_us - HOUR_US)
+    others = tuple(at_us for at_us in state.others_us if at_us > now_us - HOUR_US)
     if exit_code in (0, EXIT_SUPERSEDED):
         covered_us = snapshot_us if snapshot_us is not None else run.started_us
         return replace(
             state,
             rebuilt_us=(*rebuilds, now_us) if rebuilt else rebuilds,
+            others_us=others if rebuilt or exit_code == EXIT_SUPERSEDED else (*others, now_us),
             covered_us=max(state.covered_us, covered_us) if exit_code == 0 else state.covered_us,
             failures=0,
             retry_us=0,

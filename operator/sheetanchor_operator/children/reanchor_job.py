@@ -72,7 +72,8 @@ def _args(order: Order) -> tuple[str, ...]:
         args.append("--validate-only")
     if order.dry_run:
         args.append("--dry-run")
-    return tuple(args)
+    # Kubernetes replaces $(NAME) by a variable's value; doubled, the sign stands for itself.
+    return tuple(arg.replace("$", "$$") for arg in args)
 
 
 def job(pipeline: Pipeline, defaults: Defaults, order: Order) -> Manifest:
