@@ -63,8 +63,8 @@ crds: .venv/.dev-ready ## write the definitions anew from the operator's models,
 lock: ## write requirements.lock anew after a change of pyproject.toml; UPGRADE=1 or UPGRADE="NAME…" for newer versions
 	@PYTHON="$(PYTHON)" UPGRADE="$(UPGRADE)" bash .ci/lock
 
-image: .venv/.run-ready ## build the image IMAGE (default localhost/sheetanchor:dev), without network while it is built
-	@bash workloads/image.sh $(IMAGE)
+image: .venv/.run-ready ## build the image IMAGE (default localhost/sheetanchor:dev), without network while it is built; REFRESH=1 for a new base
+	@REFRESH="$(REFRESH)" bash workloads/image.sh $(IMAGE)
 
 cluster: .venv/.run-ready ## four nodes with operator and sample, left up; the second time in under a minute
 	@$(BED) sample

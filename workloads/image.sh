@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
 # Build the image, without any network while it is built. Usage: image.sh [IMAGE [ARCHIVE]]
 #
-# Wheels are prepared first, those that requirements.lock names, with the interpreter of .venv/; then docker, buildah or podman builds from workloads/Containerfile.
-# Where no registry answers, the base is a minimal Debian made by debootstrap (root; bookworm, Python 3.11).
-# What is prepared is kept by content under ${XDG_CACHE_HOME:-~/.cache}/sheetanchor/image.
+# Wheels are prepared first, those that requirements.lock names, with the interpreter of .venv/; then docker, buildah or podman
+# builds from workloads/Containerfile. Where no registry answers, the base is a minimal Debian made by debootstrap (root;
+# bookworm, Python 3.11), its signatures checked, with what Debian's security team has mended since. Beside the archive stands
+# what is in the image, as a CycloneDX bill of materials.
+# What is prepared is kept by content under ${XDG_CACHE_HOME:-~/.cache}/sheetanchor/image; a base for MAX_AGE_DAYS.
 #
-#   BASE                     another base image
+#   BASE                       another base image, best as NAME@sha256:…
+#   REFRESH=1                  take base and Debian's packages anew, however fresh they are
+#   MAX_AGE_DAYS               age at which that is done anyway (default 7)
 #   SHEETANCHOR_DEBIAN_MIRROR  where debootstrap takes packages from
+#   SHEETANCHOR_DEBIAN_SECURITY_MIRROR  where mended ones come from; by default the mirror's name with -security
 set -euo pipefail
 cd "$(dirname "$0")/.."
 image=${1:-localhost/sheetanchor:dev}
@@ -14,6 +19,9 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/sheetanchor/image
 archive=${2:-$cache/image.tar}
 pip=".venv/bin/python -m pip" python=.venv/bin/python
 mirror=${SHEETANCHOR_DEBIAN_MIRROR:-http://deb.debian.org/debian}
+security=${SHEETANCHOR_DEBIAN_SECURITY_MIRROR:-${mirror%/}-security}
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+max_age_days=${MAX_AGE_DAYS:-7}
 started=$SECONDS
 mkdir -p "$cache"
 
@@ -41,48 +49,78 @@ build() { # what all three understand
 version=$($python -c 'import sys; print(f"{sys.version_info[0]}.{sys.version_info[1]}")')
 base=${BASE:-docker.io/library/python:$version-slim}
 
-have_base() {
-    case $engine in
-    docker) docker image inspect "$base" >/dev/null 2>&1 || timeout 60 docker pull -q "$base" >/dev/null 2>&1 ;;
-    *) timeout 120 "$engine" pull -q "$base" >/dev/null 2>&1 ;;
-    esac
-}
 registry_answers() { timeout 5 bash -c '</dev/tcp/registry-1.docker.io/443' 2>/dev/null; }
+fresh() { # FILE: whether it is there and young enough; a base that is kept for ever would never be mended
+    [ "${REFRESH:-0}" != 1 ] && [ -s "$1" ] && [ -z "$(find "$1" -mmin "+$((max_age_days * 1440))" -print)" ]
+}
+here() { if [ $engine = docker ]; then docker image inspect "$1"; else "$engine" inspect --type image "$1"; fi >/dev/null 2>&1; }
+digest_of() { # IMAGE: sha256:… by which its registry knows it; nothing for one that was made here
+    case $engine in
+    docker) docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$1" ;;
+    podman) podman image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$1" ;;
+    buildah) buildah inspect --type image --format '{{.FromImageDigest}}' "$1" ;;
+    esac 2>/dev/null | grep -o 'sha256:[0-9a-f]\{64\}' | head -n 1
+}
+
+public_base() { # the base by its digest, so that what is built is what the bill of materials says
+    local known=$cache/base-$(printf '%s' "$base" | sha256sum | cut -c1-12).digest name=${base##*/} repository=$base
+    case $base in *@sha256:*) here "$base" || timeout 300 "$engine" pull -q "$base" >/dev/null 2>&1; return ;; esac
+    if ! fresh "$known"; then
+        # What no registry answers for is taken only if it was made here: an old copy of a public one is what nobody mends.
+        timeout 300 "$engine" pull -q "$base" >/dev/null 2>&1 || { here "$base" && [ -z "$(digest_of "$base")" ]; } || return 1
+        digest_of "$base" >"$known" || true
+    fi
+    case $name in *:*) repository=${base%:*} ;; esac
+    [ ! -s "$known" ] || base=$repository@$(cat "$known")
+}
 
 debian_base() { # a minimal Debian with Python, from Debian's packages alone
     [ "$version" = 3.11 ] || fail "no registry answers, and Debian bookworm has Python 3.11, not $version: set PYTHON=python3.11 and run 'make clean setup', or name an image with BASE"
-    local key root
-    key=$(printf '%s' "bookworm python3 libstdc++6 1" | sha256sum | cut -c1-12)
-    base=localhost/sheetanchor-base:$key
-    if ! { [ $engine = docker ] && docker image inspect "$base" || "$engine" inspect --type image "$base"; } >/dev/null 2>&1; then
-        [ -s "$cache/base-$key.tar" ] || {
-            command -v debootstrap >/dev/null || fail "no registry answers and debootstrap is missing: apt-get install debootstrap"
-            say "installing a Debian root for the base (a minute the first time)"
-            root=$(mktemp -d "$cache/root.XXXXXX")
-            debootstrap --variant=minbase --include=python3-minimal,python3,libstdc++6,ca-certificates bookworm "$root" "$mirror" \
-                >"$cache/debootstrap.log" 2>&1 || fail "debootstrap failed; the log is $cache/debootstrap.log"
-            rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,locale,man,info} "$root"/var/log/*
-            tar -C "$root" --numeric-owner -cf "$cache/base-$key.tar.new" .
-            mv "$cache/base-$key.tar.new" "$cache/base-$key.tar"
-            rm -rf "$root"
-        }
-        say "making the base image"
-        if [ $engine = docker ]; then docker import "$cache/base-$key.tar" "$base" >/dev/null
-        elif [ $engine = podman ]; then podman import -q "$cache/base-$key.tar" "$base" >/dev/null
-        else
-            container=$(buildah from scratch)
-            buildah add -q "$container" "$cache/base-$key.tar" / >/dev/null
-            buildah commit -q --rm "$container" "$base" >/dev/null
-        fi
+    local key packed root
+    key=$(printf '%s' "bookworm python3 libstdc++6 2 $mirror $security" | sha256sum | cut -c1-12)
+    packed=$cache/base-$key.tar
+    if ! fresh "$packed"; then
+        command -v debootstrap >/dev/null || fail "no registry answers and debootstrap is missing: apt-get install debootstrap"
+        [ -s "$keyring" ] || fail "$keyring is missing, without which nobody knows whose packages these are: apt-get install debian-archive-keyring"
+        say "installing a Debian root for the base (a minute or two)"
+        root=$(mktemp -d "$cache/root.XXXXXX")
+        debootstrap --force-check-gpg "--keyring=$keyring" --variant=minbase --include=python3-minimal,python3,libstdc++6,ca-certificates \
+            bookworm "$root" "$mirror" >"$cache/debootstrap.log" 2>&1 || {
+            rm -rf "$root"; fail "debootstrap failed; the log is $cache/debootstrap.log; MAX_AGE_DAYS=… keeps an older base"; }
+        # What was mended after the release is in suites of its own.
+        printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$mirror" bookworm "$keyring" "$mirror" bookworm-updates \
+            "$keyring" "$security" bookworm-security >"$root/etc/apt/sources.list"
+        cp /etc/resolv.conf "$root/etc/resolv.conf"
+        { chroot "$root" apt-get -q -o APT::Update::Error-Mode=any update &&
+            DEBIAN_FRONTEND=noninteractive chroot "$root" apt-get -q -y dist-upgrade; } >>"$cache/debootstrap.log" 2>&1 || {
+            rm -rf "$root"; fail "Debian's security suite cannot be had; the log is $cache/debootstrap.log; MAX_AGE_DAYS=… keeps an older base"; }
+        rm -rf "$root"/etc/resolv.conf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,locale,man,info} "$root"/var/log/*
+        tar -C "$root" --numeric-owner -cf "$packed.new" .
+        mv "$packed.new" "$packed"
+        rm -rf "$root"
+        sha256sum "$packed" | cut -c1-12 >"$packed.name"
+    fi
+    base=localhost/sheetanchor-base:$(cat "$packed.name")
+    here "$base" && return
+    say "making the base image"
+    if [ $engine = docker ]; then docker import "$packed" "$base" >/dev/null
+    elif [ $engine = podman ]; then podman import -q "$packed" "$base" >/dev/null
+    else
+        container=$(buildah from scratch)
+        buildah add -q "$container" "$packed" / >/dev/null
+        buildah commit -q --rm "$container" "$base" >/dev/null
     fi
 }
 
-if [ -n "${BASE:-}" ]; then have_base || fail "the base image $base can neither be found nor pulled"
-elif ! { registry_answers && have_base; }; then debian_base
+if [ -n "${BASE:-}" ]; then public_base || fail "the base image $base can neither be found nor pulled"
+elif ! { registry_answers && public_base; }; then base=; debian_base
 fi
+say "the base is $base"
 
 context=$cache/context
 mkdir -p "$context/own"
+$python .ci/locked.py build sbom >"$cache/tools.txt" || fail "requirements.lock does not fit pyproject.toml"
+$pip install -q --disable-pip-version-check --only-binary=:all: --require-hashes -r "$cache/tools.txt" || fail "the tools for the build cannot be had"
 $python .ci/locked.py image >"$cache/requirements.txt" || fail "requirements.lock does not fit pyproject.toml"
 needs=$(cat "$cache/requirements.txt" <(echo "$version") | sha256sum | cut -c1-12)
 if [ ! -e "$cache/needs-$needs/.complete" ]; then
@@ -115,7 +153,7 @@ say "building $image with $engine"
 revision=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 number=$($python -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')
 created=$(date -u -d "@$(git log -1 --format=%ct 2>/dev/null || echo 0)" +%Y-%m-%dT%H:%M:%SZ)
-build -f "$context/Containerfile" -t "$image" --build-arg "BASE=$base" --build-arg "VERSION=$number" \
+build -f "$context/Containerfile" -t "$image" --build-arg "BASE=$base" --build-arg "BASE_NAME=$base" --build-arg "VERSION=$number" \
     --build-arg "REVISION=$revision" --build-arg "CREATED=$created" "$context" >"$cache/build.log" 2>&1 || {
     tail -n 30 "$cache/build.log" >&2; fail "the build failed; the log is $cache/build.log"; }
 
@@ -127,7 +165,11 @@ buildah) buildah push -q "$image" "docker-archive:$archive.new:$image" >/dev/nul
 podman) podman save -q --format docker-archive -o "$archive.new" "$image" ;;
 esac
 mv "$archive.new" "$archive"
+bill=${archive%.tar}.cdx.json
+$python workloads/bill.py "$archive" >"$bill.new" || fail "what is in the image could not be listed"
+mv "$bill.new" "$bill"
 unpacked=$(stat -c %s "$archive")
 packed=$(gzip -1 <"$archive" | wc -c)
 say "done: $image, $((unpacked / 1000000)) MB unpacked, $((packed / 1000000)) MB compressed"
+say "what is in it: $bill"
 printf '%s\n' "$archive"

@@ -12,6 +12,7 @@ from cluster.bed.tools import NODE, log
 
 SUITE = "bookworm"
 MIRROR = os.environ.get("SHEETANCHOR_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 ROOT_WITHIN_S = 900  # a slow mirror
 BUILD_WITHIN_S = 600
 CONTAINER_PREFIX = "sheetanchor-build-"
@@ -23,7 +24,10 @@ def debian_root(name: str, packages: tuple[str, ...]) -> Path:
     def build(folder: Path) -> None:
         say(f"installing a Debian root for {name} (a minute the first time)")
         root = folder / "root"
-        command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", SUITE, str(root), MIRROR]
+        # Without the keys debootstrap would only warn, and install whatever answers.
+        checked = ["--force-check-gpg", f"--keyring={KEYRING}"]
+        what = ["--variant=minbase", f"--include={','.join(packages)}", SUITE, str(root), MIRROR]
+        command = ["debootstrap", *checked, *what]
         run(*command, within_s=ROOT_WITHIN_S, log=log(f"debootstrap-{name}"))
         for unneeded in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "usr/share/man"):
             shutil.rmtree(root / unneeded, ignore_errors=True)

@@ -21,6 +21,7 @@ NEEDED = {
     "/usr/lib/podman/aardvark-dns": "aardvark-dns",
     "iptables": "iptables",
     "debootstrap": "debootstrap",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
     "gcc": "gcc",
     "/usr/include/stdio.h": "libc6-dev",
     "ip": "iproute2",
