@@ -87,6 +87,7 @@ class Operator:
             monitoring_namespaces=tuple(settings.operator_monitoring_namespaces),
             api_server_ports=tuple(settings.operator_api_server_ports),
             dns_ports=tuple(settings.operator_dns_ports),
+            dns_peers=tuple(settings.operator_dns_peers),
             listen_address=settings.operator_listen_address,
             pull_secrets=tuple(settings.operator_image_pull_secrets),
             assign_ids=settings.operator_assign_ids,

@@ -18,8 +18,14 @@ from sheetanchor_operator.blocks import (
     matches,
     url_of,
 )
-from sheetanchor_operator.fields import Block, field, rule, ruled
+from sheetanchor_operator.fields import Block, field, rule, ruled, set_of
+from sheetanchor_operator.peers import block_of
 
+_OCTET: Final = "(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+CIDR_PATTERN: Final = (
+    rf"^({_OCTET}([.]{_OCTET}){{3}}/([12]?[0-9]|3[0-2])"
+    r"|[0-9a-fA-F:]*:[0-9a-fA-F:]*([.0-9]*)/([1-9]?[0-9]|1[01][0-9]|12[0-8]))$"
+)
 _URL_PATTERN: Final = rf"(rediss?|sentinels?)://([^/@\s]*@)?{HOST_PATTERN}(,{HOST_PATTERN})*([/?]\S*)?"
 
 
@@ -142,6 +148,12 @@ class ExternalRedis(Block):
         pattern=r"^[-._a-zA-Z0-9]+$",
     )
     password_secret: PasswordRef | None = field(None, "Secret with the password.")
+    cidrs: tuple[Annotated[str, AfterValidator(block_of)], ...] = field(
+        (),
+        "Blocks of addresses at which it is, for instance 10.1.2.0/24: network policies let pods reach its port there "
+        "and nowhere else. Empty means at any address, since policies cannot name hosts.",
+        schema=set_of(16, pattern=CIDR_PATTERN, maxLength=43),
+    )
     ca_secret: AuthorityRef | None = field(
         None, "Secret with the certificate authority of a rediss:// server; absent means the image's authorities."
     )

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sheetanchor.settings import HTTP_HOST_HELP, PROBE_PORT_HELP, Common, Port, setting
+from sheetanchor_operator.peers import peer_of
+
+
+def _peer(text: str) -> str:
+    peer_of(text)
+    return text
 
 
 class OperatorSettings(Common):
@@ -37,6 +43,11 @@ class OperatorSettings(Common):
     operator_assign_ids: bool = setting(
         True,
         "have pods run as the image's user and group; false leaves their ids to the cluster, as OpenShift wants it",
+    )
+    operator_dns_peers: list[Annotated[str, AfterValidator(_peer)]] = setting(
+        [],
+        "whom pods may ask for names: NAMESPACE/LABEL=VALUE, or a block of addresses; repeat for several; none means "
+        "anybody",
     )
     operator_nodes: bool = setting(True, "look at the nodes' zones; needs the right to list nodes")
     operator_lease: str = setting("sheetanchor-operator", "name of the Lease that the leader holds")

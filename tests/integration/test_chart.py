@@ -20,6 +20,7 @@ from operator_parts import CRDS, create, namespace, reanchors, token_of
 from operator_process import OperatorProcess, apply_pipeline, children_of, condition_of, settled, until
 from rendered_parts import CHART, CHARTS, Manifest, rendered_chart
 from sheetanchor_operator.names import API_VERSION
+from sheetanchor_operator.peers import peers_of
 from sheetanchor_operator.settings import OperatorSettings
 
 pytestmark = pytest.mark.timeout(180)
@@ -153,6 +154,18 @@ def test_dns_may_listen_elsewhere() -> None:
         assert 53 not in dict(ports), name
 
 
+@pytest.mark.parametrize("peers", [None, [], ["a/b.c/d=e", "fd00::/8"]])
+def test_names_are_asked_of_whom_the_values_name(peers: list[str] | None) -> None:
+    """Both policies let names be asked of the cluster's own DNS, of those who are named, or of anybody."""
+    values = {} if peers is None else {"networkPolicy": {"dnsPeers": peers}}
+    wanted = peers_of(tuple(["kube-system/k8s-app=kube-dns", "169.254.20.10/32"] if peers is None else peers))
+
+    for policy in named(rendered_chart(values), "NetworkPolicy").values():
+        (rule,) = [one for one in policy["spec"]["egress"] if {"port": 53, "protocol": "UDP"} in one["ports"]]
+
+        assert wanted == {key: value for key, value in rule.items() if key == "to"}
+
+
 def test_an_account_of_ones_own_must_be_named() -> None:
     """Without an account of the chart's, and without a name, nothing is rendered."""
     values = {"serviceAccount": {"create": False}}
@@ -199,7 +212,7 @@ def test_the_operator_knows_every_variable() -> None:
         "watchNamespaces": ["a", "b"],
         "monitoring": {"namespaces": ["m"]},
         "rbac": {"nodes": False},
-        "networkPolicy": {"apiServerPorts": [16443, 443], "dnsPorts": [53, 5353]},
+        "networkPolicy": {"apiServerPorts": [16443, 443], "dnsPorts": [53, 5353], "dnsPeers": ["a/b=c", "10.0.0.0/8"]},
         "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy.example:3128"}],
         "workers": 3,
         "resyncSeconds": 2.5,
@@ -216,6 +229,7 @@ def test_the_operator_knows_every_variable() -> None:
     assert told["SHEETANCHOR_OPERATOR_NODES"] == "false"
     assert told["SHEETANCHOR_OPERATOR_API_SERVER_PORTS"] == "16443,443"
     assert told["SHEETANCHOR_OPERATOR_DNS_PORTS"] == "53,5353"
+    assert told["SHEETANCHOR_OPERATOR_DNS_PEERS"] == "a/b=c,10.0.0.0/8"
     assert told["SHEETANCHOR_OPERATOR_IMAGE_PULL_POLICY"] == "Never"
     assert told["SHEETANCHOR_OPERATOR_IMAGE_PULL_SECRETS"] == "registry,mirror.example"
     assert told["HTTPS_PROXY"] == "http://proxy.example:3128"

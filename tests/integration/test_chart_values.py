@@ -194,6 +194,8 @@ def accepted(path: tuple[str, ...], value: Any) -> bool:
         ({"resources": {"limits": {"memory": "1 GB"}}}, ("resources/limits/memory", "pattern")),
         ({"test": {"resources": {"limits": {"memory": "many"}}}}, ("test/resources/limits/memory", "pattern")),
         ({"imagePullSecrets": [None]}, ("imagePullSecrets/0", "object")),
+        ({"networkPolicy": {"dnsPeers": ["kube-dns"]}}, ("networkPolicy/dnsPeers/0",)),
+        ({"networkPolicy": {"dnsPeers": ["10.0.0.300/8"]}}, ("networkPolicy/dnsPeers/0",)),
         ({"enabled": False}, ("enabled",)),
         ({"enable": True}, ("enable", "not allowed")),
         ({"extraEnv": [{"name": "SHEETANCHOR_LOG_LEVEL"}]}, ("extraEnv: SHEETANCHOR_LOG_LEVEL is there already",)),

@@ -265,7 +265,7 @@ SOUND = [
     {"inference": {"replicas": 3, "model": {"configMap": {"name": "model"}}}},
     {"inference": {"resources": {"requests": {"cpu": 1, "memory": "0.5Gi"}, "limits": {"memory": "1Gi"}}}},
     managed(storage={"size": "4Gi"}, minReplicasToWrite=0, passwordSecret={"name": "mine"}),
-    external(url="sentinel://h1:26379,h2:26379/mymaster"),
+    external(url="sentinel://h1:26379,h2:26379/mymaster", cidrs=["10.1.2.0/24", "fd00::/8"]),
     external(url="rediss://user@redis:6380/2", passwordSecret=SECRET, caSecret=SECRET),
     {"reanchor": {"schedule": "*/5 0-6,22 * * 1-5"}},
     {"reanchor": {"enabled": False}, "processor": {"selfReanchorAfterSeconds": 0}},
@@ -300,6 +300,8 @@ REFUSED_BY_SCHEMA = [
     ({"redis": {"managed": {"storage": {"size": "4 GB"}}}}, "spec.redis.managed.storage.size"),
     ({"ingestion": {"resources": {"requests": {"memory": "lots"}}}}, "spec.ingestion.resources.requests"),
     ({"imagePullSecrets": [{"name": "a"}, {"name": "a"}]}, "Duplicate value"),
+    (external(cidrs=["300.1.1.0/24"]), "spec.redis.external.cidrs[0]"),
+    (external(cidrs=["10.1.2.0/24", "10.1.2.3"]), "spec.redis.external.cidrs[1]"),
 ]
 
 

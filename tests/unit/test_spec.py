@@ -106,7 +106,7 @@ def test_a_mistake_is_told_with_its_place(spec: dict[str, Any], expected: str) -
 )
 def test_what_is_checked_is_left_as_it_is(block: str, fields: dict[str, Any]) -> None:
     """An address or a schedule means what was written, and its roles take it."""
-    read = pipeline({block: fields}).spec.model_dump(mode="json", exclude_none=True)[block]
+    read = pipeline({block: fields}).spec.model_dump(mode="json", exclude_unset=True)[block]
 
     assert fields == {name: read[name] for name in fields}
     assert rendered({block: fields})

@@ -127,7 +127,31 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
  SHEETANCHOR_OPERATOR_MONITORING_NAMESPACES, SHEETANCHOR_OPERATOR_API_SERVER_PORTS, SHEETANCHOR_OPERATOR_DNS_PORTS,
  SHEETANCHOR_OPERATOR_CLUSTER_DOMAIN, SHEETANCHOR_OPERATOR_NODES, SHEETANCHOR_OPERATOR_WORKERS,
  SHEETANCHOR_OPERATOR_RESYNC_S, SHEETANCHOR_OPERATOR_ASSIGN_IDS, SHEETANCHOR_HTTP_HOST, SHEETANCHOR_PROBE_PORT,
- SHEETANCHOR_OPERATOR_LISTEN_ADDRESS]
+ SHEETANCHOR_OPERATOR_LISTEN_ADDRESS, SHEETANCHOR_OPERATOR_DNS_PEERS]
+{{- end -}}
+
+{{/* A policy's rule for asking DNS. */}}
+{{- define "sheetanchor.dns" -}}
+- ports:
+    {{- range .Values.networkPolicy.dnsPorts }}
+    - {port: {{ . }}, protocol: UDP}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+  {{- with .Values.networkPolicy.dnsPeers }}
+  to:
+    {{- range . }}
+    {{- if contains "=" . }}
+    {{- $label := splitn "/" 2 . }}
+    {{- $pair := splitn "=" 2 $label._1 }}
+    - namespaceSelector:
+        matchLabels: {kubernetes.io/metadata.name: {{ $label._0 | quote }}}
+      podSelector:
+        matchLabels: { {{- $pair._0 | quote }}: {{ $pair._1 | quote -}} }
+    {{- else }}
+    - ipBlock: {cidr: {{ . | quote }}}
+    {{- end }}
+    {{- end }}
+  {{- end }}
 {{- end -}}
 
 {{- define "sheetanchor.podSecurity" -}}

@@ -17,6 +17,7 @@ from sheetanchor_operator.names import (
     child_name,
     selector_of,
 )
+from sheetanchor_operator.peers import peers_of
 from sheetanchor_operator.spec import Pipeline
 
 _SCHEME_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
@@ -36,13 +37,14 @@ def port_of(url: str) -> int:
 
 
 def _dns(defaults: Defaults) -> Rule:
-    return {"ports": [{"port": port, "protocol": way} for port in defaults.dns_ports for way in ("UDP", "TCP")]}
+    ports = [{"port": port, "protocol": way} for port in defaults.dns_ports for way in ("UDP", "TCP")]
+    return {**peers_of(defaults.dns_peers), "ports": ports}
 
 
 def _to_redis(pipeline: Pipeline) -> Rule:
     external = pipeline.spec.redis.external
     if external is not None:
-        return {"ports": _ports(*external_ports(external.url))}
+        return {**peers_of(external.cidrs), "ports": _ports(*external_ports(external.url))}
     nodes = {"podSelector": {"matchLabels": selector_of(pipeline.name, Component.REDIS)}}
     return {"to": [nodes], "ports": _ports(REDIS_PORT, SENTINEL_PORT)}
 

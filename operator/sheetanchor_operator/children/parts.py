@@ -22,6 +22,7 @@ class Defaults:
         operator_namespace: Where the operator's pods are, which ask workloads over HTTP; "" if that is not known.
         monitoring_namespaces: Namespaces that may scrape metrics; empty means all.
         api_server_ports: Where the API server is reached. It is no pod: policies can only name its ports.
+        dns_peers: Whom pods may ask for names, as `peers.peer_of` reads them; empty means anybody.
         dns_ports: Where the cluster's DNS pods listen, which is what a policy sees, not their Service's port.
         listen_address: Where workloads listen; `*` is every address, by IPv4 and IPv6.
         pull_secrets: For images of pipelines that name no pull secrets themselves.
@@ -36,6 +37,7 @@ class Defaults:
     monitoring_namespaces: tuple[str, ...] = ()
     api_server_ports: tuple[int, ...] = (443, 6443)
     dns_ports: tuple[int, ...] = (53,)
+    dns_peers: tuple[str, ...] = ()
     pull_secrets: tuple[str, ...] = ()
     listen_address: str = "*"
     assign_ids: bool = True
