@@ -45,12 +45,13 @@ class OperatorProcess:
         self.log = folder / f"operator-{name}-{uuid.uuid4().hex[:4]}.log"
         self.kubeconfig = server.kubeconfig
         self.flags = flags
+        self.image = "localhost/sheetanchor:test"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> OperatorProcess:
         command = [sys.executable, "-m", "sheetanchor_operator", "--kubeconfig", str(self.kubeconfig)]
         command += ["--http-host", "127.0.0.1", "--http-port", str(self.port), *self.flags]
-        command += ["--operator-namespaces", self.namespace, "--operator-image", "localhost/sheetanchor:test"]
+        command += ["--operator-namespaces", self.namespace, "--operator-image", self.image]
         environ = {**os.environ, "POD_NAME": self.name, "POD_NAMESPACE": self.namespace}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environ)

@@ -96,6 +96,7 @@ class Operator:
         reconciler = Reconciler(
             acting, self.cache, self.workloads, publisher, Measures(), defaults, settings.operator_resync_s
         )
+        reconciler.installation = f"{settings.pod_namespace}/{settings.operator_lease}"
         self.leader = Leader(
             acting,
             self.cache,

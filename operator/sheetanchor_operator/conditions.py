@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sheetanchor_operator.names import COMPONENT_LABEL, PIPELINE_LABEL, Component, Condition, Reason
+from sheetanchor_operator.names import (
+    COMPONENT_LABEL,
+    PIPELINE_KIND,
+    PIPELINE_LABEL,
+    REANCHOR_KIND,
+    Component,
+    Condition,
+    Reason,
+)
 from sheetanchor_operator.observed import Answer, Live, Observed
 from sheetanchor_operator.reanchor_plan import Plan
 from sheetanchor_operator.spec import Pipeline
@@ -20,6 +28,8 @@ from sheetanchor_operator.troubles import Trouble, worst_of
 Truth = Literal["True", "False", "Unknown"]
 MESSAGE_MAX: Final = 1000
 REDIS_QUORUM: Final = 2
+PLANNED_FROM: Final = frozenset({PIPELINE_KIND, REANCHOR_KIND, "Job", "Pod"})
+"""Kinds without which no re-anchor is planned: half of a picture would start a second run, or miss the end of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +152,10 @@ def _ingestion(facts: Facts) -> Verdict:
     if rest is not None:
         return tell("Unknown", *rest)
     lost = [line.name for line, ready in facts.standing.lines if not ready]
+    if not facts.standing.lines:
+        trouble = worst_of(facts.troubles, Component.INGEST)
+        why = trouble.message if trouble is not None else "the zones of the cluster are not known"
+        return tell("False", Reason.STARTING if trouble is None else trouble.reason, f"there are no lines yet: {why}")
     if not lost:
         return tell("True", Reason.AS_EXPECTED, "every line receives and appends")
     trouble = worst_of(facts.troubles, Component.INGEST)
@@ -266,6 +280,9 @@ def _reanchor_in_progress(facts: Facts) -> Verdict:
     def tell(status: Truth, reason: Reason, message: str) -> Verdict:
         return Verdict(Condition.REANCHOR_IN_PROGRESS, status, reason, message)
 
+    blind = worst_of(facts.troubles) if PLANNED_FROM & facts.observed.blind.keys() else None
+    if blind is not None:
+        return tell("Unknown", blind.reason, blind.message)
     symbols = sorted(facts.plan.symbols.items())
     running = [f"{symbol}: {one.running}" for symbol, one in symbols if one.running]
     pending = [f"{symbol}: {', '.join(one.pending[:3])}" for symbol, one in symbols if one.pending]

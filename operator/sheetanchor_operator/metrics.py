@@ -93,6 +93,12 @@ PHASE_SECONDS: Final = Histogram(
 MAINTENANCE: Final = Gauge(
     "sheetanchor_pipeline_maintenance", "1 while maintenance of a pipeline is announced.", _PIPELINE, registry=REGISTRY
 )
+KEPT_OFF: Final = Gauge(
+    "sheetanchor_operator_kept_off",
+    "1 for a pipeline that another installation of the operator looks after.",
+    _PIPELINE,
+    registry=REGISTRY,
+)
 REPLICAS: Final = Gauge(
     "sheetanchor_pipeline_replicas", "Pods that a component should have.", [*_PIPELINE, "component"], registry=REGISTRY
 )

@@ -28,6 +28,7 @@ HOSTNAME: Final = "kubernetes.io/hostname"
 
 REANCHOR_ANNOTATION: Final = f"{GROUP}/reanchor"
 PAUSED_ANNOTATION: Final = f"{GROUP}/paused"
+OPERATOR_ANNOTATION: Final = f"{GROUP}/operator"
 SETTINGS_HASH: Final = f"{GROUP}/settings-hash"
 
 PIPELINE_NAME_LENGTH_MAX: Final = 40

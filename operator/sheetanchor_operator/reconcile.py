@@ -11,11 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from sheetanchor_operator import metrics
 from sheetanchor_operator.cache import Cache, Key, content_hash, secret_hash
 from sheetanchor_operator.causes import NAME_TAKEN_REASON
 from sheetanchor_operator.children import Defaults, Manifest
 from sheetanchor_operator.children.needs import claims_needed, config_maps_needed, secrets_needed
 from sheetanchor_operator.children.parts import owner_of
+from sheetanchor_operator.claims import TAKE_OVER_AFTER_S, Heard, decide, heard
 from sheetanchor_operator.cluster import (
     CHILDREN,
     JOB,
@@ -28,9 +30,12 @@ from sheetanchor_operator.cluster import (
     Body,
     Cluster,
 )
+from sheetanchor_operator.conditions import PLANNED_FROM
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.keeping import CONFLICT, Keeper
 from sheetanchor_operator.measures import Measures
+from sheetanchor_operator.moments import text_of
+from sheetanchor_operator.names import OPERATOR_ANNOTATION, EventReason
 from sheetanchor_operator.observed import Observed, Refusal
 from sheetanchor_operator.ownership import is_run_of
 from sheetanchor_operator.publish import Publisher
@@ -58,9 +63,6 @@ PLANNED_HERE_MAX: Final = 200
 
 DEFECT_LENGTH_MAX: Final = 300
 
-PLANNED_FROM: Final = frozenset({PIPELINE.name, REANCHOR.name, JOB.name, POD.name})
-"""Kinds without which no re-anchor is planned: half of a picture would start a second run, or miss the end of one."""
-
 _CHILD_KINDS: Final = frozenset(kind.name for kind in CHILDREN)
 
 
@@ -83,7 +85,14 @@ class Reconciler:
     """Tells why a kind cannot be heard in a namespace, by its name."""
 
     wishes: SeenWishes = field(default_factory=SeenWishes)
+    installation: str = ""
+    """Namespace and name of our Lease, by which pipelines say who looks after them; "" asks and tells nobody."""
+
     _keeper: Keeper = field(init=False, repr=False)
+    _heard: dict[Key, Heard] = field(default_factory=dict)
+    _kept_off: dict[Key, str] = field(default_factory=dict)
+    """Pipelines that another installation looks after, each with its name."""
+
     _unsound: set[Key] = field(default_factory=set)
     _refusals: Refusals = field(default_factory=Refusals)
     """Of ReAnchors and Jobs; the keeper has those of children."""
@@ -108,6 +117,9 @@ class Reconciler:
             return None if await self._tell_orphans(key) else 0.0
         if "deletionTimestamp" in body["metadata"]:
             return self.resync_s
+        body = await self._claimed(key, body)
+        if body is None:
+            return self.resync_s
         try:
             pipeline = parse(body)
         except BadSpec as error:
@@ -123,6 +135,50 @@ class Reconciler:
             with suppress(ApiError):
                 await self._refuse(key, body, f"the operator fails on this pipeline, its log says where: {said}")
             raise
+
+    async def _claimed(self, key: Key, body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Have a pipeline say that we look after it; gives it as it is then, None if another installation does.
+
+        Raises:
+            ApiUnavailable: Somebody has written the pipeline at the same moment, perhaps another one that claims it.
+        """
+        if not self.installation:
+            return body
+        metadata, now_s = body["metadata"], time.monotonic()
+        known = self._heard[key] = heard(self._heard.get(key), body.get("status") or {}, now_s)
+        wanted = str((metadata.get("annotations") or {}).get(OPERATOR_ANNOTATION, ""))
+        decision = decide(self.installation, wanted, known, _now_us(), now_s)
+        if decision == "keep-off":
+            await self._keep_off(key, metadata["uid"], wanted or known.name)
+            return None
+        if self._kept_off.pop(key, None) is not None:
+            metrics.KEPT_OFF.remove(*key)
+        if decision == "act":
+            return body
+        claim = {"name": self.installation, "seenAt": text_of(_now_us() // 1_000_000 * 1_000_000)}
+        change = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": {"operator": claim}}
+        written = await self.cluster.merge(PIPELINE, *key, change, "status")
+        if written is None:
+            return None
+        if known.name != self.installation:
+            log.info("pipeline %s/%s is looked after by %s from now on", *key, self.installation)
+        self.cache.put(written)
+        return written
+
+    async def _keep_off(self, key: Key, uid: str, other: str) -> None:
+        """Leave a pipeline to another installation, and say so once."""
+        metrics.KEPT_OFF.labels(*key).set(1)
+        if self._kept_off.get(key) == other:
+            return
+        self._kept_off[key] = other
+        self.measures.forget(key)
+        told = (
+            f"installation {other} looks after this pipeline, and {self.installation} keeps off; it takes over once it "
+            f"has heard nothing of it for {TAKE_OVER_AFTER_S / 60:g} minutes, or at once with "
+            f"kubectl -n {key[0]} annotate pp {key[1]} --overwrite {OPERATOR_ANNOTATION}={self.installation}"
+        )
+        log.warning("pipeline %s/%s: %s", *key, told)
+        await self._tell(key[0], (Event(PIPELINE.name, key[1], uid, "Warning", EventReason.KEPT_OFF, told),))
 
     async def _look(self, key: Key, pipeline: Pipeline, body: Mapping[str, Any]) -> float:
         observed = await self._observe(pipeline, self.cache.of(key))
@@ -195,6 +251,9 @@ class Reconciler:
 
     def _forget(self, key: Key) -> None:
         self.wishes.forget(key)
+        self._heard.pop(key, None)
+        if self._kept_off.pop(key, None) is not None:
+            metrics.KEPT_OFF.remove(*key)
         self.measures.forget(key)
         self._keeper.forget(key)
         self._refusals.forget(key)

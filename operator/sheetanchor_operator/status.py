@@ -37,6 +37,7 @@ def status_of(pipeline: Pipeline, observed: Observed, plan: Plan = NO_PLAN) -> S
     before = pipeline.status
     total = standing.total
     status: Status = {
+        "operator": before.get("operator"),
         "phase": str(phase_of(pipeline, judged, standing, troubles)),
         "ready": f"{total.ready}/{total.wanted}",
         "observedGeneration": pipeline.generation,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sheetanchor_operator.cache import Cache, secret_hash, slim
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sheetanchor_operator.cache import PER_PIPELINE_MAX, TEXT_MAX, Cache, secret_hash, slim
 
 KEY = ("shop", "btc")
 
@@ -117,3 +121,105 @@ def test_a_secrets_hash_is_of_what_it_holds() -> None:
     assert secret_hash(secret) == secret_hash(labelled)
     assert secret_hash(secret) != secret_hash(body("Secret", "key", data={"api-key": "b3RoZXI="}))
     assert secret_hash(secret) != secret_hash(body("Secret", "key", uid="another", data={"api-key": "a2V5"}))
+
+
+def of_watch(kind: str, name: str, owner: tuple[str, str] | None = None, **more: Any) -> dict[str, Any]:
+    """An object as a watch shows it, with an owner's kind and name."""
+    one = body(kind, name, **more)
+    if owner is not None:
+        one["metadata"]["ownerReferences"] = [{"kind": owner[0], "name": owner[1], "uid": "u", "controller": True}]
+    return one
+
+
+def with_pipeline() -> Cache:
+    cache = Cache()
+    pipeline = body("PredictionPipeline", "btc")
+    cache.take(pipeline)
+    return cache
+
+
+PIPELINE_OWNER = ("PredictionPipeline", "btc")
+
+
+@pytest.mark.parametrize(
+    ("one", "kept"),
+    [
+        (of_watch("ConfigMap", "btc-settings"), True),
+        (of_watch("ConfigMap", "btc-infer", PIPELINE_OWNER), True),
+        (of_watch("ConfigMap", "mine"), False),
+        (of_watch("ConfigMap", "mine", PIPELINE_OWNER), False),
+        (of_watch("ConfigMap", "eth-settings", pipeline="eth"), False),
+        (of_watch("Deployment", "btc-ingest-a", PIPELINE_OWNER), True),
+        (of_watch("Deployment", "btc-ingest-a"), False),
+        (of_watch("Deployment", "btc-ingest-a", ("PredictionPipeline", "eth")), False),
+        (of_watch("NetworkPolicy", "btc-default-deny"), True),
+        (of_watch("Pod", "btc-infer-1", ("ReplicaSet", "btc-infer-5c")), True),
+        (of_watch("Pod", "btc-infer-1"), False),
+        (of_watch("Job", "wish-1", ("ReAnchor", "wish")), True),
+        (of_watch("Job", "wish-1"), False),
+    ],
+)
+def test_a_label_alone_keeps_nothing(one: dict[str, Any], *, kept: bool) -> None:
+    """What no pipeline of ours can have is known by name only, so that it is not missed, and costs nothing."""
+    cache = with_pipeline()
+
+    cache.take(one)
+
+    name = one["metadata"]["name"]
+    assert kept is (cache.get(one["kind"], "shop", name) is not None)
+    entry = cache.entry(one["kind"], "shop", name)
+    assert entry is not None
+    assert kept or b"" == entry.text
+
+
+def test_what_came_before_its_pipeline_is_asked_for_again() -> None:
+    """Of a pipeline that comes later the kinds are named once of which something was known by name only."""
+    cache = Cache()
+    cache.take(of_watch("Pod", "btc-infer-1", ("ReplicaSet", "btc-infer-5c")))
+    cache.take(of_watch("Service", "btc-infer"))
+
+    assert {"Pod", "Service"} == cache.strangers_of(KEY)
+    assert frozenset() == cache.strangers_of(KEY)
+
+
+def test_the_number_of_a_pipelines_objects_is_bounded() -> None:
+    """Whoever may label pods may label without end."""
+    cache = with_pipeline()
+    for number in range(3 * PER_PIPELINE_MAX):
+        cache.take(of_watch("Pod", f"btc-infer-{number}", ("ReplicaSet", "btc-infer-5c")))
+
+    assert PER_PIPELINE_MAX + 1 == len(cache.of(KEY))
+
+
+@pytest.mark.parametrize(
+    "kind", ["ConfigMap", "Secret", "Service", "Role", "Deployment", "Pod", "Job", "ReAnchor", "PredictionPipeline"]
+)
+def test_copies_in_annotations_are_not_kept(kind: str) -> None:
+    """`kubectl apply` writes the whole of an object into an annotation, a Secret's content too; ours are needed."""
+    one = body(kind, "btc-redis", data={"infer": "c2VzYW1l"})
+    one["metadata"]["annotations"] = {
+        "kubectl.kubernetes.io/last-applied-configuration": '{"data":{"infer":"c2VzYW1l"}}',
+        "sheetanchor.dev/create-only": "true",
+    }
+    one["metadata"]["labels"]["big"] = "sesame"
+
+    kept = slim(one)
+
+    assert {"sheetanchor.dev/create-only": "true"} == kept["metadata"]["annotations"]
+    assert "last-applied" not in str(kept)
+    assert "sesame" not in str(kept["metadata"])
+    assert kind not in ("Secret", "ConfigMap") or "c2VzYW1l" not in str(kept)
+
+
+@given(st.integers(0, 2_000_000))
+def test_what_is_larger_than_any_of_ours_is_known_by_name_only(size: int) -> None:
+    """The memory for one object is bounded, whatever somebody writes into it."""
+    cache = with_pipeline()
+    one = body("Deployment", "btc-infer", spec={"template": "x" * size})
+
+    cache.take(one)
+
+    entry = cache.entry("Deployment", "shop", "btc-infer")
+    assert entry is not None
+    assert len(entry.text) <= TEXT_MAX
+    assert (size < TEXT_MAX - 1000) <= bool(entry.text)
