@@ -82,7 +82,6 @@ class Keeper:
 
         Raises:
             ApiUnavailable: The API server cannot do it just now.
-            ApiRefused: It will not delete what is not wanted any more.
         """
         desired = [stamped(manifest) for manifest in children(pipeline, observed, self.defaults)]
         live, refusals = dict(observed.children), []
@@ -102,7 +101,7 @@ class Keeper:
                 unwritten.add(place)
             elif done is not None:
                 live[place] = done
-        await self._take_away(pipeline, desired, observed, live)
+        refusals += await self._take_away(pipeline, desired, observed, live)
         return replace(observed, refusals=(*observed.refusals, *refusals), children=live)
 
     async def _take_away(
@@ -111,14 +110,20 @@ class Keeper:
         desired: Sequence[Manifest],
         observed: Observed,
         live: Mapping[Place, Mapping[str, Any]],
-    ) -> None:
+    ) -> list[Refusal]:
+        """Delete what is not wanted any more; gives what may not be deleted."""
         wanted = {place_of(manifest) for manifest in desired}
+        refused = []
         for (kind, name), body in observed.children.items():
             if (kind, name) in wanted or kind in observed.blind or not _may_delete(body, pipeline):
                 continue
             if may_go(body, desired, live):
                 log.info("%s %s/%s is not wanted any more", kind, pipeline.namespace, name)
-                await self.cluster.delete(KINDS[kind], pipeline.namespace, name, body["metadata"]["uid"])
+                try:
+                    await self.cluster.delete(KINDS[kind], pipeline.namespace, name, body["metadata"]["uid"])
+                except ApiRefused as error:
+                    refused.append(Refusal(kind, name, error.code, str(error), error.reason))
+        return refused
 
     def is_holding(self, key: Key) -> bool:
         """Say whether a change waits for its turn."""

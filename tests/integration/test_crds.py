@@ -37,6 +37,7 @@ class Case:
         spec: Fields beside `symbols`, or of a ReAnchor.
         before: Fields that the object is made with; None refuses its creation.
         status: Status to write after `before_status` was written.
+        without_status: Take the status away after `before_status` was written.
     """
 
     message: str
@@ -46,6 +47,7 @@ class Case:
     name: str = "case"
     status: dict[str, Any] | None = None
     before_status: dict[str, Any] | None = None
+    without_status: bool = False
 
 
 def managed(**fields: Any) -> dict[str, Any]:
@@ -125,6 +127,14 @@ CASES = [
         "podMetadata.annotations must not name keys", {"podMetadata": {"annotations": {"prometheus.io/scrape": "no"}}}
     ),
     Case("status.term must not go back", before={}, before_status={"term": 3}, status={"term": 2}),
+    Case("status must not be removed", before={}, before_status={"term": 3}, without_status=True),
+    Case(
+        "status must not be removed",
+        before={},
+        kind=REANCHOR_KIND,
+        before_status={"phase": "Failed"},
+        without_status=True,
+    ),
     Case("spec of a ReAnchor cannot be changed", {"reason": "b"}, before={"reason": "a"}, kind=REANCHOR_KIND),
     *(
         Case(f"{name} must be one line", {name: f"a{sign}b"}, kind=REANCHOR_KIND)
@@ -236,7 +246,10 @@ def violate(resources: Resources, case: Case) -> None:
         resources.create(case.kind, case.name, case.spec)
         return
     live = resources.create(case.kind, case.name, case.before)
-    if case.status is None:
+    if case.without_status:
+        live = resources.replace({**live, "status": case.before_status}, "/status")
+        resources.replace({name: value for name, value in live.items() if name != "status"}, "/status")
+    elif case.status is None:
         least = {"symbols": ["BTCUSDT"]} if case.kind == PIPELINE_KIND else REANCHOR
         resources.replace({**live, "spec": {**least, **case.spec}})
     else:
@@ -254,6 +267,58 @@ def test_a_rule_refuses_with_its_message(case: Case, resources: Resources) -> No
 
     assert refused.value.code == 422
     assert expected in said(refused.value)
+
+
+KEPT = (
+    ({}, managed(storage={"size": "4Gi"})),
+    (managed(), managed(storage={"size": "4Gi"})),
+    (managed(maxMemory="512Mi"), managed(storage={"size": "4Gi"})),
+    (managed(storage={"size": "4Gi"}), managed(storage={"size": "8Gi"})),
+    (managed(storage={"size": "4Gi"}), managed(storage={"size": "4Gi", "storageClassName": "fast"})),
+    ({}, external()),
+    (managed(), external()),
+    (managed(storage={"size": "4Gi"}), external()),
+)
+"""What a pipeline may not become, in either direction: with and without the blocks around what is fixed."""
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("pair", KEPT, ids=json.dumps)
+def test_what_is_fixed_is_so_whatever_comes_and_goes(
+    pair: tuple[dict[str, Any], dict[str, Any]], resources: Resources, *, backwards: bool
+) -> None:
+    """What cannot be changed can neither be added nor taken away, by itself or with the block that it is in."""
+    before, after = reversed(pair) if backwards else pair
+    live = resources.create(PIPELINE_KIND, "fixed", before)
+
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        resources.replace({**live, "spec": {"symbols": ["BTCUSDT"], **after}})
+
+    assert 422 == refused.value.code
+    assert "in place" in said(refused.value)
+
+
+def transitions(
+    node: dict[str, Any], path: str = "", above: tuple[str, ...] = ()
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Give where rules compare with what was before, and which blocks on the way there may be absent."""
+    if any("oldSelf" in one["rule"] for one in node.get(RULES, ())):
+        yield path, above
+    for name, item in (node.get("properties") or {}).items():
+        absent = () if name in node.get("required", ()) or "default" in item else (f"{path}.{name}",)
+        yield from transitions(item, f"{path}.{name}", (*above, *absent))
+
+
+def test_rules_that_compare_stand_where_both_sides_exist() -> None:
+    """The server asks no rule that compares where its block comes or goes: that needs a rule above it."""
+    schemas = [one["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for one in definitions()]
+    may_be_absent = {(path, above) for schema in schemas for path, above in transitions(schema) if above}
+
+    # Each is guarded above: redis by a rule of its own, a status by the root's.
+    assert {
+        (".spec.redis.managed.storage", (".spec.redis.managed", ".spec.redis.managed.storage")),
+        (".status", (".status",)),
+    } == may_be_absent
 
 
 SOUND = [

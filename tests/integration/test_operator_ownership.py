@@ -4,33 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from copy import deepcopy
-from typing import Any
 
 import pytest
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
 from apiserver import ApiServer
+from operator_looks import Looker, Manifest, create, pipeline_in, rendered, there
 from operator_parts import define, make_pipeline, namespace, reanchors
-from operator_process import children_of, condition_of, pipeline_of
-from pipeline_parts import DEFAULTS, password
-from sheetanchor_operator.cache import Cache
-from sheetanchor_operator.children import children
-from sheetanchor_operator.cluster import CHILDREN, KINDS, Cluster
-from sheetanchor_operator.leading import Leader
-from sheetanchor_operator.measures import Measures
-from sheetanchor_operator.names import API_VERSION, PIPELINE_KIND
-from sheetanchor_operator.observed import Observed
+from operator_process import children_of, condition_of
+from sheetanchor_operator.cluster import Cluster
+from sheetanchor_operator.names import API_VERSION
 from sheetanchor_operator.ownership import depends_on
-from sheetanchor_operator.publish import Publisher
-from sheetanchor_operator.reconcile import Reconciler
-from sheetanchor_operator.roll import place_of
-from sheetanchor_operator.spec import Pipeline, parse
-from sheetanchor_operator.workloads import Workloads
 
 pytestmark = pytest.mark.timeout(120)
 MINE = {"app": "mine"}
-Manifest = dict[str, Any]
 
 
 @pytest.fixture
@@ -51,34 +39,9 @@ async def cluster(apiserver: ApiServer) -> AsyncIterator[Cluster]:
     await cluster.aclose()
 
 
-def create(server: ApiServer, where: str, manifest: Manifest) -> Manifest:
-    """Create an object; a field that no schema knows is an error."""
-    path = f"{KINDS[manifest['kind']].path(where)}?fieldValidation=Strict"
-    made: Manifest = server.ask(path, method="POST", body=manifest)
-    return made
-
-
 async def look(cluster: Cluster, server: ApiServer, where: str, times: int = 1) -> None:
-    """Look at the pipeline as a leader does that has just listed everything."""
-    cache = Cache()
-    reconciler = Reconciler(cluster, cache, Workloads(cluster), Publisher(cluster, "one"), Measures(), DEFAULTS)
-    leader = Leader(cluster, cache, reconciler, [where], nodes=False, workers=1)
-    for _ in range(times):
-        cache.put(pipeline_of(server, where))
-        for kind in (*CHILDREN, KINDS["ReAnchor"], KINDS["Job"]):
-            async for _, items in cluster.pages(kind, where):
-                for body in items:
-                    leader.seen("LISTED", body)
-        await leader._look((where, "btc"))
-
-
-def pipeline_in(server: ApiServer, where: str) -> Pipeline:
-    body = {"apiVersion": API_VERSION, "kind": PIPELINE_KIND, "metadata": {"name": "btc"}}
-    return parse(create(server, where, {**body, "spec": {"symbols": ["BTCUSDT"]}}))
-
-
-def rendered(pipeline: Pipeline) -> dict[tuple[str, str], Manifest]:
-    return {place_of(one): one for one in children(pipeline, Observed(0), DEFAULTS, password)}
+    """Look at the pipeline with a leader that remembers nothing."""
+    await Looker(server, cluster, where).look(times)
 
 
 def somebody_elses(manifest: Manifest) -> Manifest:
@@ -104,11 +67,6 @@ def somebody_elses(manifest: Manifest) -> Manifest:
     return other
 
 
-def there(server: ApiServer, where: str, place: tuple[str, str]) -> Manifest:
-    found: Manifest = server.ask(KINDS[place[0]].path(where, place[1]))
-    return found
-
-
 def ready_message(server: ApiServer, where: str) -> str:
     return str(condition_of(server, where, "Ready")["message"])
 
@@ -122,7 +80,7 @@ async def test_nothing_of_somebody_elses_is_changed(apiserver: ApiServer, where:
 
     await look(cluster, apiserver, where, times=2)
 
-    after = {place: there(apiserver, where, place) for place in before}
+    after = {place: there(apiserver, where, *place) for place in before}
     assert {place: one["metadata"]["resourceVersion"] for place, one in before.items()} == {
         place: one["metadata"]["resourceVersion"] for place, one in after.items()
     }
@@ -165,7 +123,7 @@ async def test_a_name_that_is_taken_is_told_and_what_needs_it_waits(
 
     await look(cluster, apiserver, where, times=2)
 
-    after = there(apiserver, where, place)
+    after = there(apiserver, where, *place)
     assert before["metadata"]["resourceVersion"] == after["metadata"]["resourceVersion"]
     assert "NameTaken" == condition_of(apiserver, where, "Ready")["reason"]
     assert f"{place[0]} {place[1]}: there is one of this name that is not the operator's" in ready_message(
