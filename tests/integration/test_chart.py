@@ -298,6 +298,15 @@ def test_every_right_is_written_out(name: str) -> None:
         assert {"pods/exec", "pods/attach", "pods/proxy", "nodes/proxy"}.isdisjoint(rule["resources"]), rule
 
 
+def test_what_is_never_deleted_may_not_be() -> None:
+    """The operator may delete what a change of a pipeline takes away, and nothing that goes with the pipeline only."""
+    rules = rules_of(rendered_chart({"watchNamespaces": ["a"], "rbac": {"userRoles": False, "nodes": False}}), "Role")
+    may = {resource for rule in rules if "delete" in rule["verbs"] for resource in rule["resources"]}
+
+    assert not may & {"secrets", "configmaps", "roles", "rolebindings", "pods", "jobs", "predictionpipelines"}
+    assert {"deployments", "networkpolicies", "reanchors"} <= may
+
+
 def test_named_namespaces_need_no_cluster_wide_rights() -> None:
     """With namespaces named, and nodes not read, nothing is granted outside of them."""
     values = {"watchNamespaces": ["a", "b"], "rbac": {"nodes": False, "userRoles": False}}

@@ -578,3 +578,21 @@ def test_children_are_named_by_one_rule() -> None:
     """A name is the pipeline's, the component's, and the line's."""
     assert "btc-ingest-a" == child_name("btc", Component.INGEST, "a")
     assert "btc-default-deny" == child_name("btc", "default-deny")
+
+
+def test_a_cluster_that_gives_ids_is_left_to_do_so() -> None:
+    """Where each namespace has ids of its own no pod names any, and all else that restricts pods stays."""
+    one = pipeline({"redis": {"managed": {"storage": {"size": "4Gi"}}}})
+    role = Role(Component.REANCHOR, one.spec.reanchor.resources, served=False)
+    ids = {"runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy"}
+    found = {}
+    for assign in (True, False):
+        defaults = replace(DEFAULTS, assign_ids=assign)
+        observed = Observed(NOW_US, zones=ZONES)
+        found[assign] = templates(children(one, observed, defaults, password))
+        found[assign]["btc-reanchor"] = pod_template(one, observed, defaults, role)
+    for name, template in found[False].items():
+        left, given = (found[assign][name]["spec"]["securityContext"] for assign in (False, True))
+        assert not ids & set(json.dumps(template["spec"]).split('"')), name
+        assert ids == set(given) - set(left), name
+        assert left["runAsNonRoot"], name
