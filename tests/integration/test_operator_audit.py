@@ -113,7 +113,10 @@ async def test_probes_tell_what_a_new_start_can_mend(standing: Standing, live: i
     """Only deafness asks for a new start; an API server that is away, or a list that is on its way, makes unready."""
     last = LastStanding(lambda: standing, time.monotonic)
     async with serving_operator(standing) as client:
-        found = [(await client.get(path)).status for path in ("/health/live", "/health/ready", "/health")]
+        found = []
+        for path in ("/health/live", "/health/ready", "/health"):
+            async with client.get(path) as answer:
+                found.append(answer.status)
 
     assert [live, ready, 200 if live == ready == 200 else 503] == found
     assert (live == 200, ready == 200) == (last.live(), last.ready())
@@ -151,7 +154,8 @@ async def test_the_operators_errors_have_the_shape_of_the_roles(method: str, pat
         async with client.request(method, path, headers={"X-Request-Id": "abc"}) as response:
             body = (await response.json())["error"]
             assert (status, "abc") == (response.status, response.headers["X-Request-Id"])
-        metrics = await (await client.get("/metrics")).text()
+        async with client.get("/metrics") as answer:
+            metrics = await answer.text()
 
     assert (code, "abc") == (body["code"], body["request_id"])
     assert f'http_requests_total{{endpoint="{"other" if status == 404 else "/health"}",status="{status}"}}' in metrics
