@@ -93,6 +93,7 @@ def reading_service(running: Running, image: str, symbol: str = "BTCUSDT") -> It
     running.kubectl("apply", "-f", "-", input=_pod(image, url))
     reader = ServiceReader(running)
     try:
+        running.kubectl("wait", f"pod/{NAME}", "--for=condition=Ready", "--timeout=90s")
         running.wait(lambda: len(reader.read()) >= 2, 60, "the reader's pod reads predictions")
         first = max(reader.read())
         yield reader
