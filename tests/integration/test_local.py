@@ -36,6 +36,8 @@ SUMMARY_KEYS = [
     "epoch",
     "latency_ms",
     "directional_accuracy",
+    "baseline_accuracy",
+    "decided",
 ]
 ROLES = ["exchange", "infer/1", "infer/2", "ingest/a", "ingest/b", "process", "redis"]
 BASES = [Path("/dev/shm"), Path("/tmp")]

@@ -107,6 +107,7 @@ async def test_json_holds_everything_that_is_shown(origin: str) -> None:
         "redis_memory_mb",
         "notices",
         "page_url",
+        "skill_note",
         "dropped_log_lines",
     } == set(body)
     symbol = body["symbols"][0]

@@ -13,7 +13,7 @@ from sheetanchor.exchange import answers
 from sheetanchor.exchange.book import Book, changes
 from sheetanchor.exchange.clock import Burst, Pace, RecordedPace, SteadyPace, parse_burst
 from sheetanchor.exchange.market import Market
-from sheetanchor.exchange.script import SEAM_US, Script, passes, prepare
+from sheetanchor.exchange.script import SEAM_US, Script, begin_at, passes, prepare
 from sheetanchor.exchange.tape import Tape, Trade
 
 START_US = 1_700_000_000_000_000
@@ -379,3 +379,37 @@ def test_the_day_is_zero_before_the_first_trade() -> None:
 
     assert 21 == len(ticker)
     assert ("0.00000000", 0) == (ticker["lastPrice"], ticker["count"])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.77, 0.999])
+def test_the_end_of_a_recording_is_the_same_market(share: float) -> None:
+    """From any moment on: the starting book is what the whole had then, and the same book stands at the end."""
+    whole = recording.load(recording.default_path())
+    at_us = whole.snapshot_us + round(share * (whole.events[-1][0] - whole.snapshot_us))
+
+    part = begin_at(whole, at_us)
+
+    book = Book(whole.snapshot.bids, whole.snapshot.asks, whole.snapshot.book_update_id)
+    books = {}
+    for received_us, frame in whole.events:
+        books.setdefault(received_us >= at_us, book.copy())
+        message = sbe.decode(frame)
+        if isinstance(message, sbe.DepthDiff):
+            book.apply(frame, message.last_update_id)
+    played = Book(part.snapshot.bids, part.snapshot.asks, part.snapshot.book_update_id)
+    assert (books[True].bids, books[True].asks, books[True].update_id) == (played.bids, played.asks, played.update_id)
+    for _, frame in part.events:
+        message = sbe.decode(frame)
+        if isinstance(message, sbe.DepthDiff):
+            played.apply(frame, message.last_update_id)
+    assert (book.bids, book.asks, book.update_id) == (played.bids, played.asks, played.update_id)
+    assert min(received_us for received_us, _ in part.events) >= at_us
+    assert prepare(part).duration_us > 0
+
+
+def test_a_beginning_after_the_end_is_refused() -> None:
+    """Nothing would be played."""
+    whole = recording.load(recording.default_path())
+
+    with pytest.raises(BadRecording, match=r"begin_at = \d+\.\d+: expected a moment within the recording of BTCUSDT"):
+        begin_at(whole, whole.events[-1][0] + 1)

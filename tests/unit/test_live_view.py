@@ -56,6 +56,9 @@ def test_screen_is_filled_and_not_exceeded(width: int, height: int) -> None:
         "connection lost",
         "sequence_gap",
         "swapped start 1.2 s",
+        "right 49 % of 53",
+        "always the commoner direction 100 %",
+        "the model has learnt",
     ],
 )
 def test_smallest_screen_shows(part: str) -> None:

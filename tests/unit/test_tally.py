@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from local_samples import FIRST_SLOT, gap, prediction, receipt
-from sheetanchor.contract import slot_start_us
+from sheetanchor.contract import HORIZON_SLOTS, slot_start_us
 from sheetanchor.local.tally import (
     HISTORY_SLOTS,
     Prediction,
@@ -63,6 +63,8 @@ def test_summary_has_exactly_the_promised_keys() -> None:
         "epoch": 0,
         "latency_ms": {"p50": None, "p99": None},
         "directional_accuracy": None,
+        "baseline_accuracy": None,
+        "decided": 0,
     }
     assert expected == found
     assert list(expected) == list(found)
@@ -230,6 +232,32 @@ def test_outcome_is_known_five_slots_later() -> None:
     assert [True, False, None] == [tally.history[FIRST_SLOT + number].hit for number in range(3)]
     assert 0.5 == tally.directional_accuracy
     assert 101.0 == tally.history[FIRST_SLOT].outcome_price
+
+
+@pytest.mark.parametrize(
+    ("changes", "directions", "expected"),
+    [
+        ([1, 1, 1, 1, 0], [1, 1, -1, 1, 1], (0.75, 1.0, 4)),
+        ([-1, -1, -1, 1, 0], [1, 1, 1, 1, -1], (0.25, 0.75, 4)),
+        ([0, 0, 1, 0, 1], [1, -1, 1, -1, 0], (1.0, 1.0, 1)),
+        ([0, 0, 0, 0, 0], [1, 1, 1, 1, 1], (None, None, 0)),
+    ],
+    ids=["rising", "mostly falling", "one decided", "at rest"],
+)
+def test_skill_is_shown_beside_what_needs_none(
+    changes: list[int], directions: list[int], expected: tuple[float | None, float | None, int]
+) -> None:
+    """Of the same decided predictions: the share that came true, and that of always naming the more frequent way."""
+    tally = Tally("BTCUSDT")
+    for number, direction in enumerate(directions):
+        tally.add_prediction(prediction(FIRST_SLOT + number, price_now=100.0, direction=direction))
+    for number, change in enumerate(changes):
+        made = prediction(FIRST_SLOT + HORIZON_SLOTS + number, price_now=100.0 + change, direction=0)
+        tally.add_prediction(made)
+
+    found = summary([tally], [1], end_of(FIRST_SLOT))
+
+    assert expected == (found["directional_accuracy"], found["baseline_accuracy"], found["decided"])
 
 
 def test_history_is_bounded() -> None:

@@ -67,7 +67,7 @@ DECODE_ERRORS: Final = Counter(
 HOT_WRITES: Final = Counter("sheetanchor_processor_writes", "Writes of the hot keys by reply.", ["symbol", "status"])
 FRAME_TO_HOT: Final = Histogram(
     "sheetanchor_frame_to_hot_seconds",
-    "From the ingestor receiving a frame to the hot keys holding it.",
+    "From the ingestor receiving a frame to the hot keys holding it; replays are not counted.",
     ["symbol"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 15),
 )

@@ -369,6 +369,11 @@ class ExchangeSettings(WithSymbols):
     burst: str = setting("", "extra bursts with --rate, as MESSAGES_PER_S:DURATION_MS:EVERY_S")
     loop: bool = setting(False, "start again at the end, ids rising on")
     warmup_s: float = setting(15.0, "recorded seconds that have passed before the first client sees the market", ge=0)
+    begin_at: float = setting(
+        0.0,
+        "leave out what was recorded before, seconds since the epoch on the recorder's clock; 0 leaves out nothing",
+        ge=0,
+    )
     playing_since: float = setting(
         0.0, "play on as if begun then, seconds since the epoch, so that a restart goes unnoticed; 0 begins now", ge=0
     )

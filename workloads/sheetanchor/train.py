@@ -272,6 +272,7 @@ def _data(parts: Split, sources: list[dict[str, Any]]) -> dict[str, Any]:
         "sources": sources,
         "from": _iso(parts.train[0].at_us),
         "to": _iso(parts.test[-1].at_us),
+        "test_from": _iso(parts.test[0].at_us),
         "slot_ms": SLOT_MS,
         "embargo_ms": HORIZON_MS,
         "examples": {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)},

@@ -24,6 +24,7 @@ from sheetanchor.arrivals import Arrivals
 from sheetanchor.clock import RedisClock
 from sheetanchor.contract import BEAT_INTERVAL_US, STREAM_TYPES, TAKEOVER_AFTER_US
 from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
+from sheetanchor.frame_delays import FrameDelays
 from sheetanchor.gaps import (
     CONSEQUENCES,
     GAP_DETECTION_RULES,
@@ -146,7 +147,7 @@ class SymbolWriter:
         self._loaded = False
         self._caught_up = False
         self._dirty = False
-        self._received_us: list[int] = []
+        self._delays = FrameDelays()
         self._applied_us = self._booked_us = self._looked_us = self._identified_us = 0
         self._behind_since_us = 0
         self._counted: dict[str, int] = {}
@@ -247,12 +248,13 @@ class SymbolWriter:
             if frames and (not dated.known or marks != self._marks()):
                 self._undated = not dated.known
             metrics.FRAMES_PROCESSED.labels(self.symbol, batch.line).inc(frames)
-            if self._caught_up and self.role is Role.WRITER:
-                self._received_us.append(batch.first_received_us)
+            counts_too = self.role is Role.WRITER
+            self._delays.take(batch.line, batch.stamp_us, batch.first_received_us, counts=counts_too)
         self._dirty = self._dirty or bool(batches)
         # A line that gave as much as was asked for has more: until then a hole may still be filled.
         self._caught_up = all(count < READ_COUNT for count in counts.values())
         if self._caught_up:
+            self._delays.keeps_up(self.now_us)
             self._arrivals.complete(self.clock.steady_us(asked_us), frozenset(self._reader.ids))
 
     def _marks(self) -> tuple[int, int, int]:
@@ -280,7 +282,7 @@ class SymbolWriter:
         self._loaded = True
         self._told.clear()
         self._caught_up = False
-        self._received_us.clear()
+        self._delays.replay()
         self._arrivals.forget()
         self.lookout.reload(self.market, self.steady_us)
         log.info("%s: loaded epoch %d at update %d", self.symbol, anchor.epoch, self.market.update_id)
@@ -364,6 +366,7 @@ class SymbolWriter:
         await self._rewind({}, FAILOVER_REWIND_US)
         self._arrivals.forget()
         await continuity.leave_out(self._redis, self._reader, self.market, positions)
+        self._delays.replay()
         self._caught_up = False
         await self._look_at_writer()
         self._identity = identity  # only now: all of this has to be done again if Redis went away during it
@@ -491,7 +494,6 @@ class SymbolWriter:
         update_id = self.anchor.update_id if behind else self.market.update_id
         event_us = self.lookout.event_stamp_us
         stamp_us = self.clock.of_steady(event_us) if event_us and not unwritten else 0
-        received, self._received_us = self._received_us, []
         sent_us = monotonic_us()
         self._dirty = False
         reply = await self._hot.apply(
@@ -502,7 +504,8 @@ class SymbolWriter:
         self._applied_us = now_us
         if reply.status is ApplyStatus.OK:
             self._booked_us = now_us if book else self._booked_us
-            self._written(reply, received, behind)
+            delays = [] if unwritten else self._delays.written(reply.now_us)
+            self._written(reply, delays, behind)
         else:
             await self._refused(reply)
 
@@ -524,10 +527,10 @@ class SymbolWriter:
         until_us = max(steady_us, verdict.until_us)
         return Vouch(self.clock.of_steady(until_us), until_us - steady_us)
 
-    def _written(self, reply: ApplyReply, received: list[int], behind: bool) -> None:
+    def _written(self, reply: ApplyReply, delays: list[float], behind: bool) -> None:
         self.last_write_us = reply.now_us
-        for received_us in received:
-            metrics.FRAME_TO_HOT.labels(self.symbol).observe(max(0, reply.now_us - received_us) / 1e6)
+        for delay_s in delays:
+            metrics.FRAME_TO_HOT.labels(self.symbol).observe(delay_s)
         if reply.state != self.anchor.state:
             self._note_state(reply.state, "somebody else doubts the state", reply.now_us)
             if reply.state == "suspect":

@@ -24,7 +24,7 @@ from sheetanchor.exchange.clock import Pace, RecordedPace, SteadyPace, parse_bur
 from sheetanchor.exchange.control import STREAMS_MAX, is_stream_name
 from sheetanchor.exchange.faults import RECIPES, Client, check, parse
 from sheetanchor.exchange.market import Market
-from sheetanchor.exchange.script import prepare
+from sheetanchor.exchange.script import begin_at, prepare
 from sheetanchor.exchange.sessions import Session, Terms
 from sheetanchor.exchange.venue import Venue, wall_clock
 from sheetanchor.settings import ExchangeSettings
@@ -79,7 +79,8 @@ def build_venue(settings: ExchangeSettings, now_us: Callable[[], int]) -> Venue:
     burst = parse_burst(settings.burst)
     if burst is not None and settings.rate <= 0:
         raise BadSettings(f"burst = {settings.burst!r}: expected rate too, the messages per second between bursts")
-    scripts = [prepare(item) for item in _recordings(settings)]
+    begin_us = round(settings.begin_at * 1e6)
+    scripts = [prepare(begin_at(item, begin_us)) for item in _recordings(settings)]
     start_us = now_us()
     began_us = min(start_us, round(settings.playing_since * 1e6)) or start_us
     pace: Pace = RecordedPace(began_us, settings.speed)

@@ -75,6 +75,43 @@ class Script:
     trade_shift: int
 
 
+def begin_at(recording: Recording, at_us: int) -> Recording:
+    """Give the part of a recording from a moment on; its starting book is what the book was then.
+
+    Args:
+        recording: The whole.
+        at_us: µs on the recorder's clock; up to the snapshot's own time it stays whole.
+
+    Raises:
+        BadRecording: Nothing was recorded after that moment.
+    """
+    if at_us <= recording.snapshot_us:
+        return recording
+    snapshot = recording.snapshot
+    book = Book(snapshot.bids, snapshot.asks, snapshot.book_update_id)
+    event_us, rest = snapshot.event_time_us, []
+    for received_us, frame in recording.events:
+        if received_us >= at_us:
+            rest.append((received_us, frame))
+            continue
+        message = sbe.decode(frame)
+        if isinstance(message, sbe.DepthDiff):
+            book.apply(frame, message.last_update_id)
+            event_us = message.event_time_us
+    kept = [(received_us, frame) for received_us, frame in rest if _is_later(sbe.decode(frame), book.update_id)]
+    if not kept:
+        raise BadRecording(
+            f"begin_at = {at_us / 1e6:.3f}: expected a moment within the recording of {recording.symbol}"
+        )
+    bids, asks = book.top(max(len(book.bids), len(book.asks)))
+    start = replace(snapshot, event_time_us=event_us, book_update_id=book.update_id, bids=tuple(bids), asks=tuple(asks))
+    return replace(recording, snapshot=start, snapshot_us=at_us, events=kept)
+
+
+def _is_later(message: sbe.Message, update_id: int) -> bool:
+    return not isinstance(message, sbe.BestBidAsk) or message.book_update_id > update_id
+
+
 def prepare(recording: Recording) -> Script:
     """Make a recording ready to be played.
 

@@ -88,6 +88,7 @@ class Board:
         self.coordinators: list[Coordinator] = []
         self.probe: Probe | None = None
         self.page_url = ""
+        self.skill_note = ""
         self.redis_name = "external"
         self._relay = relay
         self._market = market
@@ -146,6 +147,7 @@ class Board:
             redis_memory_mb=None if probe is None else probe.redis_memory_mb,
             notices=list(self._relay.notices),
             page_url=self.page_url,
+            skill_note=self.skill_note,
             dropped_log_lines=self._relay.dropped,
         )
 

@@ -91,6 +91,7 @@ class Plan:
         redis_url: Reaches children as a variable, as it may hold a password.
         environ: Environment that children inherit.
         began_s: When the run began, in seconds since the epoch.
+        begin_at_s: Moment of the recorder's clock that a replay begins at; 0 for its beginning.
     """
 
     settings: LocalSettings
@@ -98,6 +99,7 @@ class Plan:
     redis_url: str
     environ: Mapping[str, str]
     began_s: float
+    begin_at_s: float = 0.0
 
     def _spec(
         self, name: str, role: str, flags: Sequence[str], *, port: int = 0, key: bool = False, redis: bool = True
@@ -123,6 +125,7 @@ class Plan:
         flags = ["--speed", f"{settings.speed:g}", "--rate", f"{settings.rate:g}", "--loop"]
         # A restarted exchange goes on where it would be, as a real one does, instead of going back in ids and time.
         flags += ["--playing-since", f"{self.began_s:.3f}"]
+        flags += ["--begin-at", f"{self.begin_at_s:.3f}"] if self.begin_at_s else []
         flags += [word for path in settings.recording for word in ("--recording", str(path))]
         flags += [word for fault in settings.fault for word in ("--fault", fault)]
         flags += ["--burst", settings.burst] if settings.burst else []

@@ -98,6 +98,7 @@ class Status:
         phase: starting, running or ending.
         ends_in_s: Seconds until the run ends by itself, None if it runs on.
         summary: What the run would print if it ended now.
+        skill_note: What the share of right directions says about the model, "" if nothing special.
     """
 
     now_us: int
@@ -113,6 +114,7 @@ class Status:
     redis_memory_mb: float | None
     notices: list[Notice]
     page_url: str = ""
+    skill_note: str = ""
     dropped_log_lines: int = 0
 
     def to_json(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from sheetanchor.hot_state import HotState
 from sheetanchor.local import leftovers, redis_server
 from sheetanchor.local.board import Board, Run, why_no_prediction
 from sheetanchor.local.coordinator import Coordinator
+from sheetanchor.local.lesson import lesson_of
 from sheetanchor.local.probe import LOOKED_AT, Probe, delay_to_phase_s, unready_reason
 from sheetanchor.local.processes import Child, Spec, free_port
 from sheetanchor.local.relay import Relay
@@ -152,7 +153,9 @@ class Supervisor:
         self, group: asyncio.TaskGroup, redis: Redis, session: aiohttp.ClientSession, url: str, folder: Path
     ) -> None:
         await self._start_redis(group, redis, folder)
-        plan = Plan(self._settings, self._market, url, self._environ, time.time())
+        lesson = await asyncio.to_thread(lesson_of, self._settings, replayed=self._market.kind == "local")
+        self.board.skill_note = lesson.note
+        plan = Plan(self._settings, self._market, url, self._environ, time.time(), lesson.begin_at_s)
         tallies = self.board.tallies
         for tally in tallies:
             await leftovers.refuse_if_alive(redis, HotState(redis, tally.symbol))

@@ -129,6 +129,7 @@ class Tally:
         self.reanchors = 0
         self.hits = 0
         self.judged = 0
+        self.rises = 0
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_MAX)
         self.history: dict[int, Prediction] = {}
         self.recent_gaps: deque[Gap] = deque(maxlen=EVENTS_KEPT)
@@ -165,6 +166,7 @@ class Tally:
         if judged.hit is not None:
             self.judged += 1
             self.hits += judged.hit
+            self.rises += (judged.outcome_price or 0.0) > (judged.price_now or 0.0)
 
     def add_gap(self, gap: Gap) -> None:
         """Count a gap event; what a person asked for is shown but is no gap."""
@@ -206,6 +208,11 @@ class Tally:
         """Share of directions that came true; None before the first is known."""
         return self.hits / self.judged if self.judged else None
 
+    @property
+    def baseline_hits(self) -> int:
+        """How many would have come true for whoever always named the more frequent direction of those judged."""
+        return max(self.rises, self.judged - self.rises)
+
 
 def end_after(first_slots: Sequence[int], seconds: float) -> int:
     """Give the moment some seconds after the first committed slot, in µs; the last symbol to begin decides."""
@@ -232,8 +239,14 @@ def summary(tallies: Sequence[Tally], epochs: Sequence[int], now_us: int) -> dic
         "reanchors": sum(tally.reanchors for tally in tallies),
         "epoch": max(epochs, default=0),
         "latency_ms": {"p50": percentile(latencies, 0.5), "p99": percentile(latencies, 0.99)},
-        "directional_accuracy": round(sum(tally.hits for tally in tallies) / judged, 4) if judged else None,
+        "directional_accuracy": _share(sum(tally.hits for tally in tallies), judged),
+        "baseline_accuracy": _share(sum(tally.baseline_hits for tally in tallies), judged),
+        "decided": judged,
     }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None
 
 
 def slot_time_text(slot: int) -> str:

@@ -138,13 +138,28 @@ def anchor_lines(symbol: SymbolStatus) -> Text:
 def totals(status: Status) -> Text:
     """Give the counts that the run will end with."""
     s = status.summary
-    accuracy = NONE if s["directional_accuracy"] is None else f"{100 * s['directional_accuracy']:.0f} %"
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f" slots {s['slots']}  ")
     text.append(f"missed {s['missed']}", style="bold red" if s["missed"] else "green")
     text.append(f"  degraded {s['degraded']}", style="yellow" if s["degraded"] else "")
     text.append(f"  gaps {s['gaps']}  re-anchors {s['reanchors']}")
-    text.append(f"  p99 {short_number(s['latency_ms']['p99'])} ms  right {accuracy}  checks {s['validations']}")
+    text.append(f"  p99 {short_number(s['latency_ms']['p99'])} ms  checks {s['validations']}")
+    return text
+
+
+def share_text(share: float | None) -> str:
+    """Give a share in per cent; a dash for none."""
+    return NONE if share is None else f"{100 * share:.0f} %"
+
+
+def skill(status: Status) -> Text:
+    """Say how often the direction was right, of how many, beside what needs no model, and what to think of it."""
+    s = status.summary
+    text = Text(no_wrap=True, overflow="ellipsis")
+    text.append(f" right {share_text(s['directional_accuracy'])} of {s['decided']}")
+    text.append(f"  always the commoner direction {share_text(s['baseline_accuracy'])}", style="dim")
+    if status.skill_note:
+        text.append(f"  {clean(status.skill_note)}", style="yellow")
     return text
 
 
@@ -251,7 +266,7 @@ def render(status: Status, height: int) -> Layout:
         height: Rows of the terminal.
     """
     shown = status.symbols[:SYMBOLS_SHOWN]
-    top = 2 + len(shown)
+    top = 3 + len(shown)
     lower = min(len(status.roles) + 3, max(5, (height - top) // 2))
     upper = max(4, height - top - lower)
     layout = Layout()
@@ -259,6 +274,7 @@ def render(status: Status, height: int) -> Layout:
         Layout(header(status), name="header", size=1),
         *(Layout(anchor_lines(symbol), name=f"anchor {symbol.symbol}", size=1) for symbol in shown),
         Layout(totals(status), name="totals", size=1),
+        Layout(skill(status), name="skill", size=1),
         Layout(name="upper", size=upper),
         Layout(name="lower", size=lower),
     )

@@ -144,8 +144,11 @@ function drawState(symbol) {
   setText("anchor-more", more.join("\n"));
 }
 
-function drawNumbers(summary) {
-  const accuracy = summary.directional_accuracy;
+function share(value) {
+  return value === null ? "–" : Math.round(value * 100) + " %";
+}
+
+function drawNumbers(summary, note) {
   const facts = [
     ["Slots", summary.slots, ""],
     ["Missed", summary.missed, summary.missed ? "bad" : "good"],
@@ -156,13 +159,16 @@ function drawNumbers(summary) {
     ["Epoch", summary.epoch, ""],
     ["Latency p50", short(summary.latency_ms.p50) + " ms", ""],
     ["Latency p99", short(summary.latency_ms.p99) + " ms", ""],
-    ["Direction right", accuracy === null ? "–" : Math.round(accuracy * 100) + " %", ""],
+    ["Direction right", share(summary.directional_accuracy), ""],
+    ["of decided", summary.decided, ""],
+    ["Always the commoner one", share(summary.baseline_accuracy), ""],
   ];
   at("numbers").replaceChildren(...facts.map(([name, value, classes]) => {
     const pair = element("div");
     pair.append(element("dt", name), element("dd", String(value), classes));
     return pair;
   }));
+  setText("skill-note", note && "Direction right: " + note + ".");
 }
 
 function drawPredictions(symbol) {
@@ -272,7 +278,7 @@ function draw(body) {
   setText("run", `${body.market} market · ${body.phase} · up ${duration(body.uptime_s)}${left}`);
   document.title = `${symbol.anchor.state === "anchored" ? "⚓" : "⚠"} ${symbol.symbol} · Sheet Anchor`;
   drawState(symbol);
-  drawNumbers(body.summary);
+  drawNumbers(body.summary, body.skill_note);
   drawPredictions(symbol);
   drawChart(symbol);
   drawTables(body, symbol);
