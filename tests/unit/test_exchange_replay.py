@@ -381,7 +381,7 @@ def test_the_day_is_zero_before_the_first_trade() -> None:
     assert ("0.00000000", 0) == (ticker["lastPrice"], ticker["count"])
 
 
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.77, 0.999])
+@pytest.mark.parametrize("share", [0.01, 0.77, 0.999])
 def test_the_end_of_a_recording_is_the_same_market(share: float) -> None:
     """From any moment on: the starting book is what the whole had then, and the same book stands at the end."""
     whole = recording.load(recording.default_path())
@@ -390,14 +390,16 @@ def test_the_end_of_a_recording_is_the_same_market(share: float) -> None:
     part = begin_at(whole, at_us)
 
     book = Book(whole.snapshot.bids, whole.snapshot.asks, whole.snapshot.book_update_id)
-    books = {}
+    then = None
     for received_us, frame in whole.events:
-        books.setdefault(received_us >= at_us, book.copy())
+        if then is None and received_us >= at_us:
+            then = book.copy()
         message = sbe.decode(frame)
         if isinstance(message, sbe.DepthDiff):
             book.apply(frame, message.last_update_id)
     played = Book(part.snapshot.bids, part.snapshot.asks, part.snapshot.book_update_id)
-    assert (books[True].bids, books[True].asks, books[True].update_id) == (played.bids, played.asks, played.update_id)
+    assert then is not None
+    assert (then.bids, then.asks, then.update_id) == (played.bids, played.asks, played.update_id)
     for _, frame in part.events:
         message = sbe.decode(frame)
         if isinstance(message, sbe.DepthDiff):

@@ -7,10 +7,26 @@ a failover, and what a processor re-reads after a rebuild is as old as it is, ho
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Final, Protocol
 
 WAITING_MAX: Final = 10_000
 """Entries that wait to be written; beyond it the oldest are not counted."""
+
+
+class Entry(Protocol):
+    """What of an entry matters here.
+
+    Attributes:
+        stamp_us: When it was appended.
+        first_received_us: When its first frame reached the ingestor, by the ingestor's clock.
+    """
+
+    @property
+    def line(self) -> str: ...
+    @property
+    def stamp_us(self) -> int: ...
+    @property
+    def first_received_us(self) -> int: ...
 
 
 class FrameDelays:
@@ -31,19 +47,17 @@ class FrameDelays:
         if self._since_us is None:
             self._since_us = now_us
 
-    def take(self, line: str, stamp_us: int, received_us: int, *, counts: bool = True) -> None:
+    def take(self, entry: Entry, *, writes: bool = True) -> None:
         """Take in an entry.
 
         Args:
-            line: Its line.
-            stamp_us: When it was appended.
-            received_us: When its first frame reached the ingestor, whose times rise along a line: one that is not
-                later than those before it has been appended again.
-            counts: Whether this processor writes at all.
+            entry: An ingestor's times rise along a line: one that is not later than those before it comes again.
+            writes: Whether this processor is the writer.
         """
+        line, received_us = entry.line, entry.first_received_us
         again = received_us <= self._newest_us.get(line, -1)
         self._newest_us[line] = max(received_us, self._newest_us.get(line, -1))
-        if counts and not again and self._since_us is not None and stamp_us > self._since_us:
+        if writes and not again and self._since_us is not None and entry.stamp_us > self._since_us:
             self._waiting.append(received_us)
 
     def written(self, now_us: int) -> list[float]:

@@ -248,8 +248,7 @@ class SymbolWriter:
             if frames and (not dated.known or marks != self._marks()):
                 self._undated = not dated.known
             metrics.FRAMES_PROCESSED.labels(self.symbol, batch.line).inc(frames)
-            counts_too = self.role is Role.WRITER
-            self._delays.take(batch.line, batch.stamp_us, batch.first_received_us, counts=counts_too)
+            self._delays.take(batch, writes=self.role is Role.WRITER)
         self._dirty = self._dirty or bool(batches)
         # A line that gave as much as was asked for has more: until then a hole may still be filled.
         self._caught_up = all(count < READ_COUNT for count in counts.values())
@@ -281,9 +280,6 @@ class SymbolWriter:
         await continuity.leave_out(self._redis, self._reader, self.market, ids)
         self._loaded = True
         self._told.clear()
-        self._caught_up = False
-        self._delays.replay()
-        self._arrivals.forget()
         self.lookout.reload(self.market, self.steady_us)
         log.info("%s: loaded epoch %d at update %d", self.symbol, anchor.epoch, self.market.update_id)
 
@@ -316,6 +312,9 @@ class SymbolWriter:
         self._reader.seek(earlier)
         for trimmed in await self._reader.check_trimmed():
             log.warning("%s: line %s begins at %s only", self.symbol, trimmed.line, trimmed.first_id or "nothing")
+        self._caught_up = False
+        self._arrivals.forget()
+        self._delays.replay()
 
     @property
     def now_us(self) -> int:
@@ -364,10 +363,7 @@ class SymbolWriter:
         self._find(Finding("redis_failover", "Redis' replication id has changed: acknowledged writes may be gone"))
         positions = self._reader.ids
         await self._rewind({}, FAILOVER_REWIND_US)
-        self._arrivals.forget()
         await continuity.leave_out(self._redis, self._reader, self.market, positions)
-        self._delays.replay()
-        self._caught_up = False
         await self._look_at_writer()
         self._identity = identity  # only now: all of this has to be done again if Redis went away during it
 
@@ -504,8 +500,7 @@ class SymbolWriter:
         self._applied_us = now_us
         if reply.status is ApplyStatus.OK:
             self._booked_us = now_us if book else self._booked_us
-            delays = [] if unwritten else self._delays.written(reply.now_us)
-            self._written(reply, delays, behind)
+            self._written(reply, behind, hot=not unwritten)
         else:
             await self._refused(reply)
 
@@ -527,9 +522,9 @@ class SymbolWriter:
         until_us = max(steady_us, verdict.until_us)
         return Vouch(self.clock.of_steady(until_us), until_us - steady_us)
 
-    def _written(self, reply: ApplyReply, delays: list[float], behind: bool) -> None:
+    def _written(self, reply: ApplyReply, behind: bool, hot: bool) -> None:
         self.last_write_us = reply.now_us
-        for delay_s in delays:
+        for delay_s in self._delays.written(reply.now_us) if hot else ():
             metrics.FRAME_TO_HOT.labels(self.symbol).observe(delay_s)
         if reply.state != self.anchor.state:
             self._note_state(reply.state, "somebody else doubts the state", reply.now_us)
