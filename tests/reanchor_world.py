@@ -37,6 +37,7 @@ class World:
     started: list[tuple[int, str]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     answering: bool = True
+    redis_ahead_us: int = 0
     changes: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class World:
 
     def look(self) -> Plan:
         """Plan, from nothing but what is kept."""
-        told = {symbol: {**state, "now_us": self.now_us} for symbol, state in self.states.items()}
+        told = {symbol: {**state, "now_us": self.now_us + self.redis_ahead_us} for symbol, state in self.states.items()}
         body = {
             "metadata": {
                 "name": "btc",
@@ -171,8 +172,8 @@ class World:
             reason="because",
             trigger="sequence_gap",
             result=result,
-            started_at_us=self.now_us - round(seconds * SECOND) + 1,
-            finished_at_us=self.now_us,
+            started_at_us=self.now_us + self.redis_ahead_us - round(seconds * SECOND) + 1,
+            finished_at_us=self.now_us + self.redis_ahead_us,
             epoch_before=epoch,
             epoch_after=after,
             snapshot_id=7,

@@ -344,6 +344,22 @@ class Reanchor(Block):
     resources: ReanchorResources = field(ReanchorResources(), "Resources of a re-anchor's pod.")
 
 
+class Reliability(Block):
+    """Retries and breakers of calls to the exchange's REST interface and to the Kubernetes API, and health checks."""
+
+    retry_max_attempts: int = field(3, "Tries after the first one.", ge=1, le=10)
+    retry_initial_delay_milliseconds: int = field(
+        1000, "Milliseconds before the second try; doubles each time.", ge=100, le=10_000
+    )
+    circuit_breaker_threshold: int = field(
+        10, "Failures in a row, over all runs of a re-anchor, after which the exchange is left alone.", ge=5, le=50
+    )
+    circuit_breaker_timeout_seconds: int = field(60, "Seconds that it is left alone for.", ge=10, le=300)
+    health_check_interval_seconds: int = field(
+        5, "Seconds between two rounds of a pod's checks of what it depends on.", ge=1, le=60
+    )
+
+
 class NetworkPolicy(Block):
     """Whether traffic is restricted."""
 
@@ -497,6 +513,7 @@ class PipelineSpec(Block):
     inference: Inference = field(Inference(), "The inference replicas.")
     redis: Redis = field(Redis(), "Where the hot state is kept.")
     reanchor: Reanchor = field(Reanchor(), "When and how the hot state is rebuilt.")
+    reliability: Reliability = field(Reliability(), "Retries, breakers and health checks.")
     network_policy: NetworkPolicy = field(NetworkPolicy(), "Restriction of traffic.")
     scheduling: Scheduling = field(Scheduling(), "Where pods may run.")
     pod_metadata: PodMetadata = field(PodMetadata(), "Further labels and annotations of pods.")

@@ -365,6 +365,24 @@ class Sight:
 UNKNOWN: Final = Sight()
 
 
+CLOCK_AHEAD_MAX_US: Final = 24 * 3600 * SECOND_US
+"""Whoever says that Redis' clock is further from ours than this is not believed."""
+
+
+def redis_ahead_us(sights: Iterable[Sight], now_us: int) -> int:
+    """Say how far Redis' clock is ahead of this process'; 0 while nobody tells it.
+
+    Receipts, gaps and doubts are stamped by Redis' clock, so what is compared with them has to be told by it too.
+
+    Args:
+        sights: What processors say.
+        now_us: This process' clock when they said it.
+    """
+    told_us = max((sight.now_us for sight in sights), default=0)
+    ahead_us = told_us - now_us if told_us else 0
+    return ahead_us if abs(ahead_us) <= CLOCK_AHEAD_MAX_US else 0
+
+
 Rank = tuple[bool, int, int]
 
 

@@ -31,6 +31,7 @@ from sheetanchor_operator.reanchor_view import (
     Run,
     Sight,
     read_reanchor,
+    redis_ahead_us,
     runs_of,
     sights_of,
 )
@@ -77,6 +78,10 @@ def plan(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> Plan:
         observed: Its ReAnchors, their Jobs and pods, what processors say, and the time.
         defaults: What the operator's own settings say.
     """
+    sights = sights_of(observed.states)
+    # One clock for everything that is compared, that of Redis; only when to look again is told by our own.
+    ahead_us = redis_ahead_us(sights.values(), observed.now_us)
+    observed = replace(observed, now_us=observed.now_us + ahead_us)
     mine = [body for body in observed.reanchors if (body.get("spec") or {}).get("pipeline") == pipeline.name]
     known = {one.name: one for one in map(read_reanchor, mine)}
     runs = _runs_of_all(known, observed)
@@ -88,12 +93,12 @@ def plan(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> Plan:
             _take_in_runs(draft, one)
     _answer_merged(draft)
     if not pipeline.paused and not pipeline.deleting:
-        sights = sights_of(observed.states)
         _ask_for_wishes(draft)
         for symbol in pipeline.spec.symbols:
             _decide(draft, symbol, sights.get(symbol, UNKNOWN))
         _skip_strangers(draft)
-    return _finished_plan(draft)
+    made = _finished_plan(draft)
+    return made if made.wake_at_us is None else replace(made, wake_at_us=made.wake_at_us - ahead_us)
 
 
 def _runs_of_all(known: Mapping[str, ReAnchor], observed: Observed) -> dict[str, list[Run]]:

@@ -258,3 +258,28 @@ async def test_a_redirect_gets_no_token(status: int, tmp_path: Path) -> None:
 
     assert (status, "refused") == (answer.status, verdict_of(answer))
     assert ["/apis/sheetanchor.dev/v1alpha1/namespaces/space/reanchors"] == asked
+
+
+@pytest.mark.parametrize("ahead_s", [-3_600, 3_600])
+async def test_a_node_whose_clock_is_ahead_asks_all_the_same(
+    client: Redis, monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    """Gaps are stamped by Redis' clock, and by that clock they are recent or not, whatever this node's says."""
+    asked: list[int] = []
+
+    async def create(body: dict[str, Any]) -> Answer:
+        asked.append(body["spec"]["atMicros"])
+        return Answer(201)
+
+    now_us = time.time_ns() // 1_000
+    monkeypatch.setattr(time, "time_ns", lambda real=time.time_ns: real() + ahead_s * 1_000_000_000)
+    for gap in (found_gap(now_us - 90_000_000), found_gap(now_us)):
+        await client.xadd(keys(SYMBOL).gaps, dict(gap.fields()))
+    requests = Requests(client, SYMBOL, Owner("btc", "default"), "processor-1", lambda: True, create)
+    task = asyncio.create_task(requests.run())
+    try:
+        await until(lambda: asyncio.to_thread(lambda: asked == [now_us]), 10, "the recent gap is asked for")
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

@@ -7,6 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reanchor_world import BEGIN_US, SECOND, SYMBOL, World, args_of
 from sheetanchor_operator.moments import micros_of, text_of
@@ -485,3 +487,24 @@ def test_processor_that_lags_behind_a_swap_starts_nothing() -> None:
     world.settle()
 
     assert 1 == len(world.started)
+
+
+@given(st.integers(-3_600, 3_600))
+def test_a_skewed_clock_changes_no_decision(ahead_s: int) -> None:
+    """However far Redis' clock is from the operator's, what it has stamped leads to the same runs at the same times."""
+    histories = []
+    for skew_us in (0, ahead_s * SECOND):
+        world = World(redis_ahead_us=skew_us)
+        world.add("gap", atMicros=world.now_us + skew_us)
+        world.suspect(since_us=world.now_us + skew_us)
+        world.settle()
+        world.passes(3)
+        for job in world.at_work():
+            world.ends(job, result="failed", seconds=2, retry_at_us=world.now_us + skew_us + 20 * SECOND)
+        for _ in range(30):
+            world.passes(1)
+            world.step()
+        histories.append([at_us - BEGIN_US for at_us, _ in world.started])
+
+    assert histories[0] == histories[1]
+    assert 2 == len(histories[0])

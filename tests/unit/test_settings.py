@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,12 @@ def test_a_file_written_for_the_older_layout_loads_unchanged(tmp_path: Path) -> 
     """Nested names of the ingestor's older files mean the same settings."""
     config = write(tmp_path, SBE_YAML)
 
-    loaded = load(settings.IngestSettings, {"config": config}, {"BINANCE_API_KEY": "k"})
+    notes: list[str] = []
+    loaded = load(settings.IngestSettings, {"config": config}, {"BINANCE_API_KEY": "k"}, notes)
 
+    assert (5.0, 9090) == (loaded.reconnect_delay_s, loaded.metrics_port)
+    assert 6 == len(notes), "what has no effect is told by name"
+    assert "aws.kinesis.batch_size has no effect: frames go to Redis Streams, and nothing is sent to AWS" in notes
     assert ["BTCUSDT"] == loaded.symbol
     assert ["trade", "bestBidAsk", "depth"] == loaded.streams
     assert (8080, "0.0.0.0", "bitcoin-ingestor-sbe") == (loaded.http_port, loaded.http_host, loaded.service_name)
@@ -75,13 +80,13 @@ def test_a_file_written_for_the_older_layout_loads_unchanged(tmp_path: Path) -> 
         ("ingest", {"ws_url": "ws://x:notaport"}, ("ws_url", "expected a URL")),
         ("ingest", {"mode": "fax"}, ("mode = 'fax'", "'sbe'")),
         ("ingest", {"http_port": "70000"}, ("http_port = '70000'", "65535")),
-        ("infer", {"retry_max_attempts": "0"}, ("retry_max_attempts = '0'", "greater than or equal to 1")),
-        ("infer", {"retry_max_attempts": "11"}, ("retry_max_attempts = '11'", "less than or equal to 10")),
+        ("process", {"retry_max_attempts": "0"}, ("retry_max_attempts = '0'", "greater than or equal to 1")),
+        ("process", {"retry_max_attempts": "11"}, ("retry_max_attempts = '11'", "less than or equal to 10")),
         ("infer", {"health_check_interval_seconds": "x"}, ("health_check_interval_seconds = 'x'", "integer")),
         ("infer", {"health_check_interval_seconds": "61"}, ("health_check_interval_seconds", "60")),
-        ("infer", {"circuit_breaker_threshold": "4"}, ("circuit_breaker_threshold = '4'", "5")),
-        ("infer", {"circuit_breaker_timeout_seconds": "301"}, ("circuit_breaker_timeout_seconds", "300")),
-        ("infer", {"retry_initial_delay_ms": "99"}, ("retry_initial_delay_ms = '99'", "100")),
+        ("process", {"circuit_breaker_threshold": "4"}, ("circuit_breaker_threshold = '4'", "5")),
+        ("process", {"circuit_breaker_timeout_seconds": "301"}, ("circuit_breaker_timeout_seconds", "300")),
+        ("process", {"retry_initial_delay_ms": "99"}, ("retry_initial_delay_ms = '99'", "100")),
         ("reanchor", {"depth_limit": "6000"}, ("depth_limit = '6000'", "5000")),
         ("exchange", {"speed": "0"}, ("speed = '0'", "greater than 0")),
         ("local", {"ws_url": "ws://127.0.0.1:1"}, ("rest_url", "go together")),
@@ -122,6 +127,54 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, expected
         load(settings.IngestSettings, {"config": config}, {})
 
     assert "settings.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "expected"),
+    [
+        (settings.IngestSettings, "metrics: {enable_prometheus: false}\n", "enable_prometheus = False: expected true"),
+        (settings.IngestSettings, "metrics: {prometheus_prot: 1}\n", "unknown setting 'metrics.prometheus_prot'"),
+        (settings.IngestSettings, "service: {nme: x}\n", "unknown setting 'service.nme'"),
+        (settings.IngestSettings, "retry_max_attempts: 5\n", "'retry_max_attempts' would do nothing in this role"),
+        (settings.InferSettings, "reliability: {circuit_breaker_threshold: 9}\n", "would do nothing in this role"),
+        (settings.InferSettings, "metrics: {prometheus_port: 9090}\n", "unknown setting 'metrics.prometheus_port'"),
+        (settings.IngestSettings, "binance: {reconnect_interval_seconds: 99}\n", "less than or equal to 60"),
+        (settings.IngestSettings, "binance: {api_secret: '${NO_SUCH_SECRET}'}\n", "NO_SUCH_SECRET.*not set"),
+    ],
+)
+def test_no_entry_is_without_effect_and_without_a_word(
+    tmp_path: Path, model: type[settings.Common], text: str, expected: str
+) -> None:
+    """An entry acts, is refused by name with the reason, or is told to have no effect."""
+    config = write(tmp_path, text)
+
+    with pytest.raises(BadSettings, match=expected):
+        load(model, {"config": config}, {})
+
+
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_every_setting_is_read_somewhere(role: str) -> None:
+    """No setting of a role is accepted and then left alone: some code reads it by its name."""
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(settings.__file__).parent.rglob("*.py"))
+    handed_on = {f"reanchor_{name}" for name in settings.ReanchorSettings.model_fields}  # see `reanchor_environment`
+
+    unread = [
+        name
+        for name in set(ROLES[role].model.model_fields) - handed_on
+        if not re.search(rf"settings\.{name}\b|own\.{name}\b|loaded\.{name}\b|self\.{name}\b", code)
+    ]
+
+    assert [] == unread
+
+
+def test_a_secret_of_the_exchange_is_taken_and_not_shown(tmp_path: Path) -> None:
+    """A file that names it by a variable loads; it is no flag and does not print."""
+    config = write(tmp_path, "binance: {api_secret: '${BINANCE_API_SECRET}'}\n")
+
+    loaded = load(settings.IngestSettings, {"config": config}, {"BINANCE_API_SECRET": "canary"})
+
+    assert loaded.api_secret is not None
+    assert "canary" not in repr(loaded)
 
 
 def test_a_missing_file_is_named() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -20,6 +21,8 @@ import uvloop
 from sheetanchor import __version__, logs, settings
 from sheetanchor.command_line import add_flags, load
 from sheetanchor.errors import DECODER_MISSING, DECODER_MODULE, BadRecording, BadSettings, SheetAnchorError
+
+log = logging.getLogger(__name__)
 
 EXIT_BAD_SETTINGS = 2
 EXIT_FAILED = 1
@@ -93,8 +96,11 @@ def main(argv: list[str] | None = None) -> int:
     flags: dict[str, Any] = vars(build_parser().parse_args(argv))
     name = flags.pop("role")
     try:
-        loaded = load(ROLES[name].model, flags, dict(os.environ))
+        notes: list[str] = []
+        loaded = load(ROLES[name].model, flags, dict(os.environ), notes)
         logs.set_up(getattr(loaded, "service_name", "") or f"sheetanchor-{name}", loaded.log_level)
+        for note in notes:
+            log.warning("%s", note)
         run: Callable[[Any], Coroutine[Any, Any, int]] = importlib.import_module(
             f"sheetanchor.{ROLES[name].module or name}"
         ).run

@@ -102,12 +102,53 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-IGNORED_FILE_ENTRIES = ("aws.", "metrics.", "binance.reconnect_interval_seconds", "service.")
-"""Entries that files written for other deployments of the same pipeline carry and that have no effect here."""
+WITHOUT_EFFECT: dict[str, str] = {"aws.": "frames go to Redis Streams, and nothing is sent to AWS"}
+"""Entries that files written for other deployments of the same pipeline carry: they are accepted, and it is said."""
+
+ALWAYS: dict[str, tuple[object, str]] = {
+    "metrics.enable_prometheus": (True, "expected true: metrics are always served, on the port of health")
+}
+"""Entries that can only have the value that holds anyway."""
+
+ELSEWHERE: dict[str, str] = {
+    name: "retries and breakers are settings of process and reanchor; ingest reconnects by its reconnect_… settings"
+    for name in (
+        "retry_max_attempts",
+        "retry_initial_delay_ms",
+        "circuit_breaker_threshold",
+        "circuit_breaker_timeout_seconds",
+    )
+}
+"""Entries of some roles that would do nothing in the others."""
 
 
-def read_file(path: Path, model: type[BaseModel], environ: dict[str, str]) -> dict[str, Any]:
+def check_entry(leaf: str, value: object, known: set[str], notes: list[str]) -> str:
+    """Say what is wrong with an entry of a file, "" if nothing is; what is accepted without effect becomes a note."""
+    if leaf in known:
+        return ""
+    for prefix, words in WITHOUT_EFFECT.items():
+        if leaf.startswith(prefix):
+            notes.append(f"{leaf} has no effect: {words}")
+            return ""
+    if leaf in ALWAYS:
+        expected, words = ALWAYS[leaf]
+        return "" if value is expected else f"{leaf} = {value!r}: {words}"
+    name = leaf.rpartition(".")[2]
+    if name in ELSEWHERE:
+        return f"{leaf!r} would do nothing in this role: {ELSEWHERE[name]}"
+    return f"unknown setting {leaf!r}; known: {', '.join(sorted(known))}"
+
+
+def read_file(
+    path: Path, model: type[BaseModel], environ: dict[str, str], notes: list[str] | None = None
+) -> dict[str, Any]:
     """Read a YAML file into the fields of a model.
+
+    Args:
+        path: The file.
+        model: Settings model of the role.
+        environ: Environment variables.
+        notes: Takes in what a person should know of entries that were accepted.
 
     Raises:
         BadSettings: If the file cannot be read, is not YAML, or has an entry that the model does not know.
@@ -130,8 +171,9 @@ def read_file(path: Path, model: type[BaseModel], environ: dict[str, str]) -> di
             if found is not None:
                 values[name] = found
     for leaf in _leaves(tree):
-        if leaf not in known and not leaf.startswith(IGNORED_FILE_ENTRIES):
-            raise BadSettings(f"config {str(path)!r}: unknown setting {leaf!r}; known: {', '.join(sorted(known))}")
+        wrong = check_entry(leaf, _walk(tree, leaf), known, notes if notes is not None else [])
+        if wrong:
+            raise BadSettings(f"config {str(path)!r}: {wrong}")
     return values
 
 
@@ -156,20 +198,21 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{public_name(name)}{shown}: {expected}"
 
 
-def load(model: type[Model], flags: dict[str, Any], environ: dict[str, str]) -> Model:
+def load(model: type[Model], flags: dict[str, Any], environ: dict[str, str], notes: list[str] | None = None) -> Model:
     """Merge flags over variables over the file and check everything.
 
     Args:
         model: Settings model of the role.
         flags: Parsed flags by field name; those not given are absent. `config` names the file.
         environ: Environment variables.
+        notes: Takes in what a person should know of settings that were accepted.
 
     Raises:
         BadSettings: Names the setting, its value and what was expected.
     """
     flags = dict(flags)
     config = flags.pop("config", None) or environ.get(VARIABLE_PREFIX + "CONFIG") or environ.get("CONFIG_FILE")
-    values = read_file(Path(config), model, environ) if config else {}
+    values = read_file(Path(config), model, environ, notes) if config else {}
     values.update(read_variables(model, environ))
     values.update(flags)
     try:

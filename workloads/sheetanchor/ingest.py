@@ -11,6 +11,7 @@ import logging
 import signal
 import time
 from collections import deque
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import aiohttp
@@ -189,7 +190,15 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> None:
                 return {"service": service, "line": settings.line, "sbe_stats": describe(keeper, sender)}
 
             app.add_api_route("/stats", stats)
-            async with serve(app, health, settings.http_host, settings.http_port, settings.probe_port):
+            if settings.api_secret is not None:
+                log.info("api_secret is not used: nothing that this role asks for is signed")
+            async with AsyncExitStack() as listening:
+                if settings.metrics_port not in (0, settings.http_port):
+                    alone = create_app(health)
+                    await listening.enter_async_context(serve(alone, health, settings.http_host, settings.metrics_port))
+                await listening.enter_async_context(
+                    serve(app, health, settings.http_host, settings.http_port, settings.probe_port)
+                )
                 await _work(keeper, sender, redis, stop, health)
     finally:
         await redis.aclose()

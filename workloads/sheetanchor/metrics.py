@@ -179,6 +179,9 @@ REST_WEIGHT: Final = Gauge(
 )
 
 # Fault tolerance
+TASK_FAULTS: Final = Counter(
+    "sheetanchor_task_faults", "Ends of work that should never end; it is begun again.", ["task"]
+)
 CIRCUIT_STATE: Final = Gauge("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["dependency"])
 RETRIES: Final = Counter("retry_attempts", "Tries after the first one.", ["operation"])
 TIMEOUTS: Final = Counter("operation_timeouts", "Calls that did not end in time.", ["operation"])

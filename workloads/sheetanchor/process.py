@@ -12,57 +12,39 @@ import logging
 import os
 import signal
 import socket
-import sys
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from redis.asyncio import Redis
 
-from sheetanchor.command_line import variable_of
-from sheetanchor.contract import Receipt, keys
+from sheetanchor.contract import STALE_AFTER_US
 from sheetanchor.errors import BadSettings, RedisError, RedisUnavailable
 from sheetanchor.gaps import GAP_DETECTION_RULES, Thresholds
 from sheetanchor.hot_state import HotState
+from sheetanchor.kept import Kept
+from sheetanchor.reliability import Backoff, CircuitBreaker, RetryPolicy
 from sheetanchor.rest_standing import RestStanding
-from sheetanchor.settings import ProcessSettings, ReanchorSettings
+from sheetanchor.self_help import SelfHelp, Wish, newest_receipt
+from sheetanchor.settings import ProcessSettings
 from sheetanchor.standing import state_route
-from sheetanchor.transport import check_connection, clear_errors, redis_client
-from sheetanchor.triggers import EXIT_LOCK_HELD, EXIT_SUPERSEDED
+from sheetanchor.transport import check_connection, redis_client
+from sheetanchor.triggers import Seen
 from sheetanchor.web import Check, CheckResult, Health, create_app, serve
 from sheetanchor.writer import Cadence, Role, SymbolWriter
+
+if TYPE_CHECKING:
+    from sheetanchor.requests import Requests
 
 log = logging.getLogger(__name__)
 
 FRESH_S: Final = 5.0
 """A last write older than this is a failed check; the beat is every 100 ms."""
 
-WANTED_LOOK_S: Final = 1.0
 LOCK_LOOK_S: Final = 0.5
 """How often the answer to `/state` learns who holds the lock."""
-
-
-@dataclass(slots=True)
-class Wish:
-    """A rebuild that is wanted and since when.
-
-    Attributes:
-        trigger: Gap rule, `start` or `suspect`; "" when nothing is wanted.
-        since_s: Monotonic seconds.
-    """
-
-    trigger: str = ""
-    reason: str = ""
-    since_s: float = 0.0
-
-    def set(self, trigger: str, reason: str) -> None:
-        """Want something, or nothing; a standing wish keeps its time."""
-        if trigger and not self.trigger:
-            self.since_s = time.monotonic()
-        self.trigger, self.reason = trigger, reason
 
 
 def thresholds_of(settings: ProcessSettings) -> Thresholds:
@@ -82,62 +64,6 @@ def writer_name() -> str:
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-def reanchor_environment(settings: ProcessSettings, environ: dict[str, str]) -> dict[str, str]:
-    """Give a re-anchor child the settings that this process has."""
-    shared = dict(environ)
-    for name, info in ReanchorSettings.model_fields.items():
-        value = getattr(settings, name, None)
-        if value is not None and name != "symbol":
-            shared[variable_of(name, info)] = str(value)
-    return shared
-
-
-async def reanchor_as_child(settings: ProcessSettings, hot: HotState, symbol: str, wish: Wish) -> int:
-    """Run a re-anchor and wait for it; give its lock back if it was killed.
-
-    Returns:
-        Its exit code.
-
-    Raises:
-        RedisError: If the state could not be looked at, or the lock of a killed run not be given back.
-    """
-    request_id = f"process-{uuid.uuid4().hex[:12]}"
-    command = [sys.executable, "-m", "sheetanchor", "reanchor", "--symbol", symbol, "--reason", wish.reason]
-    # Whoever else was asked may be slow to start: what he has rebuilt by then is not to be rebuilt again.
-    doubted_epoch = (await hot.anchor()).epoch
-    command += ["--trigger", wish.trigger, "--request-id", request_id, "--doubted-epoch", str(doubted_epoch)]
-    environment = reanchor_environment(settings, dict(os.environ))
-    child = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.DEVNULL)
-    try:
-        code = await child.wait()
-    finally:
-        if child.returncode is None:
-            child.terminate()
-            await child.wait()
-    holder = await hot.lock_holder()
-    if request_id in holder:
-        await hot.unlock(holder)
-    return code
-
-
-async def newest_receipt(redis: Redis, symbol: str) -> tuple[str, Receipt | None]:
-    """Give the newest receipt of any re-anchor of a symbol with its stream id, "" and None if there is none.
-
-    Raises:
-        RedisError: If Redis does not answer.
-    """
-    stream = keys(symbol).receipts
-    with clear_errors(f"XREVRANGE {stream}"):
-        newest: Any = await redis.xrevrange(stream, count=1)
-    if not newest:
-        return "", None
-    entry_id, fields = newest[0]
-    try:
-        return entry_id.decode(), Receipt.from_json(fields.get(b"receipt", b"").decode())
-    except ValueError:
-        return entry_id.decode(), None  # of another version
-
-
 async def watch_runs(redis: Redis, symbol: str, lock_holders: dict[str, str], rest: RestStanding) -> None:
     """Keep an eye on who holds the lock of a symbol, and on what the runs tell of the exchange; until cancelled."""
     hot = HotState(redis, symbol)
@@ -155,7 +81,9 @@ async def watch_runs(redis: Redis, symbol: str, lock_holders: dict[str, str], re
 
 
 @asynccontextmanager
-async def asking(settings: ProcessSettings, writers: list[SymbolWriter], shared: Redis) -> AsyncIterator[None]:
+async def asking(
+    settings: ProcessSettings, writers: list[SymbolWriter], shared: Redis, kept: Kept
+) -> AsyncIterator[None]:
     """Ask the cluster for re-anchors while the block runs, if the settings say so.
 
     Raises:
@@ -165,18 +93,25 @@ async def asking(settings: ProcessSettings, writers: list[SymbolWriter], shared:
         yield
         return
     # Imported here: a processor without a cluster needs no HTTP client.
-    from sheetanchor.requests import KubernetesApi, Requests, api_url, owner_of
+    from sheetanchor.requests import DELAY_MAX_S, KubernetesApi, Requests, api_url, owner_of, speaks_against
 
     owner = owner_of(settings)
+    delays = Backoff(initial_s=settings.retry_initial_delay_ms / 1000, max_s=DELAY_MAX_S)
+    policy = RetryPolicy(settings.retry_max_attempts, delays)
+    breaker = CircuitBreaker(
+        "kubernetes",
+        settings.circuit_breaker_threshold,
+        settings.circuit_breaker_timeout_seconds,
+        counts=speaks_against,
+    )
     async with KubernetesApi(api_url(settings, dict(os.environ)), settings.service_account_dir) as api:
-        tasks = [
-            asyncio.create_task(
-                Requests(shared, writer.symbol, owner, writer.name, _is_active(writer), api.create).run()
+        requests = [
+            partial(
+                Requests, shared, writer.symbol, owner, writer.name, _is_active(writer), api.create, policy, breaker
             )
             for writer in writers
         ]
-        for task in tasks:
-            task.add_done_callback(_tell_end)
+        tasks = [asyncio.create_task(kept.keep("reanchor_requests", _running(make))) for make in requests]
         try:
             yield
         finally:
@@ -185,40 +120,30 @@ async def asking(settings: ProcessSettings, writers: list[SymbolWriter], shared:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _tell_end(task: asyncio.Task[None]) -> None:
-    """Log a fault of the asking: the processor goes on without it."""
-    if not task.cancelled() and task.exception() is not None:
-        log.error("no more re-anchors will be asked for", exc_info=task.exception())
+def _running(make: Callable[[], Requests]) -> Callable[[], Awaitable[None]]:
+    """Give what makes requests afresh each time and runs them."""
+    return lambda: make().run()
 
 
 def _is_active(writer: SymbolWriter) -> Callable[[], bool]:
     return lambda: writer.role is Role.WRITER
 
 
-async def watch_wish(settings: ProcessSettings, redis: Redis, symbol: str, wish: Wish) -> None:
-    """Run a wanted re-anchor that nobody else has begun in time; until cancelled."""
-    hot = HotState(redis, symbol)
-    known = ""
-    while settings.self_reanchor_after_s > 0:
-        await asyncio.sleep(WANTED_LOOK_S)
-        try:
-            before, known = known, (await newest_receipt(redis, symbol))[0]
-            # A run may be over between two looks; its receipt shows that somebody takes care.
-            if wish.trigger and (known != before or await hot.lock_holder()):
-                wish.since_s = time.monotonic()
-            if not wish.trigger or time.monotonic() - wish.since_s < settings.self_reanchor_after_s:
-                continue
-            log.warning("%s: nobody has begun the re-anchor for %s: running it here", symbol, wish.trigger)
-            code = await reanchor_as_child(settings, hot, symbol, wish)
-        except RedisError as error:
-            log.warning("%s: re-anchor not begun: %s", symbol, error)
-            continue
-        wish.since_s = time.monotonic()
-        if code not in (0, EXIT_LOCK_HELD, EXIT_SUPERSEDED):
-            log.error("%s: the re-anchor ended with %d", symbol, code)
+def seen_by(writer: SymbolWriter) -> Callable[[bool], tuple[Seen, int] | None]:
+    """Make the question how a symbol stands; nobody but the active processor is asked."""
+
+    def seen(lock_held: bool) -> tuple[Seen, int] | None:
+        if writer.role is not Role.WRITER or not (writer.connected and writer.clock.known):
+            return None
+        anchor, age_us = writer.anchor, writer.event_age_us
+        fresh = age_us is not None and age_us < STALE_AFTER_US
+        since_us = anchor.suspect_at if anchor.state == "suspect" else 0
+        return Seen(anchor.state, anchor.epoch, fresh, lock_held, since_us), writer.now_us
+
+    return seen
 
 
-def checks_of(writers: list[SymbolWriter], rest: RestStanding) -> list[Check]:
+def checks_of(writers: list[SymbolWriter], rest: RestStanding, kept: Kept) -> list[Check]:
     """What the health answers look at: cached state only."""
 
     async def redis() -> CheckResult:
@@ -248,6 +173,7 @@ def checks_of(writers: list[SymbolWriter], rest: RestStanding) -> list[Check]:
         Check("lines", lines, critical=False),
         Check("gap_detector", detector, critical=False, component=True),
         Check("binance_rest", rest.check, critical=False),
+        Check("tasks", kept.check, critical=False),
     ]
 
 
@@ -302,18 +228,23 @@ async def run(settings: ProcessSettings) -> int:
         )
         for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)
     ]
-    rest = RestStanding()
-    health.checks = checks_of(writers, rest)
+    rest, kept = RestStanding(), Kept()
+    health.checks = checks_of(writers, rest, kept)
     lock_holders: dict[str, str] = {}
     app = create_app(health)
     app.add_api_route("/state", state_route(name, writers, lock_holders))
     try:
         async with (
             serve(app, health, settings.http_host, settings.http_port, settings.probe_port),
-            asking(settings, writers, shared),
+            asking(settings, writers, shared, kept),
         ):
             await check_if_reachable(shared)
-            await _work(settings, writers, wishes, lock_holders, rest, shared, stop)
+            helpers = [
+                SelfHelp(settings, shared, writer.symbol, wishes[writer.symbol], seen_by(writer)).run
+                for writer in writers
+            ]
+            looks = [partial(watch_runs, shared, symbol, lock_holders, rest) for symbol in wishes]
+            await _work(writers, kept, {"self_help": helpers, "runs": looks}, stop)
             health.draining = True
     finally:
         for client in clients:
@@ -331,16 +262,12 @@ async def check_if_reachable(redis: Redis) -> None:
 
 
 async def _work(
-    settings: ProcessSettings,
     writers: list[SymbolWriter],
-    wishes: dict[str, Wish],
-    lock_holders: dict[str, str],
-    rest: RestStanding,
-    shared: Redis,
+    kept: Kept,
+    beside: Mapping[str, Sequence[Callable[[], Awaitable[None]]]],
     stop: asyncio.Event,
 ) -> None:
-    watchers = [asyncio.create_task(watch_wish(settings, shared, symbol, wish)) for symbol, wish in wishes.items()]
-    watchers += [asyncio.create_task(watch_runs(shared, symbol, lock_holders, rest)) for symbol in wishes]
+    tasks = [asyncio.create_task(kept.keep(name, work)) for name, works in beside.items() for work in works]
     try:
         async with asyncio.TaskGroup() as group:
             for writer in writers:
@@ -348,6 +275,6 @@ async def _work(
     except* RedisError as refused:
         raise refused.exceptions[0] from None
     finally:
-        for watcher in watchers:
-            watcher.cancel()
-        await asyncio.gather(*watchers, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

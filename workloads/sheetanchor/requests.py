@@ -23,9 +23,9 @@ from redis.asyncio import Redis
 
 from sheetanchor import metrics
 from sheetanchor.contract import Gap, keys
-from sheetanchor.errors import BadSettings, RedisError
+from sheetanchor.errors import BadSettings, CircuitOpen, MaxRetriesExceeded, OperationFailed, RedisError
 from sheetanchor.reanchor_object import GROUP, VERSION, Ask, Manifest, Owner, gap_suffix, reanchor_object
-from sheetanchor.reliability import Backoff
+from sheetanchor.reliability import Backoff, CircuitBreaker, RetryPolicy, retry
 from sheetanchor.settings import ReanchorRequests
 from sheetanchor.transport import clear_errors
 
@@ -41,10 +41,10 @@ READ_COUNT: Final = 100
 READ_BLOCK_MS: Final = 250
 REDIS_RETRY_S: Final = 0.5
 REQUEST_TIMEOUT_S: Final = 5.0
-TRIES_MAX: Final = 8
-"""With the delays below about half a minute; the processor has helped itself by then."""
+DELAY_MAX_S: Final = 8.0
+"""Longest delay between two tries; the processor helps itself soon after."""
 
-BACKOFF: Final = Backoff(initial_s=0.25, max_s=8.0)
+DEFAULT_POLICY: Final = RetryPolicy(3, Backoff(max_s=DELAY_MAX_S))
 TELL_AGAIN_S: Final = 60.0
 
 
@@ -88,6 +88,11 @@ def verdict_of(answer: Answer) -> str:
     if answer.status == 0 or answer.status in (403, 408, 409, 429) or answer.status >= 500:
         return "unavailable"
     return "refused"
+
+
+def speaks_against(error: BaseException) -> bool:
+    """Say whether a failure means that the API server is not well: it could not answer, however often it was asked."""
+    return isinstance(error, MaxRetriesExceeded)
 
 
 class KubernetesApi:
@@ -157,6 +162,8 @@ class Requests:
     Attributes:
         active: Says whether this processor is the writer.
         create: Creates an object.
+        policy: How often to try again when the API server cannot answer.
+        breaker: Leaves an API server alone that keeps failing.
     """
 
     redis: Redis
@@ -165,6 +172,8 @@ class Requests:
     requested_by: str
     active: Callable[[], bool]
     create: Callable[[Manifest], Awaitable[Answer]]
+    policy: RetryPolicy = DEFAULT_POLICY
+    breaker: CircuitBreaker = field(default_factory=lambda: CircuitBreaker("kubernetes", counts=speaks_against))
     _last_id: str = ""
     _recent: deque[Gap] = field(default_factory=lambda: deque(maxlen=QUEUE_MAX))
     _queue: deque[Gap] = field(default_factory=lambda: deque(maxlen=QUEUE_MAX))
@@ -181,6 +190,7 @@ class Requests:
         while True:
             try:
                 gaps = await self._next_gaps()
+                now_us = await self._now_us() if gaps or self._recent else 0
             except RedisError as error:
                 self._say(f"{self.symbol}: gaps cannot be read: {error}")
                 await asyncio.sleep(REDIS_RETRY_S * (0.5 + random.random()))
@@ -188,8 +198,8 @@ class Requests:
             self._recent.extend(gaps)
             if not self.active():
                 continue
-            since_us = time.time_ns() // 1_000 - RECENT_US
-            self._queue.extend(gap for gap in self._recent if gap.at_us >= since_us)
+            # By Redis' clock, which the records are stamped with: this node's may be far from it.
+            self._queue.extend(gap for gap in self._recent if gap.at_us >= now_us - RECENT_US)
             self._recent.clear()
             if self._queue:
                 self._wakened.set()
@@ -198,8 +208,7 @@ class Requests:
         stream = keys(self.symbol).gaps
         with clear_errors(f"XREAD {stream}"):
             if not self._last_id:
-                seconds, _ = await self.redis.time()
-                self._last_id = f"{max(0, int(seconds) * 1_000 - RECENT_US // 1_000)}-0"
+                self._last_id = f"{max(0, await self._now_us() - RECENT_US) // 1_000}-0"
             answer: Any = await self.redis.xread({stream: self._last_id}, count=READ_COUNT, block=READ_BLOCK_MS)
         gaps = []
         for _, entries in answer.items() if isinstance(answer, dict) else answer or ():
@@ -211,6 +220,12 @@ class Requests:
                     log.warning("entry %s of %s is not understood: %r", entry_id.decode(), stream, error)
         return gaps
 
+    async def _now_us(self) -> int:
+        """Read Redis' clock."""
+        with clear_errors("TIME"):
+            seconds, microseconds = await self.redis.time()
+        return int(seconds) * 1_000_000 + int(microseconds)
+
     async def _ask(self) -> None:
         while True:
             await self._wakened.wait()
@@ -221,15 +236,20 @@ class Requests:
     async def _ask_for(self, gap: Gap) -> None:
         """Have one object created; gives up after some tries, for then this processor helps itself."""
         manifest = reanchor_object(self.owner, ask_of_gap(gap, self.requested_by))
-        delays = BACKOFF.delays(random.random)
-        for attempt in range(1, TRIES_MAX + 1):
+        answer, verdict = Answer(0, "the API server is left alone just now"), "unavailable"
+
+        async def once() -> None:
+            nonlocal answer, verdict
             answer = await self.create(manifest)
             verdict = verdict_of(answer)
             metrics.REANCHOR_REQUESTS.labels(self.symbol, verdict).inc()
-            if verdict != "unavailable":
-                break
-            if attempt < TRIES_MAX:
-                await asyncio.sleep(next(delays))
+            if verdict == "unavailable":
+                raise ConnectionError(f"{answer.status} {answer.message}".strip())
+
+        try:
+            await self.breaker.call(lambda: retry(once, "kubernetes", self.policy))
+        except (OperationFailed, MaxRetriesExceeded, CircuitOpen) as error:
+            log.debug("%s: %s", self.symbol, error)
         self._tell(manifest, verdict, answer)
 
     def _tell(self, manifest: Manifest, verdict: str, answer: Answer) -> None:

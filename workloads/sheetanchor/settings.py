@@ -83,8 +83,8 @@ HTTP_HOST_HELP = "address to listen on: localhost is this machine alone, * every
 PROBE_PORT_HELP = "port that answers liveness and readiness alone, so that readers cannot fill it; 0 picks a free one"
 
 
-class Reliability(BaseModel):
-    """Settings of retries, breakers and health checks."""
+class HealthChecks(BaseModel):
+    """How often a role looks at what it depends on."""
 
     model_config = MODEL_CONFIG
 
@@ -95,6 +95,13 @@ class Reliability(BaseModel):
         ge=1,
         le=60,
     )
+
+
+class Reliability(BaseModel):
+    """Retries and breakers of calls over HTTP: of the exchange's REST interface, and of the Kubernetes API."""
+
+    model_config = MODEL_CONFIG
+
     retry_max_attempts: int = setting(
         3, "tries after the first one", yaml=("reliability.retry_max_attempts",), ge=1, le=10
     )
@@ -158,7 +165,7 @@ class WithRedis(WithSymbols):
     )
 
 
-class Role(WithRedis, Reliability):
+class Role(WithRedis, HealthChecks):
     """Long-running workloads: they answer health checks."""
 
     service_name: str = setting("", "name in health answers and logs; default sheetanchor-ROLE")
@@ -213,6 +220,9 @@ class WithFeed(BaseModel):
         None, description="", json_schema_extra={"variable": "BINANCE_API_KEY", "yaml": ["binance.api_key"]}
     )
     api_key_file: Path | None = setting(None, "file that holds the exchange's API key; else BINANCE_API_KEY is read")
+    api_secret: SecretStr | None = Field(
+        None, description="", json_schema_extra={"variable": "BINANCE_API_SECRET", "yaml": ["binance.api_secret"]}
+    )
 
 
 class WithRest(BaseModel):
@@ -235,7 +245,12 @@ class IngestSettings(Role, WithFeed):
     )
     reconnect_immediate_tries: int = setting(3, "tries without any delay after a loss", ge=0, le=10)
     reconnect_backoff_tries: int = setting(10, "delayed tries before degraded mode", ge=1, le=100)
-    reconnect_delay_s: float = setting(1.0, "first delay in seconds; doubles", ge=0.01, le=60)
+    reconnect_delay_s: float = setting(
+        1.0, "first delay in seconds; doubles", yaml=("binance.reconnect_interval_seconds",), ge=0.01, le=60
+    )
+    metrics_port: Port = setting(
+        0, "port of metrics beside http_port, which has them too; 0 for none", yaml=("metrics.prometheus_port",)
+    )
     reconnect_delay_max_s: float = setting(60.0, "longest delay in seconds", ge=0.1, le=600)
     connection_loss_s: float = setting(30.0, "seconds without connection until a re-anchor is asked for", gt=0, le=600)
     silence_s: float = setting(
@@ -287,7 +302,7 @@ class ReanchorRequests(BaseModel):
         return self
 
 
-class ProcessSettings(Role, WithRest, GapThresholds, ReanchorRequests):
+class ProcessSettings(Role, WithRest, Reliability, GapThresholds, ReanchorRequests):
     """`sheetanchor process`."""
 
     flush_ms: float = setting(10.0, "shortest time in milliseconds between two writes under load", ge=1, le=1000)
@@ -298,6 +313,8 @@ class ProcessSettings(Role, WithRest, GapThresholds, ReanchorRequests):
         ge=0,
         le=3600,
     )
+    reanchor_depth_limit: int = setting(5000, "levels a side that such a run asks for", ge=5, le=5000)
+    reanchor_timeout_s: float = setting(120.0, "seconds after which such a run ends without a swap", gt=1, le=300)
 
 
 class InferSettings(Role):

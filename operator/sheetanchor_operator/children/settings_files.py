@@ -78,6 +78,9 @@ def _process(pipeline: Pipeline) -> Settings:
         "price_jump": processor.gaps.price_jump,
         "suppress_rules": list(processor.gaps.suppress),
         "self_reanchor_after_s": processor.self_reanchor_after_seconds,
+        "reanchor_depth_limit": pipeline.spec.reanchor.depth_limit,
+        "reanchor_timeout_s": pipeline.spec.reanchor.timeout_seconds,
+        **_reliability(pipeline),
         "reanchor_requests": "kubernetes",
         "pipeline": pipeline.name,
         "pipeline_uid": pipeline.uid,
@@ -98,6 +101,17 @@ def _reanchor(pipeline: Pipeline) -> Settings:
         "rest_url": pipeline.spec.exchange.rest_url,
         "depth_limit": pipeline.spec.reanchor.depth_limit,
         "timeout_s": pipeline.spec.reanchor.timeout_seconds,
+        **_reliability(pipeline),
+    }
+
+
+def _reliability(pipeline: Pipeline) -> Settings:
+    wanted = pipeline.spec.reliability
+    return {
+        "retry_max_attempts": wanted.retry_max_attempts,
+        "retry_initial_delay_ms": wanted.retry_initial_delay_milliseconds,
+        "circuit_breaker_threshold": wanted.circuit_breaker_threshold,
+        "circuit_breaker_timeout_seconds": wanted.circuit_breaker_timeout_seconds,
     }
 
 
@@ -118,6 +132,7 @@ def settings_of(pipeline: Pipeline, role: Component, defaults: Defaults) -> Sett
     own, model = _ROLES[role]
     settings = {**_common(pipeline, role, defaults), **own(pipeline)}
     if issubclass(model, Role):
+        settings["health_check_interval_seconds"] = pipeline.spec.reliability.health_check_interval_seconds
         settings |= {"http_host": defaults.listen_address, "http_port": HTTP_PORT, "probe_port": PROBE_PORT}
     model.model_validate(settings)
     return settings
