@@ -23,6 +23,7 @@ from sheetanchor import __version__, logs
 from sheetanchor.command_line import add_flags, load
 from sheetanchor.errors import BadSettings
 from sheetanchor.listening import is_local, open_listeners, probes, serving
+from sheetanchor.redis_url import without_passwords
 from sheetanchor_operator import metrics
 from sheetanchor_operator.cache import Cache
 from sheetanchor_operator.children import Defaults
@@ -223,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         logs.set_up("sheetanchor-operator", settings.log_level)
         return asyncio.run(run(settings))
     except BadSettings as error:
-        print(f"sheetanchor-operator: {error}", file=sys.stderr)
+        print(f"sheetanchor-operator: {without_passwords(str(error))}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator
 
-from sheetanchor import sentinel_url
+from sheetanchor import redis_url, sentinel_url
 from sheetanchor_operator.blocks import (
     HOST_PATTERN,
     SIZE_PATTERN,
@@ -26,7 +26,7 @@ CIDR_PATTERN: Final = (
     rf"^({_OCTET}([.]{_OCTET}){{3}}/([12]?[0-9]|3[0-2])"
     r"|[0-9a-fA-F:]*:[0-9a-fA-F:]*([.0-9]*)/([1-9]?[0-9]|1[01][0-9]|12[0-8]))$"
 )
-_URL_PATTERN: Final = rf"(rediss?|sentinels?)://([^/@\s]*@)?{HOST_PATTERN}(,{HOST_PATTERN})*([/?]\S*)?"
+_URL_PATTERN: Final = rf"(rediss?|sentinels?)://([^/@\s]*@)?{HOST_PATTERN}(,{HOST_PATTERN})*(/\S*)?"
 
 
 def _redis_url(value: str) -> str:
@@ -36,8 +36,8 @@ def _redis_url(value: str) -> str:
         ValueError: Says what was expected.
     """
     if not sentinel_url.is_sentinel_url(value):
-        return url_of("redis", "rediss")(value)
-    sentinel_url.parse(value)
+        url_of("redis", "rediss")(value)
+    redis_url.check(value)
     return value
 
 
@@ -132,6 +132,11 @@ class ExternalRedis(Block):
                 matches(_URL_PATTERN),
                 "redis.external.url must begin with redis://, rediss:// or sentinel:// and name a host: give a port "
                 "from 1 to 65535 or none",
+            ),
+            rule(
+                "!self.contains('?') && !self.contains('#')",
+                "redis.external.url must have no query or fragment: the database is the path, the password comes from "
+                "redis.external.passwordSecret, TLS from rediss:// and redis.external.caSecret",
             ),
             rule(
                 "!self.matches('^[a-z]+://[^/@]*:[^/@]*@')",

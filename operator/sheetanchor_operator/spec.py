@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sheetanchor.redis_url import shown_value
 from sheetanchor_operator.moments import micros_of
 from sheetanchor_operator.names import PAUSED_ANNOTATION, REANCHOR_ANNOTATION
 from sheetanchor_operator.pipeline_spec import PipelineSpec
@@ -65,7 +66,8 @@ def explain(error: ValidationError) -> str:
     """Tell the first mistake of a resource in one line."""
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
-    shown = "" if first["type"] in ("missing", "extra_forbidden") else f" = {str(first['input'])[:60]!r}"
+    value = str(shown_value(str(first["input"]), url=place.lower().endswith("url")))
+    shown = "" if first["type"] in ("missing", "extra_forbidden") else f" = {value[:60]!r}"
     return f"spec.{place}{shown}: {first['msg'].removeprefix('Value error, ')}"
 
 

@@ -97,6 +97,9 @@ CASES = [
     Case("redis cannot be switched", external(), before={}),
     Case("redis cannot be switched", managed(), before=external()),
     Case("redis.external.url must begin with", external(url="http://redis:6379")),
+    Case("redis.external.url must have no query", external(url="redis://redis:6379/0?password=hunter2")),
+    Case("redis.external.url must have no query", external(url="rediss://redis:6379/0?ssl_cert_reqs=none")),
+    Case("redis.external.url must have no query", external(url="sentinel://redis/s#x")),
     Case("redis.external.url must not contain a password", external(url="redis://user:hunter2@redis:6379")),
     Case(
         "redis.external.url and redis.external.username",

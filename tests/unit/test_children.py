@@ -151,12 +151,13 @@ def test_the_managed_redis_is_reached_by_sentinel_and_by_each_role_as_itself() -
 
 
 def test_an_external_redis_is_reached_as_specified() -> None:
-    """User and certificate authority are part of the URL; there are no children for a Redis of its own."""
+    """With its user and certificate authority; there are no children for a Redis of its own."""
     manifests = rendered(EXTERNAL)
     settings = yaml.safe_load(one_of(manifests, "ConfigMap", "btc-settings")["data"]["infer.yaml"])
 
-    expected = "rediss://sheet@cache.example:6380/1?ssl_ca_certs=/etc/sheetanchor/redis-ca/ca.crt"
+    expected = "rediss://sheet@cache.example:6380/1"
     assert expected == settings["redis_url"]
+    assert "/etc/sheetanchor/redis-ca/ca.crt" == settings["redis_ca_file"]
     assert not [one for one in manifests if one["metadata"]["name"].startswith("btc-redis")]
 
 

@@ -99,7 +99,7 @@ def test_a_mistake_is_told_with_its_place(spec: dict[str, Any], expected: str) -
     ("block", "fields"),
     [
         ("exchange", {"websocketURL": "wss://[::1]:65535/x", "restURL": "http://h:1/"}),
-        ("redis", {"external": {"url": "rediss://u@[::1]:6380/2?x=1"}}),
+        ("redis", {"external": {"url": "rediss://u@[::1]:6380/2"}}),
         ("redis", {"external": {"url": "sentinel://h1:26379,h2:26379/mymaster"}}),
         ("reanchor", {"schedule": "*/5 0-6,22 29 2 1-5"}),
     ],

@@ -21,6 +21,7 @@ import uvloop
 from sheetanchor import __version__, logs, settings
 from sheetanchor.command_line import add_flags, load
 from sheetanchor.errors import DECODER_MISSING, DECODER_MODULE, BadRecording, BadSettings, SheetAnchorError
+from sheetanchor.redis_url import without_passwords
 
 log = logging.getLogger(__name__)
 
@@ -106,10 +107,10 @@ def main(argv: list[str] | None = None) -> int:
         ).run
         return uvloop.run(run(loaded))
     except (BadSettings, BadRecording) as error:
-        print(f"sheetanchor {name}: {error}", file=sys.stderr)
+        print(f"sheetanchor {name}: {without_passwords(str(error))}", file=sys.stderr)
         return EXIT_BAD_SETTINGS
     except SheetAnchorError as error:
-        print(f"sheetanchor {name}: {error}", file=sys.stderr)
+        print(f"sheetanchor {name}: {without_passwords(str(error))}", file=sys.stderr)
         return EXIT_FAILED
     except ImportError as error:
         if error.name != DECODER_MODULE:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sheetanchor.errors import BadSettings
+from sheetanchor.redis_url import shown_value, without_passwords
 from sheetanchor.settings import interpolate
 
 VARIABLE_PREFIX = "SHEETANCHOR_"
@@ -194,8 +195,10 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     if not name:
         return expected
     info = model.model_fields.get(name)
-    shown = "" if info is None or not info.description else f" = {first['input']!r}"
-    return f"{public_name(name)}{shown}: {expected}"
+    shown = (
+        "" if info is None or not info.description else f" = {shown_value(first['input'], url=name.endswith('_url'))!r}"
+    )
+    return without_passwords(f"{public_name(name)}{shown}: {expected}")
 
 
 def load(model: type[Model], flags: dict[str, Any], environ: dict[str, str], notes: list[str] | None = None) -> Model:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from sheetanchor import sentinel_url
+from sheetanchor import redis_url
 from sheetanchor.contract import LINE_PATTERN, STREAM_TYPES, SYMBOL_PATTERN, SYMBOLS_MAX
 
 REDIS_USERS = ("ingest", "process", "infer", "reanchor", "replica", "sentinel")
@@ -52,16 +52,9 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return check
 
 
-def _redis_url(value: str) -> str:
-    if not sentinel_url.is_sentinel_url(value):
-        return _url("redis", "rediss", "unix", "sentinel")(value)
-    sentinel_url.parse(value)
-    return value.rstrip("/")
-
-
 Symbol = Annotated[str, AfterValidator(_symbol)]
 Line = Annotated[str, AfterValidator(_line)]
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+RedisUrl = Annotated[str, AfterValidator(redis_url.check)]
 WebSocketUrl = Annotated[str, AfterValidator(_url("ws", "wss"))]
 HttpUrl = Annotated[str, AfterValidator(_url("http", "https"))]
 Port = Annotated[int, Field(ge=0, le=65535)]

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
-from sheetanchor import errors, masters, metrics, sentinel_url
+from sheetanchor import errors, masters, metrics, redis_url, sentinel_url
 from sheetanchor.contract import (
     STREAM_AGE_MAX_MS,
     STREAM_BYTES_MAX,
@@ -181,6 +181,7 @@ def redis_client(
     password = _read_password(password_file)
     tls = _tls_options(url, ca_file)
     try:
+        url = redis_url.check(url)
         if sentinel_url.is_sentinel_url(url):
             client = _sentinel_client(sentinel_url.parse(url), password, options | tls, lasting)
         else:
@@ -243,13 +244,17 @@ def _read_password(path: Path | None) -> dict[str, Any]:
 
 
 def _tls_options(url: str, ca_file: Path | None) -> dict[str, Any]:
-    if ca_file is None:
-        return {}
     if url.partition("://")[0] not in ("rediss", "sentinels"):
+        if ca_file is None:
+            return {}
         raise errors.BadSettings("redis_ca_file: expected none, since redis_url is not rediss:// or sentinels://")
+    # Said outright: not every version of the client checks the host's name unless told so.
+    checked: dict[str, Any] = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+    if ca_file is None:
+        return checked
     if not ca_file.is_file():
         raise errors.BadSettings(f"redis_ca_file: expected a readable file of certificates, not {str(ca_file)!r}")
-    return {"ssl_ca_certs": str(ca_file)}
+    return checked | {"ssl_ca_certs": str(ca_file)}
 
 
 async def check_connection(redis: Redis) -> None:

@@ -9,7 +9,6 @@ from urllib.parse import quote, urlsplit
 from sheetanchor.sentinel_url import is_sentinel_url, parse
 from sheetanchor_operator.children.parts import Defaults
 from sheetanchor_operator.names import (
-    REDIS_CA_FILE,
     REDIS_PORT,
     SENTINEL_PORT,
     SENTINEL_SERVICE,
@@ -50,8 +49,6 @@ def redis_url(pipeline: Pipeline, user: Component, defaults: Defaults) -> str:
     if external.username is not None:
         scheme, _, rest = url.partition("://")
         url = f"{scheme}://{quote(external.username, safe='')}@{rest}"
-    if external.ca_secret is not None:
-        url += ("&" if "?" in url else "?") + f"ssl_ca_certs={REDIS_CA_FILE}"
     return url
 
 

@@ -19,6 +19,7 @@ from sheetanchor_operator.names import (
     HTTP_PORT,
     MODEL_FOLDER,
     PROBE_PORT,
+    REDIS_CA_FILE,
     REDIS_PASSWORD_FILE,
     Component,
     child_name,
@@ -49,6 +50,9 @@ def _common(pipeline: Pipeline, role: Component, defaults: Defaults) -> Settings
     }
     if password_entry(pipeline, role) is not None:
         settings["redis_password_file"] = REDIS_PASSWORD_FILE
+    external = pipeline.spec.redis.external
+    if external is not None and external.ca_secret is not None:
+        settings["redis_ca_file"] = REDIS_CA_FILE
     return settings
 
 

@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 from sheetanchor.errors import BadSettings, RedisError, RedisRefused, RedisUnavailable
 from sheetanchor.local.processes import Spec
 from sheetanchor.redis_binary import Binary, find_binary, parse_version
+from sheetanchor.redis_url import masked
 from sheetanchor.transport import check_connection, clear_errors
 
 __all__ = ["Binary", "find_binary", "parse_version"]
@@ -157,7 +158,7 @@ async def check_external(redis: Redis, url: str) -> list[str]:
         BadSettings: If it wants another password, is too old, or is a replica.
         RedisUnavailable: If it does not answer.
     """
-    shown = re.sub(r"//[^@/]*@", "//…@", url)
+    shown = masked(url)
     try:
         await wait_until_up(redis, EXTERNAL_TIMEOUT_S)
         with clear_errors("INFO"):
