@@ -16,7 +16,8 @@ from conftest import RedisServer, free_port_number
 from hot_state_cases import anchored, apply, fingerprint, rebuild, stage
 from sheetanchor import errors
 from sheetanchor.contract import keys, slot_of
-from sheetanchor.hot_state import HotState, ensure_library, library_source, library_version
+from sheetanchor.function_library import ensure_library, library_source, library_version
+from sheetanchor.hot_state import HotState
 from sheetanchor.transport import LineReader, LineWriter, check_connection, clear_error, redis_client, server_identity
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "hot-state.md"

@@ -14,7 +14,8 @@ from redis.asyncio import Redis
 from conftest import server_binary
 from redis_set_parts import RedisSet, redis_set
 from sheetanchor.errors import RedisError, RedisRefused, RedisUnavailable
-from sheetanchor.hot_state import HotState, ensure_library, library_version
+from sheetanchor.function_library import ensure_library, library_version
+from sheetanchor.hot_state import HotState
 from sheetanchor.transport import clear_errors, client_of, redis_client, server_identity
 
 pytestmark = pytest.mark.slow

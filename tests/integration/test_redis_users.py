@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis as sync_redis
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from conftest import RedisServer, server_binary
 from hot_state_cases import apply, rebuild, stage
 from sheetanchor.contract import Gap, keys
 from sheetanchor.errors import RedisRefused
+from sheetanchor.function_library import library_source
 from sheetanchor.hot_state import HotState
 from sheetanchor.redis_users import NODE, ROLES, server_users
 from sheetanchor.settings import REDIS_USERS
@@ -34,6 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     users = folder / "users.acl"
     users.write_text("\n".join(server_users(PASSWORDS)) + "\n")
     running = RedisServer(folder, "--aclfile", str(users), binary=server_binary()).start()
+    with sync_redis.Redis(port=running.port, username=NODE, password=PASSWORDS[NODE]) as node:
+        node.function_load(library_source())
     yield running
     running.stop()
 
@@ -153,3 +158,136 @@ async def test_nobody_can_do_what_is_not_its_own(log_in: Callable[[str], Redis],
 async def test_nobody_administrates(log_in: Callable[[str], Redis], user: str, command: str) -> None:
     """Neither the server nor the data of everybody."""
     await _refused(log_in(user), lambda redis: redis.execute_command(*command.split()))
+
+
+# Every command of the server and every key, for every user
+
+CONNECT = "auth client|setinfo client|setname hello ping quit reset"
+STATE = "info role time"
+REBUILD = (
+    "del exists expire fcall fcall_ro get hdel hget hgetall hmget hset persist rename set smembers type xadd "
+    "xinfo|stream xrange xread xrevrange"
+)
+MAY: dict[str, str] = {
+    "ingest": f"{CONNECT} {STATE} memory|usage pexpire sadd xadd xinfo|stream xtrim",
+    "process": f"{CONNECT} {STATE} {REBUILD} hexists",
+    "reanchor": f"{CONNECT} {STATE} {REBUILD}",
+    "infer": (f"{CONNECT} {STATE} del exists expire fcall fcall_ro hget hgetall hset type xadd xrange xrevrange xtrim"),
+    "replica": "ping psync replconf",
+    "sentinel": (
+        "client|kill client|setname config|rewrite exec failover info multi ping publish replicaof role "
+        "script|kill slaveof subscribe"
+    ),
+    NODE: (
+        f"{CONNECT} client|pause client|unpause function|delete function|kill function|list function|load info role "
+        "script|kill"
+    ),
+    "default": "",
+}
+"""Each user's commands, all of them; whoever changes a rule changes this too, and says in docs/redis.md what for."""
+
+ANYBODYS = {"auth", "hello", "quit", "reset"}
+"""What a server lets everybody do, logged in or not."""
+
+HOT = (
+    *("ob:{B}", "ob:new:{B}", "book:{B}", "book:new:{B}", "tr:{B}:1s", "tr:new:{B}:5s", "feat:{B}", "feat:new:{B}"),
+    "anchor:{B}",
+)
+KEYS = (*HOT, "reanchor:{B}", "receipts:{B}", "gaps:{B}", "sbe:{B}:a", "lines:{B}", "pred:{B}", "preds:{B}", "else", "")
+WRITES: dict[str, set[str]] = {
+    "ingest": {"sbe:{B}:a", "lines:{B}", "gaps:{B}"},
+    "process": {*HOT, "reanchor:{B}", "receipts:{B}", "gaps:{B}"},
+    "reanchor": {*HOT, "reanchor:{B}", "receipts:{B}"},
+    "infer": {"pred:{B}", "preds:{B}"},
+    "replica": set(),
+    "sentinel": set(),
+    NODE: set(),
+    "default": set(),
+}
+READS: dict[str, set[str]] = {
+    **WRITES,
+    "process": {*WRITES["process"], "sbe:{B}:a", "lines:{B}"},
+    "reanchor": {*WRITES["reanchor"], "sbe:{B}:a", "lines:{B}"},
+    "infer": {*WRITES["infer"], *(key for key in HOT if not key.startswith("book")), "reanchor:{B}"},
+}
+
+
+@pytest.fixture
+async def admin(tmp_path: Path) -> AsyncIterator[Redis]:
+    """Whoever may do everything, on a server with the users of a managed one beside him."""
+    users = tmp_path / "users.acl"
+    users.write_text("\n".join([*server_users(PASSWORDS), "user admin on nopass ~* &* +@all"]) + "\n")
+    running = RedisServer(tmp_path, "--aclfile", str(users), binary=server_binary()).start()
+    client = redis_client(running.url.replace("://", "://admin:x@"))
+    yield client
+    await client.aclose()
+    running.stop()
+
+
+async def commands_of(admin: Redis) -> dict[str, int]:
+    """Every command and sub-command of a server, with the least number of words of it."""
+    found: dict[str, int] = {}
+    for one in (await admin.execute_command("COMMAND")).values():
+        subcommands = one.get("subcommands") or []
+        for name, arity in [(sub[0], sub[1]) for sub in subcommands] or [(one["name"], one["arity"])]:
+            found[(name.decode() if isinstance(name, bytes) else name).lower()] = abs(int(arity))
+    return found
+
+
+@pytest.mark.parametrize("user", MAY)
+async def test_each_user_has_the_commands_of_its_work_and_no_more(admin: Redis, user: str) -> None:
+    """Every command that the server knows is tried as each user, on keys that are its own."""
+    own = min(WRITES[user] or READS[user] or {"else"})
+    commands = await commands_of(admin)
+    allowed = set()
+    for command, words in commands.items():
+        name, _, sub = command.partition("|")
+        said = [name, *([sub] if sub else [])]
+        answer = await _dry_run(admin, user, said + [own] * (words - len(said)))
+        if "no permissions to run the" not in answer:
+            allowed.add(command)
+
+    assert len(commands) > 250
+    assert set(MAY[user].split()) | ANYBODYS == allowed
+
+
+@pytest.mark.parametrize("user", MAY)
+async def test_each_user_has_the_keys_of_its_work_and_no_more(admin: Redis, user: str) -> None:
+    """Every kind of key is read and written with a user's own pattern of keys, whatever command does it."""
+    rules = {**dict(re.findall(r"^user (\w+) (.+)$", "\n".join(server_users(PASSWORDS)), re.MULTILINE))}
+    patterns = [word for word in rules[user].split() if word.startswith(("~", "%"))]
+    await admin.execute_command("ACL", "SETUSER", "like", "reset", "on", "+get", "+set", "+getset", *patterns)
+
+    reads = {key for key in KEYS if await _dry_run(admin, "like", ["GET", key]) == "OK"}
+    writes = {key for key in KEYS if await _dry_run(admin, "like", ["SET", key, "x"]) == "OK"}
+
+    assert (READS[user], WRITES[user]) == (reads, writes)
+
+
+async def _dry_run(admin: Redis, user: str, words: list[str]) -> str:
+    try:
+        answer = await admin.execute_command("ACL", "DRYRUN", user, *words)
+    except ResponseError as error:
+        return str(error)
+    return answer.decode() if isinstance(answer, bytes) else str(answer)
+
+
+INTRUSIONS: dict[str, tuple[str, ...]] = {
+    "replaces the library": ("FUNCTION", "LOAD", "REPLACE", "#!lua name=sheetanchor\n"),
+    "loads a library": ("FUNCTION", "LOAD", "#!lua name=other\n"),
+    "removes the library": ("FUNCTION", "DELETE", "sheetanchor"),
+    "removes all libraries": ("FUNCTION", "FLUSH"),
+    "restores libraries": ("FUNCTION", "RESTORE", "x"),
+    "runs a script": ("EVAL", "return 1", "0"),
+    "loads a script": ("SCRIPT", "LOAD", "return 1"),
+    "looks into another database": ("SELECT", "1"),
+    "tracks keys": ("CLIENT", "TRACKING", "ON", "BCAST"),
+    "moves a key away": ("MOVE", "ob:{B}", "1"),
+}
+
+
+@pytest.mark.parametrize("user", ROLES)
+@pytest.mark.parametrize("what", INTRUSIONS)
+async def test_no_role_acts_as_another(log_in: Callable[[str], Redis], user: str, what: str) -> None:
+    """Functions run with the rights of whoever calls them, so that only the node loads them."""
+    await _refused(log_in(user), lambda redis: redis.execute_command(*INTRUSIONS[what]))

@@ -7,18 +7,14 @@ loads it when a server lacks it and gives its replies names. It never retries a 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
-from importlib.resources import files
 from typing import Any, Final, Generic, TypeVar
 
 from redis import exceptions
 from redis.asyncio import Redis
 
-from sheetanchor import errors
 from sheetanchor.contract import (
     GAPS_LENGTH_MAX,
     LOCK_TTL_S,
@@ -28,6 +24,7 @@ from sheetanchor.contract import (
     Receipt,
     keys,
 )
+from sheetanchor.function_library import ensure_library, execute, function_missing
 from sheetanchor.transport import clear_error, clear_errors
 
 log = logging.getLogger(__name__)
@@ -202,56 +199,6 @@ class HotRead:
     tr_1s: dict[str, str] = field(default_factory=dict)
     tr_5s: dict[str, str] = field(default_factory=dict)
     feat: dict[str, str] = field(default_factory=dict)
-
-
-@cache
-def library_source() -> str:
-    """Give the text of the function library."""
-    return files("sheetanchor").joinpath("hot_state.lua").read_text(encoding="utf-8")
-
-
-@cache
-def library_version() -> int:
-    """Give the version of the library that this package carries."""
-    found = re.search(r"^local VERSION = (\d+)$", library_source(), re.MULTILINE)
-    if found is None:
-        raise errors.BadSettings("hot_state.lua: expected a line `local VERSION = N`")
-    return int(found.group(1))
-
-
-async def ensure_library(redis: Redis) -> int:
-    """Load the function library unless the server has this version or a newer one.
-
-    Returns:
-        The version that the server has now.
-
-    Raises:
-        RedisError: If it cannot be asked or loaded.
-    """
-    with clear_errors("FUNCTION LOAD sheetanchor"):
-        found = await _loaded_version(redis)
-        if found < library_version():
-            await _execute(redis, "FUNCTION", "LOAD", "REPLACE", library_source())
-            found = await _loaded_version(redis)
-    return found
-
-
-async def _loaded_version(redis: Redis) -> int:
-    try:
-        return int(await _execute(redis, "FCALL_RO", "sheetanchor_version", 0))
-    except exceptions.ResponseError as error:
-        if _function_missing(error):
-            return 0
-        raise
-
-
-async def _execute(redis: Redis, *words: object) -> Any:
-    execute: Callable[..., Awaitable[Any]] = redis.execute_command
-    return await execute(*words)
-
-
-def _function_missing(error: Exception) -> bool:
-    return "function not found" in str(error).lower()
 
 
 class HotState:
@@ -470,16 +417,16 @@ class HotState:
             await ensure_library(self._redis)
             self._library_checked = True
         try:
-            return await _execute(self._redis, *words)
+            return await execute(self._redis, *words)
         except exceptions.ResponseError as error:
-            if not _function_missing(error):
+            if not function_missing(error):
                 raise clear_error(error, function) from error
         except (exceptions.RedisError, OSError) as error:
             raise clear_error(error, function) from error
         # The server was emptied or replaced since the library was checked.
         await ensure_library(self._redis)
         with clear_errors(function):
-            return await _execute(self._redis, *words)
+            return await execute(self._redis, *words)
 
 
 _SET_BY_LIBRARY: Final = frozenset({"slot", "latency_ms"})

@@ -154,6 +154,11 @@ REDIS_OFFSET: Final = Gauge("redis_replication_offset_bytes", "Place in the stre
 REDIS_MEMORY: Final = Gauge("redis_memory_used_bytes", "Memory in use.", ["node"])
 REDIS_MEMORY_MAX: Final = Gauge("redis_memory_max_bytes", "Memory that may be used; 0 without limit.", ["node"])
 REDIS_CLIENTS: Final = Gauge("redis_connected_clients", "Connections of clients.", ["node"])
+REDIS_LIBRARY_REPAIRS: Final = Counter(
+    "redis_library_repairs",
+    "Times that a function library of somebody else was replaced or removed.",
+    ["node"],
+)
 SENTINEL_UP: Final = Gauge("redis_sentinel_up", "1 while the Sentinel answers.", ["node"])
 SENTINEL_MASTER_DOWN: Final = Gauge("redis_sentinel_master_down", "1 while it does not reach the master.", ["node"])
 SENTINEL_EPOCH: Final = Gauge("redis_sentinel_config_epoch", "Rises with every failover.", ["node"])

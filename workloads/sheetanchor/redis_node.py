@@ -23,10 +23,12 @@ from urllib.parse import quote
 
 from redis import exceptions
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from sheetanchor import metrics, redis_set
 from sheetanchor.errors import BadSettings, OperationFailed, RedisError
-from sheetanchor.hot_state import ensure_library
+from sheetanchor.function_library import Kept, execute, keep_library
 from sheetanchor.masters import Master, ask_master
 from sheetanchor.redis_binary import find_binary
 from sheetanchor.redis_config import (
@@ -59,6 +61,9 @@ INFO_PERIOD_MS: Final = 500
 """How often a Sentinel asks each server how it stands. Left at ten seconds, it may know no replica that is fit when the
 master goes, and sees a promotion half a second later."""
 
+BUSY: Final = ("BUSY", "UNKILLABLE")
+"""So a server begins its answers while a function or a script has been running for five seconds."""
+
 SERVER_CONFIG: Final = "redis.conf"
 SENTINEL_CONFIG: Final = "sentinel.conf"
 
@@ -69,7 +74,6 @@ class State:
 
     replication: Replication | None = None
     watched: Master | None = None
-    library_of: str = ""
     hurried: bool = False
 
 
@@ -238,9 +242,43 @@ class NodeProcess:
             self.state.replication = self.state.watched = None
             return False
         except (exceptions.RedisError, RedisError, ValueError) as error:
-            # It loads, is busy with a script, or waits for replicas: it lives, and will be asked again.
-            log.info("the child answers: %s", " ".join(str(error).split()))
+            told = " ".join(str(error).split())
+            if told.startswith(BUSY):
+                self.state.replication = self.state.watched = None
+                await self._free(told)
+                return False
+            # It loads, or waits for replicas: it lives, and will be asked again.
+            log.info("the child answers: %s", told)
         return True
+
+    async def _free(self, told: str) -> None:
+        """End what keeps a server busy: it answers nobody meanwhile, and no function of ours takes seconds."""
+        log.error("the server is busy: %s", told)
+        # It takes nothing now but a login and this, so that the client's name must not be said first.
+        client = Redis(
+            unix_socket_path=str(self._folder / SOCKET),
+            username=NODE,
+            password=self._passwords[NODE],
+            socket_timeout=ASK_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+        try:
+            for what in ("FUNCTION", "SCRIPT"):
+                try:
+                    await execute(client, what, "KILL")
+                except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
+                    log.warning("%s KILL: %s", what, " ".join(str(error).split()))
+                except exceptions.RedisError as error:
+                    if str(error).startswith("UNKILLABLE") and self._child is not None:
+                        # It has written already. What it did is in this server alone: a replica takes over, without it.
+                        log.error("what keeps the server busy cannot be ended: killing the server")
+                        self._child.kill()
+                        return
+                else:
+                    log.error("ended the %s that kept the server busy", what.lower())
+                    return
+        finally:
+            await client.aclose()
 
     async def _watch_server(self, client: Redis) -> None:
         found = await look_at(client)
@@ -249,10 +287,19 @@ class NodeProcess:
             log.info("this server is now a %s", "master" if found.role == "master" else "replica")
         self._show(found)
         enough = found.replicas >= self._settings.min_replicas_to_write
-        if found.role == "master" and enough and self.state.library_of != found.replication_id:
+        if found.role == "master" and enough:
             # A master without replicas refuses that as it refuses every write.
-            await ensure_library(client)
-            self.state.library_of = found.replication_id
+            self._tell(await keep_library(client))
+
+    def _tell(self, kept: Kept) -> None:
+        if kept is Kept.REPAIRED:
+            metrics.REDIS_LIBRARY_REPAIRS.labels(self._name).inc()
+            log.error(
+                "the function library was not this version's, or not the only one: replaced it; functions act with the "
+                "rights of whoever calls them, so find out who could load them (docs/redis.md)"
+            )
+        elif kept is not Kept.SAME:
+            log.info("the function library was %s", kept)
 
     def _show(self, found: Replication) -> None:
         node = self._name

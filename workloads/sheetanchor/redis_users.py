@@ -13,11 +13,14 @@ from typing import Final
 from sheetanchor.errors import BadSettings
 from sheetanchor.settings import REDIS_USERS
 
-_ANYBODY: Final = "-@all +@connection -@admin +info +time +role"
+_CONNECT: Final = "-@all +auth +hello +ping +quit +reset +client|setname +client|setinfo"
+"""What a client says when it connects, and no more: nobody has to track keys or to look into another database."""
+
+_ANYBODY: Final = f"{_CONNECT} +info +time +role"
 
 _REBUILD: Final = (
     "~ob:* ~book:* ~tr:* ~feat:* ~anchor:* ~reanchor:* ~receipts:* %R~sbe:* %R~lines:* "
-    "+fcall +fcall_ro +function|load +type +exists +get +set +del +expire +persist +rename "
+    "+fcall +fcall_ro +type +exists +get +set +del +expire +persist +rename "
     "+hset +hdel +hget +hmget +hgetall +smembers +xadd +xread +xrange +xrevrange +xinfo|stream"
 )
 
@@ -46,9 +49,13 @@ _SERVER: Final[Mapping[str, str]] = {
 NODE: Final = "node"
 """The process that runs a server; its password is made anew at each start and never leaves it."""
 
-_NODE_RULES: Final = "-@all +@connection -@admin +info +role +fcall_ro +function|load +client|pause +client|unpause"
+_NODE_RULES: Final = (
+    f"{_CONNECT} +info +role +function|list +function|load +function|delete +function|kill +script|kill "
+    "+client|pause +client|unpause"
+)
+"""It alone loads functions: whoever may, acts as everybody who calls them."""
 
-_ASK_SENTINEL: Final = "-@all +@connection -@admin +sentinel|master +sentinel|get-master-addr-by-name"
+_ASK_SENTINEL: Final = f"{_CONNECT} +sentinel|master +sentinel|get-master-addr-by-name"
 _SENTINEL: Final[Mapping[str, str]] = {
     **dict.fromkeys(ROLES, _ASK_SENTINEL),
     "sentinel": "-@all +@connection +sentinel +publish +subscribe +psubscribe +info +role +hello +auth allchannels",
