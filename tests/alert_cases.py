@@ -100,7 +100,7 @@ GAP = f'{SYMBOL},rule="sequence_gap",action="immediate_reanchor"'
 SWAPPED = 'trigger="gap",result="swapped"'
 REANCHORS = "sheetanchor_reanchors_total"
 RUNS, RUN_FAILED = "recovery_attempts_total", 'mechanism="reanchor",result="failure"'
-RESIDENT, LIMIT = "process_resident_memory_bytes", "sheetanchor_memory_limit_bytes"
+USED, LIMIT = "sheetanchor_memory_used_bytes", "sheetanchor_memory_limit_bytes"
 INFER = 'service="sheetanchor-infer"'
 
 
@@ -224,7 +224,7 @@ def outage(samples: int) -> Series:
 
 def memory(share: float) -> Series:
     """Give a process that uses a share of its limit."""
-    return {**pod(RESIDENT, f"{share * 1000}x60", INFER), **pod(LIMIT, "1000x60", INFER)}
+    return {**pod(USED, f"{share * 1000}x60", INFER), **pod(LIMIT, "1000x60", INFER)}
 
 
 def replicas(ready: int) -> Series:

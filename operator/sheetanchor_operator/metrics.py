@@ -14,7 +14,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from sheetanchor.memory import memory_limit_bytes
+from sheetanchor.memory import memory_limit_bytes, memory_used_bytes
 
 REGISTRY: Final = CollectorRegistry()
 """Not the library's own: the workloads' metrics, some of the same names, may be loaded in the same process."""
@@ -23,9 +23,15 @@ for _collector in (ProcessCollector, PlatformCollector, GCCollector):
     _collector(registry=REGISTRY)
 
 MEMORY_LIMIT: Final = Gauge(
-    "sheetanchor_memory_limit_bytes", "Memory that the process may use; infinite without limit.", registry=REGISTRY
+    "sheetanchor_memory_limit_bytes", "Memory that the container may use; infinite without limit.", registry=REGISTRY
 )
 MEMORY_LIMIT.set_function(memory_limit_bytes)
+MEMORY_USED: Final = Gauge(
+    "sheetanchor_memory_used_bytes",
+    "Memory that the container uses of its limit, as the kernel counts it: child processes too, such as a server.",
+    registry=REGISTRY,
+)
+MEMORY_USED.set_function(memory_used_bytes)
 
 HTTP_REQUESTS: Final = Counter(
     "http_requests", "HTTP answers by status and route.", ["status", "endpoint"], registry=REGISTRY

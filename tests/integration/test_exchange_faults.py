@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -252,8 +253,51 @@ async def test_faults_can_be_scripted_by_flags(short_recording: Path) -> None:
 async def test_wrong_faults_are_refused(fast_exchange: LocalExchange) -> None:
     """A fault that is not known or not deletable is an error that says why."""
     for body in ("{", "[]", '{"kind":"dorp"}', '{"kind":"drop","n":0}', '{"n":1}'):
-        async with fast_exchange.http.post(fast_exchange.rest_url + "/faults", data=body) as response:
+        async with post_fault(fast_exchange, body, **JSON) as response:
             assert 400 == response.status
             assert (await response.json())["msg"]
     async with fast_exchange.http.delete(fast_exchange.rest_url + "/faults/999") as response:
         assert 404 == response.status
+
+
+JSON = {"Content-Type": "application/json"}
+DROP = '{"kind": "drop", "n": 3}'
+
+
+def post_fault(exchange: LocalExchange, body: str, **headers: str) -> Any:
+    return exchange.http.post(exchange.rest_url + "/faults", data=body, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (JSON, 201),
+        ({"Content-Type": "application/json; charset=utf-8"}, 201),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        (JSON | {"Origin": "https://evil.example"}, 403),
+        (JSON | {"Origin": "null"}, 403),
+        (JSON | {"Host": "evil.example"}, 421),
+        (JSON | {"Host": "evil.example", "Origin": "http://evil.example"}, 421),
+    ],
+)
+async def test_no_page_from_elsewhere_scripts_faults(
+    fast_exchange: LocalExchange, headers: dict[str, str], status: int
+) -> None:
+    """A browser sends what a page makes it send without asking: other types, its origin, a name made to lead here."""
+    async with post_fault(fast_exchange, DROP, **headers) as response:
+        assert status == response.status
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/faults"), ("DELETE", "/faults/1"), ("GET", "/connections")])
+async def test_nor_does_it_look_at_them(fast_exchange: LocalExchange, method: str, path: str) -> None:
+    """Under a name that was made to lead here."""
+    url = fast_exchange.rest_url + path
+    async with fast_exchange.http.request(method, url, headers={"Host": "evil.example:8090"}) as response:
+        assert 421 == response.status
+
+
+async def test_a_deeply_nested_fault_is_refused(fast_exchange: LocalExchange) -> None:
+    """As every other body that is none."""
+    async with post_fault(fast_exchange, "[" * 100_000, **JSON) as response:
+        assert 400 == response.status

@@ -10,7 +10,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from sheetanchor.memory import memory_limit_bytes
+from sheetanchor.memory import memory_limit_bytes, memory_used_bytes
 
 # HTTP of every role
 HTTP_REQUESTS: Final = Counter("http_requests", "HTTP answers by status and route.", ["status", "endpoint"])
@@ -21,9 +21,14 @@ HEALTH_STATUS: Final = Gauge(
 
 # Every process
 MEMORY_LIMIT: Final = Gauge(
-    "sheetanchor_memory_limit_bytes", "Memory that the process may use; infinite without limit."
+    "sheetanchor_memory_limit_bytes", "Memory that the container may use; infinite without limit."
 )
 MEMORY_LIMIT.set_function(memory_limit_bytes)
+MEMORY_USED: Final = Gauge(
+    "sheetanchor_memory_used_bytes",
+    "Memory that the container uses of its limit, as the kernel counts it: child processes too, such as a server.",
+)
+MEMORY_USED.set_function(memory_used_bytes)
 
 # Ingestor
 SBE_MESSAGES: Final = Counter("ingestor_sbe_messages", "SBE frames received.", ["symbol", "stream"])

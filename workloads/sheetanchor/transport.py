@@ -6,15 +6,12 @@ every call raises `RedisUnavailable` within seconds; nothing is queued here.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import hiredis
 from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -29,6 +26,9 @@ from sheetanchor.contract import (
     pack_frames,
     parse_entry,
 )
+from sheetanchor.redis_connection import clear_error as clear_error
+from sheetanchor.redis_connection import clear_errors as clear_errors
+from sheetanchor.redis_connection import packing_in_c
 from sheetanchor.registered import LineRegister
 
 SOCKET_TIMEOUT_S: Final = 2.0
@@ -57,99 +57,6 @@ BLOCK_MAX_MS: Final = 1_000
 START: Final = "0-0"
 SEQUENCE_MAX: Final = 2**64 - 1
 """Largest second half of a stream id; only `seek_time` makes such ids."""
-
-_REFUSED = (
-    exceptions.AuthenticationError,
-    exceptions.AuthorizationError,
-    exceptions.NoPermissionError,
-    exceptions.DataError,
-)
-_UNAVAILABLE = (
-    exceptions.ConnectionError,
-    exceptions.TimeoutError,
-    exceptions.ReadOnlyError,
-    exceptions.ClusterDownError,
-    exceptions.TryAgainError,
-)
-_UNAVAILABLE_CODES = (
-    "NOREPLICAS",
-    "MASTERDOWN",
-    "LOADING",
-    "READONLY",
-    "BUSY",
-    "UNKILLABLE",
-    "CLUSTERDOWN",
-    "MISCONF",
-    "UNBLOCKED",  # a blocked read on a master that has just become a replica
-)
-
-
-def clear_error(error: Exception, doing: str) -> errors.RedisError:
-    """Turn what the Redis client raised into one of ours, with one line that says what was being done.
-
-    Args:
-        error: What the client raised.
-        doing: What was asked of Redis, for instance `XADD sbe:{BTCUSDT}:a`.
-    """
-    told = " ".join(str(error).split()) or type(error).__name__
-    if told.startswith(("NOAUTH", "HELLO must be called", "Authentication required")):
-        told = "it wants a password and none was given (see redis_password_file)"
-    if isinstance(error, _REFUSED):
-        return errors.RedisRefused(f"Redis refused {doing}: {told}")
-    if isinstance(error, exceptions.OutOfMemoryError):
-        return errors.RedisOutOfMemory(f"Redis is out of memory and refused {doing}: {told}")
-    if isinstance(error, (*_UNAVAILABLE, OSError)) or told.startswith(_UNAVAILABLE_CODES):
-        return errors.RedisUnavailable(f"Redis cannot do {doing} just now: {told}")
-    return errors.RedisRefused(f"Redis refused {doing}: {told}")
-
-
-@contextmanager
-def clear_errors(doing: str) -> Iterator[None]:
-    """Let only errors of our own tree out of a block that talks to Redis.
-
-    Raises:
-        RedisUnavailable: No connection, a time-out, or a server that cannot do it just now.
-        RedisOutOfMemory: Refused for want of memory.
-        RedisRefused: Anything else.
-    """
-    try:
-        yield
-    except (exceptions.RedisError, OSError) as error:
-        raise clear_error(error, doing) from error
-
-
-class _PackedInC:
-    """Packs commands in C: in Python a processor's write of 200 values costs 300 µs, more than the rest together."""
-
-    def pack_command(self, *words: Any) -> list[bytes]:
-        # The client's own commands have names of two words, such as `MEMORY USAGE`.
-        try:
-            return [hiredis.pack_command((*words[0].split(), *words[1:]))]
-        except TypeError as error:
-            raise exceptions.DataError(str(error)) from error
-
-    async def send_packed_command(self: Any, command: bytes | Iterable[bytes], check_health: bool = True) -> None:
-        """Send as the client does, but without its `asyncio.wait_for`.
-
-        Before Python 3.12 that swallows a cancellation that comes when the write is done, so that a task which writes
-        often could not be stopped; and it costs a task per command.
-        """
-        if not self.is_connected:
-            await self.connect_check_health(check_health=False)
-        if check_health:
-            await self.check_health()
-        try:
-            async with asyncio.timeout(self.socket_timeout):
-                self._writer.writelines([command] if isinstance(command, bytes) else command)
-                await self._writer.drain()
-        except BaseException as error:
-            # What was sent of the command is not known: the connection cannot be used any more.
-            await self.disconnect(nowait=True)
-            if isinstance(error, TimeoutError):
-                raise exceptions.TimeoutError("Timeout writing to socket") from None
-            if isinstance(error, OSError):
-                raise exceptions.ConnectionError(f"Error while writing to socket. {error}") from error
-            raise
 
 
 def redis_client(
@@ -190,17 +97,11 @@ def redis_client(
             client.connection_pool.connection_kwargs.update(password)
     except ValueError as error:
         raise errors.BadSettings(f"redis_url: {error}") from error
-    return _packing_in_c(client)
+    return packing_in_c(client)
 
 
 def _retry(retries: int) -> Retry:
     return Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_S, base=RETRY_BASE_S), retries)
-
-
-def _packing_in_c(client: Redis) -> Redis:
-    pool = client.connection_pool
-    pool.connection_class = type("Connection", (_PackedInC, pool.connection_class), {})
-    return client
 
 
 def _sentinel_client(
@@ -231,7 +132,7 @@ def client_of(host: str, port: int, *, timeout_s: float, **login: Any) -> Redis:
         login: User, password and TLS as redis-py takes them.
     """
     timeouts: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
-    return _packing_in_c(Redis(host=host, port=port, retry=_retry(0), client_name="sheetanchor", **timeouts, **login))
+    return packing_in_c(Redis(host=host, port=port, retry=_retry(0), client_name="sheetanchor", **timeouts, **login))
 
 
 def _read_password(path: Path | None) -> dict[str, Any]:

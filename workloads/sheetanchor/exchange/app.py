@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, web
 
@@ -187,18 +189,40 @@ def _fault_list(server: Server) -> dict[str, Any]:
     }
 
 
+_LOCAL_HOST: Final = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+_CONTROL: Final = ("/faults", "/checkpoint", "/connections")
+
+
+@web.middleware
+async def _only_for_us(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+    """Keep web pages from elsewhere, which a browser here may show, from scripting faults or reading them."""
+    if request.path.startswith(_CONTROL):
+        sockname = request.transport.get_extra_info("sockname") if request.transport else None
+        host = request.headers.get("Host", "localhost")
+        if sockname and sockname[0] in ("127.0.0.1", "::1") and not _LOCAL_HOST.fullmatch(host):
+            return _refusal(421, -1100, "This listens on this machine only: name it as localhost.")
+        origin = request.headers.get("Origin", "")
+        if origin and urlsplit(origin).netloc != host:
+            return _refusal(403, -1100, "Pages of other origins may not do this.")
+    return await handler(request)
+
+
 async def _get_faults(request: web.Request) -> web.Response:
     return web.json_response(_fault_list(request.app[_SERVER]))
 
 
 async def _post_fault(request: web.Request) -> web.Response:
     venue = request.app[_SERVER].venue
+    if request.content_type != "application/json":
+        return _refusal(415, -1100, "Expected the header Content-Type: application/json.")
     try:
         body = await request.json()
         if not isinstance(body, dict) or not isinstance(body.get("kind"), str):
             return _refusal(400, -1102, 'Expected a JSON object such as {"kind": "drop", "n": 3}.')
         kind = body.pop("kind")
         fault = venue.board.add(*check(kind, body), venue.now_us())
+    except RecursionError:
+        return _refusal(400, -1100, "Expected a flat JSON object.")
     except (ValueError, BadSettings) as error:
         return _refusal(400, -1100, str(error))
     venue.tick_faults(venue.now_us())
@@ -247,7 +271,7 @@ def _page(server: Server) -> str:
 
 def build_app(server: Server) -> web.Application:
     """Put the routes together."""
-    app = web.Application()
+    app = web.Application(middlewares=[_only_for_us])
     app[_SERVER] = server
     app[rest.VENUE] = server.venue
     app.router.add_get("/", _front)
