@@ -335,6 +335,22 @@ CASES: list[Case] = [
     # predictions.yaml
     *brief("SheetAnchorPredictionsMissing", RUNNING, "1m15s", "45s"),
     Case("SheetAnchorPredictionsMissing", False, "5m", RUNNING | committed(7.5)),
+    # A symbol that processors know and that has never been committed has no series of its own to be seen by.
+    Case(
+        "SheetAnchorPredictionsMissing",
+        False,
+        "5m",
+        RUNNING | committed(7.5) | pod("sheetanchor_anchored", "1x40", SYMBOL),
+    ),
+    *(
+        Case(
+            "SheetAnchorPredictionsMissing",
+            True,
+            "5m",
+            RUNNING | committed(7.5) | pod("sheetanchor_anchored", anchored, 'symbol="ETHUSDT"'),
+        )
+        for anchored in ("1x40", "0x40")
+    ),
     Case("SheetAnchorPredictionsMissing", False, "5m", pipe("sheetanchor_pipeline_phase", "1x40", 'phase="Pending"')),
     *both("SheetAnchorPredictionFrequency", "6m15s", committed(0.44 * 15), committed(0.46 * 15)),
     Case("SheetAnchorPredictionFrequency", False, "4m", committed(0.44 * 15)),

@@ -79,6 +79,72 @@ def test_what_is_scraped_is_what_the_page_lists(prometheus: Prometheus, btc: Run
     assert listed == scraped()
 
 
+LOCAL_ONLY = "local"
+"""Who shows a metric that there is none of on a cluster."""
+
+QUIET = {
+    "http_request_errors_total",
+    "ingestor_foreign_frames_total",
+    "ingestor_frames_shed_total",
+    "ingestor_sbe_decode_errors_total",
+    "ingestor_sbe_sequence_gaps_total",
+    "operation_timeouts_total",
+    "reconnection_attempts_total",
+    "recovery_attempts_total",
+    "retry_attempts_total",
+    "sheetanchor_alerts_total",
+    "sheetanchor_clock_jumps_total",
+    "sheetanchor_degraded_predictions_total",
+    "sheetanchor_gaps_total",
+    "sheetanchor_model_failures_total",
+    "sheetanchor_operator_api_errors_total",
+    "sheetanchor_pipeline_phase_seconds_count",  # an operator that has just taken over has seen no change yet
+    "sheetanchor_operator_queue_retries_total",
+    "sheetanchor_processor_decode_errors_total",
+    "sheetanchor_reanchor_requests_total",
+}
+"""Counters of what need not have happened in a healthy pipeline; every other one has moved."""
+
+
+LATER = {"sheetanchor_directional_accuracy", "sheetanchor_model_directional_accuracy"}
+"""Gauges of shares: there is none while nothing is decided."""
+
+
+def rows_of_the_page() -> set[tuple[str, str]]:
+    """Give name and type of each metric that a cluster's pods show by themselves."""
+    text = PAGE.read_text(encoding="utf-8")
+    workloads = text.partition("\n### Workloads\n")[2].partition("\n### ")[0]
+    operator = text.partition("\n### Operator\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| `(\w+)` \| (\w+) \| [^|]* \| ([^|]*) \|", workloads, re.MULTILINE)
+    rows = {(name, kind) for name, kind, who in found if who.strip() != LOCAL_ONLY}
+    return rows | set(re.findall(r"^\| `(\w+)` \| (\w+) \|", operator, re.MULTILINE))
+
+
+def test_every_counter_counts(prometheus: Prometheus, btc: Running) -> None:
+    """A metric that nothing moves has a name and no use: what a healthy pipeline does shows in a value of each."""
+    counting = {
+        name + ("_count" if kind == "histogram" else "") for name, kind in rows_of_the_page() if kind != "gauge"
+    }
+
+    def still() -> set[str]:
+        moved = {
+            one["__name__"] for one in prometheus.query('group by (__name__) ({__name__=~".+_(total|count)"} > 0)')
+        }
+        return counting - moved - QUIET
+
+    btc.wait(lambda: not still(), 60, f"they have counted something: {still()}")
+
+
+def test_every_gauge_has_a_value(prometheus: Prometheus, btc: Running) -> None:
+    """A name in the exposition's help lines is no series."""
+    gauges = {name for name, kind in rows_of_the_page() if kind == "gauge"}
+
+    def missing() -> set[str]:
+        return gauges - LATER - {one["__name__"] for one in prometheus.query('group by (__name__) ({__name__=~".+"})')}
+
+    btc.wait(lambda: not missing(), 60, f"they have a series: {missing()}")
+
+
 @pytest.mark.parametrize("expression", TOLD)
 def test_what_rules_speak_of_is_there(prometheus: Prometheus, btc: Running, expression: str) -> None:
     """A healthy pipeline shows as one."""
