@@ -8,6 +8,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
+from sheetanchor.reanchor_object import symbol_label
+
 GROUP: Final = "sheetanchor.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
@@ -226,7 +228,7 @@ def labels_of(pipeline: str, component: Component | str, zone: str = "", symbol:
     if zone:
         labels[ZONE_LABEL] = zone
     if symbol:
-        labels[SYMBOL_LABEL] = symbol
+        labels[SYMBOL_LABEL] = symbol_label(symbol)
     return labels
 
 

@@ -68,7 +68,15 @@ class Exchange(Block):
             "self.websocketURL.contains('binance') == self.restURL.contains('binance')",
             "exchange.websocketURL and exchange.restURL must name the same exchange, or no re-anchor "
             "can succeed: set both or neither",
-        )
+        ),
+        rule(
+            "!self.websocketURL.startsWith('ws://') || "
+            "!(has(self.apiKeySecret) || self.websocketURL.contains('binance')) || "
+            "self.websocketURL.matches('^ws://([^.:/\\\\[]+|[^:/]+[.]svc|[^:/]+[.]svc[.]cluster[.]local|"
+            "127[.][0-9.]+|\\\\[::1\\\\])(:[0-9]+)?/*$')",
+            "exchange.websocketURL must begin with wss:// when there is an API key, or be a name of this cluster such "
+            "as exchange or exchange.namespace.svc: the key would go over the network in clear",
+        ),
     )
 
     websocket_url: WebSocketUrl = field(

@@ -11,7 +11,7 @@ from sheetanchor.contract import Receipt
 from sheetanchor_operator.children.parts import Defaults, Manifest
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.moments import micros_of
-from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_KIND, SYMBOL_LABEL, EventReason, Reason
+from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_KIND, EventReason, Reason
 from sheetanchor_operator.observed import Observed
 from sheetanchor_operator.pipeline_status import MESSAGE_LENGTH_MAX
 from sheetanchor_operator.reanchor_record import Answered, Outcomes, remembered
@@ -27,6 +27,7 @@ class Start:
     """A Job to create for a ReAnchor."""
 
     reanchor: str
+    symbol: str
     manifest: Manifest
 
 
@@ -103,7 +104,7 @@ def without(plan: Plan, refused: Mapping[str, str]) -> Plan:
     """
     if not refused:
         return plan
-    symbols = {start.manifest["metadata"]["labels"][SYMBOL_LABEL]: start.reanchor for start in plan.start}
+    symbols = {start.symbol: start.reanchor for start in plan.start}
     symbols = {symbol: name for symbol, name in symbols.items() if name in refused}
     begun = (EventReason.REANCHOR_STARTED, EventReason.REANCHOR_RETRIED)
 

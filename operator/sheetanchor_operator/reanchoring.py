@@ -468,7 +468,7 @@ def _start(draft: Draft, lead: ReAnchor, merged: Sequence[ReAnchor], dead: str) 
         answers=tuple(one.name for one in merged),
     )
     manifest = job(draft.pipeline, draft.defaults, order)
-    draft.start.append(Start(lead.name, manifest))
+    draft.start.append(Start(lead.name, lead.symbol, manifest))
     draft.write(lead.name, running(lead, manifest["metadata"]["name"], attempt, draft.now_us))
     for one in merged:
         _attach(draft, one.name, lead.name)

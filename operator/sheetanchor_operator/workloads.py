@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import quote
 
 import aiohttp
 
@@ -67,7 +68,7 @@ class Workloads:
             elif component == Component.INFER:
                 for symbol in symbols:
                     place = (name, symbol)
-                    questions.append(self._note(answers.predictions, place, pod, f"/predictions/{symbol}"))
+                    questions.append(self._note(answers.predictions, place, pod, f"/predictions/{quote(symbol)}"))
         await asyncio.gather(*questions)
         return answers
 

@@ -69,6 +69,10 @@ CASES = [
     Case("image must be a reference", {"image": "sheet anchor"}),
     Case("exchange.websocketURL must be an origin", {"exchange": {"websocketURL": "https://h", "restURL": "http://h"}}),
     Case("exchange.websocketURL must not contain", {"exchange": {"websocketURL": "ws://u:p@h", "restURL": "http://h"}}),
+    Case(
+        "exchange.websocketURL must begin with wss:// when",
+        {"exchange": {"websocketURL": "ws://h.example", "restURL": "http://h.example", "apiKeySecret": {"name": "k"}}},
+    ),
     Case("exchange.restURL must be an origin", {"exchange": {"websocketURL": "ws://h", "restURL": "ftp://h"}}),
     Case("exchange.restURL must not contain", {"exchange": {"websocketURL": "ws://h", "restURL": "http://u:p@h"}}),
     Case("exchange.websocketURL must be", {"exchange": {"websocketURL": "wss://h:99999", "restURL": "https://h"}}),
@@ -330,6 +334,11 @@ SOUND = [
     {"zones": ["eu-west-1a", "eu-west-1b", "eu-west-1c"]},
     {"exchange": {"websocketURL": "ws://exchange:8090", "restURL": "http://exchange:8090"}},
     {"exchange": {"apiKeySecret": {"name": "key"}}},
+    *(
+        {"exchange": {"websocketURL": url, "restURL": "http://h", "apiKeySecret": {"name": "key"}}}
+        for url in ("ws://exchange", "ws://exchange.space.svc:8090", "ws://e.s.svc.cluster.local", "ws://[::1]:9")
+    ),
+    {"symbols": ["\u8fd9\u662f\u6d4b\u8bd5\u5e01456", "\u65e5\u672cUSDT", "\U00020bb7\U00020bb7"]},
     {"inference": {"replicas": 3, "model": {"configMap": {"name": "model"}}}},
     {"inference": {"resources": {"requests": {"cpu": 1, "memory": "0.5Gi"}, "limits": {"memory": "1Gi"}}}},
     managed(storage={"size": "4Gi"}, minReplicasToWrite=0, passwordSecret={"name": "mine"}),
@@ -356,6 +365,8 @@ def test_a_sound_specification_is_taken_and_read_back_alike(spec: dict[str, Any]
 REFUSED_BY_SCHEMA = [
     ({"symbols": []}, "spec.symbols"),
     ({"symbols": ["btcusdt"]}, "spec.symbols[0]"),
+    *(({"symbols": [f"BTC{bad}USDT"]}, "spec.symbols[0]") for bad in "/{} \n\u3000\u200b"),
+    ({"symbols": ["\u5e01" * 21]}, "spec.symbols[0]"),
     ({"symbols": ["BTCUSDT", "BTCUSDT"]}, "Duplicate value"),
     ({"symbols": [f"S{number}" for number in range(11)]}, "spec.symbols"),
     ({"zones": ["A", "b"]}, "spec.zones[0]"),

@@ -252,3 +252,33 @@ def test_a_missing_or_empty_secret_file_is_named(tmp_path: Path, content: str | 
 
     with pytest.raises(BadSettings, match=r"API key file .*key"):
         read_secret(path, "API key")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ws://127.0.0.1:9",
+        "ws://[::1]:9",
+        "ws://localhost",
+        "ws://exchange:8090",
+        "ws://exchange.space.svc",
+        "wss://a.example",
+    ],
+)
+def test_a_key_may_go_to_this_machine_this_cluster_or_encrypted(url: str) -> None:
+    """Plain WebSockets are for where nobody listens in."""
+    assert url == load(settings.IngestSettings, {"ws_url": url}, {"BINANCE_API_KEY": "secret"}).ws_url
+
+
+@pytest.mark.parametrize(
+    "url", ["ws://stream-sbe.binance.com:9443", "ws://192.0.2.7", "ws://exchange.space", "ws://svc.example"]
+)
+def test_a_key_does_not_go_over_a_network_in_clear(url: str, tmp_path: Path) -> None:
+    """One clear error names the remedy and never the key; without a key anything may be plain."""
+    for environment, flags in (({"BINANCE_API_KEY": "hidden"}, {}), ({}, {"api_key_file": tmp_path / "key"})):
+        with pytest.raises(BadSettings, match="expected wss://, or the API key would go") as caught:
+            load(settings.IngestSettings, {"ws_url": url, **flags}, environment)
+        assert "hidden" not in str(caught.value)
+
+    assert url == load(settings.IngestSettings, {"ws_url": url}, {"BINANCE_API_KEY": "none"}).ws_url
+    assert url == load(settings.IngestSettings, {"ws_url": url}, {}).ws_url

@@ -47,7 +47,15 @@ PREDICTIONS_LENGTH_MAX: Final = 50_000
 
 TRADE_WINDOWS_S: Final = (1, 5)
 
-SYMBOL_PATTERN: Final = re.compile(r"[A-Z0-9]{2,20}")
+SYMBOL_PATTERN: Final = re.compile(
+    "[A-Z0-9"
+    "\u00a1-\u00ac\u00ae-\u167f\u1681-\u180d\u180f-\u1fff\u2010-\u2027\u2030-\u205e\u2070-\u2fff\u3001-\ud7ff"
+    "\uf900-\ufefe\uff00-\uffef\U00010000-\U0003fffd]{2,20}"
+)
+"""Capital letters and digits, and beyond ASCII whatever is neither white space nor invisible: the exchange lists such
+symbols, in UTF-8. A symbol is part of Redis keys and of addresses, so it has no braces, slashes or control characters.
+The custom resources have the same pattern, as the characters themselves, which Python, Go and Rust all understand."""
+
 LINE_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 SYMBOLS_MAX: Final = 10
 LINES_MAX: Final = 16
@@ -110,6 +118,17 @@ def keys(symbol: str) -> Keys:
         receipts=f"receipts:{tag}",
         lines=f"lines:{tag}",
     )
+
+
+_LOWER: Final = str.maketrans({letter: letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"})
+
+
+def stream_symbol(symbol: str) -> str:
+    """Give a symbol as the exchange's stream names have it: the letters A to Z in lower case, all others as they are.
+
+    Other scripts have no lower case, or one that is not the same everywhere.
+    """
+    return symbol.translate(_LOWER)
 
 
 def line_stream(symbol: str, line: str) -> str:

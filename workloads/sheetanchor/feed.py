@@ -11,11 +11,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
+from urllib.parse import quote
 
 import aiohttp
 
 from sheetanchor import __version__, rate_limits
 from sheetanchor.connection import PING_INTERVAL_S, Policy, Vitals, message_budget
+from sheetanchor.contract import stream_symbol
 from sheetanchor.errors import ExchangeError, ExchangeRefused, ExchangeUnavailable, RateLimited
 
 log = logging.getLogger(__name__)
@@ -236,8 +238,8 @@ def stream_url(origin: str, symbols: Sequence[str], streams: Sequence[str]) -> s
 
     Args:
         origin: `ws://host:port` or `wss://host:port`.
-        symbols: Trading pairs; the exchange wants them in lower case.
+        symbols: Trading pairs; letters A to Z are sent in lower case, other scripts percent-encoded.
         streams: trade, bestBidAsk, depth.
     """
-    names = [f"{symbol.lower()}@{stream}" for symbol in symbols for stream in streams]
+    names = [f"{quote(stream_symbol(symbol))}@{stream}" for symbol in symbols for stream in streams]
     return f"{origin}/stream?streams={'/'.join(names)}"

@@ -23,7 +23,7 @@ from sheetanchor.contract import Gap
 from sheetanchor.errors import BadSettings, RedisError, RedisOutOfMemory, RedisUnavailable
 from sheetanchor.feed import refuse_redirects, stream_url
 from sheetanchor.hot_state import HotState
-from sheetanchor.intake import Intake, measure_rate
+from sheetanchor.intake import REFUSED_MAX, Intake, measure_rate
 from sheetanchor.keeper import Keeper
 from sheetanchor.reliability import Backoff
 from sheetanchor.sender import Sender
@@ -80,7 +80,7 @@ def describe(keeper: Keeper, sender: Sender) -> dict[str, dict[str, Any]]:
             "buffer_bytes": sender.bytes_waiting,
         },
         "sbe_decoder": {
-            "status": "loaded",
+            "status": "loaded" if numbers.refused_in_row < REFUSED_MAX else "refusing",
             "decode_errors": numbers.decode_errors,
             "messages_decoded": numbers.messages - numbers.decode_errors,
             "avg_decode_time_us": round(1e6 * numbers.decode_s / numbers.messages, 3) if numbers.messages else 0.0,
@@ -108,7 +108,11 @@ def checks_of(keeper: Keeper, sender: Sender) -> list[Check]:
         return CheckResult("healthy" if sender.connected else "unhealthy", details)
 
     async def decoder() -> CheckResult:
-        return CheckResult("healthy", describe(keeper, sender)["sbe_decoder"])
+        details, refused = describe(keeper, sender)["sbe_decoder"], keeper.intake.numbers.refused_in_row
+        if refused < REFUSED_MAX:
+            return CheckResult("healthy", details)
+        told = f"the last {refused} frames were all refused: does the exchange speak another schema?"
+        return CheckResult("unhealthy", {**details, "message": told})
 
     return [
         Check("sbe_websocket", websocket, component=True),
@@ -146,7 +150,7 @@ async def run(settings: IngestSettings) -> int:
     """Run one line until SIGTERM or SIGINT; then close the connection and send what waits.
 
     Returns:
-        0 after a clean end.
+        0 after a clean end, 1 if frames had to be given up.
 
     Raises:
         BadSettings: If a setting cannot be used.
@@ -156,13 +160,16 @@ async def run(settings: IngestSettings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await run_line(settings, stop)
+    given_up = await run_line(settings, stop)
     log.info("Shutdown complete")
-    return 0
+    return 1 if given_up else 0
 
 
-async def run_line(settings: IngestSettings, stop: asyncio.Event) -> None:
+async def run_line(settings: IngestSettings, stop: asyncio.Event) -> int:
     """Run one line until an event is set.
+
+    Returns:
+        How many frames had to be given up at the end.
 
     Raises:
         BadSettings: If a setting cannot be used.
@@ -200,6 +207,7 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> None:
                     serve(app, health, settings.http_host, settings.http_port, settings.probe_port)
                 )
                 await _work(keeper, sender, redis, stop, health)
+        return sender.given_up
     finally:
         await redis.aclose()
 

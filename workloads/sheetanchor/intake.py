@@ -30,6 +30,9 @@ SHED_STREAMS: Final = ("bestBidAsk", "other")
 
 RATE_SPAN_S: Final = 10.0
 
+REFUSED_MAX: Final = 10
+"""So many frames in a row that the decoder refuses are no odd frames any more: it does not fit the feed."""
+
 
 @dataclass(slots=True)
 class Numbers:
@@ -37,6 +40,7 @@ class Numbers:
 
     messages: int = 0
     decode_errors: int = 0
+    refused_in_row: int = 0
     decode_s: float = 0.0
     last_message_s: float | None = None
     sequence_gaps: int = 0
@@ -81,7 +85,7 @@ class Intake:
         self.numbers = Numbers()
         self.arrived = asyncio.Event()
         self._channels = {symbol: Channel(symbol, outbox) for symbol, outbox in self.outboxes.items()}
-        self._only = symbols[0] if len(symbols) == 1 else ""
+        self._first = symbols[0]
         self._show_zeros()
 
     def _show_zeros(self) -> None:
@@ -97,8 +101,8 @@ class Intake:
     def take(self, frame: bytes, received_us: int, watch: SequenceWatch) -> None:
         """Take one frame.
 
-        A frame that cannot be read belongs to the only symbol of a line, if there is just one; it is passed on all the
-        same, so that what was received can be replayed to the letter. Else it is counted and dropped.
+        A frame that cannot be read is passed on all the same, so that what was received can be replayed to the letter.
+        Nobody knows whose it is: it goes with the line's first symbol.
 
         Args:
             frame: As it came.
@@ -113,8 +117,11 @@ class Intake:
             template, symbol, _, first_id, last_id, count = validate_frame(frame)
         except DecodeError as error:
             numbers.decode_errors += 1
+            numbers.refused_in_row += 1
             metrics.SBE_DECODE_ERRORS.labels(error.kind).inc()
-            template, symbol, first_id, last_id, count = 0, self._only, 0, 0, 0
+            template, symbol, first_id, last_id, count = 0, self._first, 0, 0, 0
+        else:
+            numbers.refused_in_row = 0
         spent_s = time.perf_counter() - started
         numbers.decode_s += spent_s
         metrics.SBE_DECODE_DURATION.observe(spent_s)
@@ -135,7 +142,7 @@ class Intake:
         self.numbers.foreign += 1
         metrics.FOREIGN_FRAMES.inc()
         if self.numbers.foreign == 1:
-            log.warning("a frame of %s, not subscribed to, was dropped; more are only counted", symbol or "no symbol")
+            log.warning("a frame of %s, not subscribed to, was dropped; more are only counted", symbol)
 
     def _put(self, channel: Channel, frame: bytes, received_us: int, template: int) -> None:
         shed = channel.outbox.put(received_us, frame, template == BEST_BID_ASK)

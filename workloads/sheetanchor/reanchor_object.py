@@ -6,10 +6,14 @@ Names are made from what is asked for, so that asking twice is asking once: the 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sheetanchor.plain_text import one_line
+
+_PLAIN_SYMBOL: Final = re.compile(r"[A-Z0-9]{2,20}")
+"""Symbols that can be part of names and labels as they are."""
 
 GROUP: Final = "sheetanchor.dev"
 VERSION: Final = "v1alpha1"
@@ -79,9 +83,14 @@ def bounded_name(name: str, length_max: int = NAME_LENGTH_MAX) -> str:
     return f"{name[: length_max - 9].rstrip('-.')}-{digest(name)}"
 
 
+def symbol_label(symbol: str) -> str:
+    """Give a symbol as the value of a label: itself, or a digest where its characters may not stand in one."""
+    return symbol if _PLAIN_SYMBOL.fullmatch(symbol) else f"u-{digest(symbol)}"
+
+
 def object_name(pipeline: str, symbol: str, suffix: str) -> str:
     """Name the request of a pipeline."""
-    return bounded_name(f"{pipeline}-{symbol.lower()}-{suffix}")
+    return bounded_name(f"{pipeline}-{symbol_label(symbol).lower()}-{suffix}")
 
 
 def owner_reference(owner: Owner) -> Manifest:
@@ -104,7 +113,7 @@ def labels_of(pipeline: str, symbol: str) -> dict[str, str]:
         "app.kubernetes.io/component": "reanchor",
         "app.kubernetes.io/part-of": "sheetanchor",
         "sheetanchor.dev/pipeline": pipeline,
-        "sheetanchor.dev/symbol": symbol,
+        "sheetanchor.dev/symbol": symbol_label(symbol),
     }
 
 

@@ -59,6 +59,7 @@ class Sender:
         self._look_due = True
         self._waits = False
         self._emptied = asyncio.Event()
+        self.given_up = 0
         self.connected = False
 
     @property
@@ -98,8 +99,9 @@ class Sender:
         emptied = asyncio.create_task(self._emptied.wait())
         await asyncio.wait([sending, emptied], timeout=FLUSH_AT_END_S, return_when=asyncio.FIRST_COMPLETED)
         emptied.cancel()
-        if self.waiting:
-            log.error("%d frames are given up: Redis has not taken them in %g s", self.waiting, FLUSH_AT_END_S)
+        self.given_up = self.waiting
+        if self.given_up:
+            log.error("%d frames are given up: Redis has not taken them in %g s", self.given_up, FLUSH_AT_END_S)
 
     async def _send_for_ever(self) -> None:
         delays = REDIS_BACKOFF.delays(random.random)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -203,6 +204,19 @@ class RedisSettings(Common):
         return value
 
 
+NO_KEY = "none"
+"""An API key of this name is none: an exchange that asks for no secret still wants the header."""
+
+
+def is_near(host: str) -> bool:
+    """Say whether a host is this machine, or has a name that only a cluster or a local network gives."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        labels = host.lower().rstrip(".").split(".")
+        return len(labels) == 1 or labels[-1] in ("localhost", "svc") or labels[-3:] == ["svc", "cluster", "local"]
+
+
 class WithFeed(BaseModel):
     """Where the exchange's binary stream is."""
 
@@ -216,6 +230,17 @@ class WithFeed(BaseModel):
     api_secret: SecretStr | None = Field(
         None, description="", json_schema_extra={"variable": "BINANCE_API_SECRET", "yaml": ["binance.api_secret"]}
     )
+
+    @model_validator(mode="after")
+    def _key_is_not_told(self) -> Self:
+        key = self.api_key.get_secret_value() if self.api_key is not None else ""
+        has_key = self.api_key_file is not None or key not in ("", NO_KEY)
+        if has_key and self.ws_url.startswith("ws://") and not is_near(urlsplit(self.ws_url).hostname or ""):
+            raise ValueError(
+                f"ws_url = {self.ws_url!r}: expected wss://, or the API key would go over the network in clear; ws:// "
+                f"is for this machine, for names of the own cluster, and without a key (BINANCE_API_KEY={NO_KEY})"
+            )
+        return self
 
 
 class WithRest(BaseModel):

@@ -12,7 +12,9 @@ STREAMS_MAX: Final = 1_024
 
 _METHODS: Final = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 _ID_TEXT: Final = re.compile(r"[A-Za-z0-9_-]{1,36}")
-_STREAM: Final = re.compile(r"[a-z0-9]{1,20}@[A-Za-z0-9_@]{1,30}")
+_STREAM: Final = re.compile(r"[^\x00-/:-`{-\x7f\s]{1,20}@[A-Za-z0-9_@]{1,30}")
+"""Digits, lower-case letters, and whatever of other scripts: these have no lower case to insist on."""
+
 
 UNKNOWN_PROPERTY: Final = 0
 NO_BOOLEAN: Final = 1

@@ -191,7 +191,7 @@ def _text(kind: str, name: str, value: Any) -> str:
     choices = {"what": (*KINDS, "all"), "form": BODY_FORMS}.get(name)
     if choices and text not in choices:
         raise BadSettings(f"fault {kind}: {name} = {text!r}: expected one of {', '.join(choices)}")
-    return text.upper() if name == "symbol" else text
+    return text.upper() if name == "symbol" and text.isascii() else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import Final
 
 from sheetanchor import sbe
+from sheetanchor.contract import stream_symbol
 from sheetanchor.exchange.book import Book
 from sheetanchor.exchange.clock import Pace
 from sheetanchor.exchange.script import Kind, Script, Step, moved, passes, scale_prices, trades_in
@@ -58,7 +59,7 @@ class Market:
         self.event_us = 0
         self.past_books: deque[tuple[int, Book]] = deque(maxlen=PAST_BOOKS_MAX)
         self._streams = {
-            kind: f"{script.symbol.lower()}@{kind}" for kind in ("trade", "bestBidAsk", "depth", "depth20")
+            kind: f"{stream_symbol(script.symbol)}@{kind}" for kind in ("trade", "bestBidAsk", "depth", "depth20")
         }
         self._pace = pace
         self._warmup_us = warmup_us

@@ -30,7 +30,7 @@ PREFIX: Final = "/api/v3/"
 DEPTH_MAX: Final = 5_000
 LIST_MAX: Final = 1_000
 
-_SYMBOL: Final = re.compile(r"[A-Z0-9_.-]{1,20}")
+_SYMBOL: Final = re.compile(r"(?:[A-Z0-9_.-]|[^\x00-\x7f\s]){1,20}")
 _INTEGER: Final = re.compile(r"[0-9]{1,20}")
 _MICROSECONDS_FROM: Final = 10**14
 """A time at or above this can only be in µs: in ms it would be the year 5138."""
