@@ -208,7 +208,7 @@ def test_a_sentinel_knows_all_nodes_from_the_start() -> None:
 
 def test_a_server_keeps_what_is_in_memory_and_refuses_rather_than_evicts() -> None:
     """What the hot state depends on is in the file, whoever changes its defaults."""
-    lines = server_config(A, A.address, PASSWORDS, TUNING, "/data").splitlines()
+    lines = server_config(A, A.address, PASSWORDS, TUNING, "/data", "/config").splitlines()
 
     for line in (
         "maxmemory-policy noeviction",
@@ -225,7 +225,7 @@ def test_a_server_keeps_what_is_in_memory_and_refuses_rather_than_evicts() -> No
 
 def test_a_replica_is_told_whom_to_follow_and_a_disk_is_used() -> None:
     """Both are all that differs."""
-    lines = server_config(A, B.address, PASSWORDS, replace(TUNING, persistent=True), "/data").splitlines()
+    lines = server_config(A, B.address, PASSWORDS, replace(TUNING, persistent=True), "/data", "/config").splitlines()
 
     assert {"replicaof b 6379", "appendonly yes"} <= set(lines)
 

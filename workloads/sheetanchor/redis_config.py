@@ -42,7 +42,9 @@ class Tuning:
     persistent: bool
 
 
-def server_config(own: Node, master: tuple[str, int], passwords: Mapping[str, str], tuning: Tuning, folder: str) -> str:
+def server_config(
+    own: Node, master: tuple[str, int], passwords: Mapping[str, str], tuning: Tuning, folder: str, config_folder: str
+) -> str:
     """Write a server's configuration.
 
     Args:
@@ -51,6 +53,7 @@ def server_config(own: Node, master: tuple[str, int], passwords: Mapping[str, st
         passwords: By user.
         tuning: What is common to all nodes.
         folder: Its data folder.
+        config_folder: Where its users are written down.
     """
     options: list[tuple[str, object]] = [
         ("bind", tuning.bind),
@@ -59,7 +62,7 @@ def server_config(own: Node, master: tuple[str, int], passwords: Mapping[str, st
         ("unixsocket", f"{folder}/{SOCKET}"),
         ("unixsocketperm", "700"),
         ("dir", folder),
-        ("aclfile", f"{folder}/{USERS_FILE}"),
+        ("aclfile", f"{config_folder}/{USERS_FILE}"),
         ("masteruser", "replica"),
         ("masterauth", _quoted(passwords["replica"])),
         # Names stay when a pod comes back with another address.
@@ -145,6 +148,14 @@ def sentinel_config(
         "daemonize no",
     ]
     return _text(lines)
+
+
+def sentinel_notes(said: Said, service: str) -> str:
+    """Write down what a Sentinel knows, in its own words and without any password, for whoever starts in its place."""
+    host, port = said.master
+    return _text(
+        [f"sentinel monitor {service} {host} {port} 1", f"sentinel config-epoch {service} {said.config_epoch}"]
+    )
 
 
 def read_sentinel_file(text: str, service: str) -> Said | None:

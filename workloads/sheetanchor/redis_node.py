@@ -38,6 +38,7 @@ from sheetanchor.redis_config import (
     Tuning,
     read_sentinel_file,
     sentinel_config,
+    sentinel_notes,
     server_config,
 )
 from sheetanchor.redis_peers import Peers, Replication, look_at
@@ -66,6 +67,7 @@ BUSY: Final = ("BUSY", "UNKILLABLE")
 
 SERVER_CONFIG: Final = "redis.conf"
 SENTINEL_CONFIG: Final = "sentinel.conf"
+SENTINEL_NOTES: Final = "sentinel.notes"
 
 
 @dataclass(slots=True)
@@ -75,6 +77,7 @@ class State:
     replication: Replication | None = None
     watched: Master | None = None
     hurried: bool = False
+    noted: Said | None = None
 
 
 def tuning_of(settings: RedisSettings) -> Tuning:
@@ -118,6 +121,7 @@ class NodeProcess:
         self._name = self._own.host.rstrip(".")
         self._passwords = read_passwords(settings.password_dir) | {NODE: secrets.token_hex(32)}
         self._folder = settings.data_dir.absolute()
+        self._config_folder = (settings.config_dir or settings.data_dir).absolute()
         self._binary = str(settings.server) if settings.server else find_binary().path
         self._health = health
         self._peers = Peers(self._own, self._nodes, self._passwords["sentinel"], settings.service)
@@ -150,10 +154,11 @@ class NodeProcess:
 
         decision, _ = await self._settle(decide)
         users = "\n".join(server_users(self._passwords)) + "\n"
-        folder = str(self._folder)
+        folders = (str(self._folder), str(self._config_folder))
+        self._forget(USERS_FILE, SERVER_CONFIG)
         self._write(USERS_FILE, users)
         return self._write(
-            SERVER_CONFIG, server_config(self._own, decision.master, self._passwords, self._tuning, folder)
+            SERVER_CONFIG, server_config(self._own, decision.master, self._passwords, self._tuning, *folders)
         )
 
     async def _write_sentinel(self) -> Path:
@@ -166,17 +171,33 @@ class NodeProcess:
         decision, seen = await self._settle(decide)
         epochs = [said.config_epoch for said in (*seen.sentinels.values(), own_said) if said is not None]
         said = Said(decision.master, max(epochs, default=0))
+        self._note(said)
+        self._forget(SENTINEL_CONFIG)
         return self._write(
             SENTINEL_CONFIG,
             sentinel_config(self._own, self._nodes, said, self._passwords, self._tuning, str(self._folder)),
         )
 
     def _read_notes(self) -> Said | None:
-        try:
-            text = (self._folder / SENTINEL_CONFIG).read_text(encoding="utf-8")
-        except OSError:
-            return None
-        return read_sentinel_file(text, self._settings.service)
+        """Read what this node's Sentinel knew: its own file, if that is still there, or what was noted down of it."""
+        places = {self._config_folder / SENTINEL_CONFIG, self._folder / SENTINEL_CONFIG, self._folder / SENTINEL_NOTES}
+        found = []
+        for place in places:
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                found.append(read_sentinel_file(place.read_text(encoding="utf-8"), self._settings.service))
+        return max((said for said in found if said is not None), key=lambda said: said.config_epoch, default=None)
+
+    def _note(self, said: Said) -> None:
+        """Note down who the master is, beside the data: the configuration may be in memory, and go with the pod."""
+        if said != self.state.noted:
+            self._write(SENTINEL_NOTES, sentinel_notes(said, self._settings.service), self._folder)
+            self.state.noted = said
+
+    def _forget(self, *names: str) -> None:
+        """Remove configuration files of earlier versions from beside the data: they hold passwords."""
+        for name in names if self._config_folder != self._folder else ():
+            with contextlib.suppress(FileNotFoundError):
+                (self._folder / name).unlink()
 
     async def _settle(self, decide: Callable[[Seen, float], Decision]) -> tuple[Decision, Seen]:
         """Look at the others until it is clear what to do."""
@@ -196,15 +217,17 @@ class NodeProcess:
                 await self._peers.ask_failover()
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def _write(self, name: str, text: str) -> Path:
-        path = self._folder / name
+    def _write(self, name: str, text: str, folder: Path | None = None) -> Path:
+        path = (folder or self._config_folder) / name
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise BadSettings(f"data_dir: cannot write {str(path)!r}: {error.strerror}") from error
+            setting = "data_dir" if path.parent == self._folder else "config_dir"
+            raise BadSettings(f"{setting}: cannot write {str(path)!r}: {error.strerror}") from error
         return path
 
     # --- watch
@@ -318,6 +341,10 @@ class NodeProcess:
             self.state.hurried = True
         found = await ask_master(client, self._settings.service)
         self.state.watched = found
+        try:
+            self._note(Said(found.address, found.config_epoch))
+        except BadSettings as error:
+            log.warning("what the Sentinel knows cannot be noted down: %s", error)
         metrics.SENTINEL_MASTER_DOWN.labels(self._name).set(found.down)
         metrics.SENTINEL_EPOCH.labels(self._name).set(found.config_epoch)
         metrics.SENTINEL_OTHERS.labels(self._name).set(found.others)

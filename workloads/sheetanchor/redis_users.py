@@ -55,7 +55,8 @@ _NODE_RULES: Final = (
 )
 """It alone loads functions: whoever may, acts as everybody who calls them."""
 
-_ASK_SENTINEL: Final = f"{_CONNECT} +sentinel|master +sentinel|get-master-addr-by-name"
+# A Sentinel knows few of a server's commands, and does not start with a rule about one that it does not know.
+_ASK_SENTINEL: Final = "-@all +@connection -@admin +sentinel|master +sentinel|get-master-addr-by-name"
 _SENTINEL: Final[Mapping[str, str]] = {
     **dict.fromkeys(ROLES, _ASK_SENTINEL),
     "sentinel": "-@all +@connection +sentinel +publish +subscribe +psubscribe +info +role +hello +auth allchannels",

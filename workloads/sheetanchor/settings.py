@@ -177,6 +177,9 @@ class RedisSettings(Common):
     service: str = setting("sheetanchor", "name of the set of servers among the Sentinels")
     bind: str = setting("*", "addresses that server or Sentinel listen on")
     data_dir: Path = setting(Path("/var/lib/sheetanchor/redis"), "folder to write to; must not be another process's")
+    config_dir: Path | None = setting(
+        None, "folder for configuration files, which hold passwords; best in memory; default data_dir"
+    )
     password_dir: Path = setting(
         Path("/etc/sheetanchor/secrets"), "folder with one file per user: " + ", ".join(REDIS_USERS)
     )

@@ -170,7 +170,8 @@ def _template(pipeline: Pipeline, managed: ManagedRedis, observed: Observed, def
     items = [{"key": user, "path": user} for user in REDIS_USERS]
     volumes: list[Manifest] = [
         {"name": "secrets", "secret": {"secretName": secret, "defaultMode": 0o440, "items": items}},
-        {"name": "tmp", "emptyDir": {"sizeLimit": NOTES_SIZE}},
+        # In memory: configuration files hold passwords.
+        {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}},
     ]
     if managed.storage is None:
         volumes.append({"name": "data", "emptyDir": {"sizeLimit": NOTES_SIZE}})
@@ -227,7 +228,7 @@ def _args(settings: dict[str, Any], *flags: str) -> list[str]:
 
 def _server(pipeline: Pipeline, managed: ManagedRedis, defaults: Defaults) -> Manifest:
     flags = ["--persistent"] if managed.storage is not None else []
-    own = {"data_dir": SERVER_FOLDER, "http_port": HTTP_PORT, "probe_port": PROBE_PORT}
+    own = {"data_dir": SERVER_FOLDER, "config_dir": "/tmp/redis", "http_port": HTTP_PORT, "probe_port": PROBE_PORT}
     settings = _settings(pipeline, managed, defaults) | own
     ports = {"redis": REDIS_PORT, "http": HTTP_PORT, "probes": PROBE_PORT}
     resources = resources_of(managed.resources)
@@ -235,7 +236,8 @@ def _server(pipeline: Pipeline, managed: ManagedRedis, defaults: Defaults) -> Ma
 
 
 def _sentinel(pipeline: Pipeline, managed: ManagedRedis, defaults: Defaults) -> Manifest:
-    own = {"data_dir": SENTINEL_FOLDER, "http_port": SENTINEL_HTTP_PORT, "probe_port": SENTINEL_PROBE_PORT}
+    own = {"data_dir": SENTINEL_FOLDER, "config_dir": "/tmp/sentinel", "http_port": SENTINEL_HTTP_PORT}
+    own |= {"probe_port": SENTINEL_PROBE_PORT}
     settings = _settings(pipeline, managed, defaults) | own
     ports = {"sentinel": SENTINEL_PORT, "http-sentinel": SENTINEL_HTTP_PORT, "probes-sentinel": SENTINEL_PROBE_PORT}
     args = _args(settings, "--sentinel")
