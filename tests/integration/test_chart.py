@@ -212,6 +212,7 @@ def test_the_operator_knows_every_variable() -> None:
         "watchNamespaces": ["a", "b"],
         "monitoring": {"namespaces": ["m"]},
         "rbac": {"nodes": False},
+        "assignIds": False,
         "networkPolicy": {"apiServerPorts": [16443, 443], "dnsPorts": [53, 5353], "dnsPeers": ["a/b=c", "10.0.0.0/8"]},
         "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy.example:3128"}],
         "workers": 3,
@@ -227,6 +228,7 @@ def test_the_operator_knows_every_variable() -> None:
     assert told["SHEETANCHOR_OPERATOR_NAMESPACES"] == "a,b"
     assert told["SHEETANCHOR_OPERATOR_MONITORING_NAMESPACES"] == "m"
     assert told["SHEETANCHOR_OPERATOR_NODES"] == "false"
+    assert told["SHEETANCHOR_OPERATOR_ASSIGN_IDS"] == "false"
     assert told["SHEETANCHOR_OPERATOR_API_SERVER_PORTS"] == "16443,443"
     assert told["SHEETANCHOR_OPERATOR_DNS_PORTS"] == "53,5353"
     assert told["SHEETANCHOR_OPERATOR_DNS_PEERS"] == "a/b=c,10.0.0.0/8"
