@@ -52,7 +52,8 @@ class Looker:
 
     def try_again(self) -> None:
         """Forget what was refused, as after some seconds."""
-        self.reconciler._keeper.refusals.forget((self.where, "btc"))
+        for refusals in (self.reconciler._keeper.refusals, self.reconciler._refusals):
+            refusals.forget((self.where, "btc"))
 
 
 def create(server: ApiServer, where: str, manifest: Manifest) -> Manifest:

@@ -95,7 +95,10 @@ class Keeper:
                 # Whoever starts now would start with what it should not; what runs goes on with what it has.
                 unwritten.add(place)
                 continue
-            done = await self._apply(pipeline, manifest, observed)
+            try:
+                done = await self._apply(pipeline, manifest, observed)
+            except ApiRefused as error:
+                done = Refusal(*place, error.code, str(error), error.reason)
             if isinstance(done, Refusal):
                 refusals.append(done)
                 unwritten.add(place)

@@ -157,7 +157,12 @@ class Reconciler:
             return body
         claim = {"name": self.installation, "seenAt": text_of(_now_us() // 1_000_000 * 1_000_000)}
         change = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": {"operator": claim}}
-        written = await self.cluster.merge(PIPELINE, *key, change, "status")
+        try:
+            written = await self.cluster.merge(PIPELINE, *key, change, "status")
+        except ApiRefused as error:
+            # Without this right nothing can be told; children can be kept all the same, unless they are another's.
+            log.warning("pipeline %s/%s cannot say who looks after it: %s", *key, error)
+            return body if known.name in ("", self.installation) else None
         if written is None:
             return None
         if known.name != self.installation:
@@ -353,10 +358,15 @@ class Reconciler:
         decided = without(decided, {name: one.message for name, one in failed.items()})
         if refused:
             decided = replace(decided, last_request=str(pipeline.status.get("lastReanchorRequest") or ""))
-        await self._write_reanchors(pipeline, decided)
+        for write in (self._write_statuses, self._adopt, self._delete):
+            try:
+                await write(pipeline, decided)
+            except ApiRefused as error:
+                # One tells for all: the others of the same kind would be refused as well.
+                refused.append(Refusal(REANCHOR.name, pipeline.name, error.code, str(error), error.reason))
         return decided, (*refused, *failed.values())
 
-    async def _write_reanchors(self, pipeline: Pipeline, decided: Plan) -> None:
+    async def _write_statuses(self, pipeline: Pipeline, decided: Plan) -> None:
         for patch in decided.patch:
             before = self.cache.get(REANCHOR.name, pipeline.namespace, patch.name)
             change = {"status": dict(patch.status)}
@@ -366,11 +376,15 @@ class Reconciler:
                 self.measures.changed(before or {}, written)
                 for receipt in decided.receipts.get(patch.name, ()):
                     self.measures.count(key_of_pipeline(pipeline), receipt)
+
+    async def _adopt(self, pipeline: Pipeline, decided: Plan) -> None:
         for name in decided.adopt:
             owner = {"metadata": {"ownerReferences": [owner_of(pipeline)]}}
             adopted = await self.cluster.merge(REANCHOR, pipeline.namespace, name, owner)
             if adopted is not None:
                 self.cache.put(adopted)
+
+    async def _delete(self, pipeline: Pipeline, decided: Plan) -> None:
         for name in decided.delete:
             await self.cluster.delete(REANCHOR, pipeline.namespace, name)
 
