@@ -14,7 +14,7 @@ from bad_entries import BROKEN_FRAMES, spoil, spoil_lines
 from sheetanchor import recording, sbe
 from sheetanchor._decoder import Market
 from sheetanchor.capture import hole_in, run
-from sheetanchor.contract import keys, line_stream, pack_frames
+from sheetanchor.contract import keys, line_stream, pack_frames, unpack_frames
 from sheetanchor.dataset import rows
 from sheetanchor.errors import BadRecording, BadSettings, RedisRefused
 from sheetanchor.recording import Recording
@@ -163,6 +163,27 @@ async def test_whatever_ingestors_write_stops_no_recording(
     found = await captured(redis_url, tmp_path / "capture.frames.gz", 0.8)
 
     assert sorted(market.events[:100]) == sorted(found.events)
+
+
+async def test_the_file_holds_what_was_received(
+    redis: Redis, redis_url: str, market: Recording, tmp_path: Path
+) -> None:
+    """Unreadable frames, empty ones and top-20 snapshots are in the file to the letter, each once although two lines
+    carry them, and as often as one line brought them; what plays it passes over them."""
+    await stored_book(redis, market, {})
+    head = {"symbol": SYMBOL, "price_exponent": -8, "qty_exponent": -8}
+    empty = sbe.encode(sbe.Trades(event_time_us=1, transact_time_us=1, trades=(), **head))
+    top = sbe.encode(sbe.DepthSnapshot(event_time_us=2, book_update_id=5, bids=((1, 1),), asks=((2, 1),), **head))
+    odd = [(1, b"garbage"), (2, empty), (3, top), (4, b"garbage"), (5, market.events[0][1][:-1])]
+    part = market.events[:60]
+    await feed(redis, [*odd, *part], "a", "b")
+    path = tmp_path / "capture.frames"
+
+    found = await captured(redis_url, path, 0.8)
+
+    held = [frame for _, frame in unpack_frames(path.read_bytes())]
+    assert sorted([frame for _, frame in [*odd, *part]]) == sorted(held[1:])
+    assert sorted(part) == sorted(found.events)
 
 
 @pytest.mark.parametrize(

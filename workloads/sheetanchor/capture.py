@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _SNAPSHOT: Final = 10002
 _DIFF: Final = 10003
+_TRADES: Final = 10000
 
 BLOCK_MS: Final = 200
 PROGRESS_S: Final = 10.0
@@ -51,17 +52,25 @@ class Collected:
     depth_id: int
     skipped: int = 0
     _found: dict[int, dict[int, tuple[int, bytes]]] = field(default_factory=dict)
+    _others: dict[bytes, dict[str, list[int]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return sum(map(len, self._found.values()))
+        return sum(map(len, self._found.values())) + len(self._others)
 
-    def add(self, received_us: int, frame: bytes) -> None:
-        """Take a frame; one that cannot be read, says nothing or is another symbol's is left out."""
+    def add(self, received_us: int, frame: bytes, line: str = "") -> None:
+        """Take a frame; only another symbol's is left out.
+
+        A frame that cannot be read, or has no id to be known by, is known by its content: of two lines the one that
+        brought it more often counts.
+        """
         try:
             template, symbol, _, _, last_id, count = validate_frame(frame)
         except DecodeError:
+            template, symbol, last_id, count = _SNAPSHOT, self.symbol, 0, 0
+        if symbol != self.symbol:
             return
-        if symbol != self.symbol or count == 0 or template == _SNAPSHOT:
+        if template == _SNAPSHOT or (template == _TRADES and count == 0):
+            self._others.setdefault(frame, {}).setdefault(line, []).append(received_us)
             return
         if template == _DIFF and last_id <= self.depth_id:
             return
@@ -79,6 +88,9 @@ class Collected:
                 latest_us = max(latest_us, received_us)
                 ordered.append((latest_us, frame))
             kinds.append(ordered)
+        for frame, lines in self._others.items():
+            times = sorted(lines.values(), key=lambda brought: len(brought))[-1]
+            kinds.append([(received_us, frame) for received_us in sorted(times)])
         return list(heapq.merge(*kinds, key=itemgetter(0)))
 
 
@@ -130,7 +142,7 @@ async def follow(redis: Redis, recording: Recording, ids: dict[str, str], second
                     log.warning("entry %s of line %s left out: %s", batch.entry_id, batch.line, error)
                 continue
             for received_us, frame in frames:
-                collected.add(received_us, frame)
+                collected.add(received_us, frame, batch.line)
         if time.monotonic() - told >= PROGRESS_S:
             told = time.monotonic()
             log.info("%s: %d frames in %.0f s", recording.symbol, len(collected), told - started)

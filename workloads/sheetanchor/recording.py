@@ -3,7 +3,8 @@
 Two kinds of files are read. The JSON kind (hftbacktest's examples) has one line per message, `<receive time in ns> <raw
 JSON>`, with `@depth`, `@bookTicker` and `@trade` messages and one REST depth snapshot. The frames kind is what
 `sheetanchor capture` writes: per frame u32 length, i64 receive time in µs, frame, all little-endian, the first frame a
-DepthSnapshot that carries the whole starting book. Either may be compressed with gzip.
+DepthSnapshot that carries the whole starting book. It holds every frame as it came; what cannot be read or adds nothing
+is passed over when it is read. Either may be compressed with gzip.
 
 A recording is read whole: the shipped one is six minutes in four megabytes of frames.
 """
@@ -129,19 +130,44 @@ def _from_frames(path: Path, content: bytes) -> Recording:
     events: list[tuple[int, bytes]] = []
     try:
         for received_us, frame in unpack_frames(content):
-            message = sbe.decode(frame)
             if snapshot is None:
-                snapshot = received_us, _as_snapshot(message)
+                snapshot = received_us, _as_snapshot(sbe.decode(frame))
             else:
-                _check_symbol(snapshot[1].symbol, message.symbol)
-                if _belongs(message, snapshot[1].book_update_id):
-                    events.append((received_us, sbe.encode(message)))
+                events += _playable(received_us, frame, snapshot[1])
             offset += FRAME_HEADER_BYTES + len(frame)
     except (ValueError, TypeError) as error:
         raise BadRecording(f"{path}: frame at byte {offset}: {error}") from error
     if snapshot is None or not events:
-        raise BadRecording(f"{path}: expected a DepthSnapshot and at least one frame after it")
+        raise BadRecording(
+            f"{path}: expected a DepthSnapshot and at least one frame after it{_first_unreadable(content)}"
+        )
     return Recording(snapshot[1].symbol, snapshot[1], snapshot[0], events)
+
+
+def _playable(received_us: int, frame: bytes, snapshot: sbe.DepthSnapshot) -> list[tuple[int, bytes]]:
+    """Give the frame if it can be played; a capture holds what was received, to the letter.
+
+    Raises:
+        ValueError: It is of another symbol.
+    """
+    try:
+        message = sbe.decode(frame)
+    except sbe.DecodeError:
+        return []
+    _check_symbol(snapshot.symbol, message.symbol)
+    return [(received_us, sbe.encode(message))] if _belongs(message, snapshot.book_update_id) else []
+
+
+def _first_unreadable(content: bytes) -> str:
+    """Name the first frame that cannot be read, for the error about a file without any that can; "" if all can."""
+    offset = 0
+    for _, frame in unpack_frames(content):
+        try:
+            sbe.decode(frame)
+        except sbe.DecodeError as error:
+            return f"; frame at byte {offset}: {error}"
+        offset += FRAME_HEADER_BYTES + len(frame)
+    return ""
 
 
 def _as_snapshot(message: sbe.Message) -> sbe.DepthSnapshot:
@@ -161,7 +187,7 @@ def _belongs(message: sbe.Message, snapshot_id: int) -> bool:
         return message.last_update_id > snapshot_id
     if isinstance(message, sbe.BestBidAsk):
         return message.book_update_id > snapshot_id
-    return isinstance(message, sbe.Trades)
+    return isinstance(message, sbe.Trades) and bool(message.trades)
 
 
 @dataclass(slots=True)
