@@ -302,8 +302,9 @@ async def _log_in(redis: Redis, server: RedisServer, role: str, *extra: str) -> 
 
 
 async def test_the_documented_rights_suffice(hot: HotState, redis: Redis, each_server: RedisServer) -> None:
-    """Each role can do all of its calls with the rights that the document gives it."""
+    """Each role can do all of its calls with the rights that the document gives it, where the library is loaded."""
     await redis.execute_command("FUNCTION", "FLUSH")
+    await ensure_library(redis)
     roles = {name: await _log_in(redis, each_server, name) for name in ("process", "reanchor", "infer", "ingest")}
     process, reanchor, infer = (HotState(roles[name], "BTCUSDT") for name in ("process", "reanchor", "infer"))
 
