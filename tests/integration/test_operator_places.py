@@ -208,6 +208,28 @@ def test_no_kind_that_is_refused_from_the_start_ends_the_operator(
             operator.end(signal.SIGKILL)
 
 
+def test_nodes_that_may_not_be_seen_cost_the_lines_of_new_pipelines_only(apiserver: ApiServer, tmp_path: Path) -> None:
+    """Without the right to list nodes all but ingestors is made, the reason is told, and the operator is ready."""
+    define(apiserver)
+    with namespace(apiserver) as where:
+        give_rights(apiserver, where, account_of=where)
+        apply_pipeline(apiserver, where)
+        operator = OperatorProcess(apiserver, where, tmp_path, "one", "--operator-resync-s", "1")
+        operator.kubeconfig = tmp_path / "restricted"
+        operator.kubeconfig.write_text(apiserver.kubeconfig_text(token_of(apiserver, where, "operator")))
+        operator.start()
+        two = Two(apiserver, where, where, operator)
+        try:
+            two.wait(lambda: condition_of(apiserver, where, "Ready").get("reason") == "WatchRefused", "told")
+            two.wait(lambda: operator.get("/health/ready")[0] == 200, "ready")
+            made = children_of(apiserver, where)
+            assert {"Deployment/btc-process", "Deployment/btc-infer", "StatefulSet/btc-redis"} <= set(made)
+            assert not [name for name in made if name.startswith("Deployment/btc-ingest")]
+            assert two.refused("Node", "")
+        finally:
+            operator.end(signal.SIGKILL)
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[ApiServer]:
     """A server whose definitions a test may take away."""
