@@ -73,10 +73,29 @@ async def test_candles_add_up_to_the_trades(short_recording: Path) -> None:
         ("klines", {"symbol": "BTCUSDT", "interval": "1m", "startTime": "x"}, -1100),
         ("ticker/24hr", {"symbol": "BTCUSDT", "symbols": '["BTCUSDT"]'}, -1128),
         ("ticker/24hr", {"symbols": "BTCUSDT"}, -1100),
+        ("depth", {"symbol": "BTCUSDT", "symbolStatus": "SLEEPING"}, -1122),
+        ("ticker/price", {"symbolStatus": "trading"}, -1122),
+        ("depth", {"symbol": ""}, -1105),
+        ("depth", {"symbol": "BTCUSDT", "limit": ""}, -1105),
+        ("depth", [("symbol", "BTCUSDT"), ("symbol", "BTCUSDT")], -1101),
+        ("ticker/price", {"symbols": '["BTCUSDT","BTCUSDT"]'}, -1151),
+        ("exchangeInfo", {"symbol": "BTCUSDT", "symbolStatus": "TRADING"}, -1128),
+        ("exchangeInfo", {"symbols": '["BTCUSDT"]', "permissions": "SPOT"}, -1128),
+        ("exchangeInfo", {"permissions": "EVERYTHING"}, -1130),
+        ("exchangeInfo", {"showPermissionSets": "maybe"}, -1130),
+        ("klines", {"symbol": "BTCUSDT", "interval": "1m", "timeZone": "14:01"}, -1130),
+        ("klines", {"symbol": "BTCUSDT", "interval": "1m", "timeZone": "-12:30"}, -1130),
+        ("klines", {"symbol": "BTCUSDT", "interval": "1m", "timeZone": "Europe/Paris"}, -1130),
+        ("uiKlines", {"symbol": "BTCUSDT", "interval": "2m"}, -1120),
+        ("ticker", {}, -1102),
+        ("ticker", {"symbol": "BTCUSDT", "windowSize": "60m"}, -1130),
+        ("ticker", {"symbol": "BTCUSDT", "windowSize": "1d2h"}, -1130),
+        ("ticker", {"symbol": "BTCUSDT", "type": "TINY"}, -1139),
+        ("avgPrice", {}, -1102),
     ],
 )
 async def test_wrong_requests_are_told(
-    fast_exchange: LocalExchange, path: str, params: dict[str, str], code: int
+    fast_exchange: LocalExchange, path: str, params: dict[str, str] | list[tuple[str, str]], code: int
 ) -> None:
     """A mistake is a 400 with the documented code."""
     async with fast_exchange.http.get(f"{fast_exchange.rest_url}/api/v3/{path}", params=params) as response:
@@ -99,6 +118,11 @@ async def test_requests_weigh_what_they_should(fast_exchange: LocalExchange) -> 
         ("ticker/24hr?symbol=BTCUSDT", 2),
         ("ticker/24hr", 80),
         ("exchangeInfo", 20),
+        ("uiKlines?symbol=BTCUSDT&interval=1m", 2),
+        ("avgPrice?symbol=BTCUSDT", 2),
+        ("ticker?symbol=BTCUSDT", 4),
+        ("ticker/price?symbol=BTCUSDT", 2),
+        ("ticker/price", 4),
         ("time", 1),
     ]
     used = [0]
@@ -126,3 +150,94 @@ async def test_too_much_weight_brings_429_and_then_418(short_recording: Path) ->
     assert sorted(statuses.index(status) for status in (200, 429, 418)) == [
         statuses.index(status) for status in (200, 429, 418)
     ]
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"X-MBX-TIME-UNIT": "NANOSECOND"}, -1194),
+        ({"Accept": "application/sbe"}, -1152),
+        ({"Accept": "application/sbe", "X-MBX-SBE": "three"}, -1152),
+        ({"Accept": "application/sbe", "X-MBX-SBE": "3:5"}, -1153),
+        ({"Accept": "application/sbe;application/json", "X-MBX-SBE": "3:5"}, 0),
+        ({"X-MBX-TIME-UNIT": "microsecond"}, 0),
+        ({"X-MBX-TIME-UNIT": "MILLISECOND"}, 0),
+    ],
+)
+async def test_headers_are_read_too(fast_exchange: LocalExchange, headers: dict[str, str], code: int) -> None:
+    """A unit that is none, and a format that is not served, are told; whoever takes JSON as well gets it."""
+    async with fast_exchange.http.get(fast_exchange.rest_url + "/api/v3/time", headers=headers) as response:
+        body = await response.json()
+
+    assert (400 if code else 200, code) == (response.status, body.get("code", 0))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/api/v3/depth", 405),
+        ("DELETE", "/api/v3/depth?symbol=BTCUSDT", 405),
+        ("POST", "/api/v3/order", 404),
+        ("GET", "/api/v3/account", 404),
+        ("GET", "/sapi/v1/nothing", 404),
+        ("PUT", "/faults", 405),
+        ("POST", "/ws", 405),
+    ],
+)
+async def test_what_is_not_served_is_told_in_json(
+    fast_exchange: LocalExchange, method: str, path: str, status: int
+) -> None:
+    """A client parses every answer as JSON."""
+    async with fast_exchange.http.request(method, fast_exchange.rest_url + path) as response:
+        body = await response.json()
+
+    assert status == response.status
+    assert (-1020 if status == 405 else -1000, True) == (body["code"], bool(body["msg"]))
+
+
+async def test_markets_are_chosen_by_status_and_permission(fast_exchange: LocalExchange) -> None:
+    """All here trade, on spot: other wishes give an empty list, a status that does not fit one symbol an error."""
+
+    async def found(**params: str) -> list[str]:
+        return [one["symbol"] for one in (await fast_exchange.get("/api/v3/exchangeInfo", **params))["symbols"]]
+
+    assert ["BTCUSDT"] == await found() == await found(permissions="SPOT") == await found(symbolStatus="TRADING")
+    assert ["BTCUSDT"] == await found(permissions='["MARGIN","SPOT"]')
+    assert [] == await found(permissions="MARGIN") == await found(symbolStatus="BREAK")
+    assert [] == await fast_exchange.get("/api/v3/ticker/price", symbolStatus="HALT")
+    shown = await fast_exchange.get("/api/v3/exchangeInfo", showPermissionSets="false")
+    assert [] == shown["symbols"][0]["permissionSets"]
+
+
+@pytest.mark.parametrize(("zone", "ahead_min"), [("0", 0), ("8", 480), ("-1:00", -60), ("05:45", 345), ("+14", 840)])
+@pytest.mark.parametrize("interval", ["1m", "1h", "12h", "1d", "1w"])
+async def test_candles_begin_by_the_clocks_of_a_time_zone(
+    fast_exchange: LocalExchange, zone: str, ahead_min: int, interval: str
+) -> None:
+    """Their days, hours and weeks begin there; what was traded is the same."""
+    params = {"symbol": "BTCUSDT", "interval": interval}
+    minutes = {"1m": 1, "1h": 60, "12h": 720, "1d": 1_440, "1w": 10_080}[interval]
+
+    candles = await fast_exchange.get("/api/v3/klines", **params, timeZone=zone)
+
+    monday_min = 4 * 1_440 if interval == "1w" else 0
+    for candle in candles:
+        assert 0 == (candle[0] // 60_000 + ahead_min - monday_min) % minutes
+        assert candle[6] == candle[0] + minutes * 60_000 - 1
+
+
+async def test_short_answers_agree_with_the_trades(fast_exchange: LocalExchange) -> None:
+    """Last price, average and rolling window are computed from what `trades` lists."""
+    price = await fast_exchange.get("/api/v3/ticker/price", symbol="BTCUSDT")
+    average = await fast_exchange.get("/api/v3/avgPrice", symbol="BTCUSDT")
+    window = await fast_exchange.get("/api/v3/ticker", symbol="BTCUSDT", windowSize="7d")
+    mini = await fast_exchange.get("/api/v3/ticker", symbols='["BTCUSDT"]', type="MINI")
+    trades = await fast_exchange.get("/api/v3/trades", symbol="BTCUSDT", limit=1000)
+
+    low, high = min(Decimal(one["price"]) for one in trades), max(Decimal(one["price"]) for one in trades)
+    assert low <= Decimal(price["price"]) <= high
+    assert 5 == average["mins"]
+    assert Decimal(window["lowPrice"]) <= Decimal(average["price"]) <= Decimal(window["highPrice"])
+    assert (0, True) == (window["openTime"] % 60_000, window["closeTime"] - window["openTime"] >= 7 * 86_400_000)
+    assert window["count"] == window["lastId"] - window["firstId"] + 1
+    assert set(window) - set(mini[0]) == {"priceChange", "priceChangePercent", "weightedAvgPrice"}

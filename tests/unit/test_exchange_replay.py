@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
@@ -172,15 +172,30 @@ def test_a_warm_up_is_silent_and_leaves_trades() -> None:
     assert [(104, 105)] == [(event.first_id, event.last_id) for event in later]
 
 
-def test_a_top_20_message_follows_each_diff_when_asked() -> None:
-    """It holds the best levels at exactly the diff's update and event time."""
-    events = small_market().advance(START_US, count_max=1, top=True)
+def test_a_top_20_message_comes_every_50_ms_when_asked() -> None:
+    """It holds the best levels of the diffs before it, and their update; nobody who does not ask gets one."""
+    market = Market(prepare(recording.load(recording.default_path())), RecordedPace(START_US))
+    book, times, compared = market.book.copy(), [], 0
 
-    top = sbe.decode(events[1].frame)
+    silent = market.advance(START_US + 1_000_000, count_max=10_000)
+    events = market.advance(START_US + 1_000_000, count_max=10_000, top=True)
+    events += [
+        one for ms in range(1_010, 3_000, 10) for one in market.advance(START_US + ms * 1_000, count_max=500, top=True)
+    ]
 
-    assert ["btcusdt@depth", "btcusdt@depth20"] == [event.stream for event in events]
-    assert isinstance(top, sbe.DepthSnapshot)
-    assert (103, START_US, ((1010, 2), (1000, 5), (990, 6))) == (top.book_update_id, top.event_time_us, top.bids)
+    for event in [*silent, *events]:
+        if event.kind == "depth":
+            book.apply(event.frame, event.last_id)
+        elif event.kind == "depth20":
+            top = sbe.decode(event.frame)
+            assert isinstance(top, sbe.DepthSnapshot)
+            assert (book.update_id, event.event_us) == (top.book_update_id, top.event_time_us)
+            assert book.top(20) == (list(top.bids), list(top.asks))
+            times.append(event.event_us)
+            compared += 1
+    assert "depth20" not in {event.kind for event in silent}
+    assert compared >= 39
+    assert {50_000} == {later - earlier for earlier, later in pairwise(times)}
 
 
 def follow(frames: list[bytes], book: Book) -> tuple[Book, list[int]]:

@@ -100,6 +100,14 @@ def test_the_property_combined_can_be_set() -> None:
         ('{"method":"SUBSCRIBE","id":1}', 2, "params"),
         ('{"method":"SUBSCRIBE","params":"btcusdt@trade","id":1}', 2, "array"),
         ('{"method":"SUBSCRIBE","params":["BTCUSDT@trade"],"id":1}', 2, "invalid stream name"),
+        *(
+            (
+                f'{{"method":"SUBSCRIBE","params":["btcusdt@{kind}"],"id":1}}',
+                2,
+                f"no stream of type '{kind}' is served here",
+            )
+            for kind in ("aggTrade", "kline_1m", "depth@100ms", "depth10", "ticker", "avgPrice", "kline_1d@+08:00")
+        ),
         ('{"method":"LIST_SUBSCRIPTIONS","params":["a"],"id":1}', 2, "too many parameters"),
         ('{"method":"GET_PROPERTY","params":[1],"id":1}', 2, "property name must be a string"),
         ('{"method":"GET_PROPERTY","params":["combined",true],"id":1}', 2, "too many parameters"),

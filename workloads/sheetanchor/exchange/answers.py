@@ -11,6 +11,8 @@ from sheetanchor.exchange.tape import INTERVALS_US, Aggregate, Candle, Trade
 
 DECIMALS: Final = 8
 DAY_US: Final = 86_400_000_000
+MINUTE_US: Final = 60_000_000
+AVERAGE_MINUTES: Final = 5
 
 Clock = Callable[[int], int]
 """Turns µs into the unit the caller asked for."""
@@ -122,34 +124,67 @@ def ticker_24hr(market: Market, now_us: int, clock: Clock, *, full: bool) -> dic
     """Write one entry of `ticker/24hr`; before the first trade all numbers are zero."""
     numbers = Numbers(market)
     day = market.tape.day(now_us) or Candle(now_us, 0, 0, 0, 0)
-    mini = {
-        "symbol": market.symbol,
-        "openPrice": numbers.price(day.open),
-        "highPrice": numbers.price(day.high),
-        "lowPrice": numbers.price(day.low),
-        "lastPrice": numbers.price(day.close),
-        "volume": numbers.qty(day.volume),
-        "quoteVolume": numbers.amount(day.quote),
-        "openTime": clock(now_us - DAY_US),
-        "closeTime": clock(now_us),
-        "firstId": day.first_trade_id,
-        "lastId": day.last_trade_id,
-        "count": day.count,
-    }
+    mini = _mini(market, day, clock(now_us - DAY_US), clock(now_us))
     if not full:
         return mini
-    change = day.close - day.open
-    percent = 100 * change / day.open if day.open else 0.0
     last = market.tape.trades[-1] if market.tape.trades else None
     return {
         **mini,
-        "priceChange": numbers.price(change),
-        "priceChangePercent": f"{percent:.3f}",
-        "weightedAvgPrice": numbers.price(day.quote // day.volume if day.volume else 0),
+        **_change(market, day),
         "prevClosePrice": numbers.price(day.open),
         "lastQty": numbers.qty(last.qty if last else 0),
         **_best(market, numbers),
     }
+
+
+def ticker(market: Market, now_us: int, window_us: int, clock: Clock, *, full: bool) -> dict[str, Any]:
+    """Write one entry of `ticker`, whose window begins on a minute; before the first trade all numbers are zero."""
+    open_us = (now_us - window_us) // MINUTE_US * MINUTE_US
+    window = market.tape.since(open_us) or Candle(now_us, 0, 0, 0, 0)
+    mini = _mini(market, window, clock(open_us), clock(now_us))
+    return {**mini, **_change(market, window)} if full else mini
+
+
+def _mini(market: Market, window: Candle, open_time: int, close_time: int) -> dict[str, Any]:
+    numbers = Numbers(market)
+    return {
+        "symbol": market.symbol,
+        "openPrice": numbers.price(window.open),
+        "highPrice": numbers.price(window.high),
+        "lowPrice": numbers.price(window.low),
+        "lastPrice": numbers.price(window.close),
+        "volume": numbers.qty(window.volume),
+        "quoteVolume": numbers.amount(window.quote),
+        "openTime": open_time,
+        "closeTime": close_time,
+        "firstId": window.first_trade_id,
+        "lastId": window.last_trade_id,
+        "count": window.count,
+    }
+
+
+def _change(market: Market, window: Candle) -> dict[str, Any]:
+    numbers = Numbers(market)
+    change = window.close - window.open
+    percent = 100 * change / window.open if window.open else 0.0
+    return {
+        "priceChange": numbers.price(change),
+        "priceChangePercent": f"{percent:.3f}",
+        "weightedAvgPrice": numbers.price(window.quote // window.volume if window.volume else 0),
+    }
+
+
+def ticker_price(market: Market) -> dict[str, Any]:
+    """Write one entry of `ticker/price`: the last trade's price."""
+    last = market.tape.trades[-1].price if market.tape.trades else 0
+    return {"symbol": market.symbol, "price": Numbers(market).price(last)}
+
+
+def average_price(market: Market, now_us: int, clock: Clock) -> dict[str, Any]:
+    """Answer `avgPrice`."""
+    last_us = market.tape.trades[-1].time_us if market.tape.trades else 0
+    average = market.tape.average(now_us - AVERAGE_MINUTES * MINUTE_US)
+    return {"mins": AVERAGE_MINUTES, "price": Numbers(market).price(average), "closeTime": clock(last_us)}
 
 
 def book_ticker(market: Market) -> dict[str, Any]:
@@ -168,24 +203,79 @@ def _best(market: Market, numbers: Numbers) -> dict[str, str]:
     }
 
 
-def exchange_info(markets: Sequence[Market], now_ms: int, weight_limit: int) -> dict[str, Any]:
+def exchange_info(
+    markets: Sequence[Market], now: int, weight_limit: int, *, permission_sets: bool = True
+) -> dict[str, Any]:
     """Answer `exchangeInfo`."""
     return {
         "timezone": "UTC",
-        "serverTime": now_ms,
+        "serverTime": now,
         "rateLimits": [
             {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": weight_limit},
+            {"rateLimitType": "ORDERS", "interval": "SECOND", "intervalNum": 10, "limit": 100},
+            {"rateLimitType": "ORDERS", "interval": "DAY", "intervalNum": 1, "limit": 200_000},
             {"rateLimitType": "RAW_REQUESTS", "interval": "MINUTE", "intervalNum": 5, "limit": 300_000},
         ],
         "exchangeFilters": [],
-        "symbols": [_symbol_info(market.symbol) for market in markets],
+        "symbols": [_symbol_info(market.symbol, permission_sets=permission_sets) for market in markets],
     }
 
 
 _QUOTES: Final = ("USDT", "USDC", "FDUSD", "BTC", "ETH", "BNB", "EUR", "TRY")
 
+_ORDER_FLAGS: Final = (
+    "icebergAllowed",
+    "ocoAllowed",
+    "otoAllowed",
+    "opoAllowed",
+    "quoteOrderQtyMarketAllowed",
+    "allowTrailingStop",
+    "cancelReplaceAllowed",
+    "amendAllowed",
+    "pegInstructionsAllowed",
+)
 
-def _symbol_info(symbol: str) -> dict[str, Any]:
+_FILTERS: Final[tuple[dict[str, Any], ...]] = (
+    {
+        "filterType": "PRICE_FILTER",
+        "minPrice": "0.01000000",
+        "maxPrice": "1000000.00000000",
+        "tickSize": "0.01000000",
+    },
+    {"filterType": "LOT_SIZE", "minQty": "0.00001000", "maxQty": "9000.00000000", "stepSize": "0.00001000"},
+    {"filterType": "ICEBERG_PARTS", "limit": 100},
+    {"filterType": "MARKET_LOT_SIZE", "minQty": "0.00000000", "maxQty": "100.00000000", "stepSize": "0.00000000"},
+    {
+        "filterType": "TRAILING_DELTA",
+        "minTrailingAboveDelta": 10,
+        "maxTrailingAboveDelta": 2000,
+        "minTrailingBelowDelta": 10,
+        "maxTrailingBelowDelta": 2000,
+    },
+    {
+        "filterType": "PERCENT_PRICE_BY_SIDE",
+        "bidMultiplierUp": "5",
+        "bidMultiplierDown": "0.2",
+        "askMultiplierUp": "5",
+        "askMultiplierDown": "0.2",
+        "avgPriceMins": AVERAGE_MINUTES,
+    },
+    {
+        "filterType": "NOTIONAL",
+        "minNotional": "5.00000000",
+        "applyMinToMarket": True,
+        "maxNotional": "9000000.00000000",
+        "applyMaxToMarket": False,
+        "avgPriceMins": AVERAGE_MINUTES,
+    },
+    {"filterType": "MAX_NUM_ORDERS", "maxNumOrders": 200},
+    {"filterType": "MAX_NUM_ORDER_LISTS", "maxNumOrderLists": 20},
+    {"filterType": "MAX_NUM_ALGO_ORDERS", "maxNumAlgoOrders": 5},
+    {"filterType": "MAX_NUM_ORDER_AMENDS", "maxNumOrderAmends": 10},
+)
+
+
+def _symbol_info(symbol: str, *, permission_sets: bool) -> dict[str, Any]:
     quote = next((asset for asset in _QUOTES if symbol.endswith(asset) and symbol != asset), symbol[-3:])
     base = symbol.removesuffix(quote)
     return {
@@ -198,20 +288,21 @@ def _symbol_info(symbol: str) -> dict[str, Any]:
         "quoteAssetPrecision": DECIMALS,
         "baseCommissionPrecision": DECIMALS,
         "quoteCommissionPrecision": DECIMALS,
-        "orderTypes": ["LIMIT", "LIMIT_MAKER", "MARKET"],
+        "orderTypes": [
+            "LIMIT",
+            "LIMIT_MAKER",
+            "MARKET",
+            "STOP_LOSS",
+            "STOP_LOSS_LIMIT",
+            "TAKE_PROFIT",
+            "TAKE_PROFIT_LIMIT",
+        ],
+        **dict.fromkeys(_ORDER_FLAGS, True),
         "isSpotTradingAllowed": True,
         "isMarginTradingAllowed": False,
-        "filters": [
-            {
-                "filterType": "PRICE_FILTER",
-                "minPrice": "0.01000000",
-                "maxPrice": "1000000.00000000",
-                "tickSize": "0.01000000",
-            },
-            {"filterType": "LOT_SIZE", "minQty": "0.00001000", "maxQty": "9000.00000000", "stepSize": "0.00001000"},
-        ],
+        "filters": [dict(one) for one in _FILTERS],
         "permissions": [],
-        "permissionSets": [["SPOT"]],
+        "permissionSets": [["SPOT"]] if permission_sets else [],
         "defaultSelfTradePreventionMode": "EXPIRE_MAKER",
-        "allowedSelfTradePreventionModes": ["EXPIRE_MAKER"],
+        "allowedSelfTradePreventionModes": ["EXPIRE_TAKER", "EXPIRE_MAKER", "EXPIRE_BOTH", "DECREMENT"],
     }

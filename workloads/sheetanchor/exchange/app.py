@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 from aiohttp import WSCloseCode, web
 
 from sheetanchor import recording
-from sheetanchor.errors import BadSettings
+from sheetanchor.errors import BadSettings, shortened, told
 from sheetanchor.exchange import answers, rest
 from sheetanchor.exchange.clock import Pace, RecordedPace, SteadyPace, parse_burst
-from sheetanchor.exchange.control import STREAMS_MAX, is_stream_name
+from sheetanchor.exchange.control import STREAMS_MAX, is_stream_name, not_served, unserved_type
 from sheetanchor.exchange.faults import RECIPES, Client, check, parse
 from sheetanchor.exchange.market import Market
 from sheetanchor.exchange.script import begin_at, prepare
@@ -44,6 +44,8 @@ MESSAGE_MAX_BYTES: Final = 64 * 1024
 
 _STOP_WITHIN_S: Final = 2.0
 _CATCH_UP_COUNT: Final = 10_000  # messages made at a time; nobody is there to take them
+
+_FAULT_ID: Final = re.compile(r"[0-9]{1,9}")
 
 KEY_HEADER: Final = "X-MBX-APIKEY"
 
@@ -143,6 +145,8 @@ def _check_upgrade(request: web.Request, server: Server, streams: list[str]) -> 
     wrong = [name for name in streams if not is_stream_name(name)]
     if wrong:
         return _refusal(400, -1100, f"Invalid stream name {wrong[0]!r}: expected for instance btcusdt@trade.")
+    if (unserved := next(filter(None, map(unserved_type, streams)), "")) != "":
+        return _refusal(400, -1100, f"Invalid stream name: {not_served(unserved)}.")
     if len(streams) > STREAMS_MAX:
         return _refusal(400, -1130, f"More than {STREAMS_MAX} streams on one connection.")
     return None
@@ -224,16 +228,16 @@ async def _post_fault(request: web.Request) -> web.Response:
     except RecursionError:
         return _refusal(400, -1100, "Expected a flat JSON object.")
     except (ValueError, BadSettings) as error:
-        return _refusal(400, -1100, str(error))
+        return _refusal(400, -1100, told(error))
     venue.tick_faults(venue.now_us())
     return web.json_response(fault.report(), status=201)
 
 
 async def _delete_fault(request: web.Request) -> web.Response:
     text = request.match_info["id"]
-    fault = request.app[_SERVER].venue.board.remove(int(text)) if text.isdecimal() else None
+    fault = request.app[_SERVER].venue.board.remove(int(text)) if _FAULT_ID.fullmatch(text) else None
     if fault is None:
-        return _refusal(404, -1100, f"No live fault has the id {text}.")
+        return _refusal(404, -1100, f"No live fault has the id {shortened(text, 40)}.")
     return web.json_response(fault.report())
 
 
@@ -269,16 +273,29 @@ def _page(server: Server) -> str:
     )
 
 
+@web.middleware
+async def _in_json(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
+    """Answer in JSON too what is served at no path, or not by this method."""
+    try:
+        return await handler(request)
+    except web.HTTPMethodNotAllowed as error:
+        response = _refusal(405, -1020, "This operation is not supported.")
+        response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        return response
+    except web.HTTPNotFound:
+        return _refusal(404, -1000, f"Path {shortened(request.path, 100)} is not served here.")
+
+
 def build_app(server: Server) -> web.Application:
     """Put the routes together."""
-    app = web.Application(middlewares=[_only_for_us])
+    app = web.Application(middlewares=[_in_json, _only_for_us])
     app[_SERVER] = server
     app[rest.VENUE] = server.venue
     app.router.add_get("/", _front)
     app.router.add_get("/ws", _websocket)
     app.router.add_get("/ws/{stream:.*}", _websocket)
     app.router.add_get("/stream", _websocket)
-    app.router.add_get(rest.PREFIX + "{route:.*}", rest.serve)
+    app.router.add_route("*", rest.PREFIX + "{route:.*}", rest.serve)
     app.router.add_get("/faults", _get_faults)
     app.router.add_post("/faults", _post_fault)
     app.router.add_delete("/faults/{id}", _delete_fault)

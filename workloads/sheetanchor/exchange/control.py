@@ -7,12 +7,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from sheetanchor.errors import shortened
+from sheetanchor.exchange.script import KINDS
+
 STREAMS_MAX: Final = 1_024
 """Streams that one connection may listen to."""
 
 _METHODS: Final = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 _ID_TEXT: Final = re.compile(r"[A-Za-z0-9_-]{1,36}")
-_STREAM: Final = re.compile(r"[^\x00-/:-`{-\x7f\s]{1,20}@[A-Za-z0-9_@]{1,30}")
+_STREAM: Final = re.compile(r"[^\x00-/:-`{-\x7f\s]{1,20}@([A-Za-z0-9_@:+-]{1,30})")
 """Digits, lower-case letters, and whatever of other scripts: these have no lower case to insist on."""
 
 
@@ -41,6 +44,17 @@ def is_stream_name(name: object) -> bool:
     return isinstance(name, str) and _STREAM.fullmatch(name) is not None
 
 
+def unserved_type(name: str) -> str:
+    """Give the type of a well-formed stream's name if it is not served, else "": silence would look like quiet."""
+    found = _STREAM.fullmatch(name)
+    return found[1] if found is not None and found[1] not in KINDS else ""
+
+
+def not_served(stream_type: str) -> str:
+    """Say so."""
+    return f"no stream of type {stream_type!r} is served here: expected one of {', '.join(KINDS)}"
+
+
 def answer(text: str, subscriptions: Subscriptions) -> str:
     """Carry out one request and give the answer as JSON.
 
@@ -50,6 +64,8 @@ def answer(text: str, subscriptions: Subscriptions) -> str:
     """
     try:
         request = json.loads(text)
+    except RecursionError:
+        return _dump({"code": INVALID_JSON, "msg": "Invalid JSON: recursion limit exceeded"})
     except ValueError as error:
         place = f"line {getattr(error, 'lineno', 1)} column {getattr(error, 'colno', 1)}"
         return _dump({"code": INVALID_JSON, "msg": f"Invalid JSON: expected value at {place}"})
@@ -85,9 +101,10 @@ def _carry_out(request: dict[str, Any], subscriptions: Subscriptions) -> Any:
     if "method" not in request:
         raise _Refused(INVALID_REQUEST, "Invalid request: missing field `method`")
     method = request["method"]
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise _Refused(
-            INVALID_REQUEST, f"Invalid request: unknown variant `{method}`, expected one of {', '.join(_METHODS)}"
+            INVALID_REQUEST,
+            f"Invalid request: unknown variant `{shortened(str(method), 100)}`, expected one of {', '.join(_METHODS)}",
         )
     params = request.get("params", [])
     if not isinstance(params, list):
@@ -106,7 +123,9 @@ def _change(method: str, params: list[Any], subscriptions: Subscriptions) -> Non
         raise _Refused(INVALID_REQUEST, "Invalid request: missing field `params`")
     for name in params:
         if not is_stream_name(name):
-            raise _Refused(INVALID_REQUEST, f"Invalid request: invalid stream name {name!r}")
+            raise _Refused(INVALID_REQUEST, f"Invalid request: invalid stream name {shortened(repr(name), 100)}")
+        if unserved_type(name) and method == "SUBSCRIBE":
+            raise _Refused(INVALID_REQUEST, f"Invalid request: {not_served(unserved_type(name))}")
     if method == "UNSUBSCRIBE":
         for name in params:
             subscriptions.streams.pop(name, None)

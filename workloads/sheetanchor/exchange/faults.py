@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sheetanchor.errors import BadSettings
+from sheetanchor.errors import BadSettings, shortened
 from sheetanchor.exchange.market import Event
 from sheetanchor.exchange.script import KINDS
 
@@ -163,11 +163,13 @@ def check(kind: str, given: Mapping[str, Any]) -> tuple[str, dict[str, float | s
         BadSettings: Names the fault, the wrong part and what was expected.
     """
     if kind not in RECIPES:
-        raise BadSettings(f"fault {kind!r}: expected one of {', '.join(RECIPES)}")
+        raise BadSettings(f"fault {shortened(kind, 60)!r}: expected one of {', '.join(RECIPES)}")
     params = dict(RECIPES[kind].defaults)
     for name, value in given.items():
         if name not in params:
-            raise BadSettings(f"fault {kind}: unknown parameter {name!r}; it takes {', '.join(sorted(params))}")
+            raise BadSettings(
+                f"fault {kind}: unknown parameter {shortened(name, 60)!r}; it takes {', '.join(sorted(params))}"
+            )
         params[name] = _text(kind, name, value) if isinstance(params[name], str) else _number(kind, name, value)
     return kind, params
 
@@ -175,14 +177,14 @@ def check(kind: str, given: Mapping[str, Any]) -> tuple[str, dict[str, float | s
 def _number(kind: str, name: str, value: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     whole = name in ("n", "connection", "code")
     low = -99 if name == "percent" else 1 if name == "n" else 0
     high = 599 if name == "code" else NUMBER_MAX
     if not low <= number <= high or (whole and number != int(number)) or (name == "code" and number < 400):
         what = "a status from 400 to 599" if name == "code" else f"a {'whole ' if whole else ''}number from {low}"
-        raise BadSettings(f"fault {kind}: {name} = {value!r}: expected {what}")
+        raise BadSettings(f"fault {kind}: {name} = {shortened(repr(value), 100)}: expected {what}")
     return number
 
 
@@ -190,7 +192,7 @@ def _text(kind: str, name: str, value: Any) -> str:
     text = str(value)
     choices = {"what": (*KINDS, "all"), "form": BODY_FORMS}.get(name)
     if choices and text not in choices:
-        raise BadSettings(f"fault {kind}: {name} = {text!r}: expected one of {', '.join(choices)}")
+        raise BadSettings(f"fault {kind}: {name} = {shortened(text, 100)!r}: expected one of {', '.join(choices)}")
     return text.upper() if name == "symbol" and text.isascii() else text
 
 

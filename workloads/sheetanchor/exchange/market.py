@@ -21,6 +21,9 @@ PAST_BOOKS_MAX: Final = 30
 TOP: Final = 20
 """Levels a side of the `@depth20` stream."""
 
+TOP_EVERY_US: Final = 50_000
+TOP_LATE_MAX_US: Final = 1_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -68,6 +71,7 @@ class Market:
         self._index = -silent
         self._jump_trades = 0
         self._jump_factor = 1.0
+        self._top_due_us: int | None = None
         self._next: tuple[int, int, int, Step] | None = None
         self._fetch()
         self._warm_up(silent)
@@ -80,7 +84,9 @@ class Market:
     @property
     def next_due_us(self) -> int | None:
         """When the next message is due, wall-clock µs; None after the last."""
-        return self._next[0] if self._next is not None else None
+        if self._next is None:
+            return None
+        return self._next[0] if self._top_due_us is None else min(self._next[0], self._top_due_us)
 
     def advance(self, now_us: int, *, count_max: int, top: bool = False) -> list[Event]:
         """Give the messages that are due, in order.
@@ -88,15 +94,20 @@ class Market:
         Args:
             now_us: Wall-clock time.
             count_max: At most this many; the rest stays due.
-            top: Whether a top-20 message follows every diff.
+            top: Whether somebody wants top-20 messages: one every `TOP_EVERY_US`, as long as the market is played.
         """
         events: list[Event] = []
-        while self._next is not None and self._next[0] <= now_us and len(events) < count_max:
-            _, event_us, number, step = self._next
-            event = self._play(event_us, number, step)
-            events.append(event)
-            if top and step.kind == "depth":
-                events.append(self._top(event))
+        # After a pause those of a second are made up for: each tells the whole.
+        self._top_due_us = max(self._top_due_us or now_us, now_us - TOP_LATE_MAX_US) if top else None
+        while self._next is not None and len(events) < count_max:
+            due_us, event_us, number, step = self._next
+            if self._top_due_us is not None and self._top_due_us <= min(now_us, due_us):
+                events.append(self._top(self._top_due_us))
+                self._top_due_us += TOP_EVERY_US
+                continue
+            if due_us > now_us:
+                break
+            events.append(self._play(event_us, number, step))
             self._fetch()
         self._keep_book(now_us)
         return events
@@ -147,19 +158,20 @@ class Market:
         first_id, last_id = step.first_id + shift, step.last_id + shift
         return Event(step.kind, self.symbol, stream, first_id, last_id, event_us, bytes(frame))
 
-    def _top(self, diff: Event) -> Event:
+    def _top(self, at_us: int) -> Event:
         bids, asks = self.book.top(TOP)
+        update_id = self.book.update_id
         message = sbe.DepthSnapshot(
-            event_time_us=diff.event_us,
+            event_time_us=at_us,
             symbol=self.symbol,
             price_exponent=self.script.price_exponent,
             qty_exponent=self.script.qty_exponent,
-            book_update_id=diff.last_id,
+            book_update_id=update_id,
             bids=tuple(bids),
             asks=tuple(asks),
         )
         stream = self._streams["depth20"]
-        return Event("depth20", self.symbol, stream, diff.last_id, diff.last_id, diff.event_us, sbe.encode(message))
+        return Event("depth20", self.symbol, stream, update_id, update_id, at_us, sbe.encode(message))
 
     def _keep_book(self, now_us: int) -> None:
         if not self.past_books or now_us - self.past_books[-1][0] >= PAST_BOOK_EVERY_US:

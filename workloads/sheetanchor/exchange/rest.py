@@ -7,10 +7,9 @@ between two parts of an answer.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -20,7 +19,7 @@ from aiohttp import web
 from sheetanchor.exchange import answers
 from sheetanchor.exchange.faults import Fault
 from sheetanchor.exchange.limits import Verdict
-from sheetanchor.exchange.market import Market
+from sheetanchor.exchange.query import ApiError, Query, check_format, check_sent, missing, wants_micros
 from sheetanchor.exchange.tape import INTERVALS_US
 from sheetanchor.exchange.venue import Venue
 
@@ -30,91 +29,7 @@ PREFIX: Final = "/api/v3/"
 DEPTH_MAX: Final = 5_000
 LIST_MAX: Final = 1_000
 
-_SYMBOL: Final = re.compile(r"(?:[A-Z0-9_.-]|[^\x00-\x7f\s]){1,20}")
 _INTEGER: Final = re.compile(r"[0-9]{1,20}")
-_MICROSECONDS_FROM: Final = 10**14
-"""A time at or above this can only be in µs: in ms it would be the year 5138."""
-
-
-class ApiError(Exception):
-    """A request that is answered with an error body."""
-
-    def __init__(self, code: int, text: str, status: int = 400) -> None:
-        super().__init__(text)
-        self.code = code
-        self.status = status
-
-
-@dataclass(slots=True)
-class Query:
-    """The parameters of one request, and what they are about."""
-
-    venue: Venue
-    params: Mapping[str, str]
-    now_us: int
-    micros: bool = False
-    stale: Callable[[], Fault | None] = field(default=lambda: None)
-
-    def clock(self, time_us: int) -> int:
-        """Turn µs into the unit asked for."""
-        return time_us if self.micros else time_us // 1000
-
-    def market(self) -> Market:
-        """Give the market of the mandatory parameter `symbol`."""
-        name = self.params.get("symbol", "")
-        if not name:
-            raise ApiError(-1102, "Mandatory parameter 'symbol' was not sent, was empty/null, or malformed.")
-        return self._market(name, "symbol")
-
-    def markets(self) -> list[Market]:
-        """Give the markets of `symbol` or `symbols`; all without either."""
-        if "symbol" in self.params and "symbols" in self.params:
-            raise ApiError(-1128, "Combination of optional parameters invalid.")
-        if "symbol" in self.params:
-            return [self.market()]
-        if "symbols" not in self.params:
-            return list(self.venue.markets.values())
-        try:
-            names = json.loads(self.params["symbols"])
-        except ValueError:
-            names = None
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise ApiError(-1100, "Illegal characters found in parameter 'symbols'; legal range is a JSON array.")
-        return [self._market(name, "symbols") for name in names]
-
-    def _market(self, name: str, parameter: str) -> Market:
-        if not _SYMBOL.fullmatch(name):
-            legal = "^[A-Z0-9-_.]{1,20}$"
-            raise ApiError(-1100, f"Illegal characters found in parameter '{parameter}'; legal range is '{legal}'.")
-        if name not in self.venue.markets:
-            raise ApiError(-1121, "Invalid symbol.")
-        if self.params.get("symbolStatus", "TRADING") != "TRADING":
-            raise ApiError(-1220, "The symbol's status does not match the requested symbolStatus.")
-        return self.venue.markets[name]
-
-    def integer(self, name: str) -> int | None:
-        """Read an optional whole number."""
-        text = self.params.get(name)
-        if text is None:
-            return None
-        if not _INTEGER.fullmatch(text):
-            legal = "^[0-9]{1,20}$"
-            raise ApiError(-1100, f"Illegal characters found in parameter '{name}'; legal range is '{legal}'.")
-        return int(text)
-
-    def limit(self, default: int, highest: int) -> int:
-        """Read `limit`; larger ones are cut to the highest."""
-        value = self.integer("limit")
-        if value == 0:
-            raise ApiError(-1130, "Data sent for parameter 'limit' is not valid.")
-        return min(default if value is None else value, highest)
-
-    def time_us(self, name: str) -> int | None:
-        """Read a time in ms or µs."""
-        value = self.integer(name)
-        if value is None or value >= _MICROSECONDS_FROM:
-            return value
-        return value * 1000
 
 
 def _depth(query: Query) -> Any:
@@ -158,15 +73,13 @@ def _klines(query: Query) -> Any:
     market, limit = query.market(), query.limit(500, LIST_MAX)
     interval = query.params.get("interval", "")
     if not interval:
-        raise ApiError(-1102, "Mandatory parameter 'interval' was not sent, was empty/null, or malformed.")
+        raise missing("interval")
     if interval not in INTERVALS_US:
         raise ApiError(-1120, "Invalid interval.")
-    if query.params.get("timeZone", "0") not in ("0", "0:00", "00:00", "+00:00"):
-        raise ApiError(-1130, "Data sent for parameter 'timeZone' is not valid.")
     start_us, end_us = query.time_us("startTime"), query.time_us("endTime")
     found = [
         item
-        for item in market.tape.candles(interval, query.now_us)
+        for item in market.tape.candles(interval, query.now_us, query.zone_us())
         if (start_us is None or item.open_us >= start_us) and (end_us is None or item.open_us <= end_us)
     ]
     chosen = _part(found, limit, forward=start_us is not None)
@@ -174,11 +87,25 @@ def _klines(query: Query) -> Any:
 
 
 def _ticker_24hr(query: Query) -> Any:
-    kind = query.params.get("type", "FULL")
-    if kind not in ("FULL", "MINI"):
-        raise ApiError(-1139, "Invalid ticker type.")
-    found = [answers.ticker_24hr(market, query.now_us, query.clock, full=kind == "FULL") for market in query.markets()]
+    full = query.is_full()
+    found = [answers.ticker_24hr(market, query.now_us, query.clock, full=full) for market in query.markets()]
     return found[0] if "symbol" in query.params else found
+
+
+def _ticker(query: Query) -> Any:
+    full, window_us = query.is_full(), query.window_us()
+    markets = query.markets(needed=True)
+    found = [answers.ticker(market, query.now_us, window_us, query.clock, full=full) for market in markets]
+    return found[0] if "symbol" in query.params else found
+
+
+def _ticker_price(query: Query) -> Any:
+    found = [answers.ticker_price(market) for market in query.markets()]
+    return found[0] if "symbol" in query.params else found
+
+
+def _average_price(query: Query) -> Any:
+    return answers.average_price(query.market(), query.now_us, query.clock)
 
 
 def _book_ticker(query: Query) -> Any:
@@ -187,8 +114,9 @@ def _book_ticker(query: Query) -> Any:
 
 
 def _exchange_info(query: Query) -> Any:
+    shown = query.flag("showPermissionSets", default=True)
     limit = query.venue.budget.per_minute
-    return answers.exchange_info(query.markets(), query.clock(query.now_us), limit)
+    return answers.exchange_info(query.listed(), query.clock(query.now_us), limit, permission_sets=shown)
 
 
 def _time(query: Query) -> Any:
@@ -214,6 +142,10 @@ def ticker_weight(params: Mapping[str, str]) -> int:
     return 2 if count <= 20 else 40 if count <= 100 else 80
 
 
+def _rolling_weight(params: Mapping[str, str]) -> int:
+    return min(200, 4 * (params["symbols"].count(",") + 1 if "symbols" in params else 1))
+
+
 def _book_ticker_weight(params: Mapping[str, str]) -> int:
     return 2 if "symbol" in params else 4
 
@@ -234,6 +166,10 @@ ROUTES: Final[dict[str, Route]] = {
     "aggTrades": Route(_aggregates, 4, ("symbol", "fromId", "startTime", "endTime", "limit")),
     "klines": Route(_klines, 2, ("symbol", "interval", "startTime", "endTime", "timeZone", "limit")),
     "ticker/24hr": Route(_ticker_24hr, ticker_weight, ("symbol", "symbols", "type", "symbolStatus")),
+    "uiKlines": Route(_klines, 2, ("symbol", "interval", "startTime", "endTime", "timeZone", "limit")),
+    "avgPrice": Route(_average_price, 2, ("symbol",)),
+    "ticker": Route(_ticker, _rolling_weight, ("symbol", "symbols", "windowSize", "type", "symbolStatus")),
+    "ticker/price": Route(_ticker_price, _book_ticker_weight, ("symbol", "symbols", "symbolStatus")),
     "ticker/bookTicker": Route(_book_ticker, _book_ticker_weight, ("symbol", "symbols", "symbolStatus")),
     "exchangeInfo": Route(
         _exchange_info, 20, ("symbol", "symbols", "permissions", "symbolStatus", "showPermissionSets")
@@ -307,8 +243,10 @@ async def serve(request: web.Request) -> web.Response:
     route = ROUTES.get(name)
     if route is None:
         return _respond(_error(-1000, f"Path {request.path} is not served here."), 404, {})
+    if request.method not in ("GET", "HEAD"):
+        return _respond(_error(-1020, "This operation is not supported."), 405, {"Allow": "GET, HEAD"})
     now_us = venue.now_us()
-    params = {key: value for key, value in request.query.items() if value != ""}
+    params = dict(request.query)
     weight = route.weight if isinstance(route.weight, int) else route.weight(params)
     verdict = venue.budget.charge(request.remote or "", weight, now_us / 1e6)
     headers = {"X-MBX-USED-WEIGHT": str(verdict.used), "X-MBX-USED-WEIGHT-1M": str(verdict.used)}
@@ -317,14 +255,16 @@ async def serve(request: web.Request) -> web.Response:
     scripted = venue.board.request("rest_status", name)
     if scripted is not None:
         return _scripted_error(scripted, headers)
-    unit = request.headers.get("X-MBX-TIME-UNIT", "").upper()
-    query = Query(venue, params, now_us, unit == "MICROSECOND", lambda: venue.board.request("stale_snapshot", name))
-    response = _answered(query, route, headers)
+    query = Query(venue, params, now_us, stale=lambda: venue.board.request("stale_snapshot", name))
+    response = _answered(request, query, route, headers)
     return await _spoil(venue, name, response)
 
 
-def _answered(query: Query, route: Route, headers: Mapping[str, str]) -> web.Response:
+def _answered(request: web.Request, query: Query, route: Route, headers: Mapping[str, str]) -> web.Response:
     try:
+        check_format(request.headers.get("Accept", ""), request.headers.get("X-MBX-SBE", ""))
+        query.micros = wants_micros(request.headers.get("X-MBX-TIME-UNIT", ""))
+        check_sent(request.query.items())
         return _respond(answer(query, route), 200, headers)
     except ApiError as error:
         return _respond(_error(error.code, str(error)), error.status, headers)

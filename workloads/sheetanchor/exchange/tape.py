@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 TRADES_MAX: Final = 20_000
@@ -153,12 +154,13 @@ class Tape:
             flat = last.close if at_us < target_us else price
             candles.append(Candle(at_us, flat, flat, flat, flat))
 
-    def candles(self, interval: str, now_us: int) -> list[Candle]:
+    def candles(self, interval: str, now_us: int, zone_us: int = 0) -> list[Candle]:
         """Give all known candles of an interval in order, the running one included.
 
         Args:
             interval: A key of `INTERVALS_US`.
             now_us: Wall-clock time: intervals without a trade up to now are flat.
+            zone_us: How far the clocks, by whose days and hours intervals begin, are ahead of UTC; whole minutes.
         """
         if self.trades:
             close = self.trades[-1].price
@@ -167,11 +169,22 @@ class Tape:
         length_us = INTERVALS_US[interval]
         if length_us == _SECOND_US:
             return list(self.seconds)
-        return joined(self.minutes, length_us, _MONDAY_US if interval == "1w" else 0)
+        return joined(self.minutes, length_us, (_MONDAY_US if interval == "1w" else 0) - zone_us)
+
+    def average(self, since_us: int) -> int:
+        """Give the average price of what was traded since a moment, by quantity; else of the last trade, or 0."""
+        inside = (
+            list(takewhile(lambda trade: trade.time_us >= since_us, reversed(self.trades))) or list(self.trades)[-1:]
+        )
+        volume = sum(trade.qty for trade in inside)
+        return sum(trade.price * trade.qty for trade in inside) // volume if volume else 0
 
     def day(self, now_us: int) -> Candle | None:
         """Give the last 24 hours as one candle; None before the first trade."""
-        first_us = now_us - 1_440 * _MINUTE_US
+        return self.since(now_us - 1_440 * _MINUTE_US)
+
+    def since(self, first_us: int) -> Candle | None:
+        """Give all minutes that begin at a moment or later as one candle; None without any."""
         inside = [candle for candle in self.minutes if candle.open_us >= first_us]
         if not inside:
             return None
