@@ -14,7 +14,7 @@ CLUSTER_TESTS = $(if $(filter tests,$(TESTS)),tests/cluster,$(filter tests/clust
 BED := PYTHONPATH=tests $(PYTHON) -m cluster.bed
 SOURCES := pyproject.toml requirements.lock .ci/locked.py $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
-.PHONY: help setup run test check format bench fuzz model crds lock image cluster cluster-down krew clean
+.PHONY: help setup run test check format bench soak-feeds fuzz model crds lock image cluster cluster-down krew clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ format: .venv/.dev-ready ## put the code into its form
 
 bench: .venv/.dev-ready ## measure; prints the tables of docs/performance.md
 	@set -e; for script in tests/performance/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+soak-feeds: .venv/.dev-ready ## COUNT random feeds (default 10000) from SEED on, and an hour of the recorded market, against the exchange's own state
+	cd tests && ../$(BIN)/python soak_feeds.py --count $(or $(COUNT),10000) --seed $(or $(SEED),0) $(ARGS)
 
 fuzz: ## fuzz the decoder for SECONDS (default 60)
 	@bash decoder/fuzz.sh $(SECONDS)

@@ -32,6 +32,7 @@ class FeedClock {
     *this = FeedClock{};
     event_us_ = mark_event_us_ = event_us;
     stamp_us_ = mark_stamp_us_ = stamp_us;
+    lead_us_ = event_us - stamp_us;
   }
 
   // What the exchange's clock shows at a time of the arrival clock.
@@ -54,7 +55,10 @@ class FeedClock {
       return 0;
     }
     if (event_us > event_us_) {
-      if (event_us - at(stamp_us) > (keeps_pace_ ? SLACK_US : UNPACED_AHEAD_US)) return doubt(event_us, stamp_us);
+      // What makes up for being late runs ahead too, but comes no sooner after its event than others have.
+      const bool catches_up = keeps_pace_ && event_us - stamp_us <= lead_us_ + SLACK_US;
+      const bool ahead = event_us - at(stamp_us) > (keeps_pace_ ? SLACK_US : UNPACED_AHEAD_US);
+      if (ahead && !catches_up) return doubt(event_us, stamp_us);
       agreeing_ = 0;
       advance(event_us, stamp_us);
     } else if (event_us_ - event_us <= behind_us()) {
@@ -71,6 +75,7 @@ class FeedClock {
   void advance(std::int64_t event_us, std::int64_t stamp_us) {
     event_us_ = event_us;
     stamp_us_ = stamp_us;
+    lead_us_ = std::max(lead_us_, event_us - stamp_us);
     const auto passed_us = event_us - mark_event_us_;
     if (passed_us < PACE_US) return;
     keeps_pace_ = std::abs(passed_us - (stamp_us - mark_stamp_us_)) <= SLACK_US;
@@ -94,6 +99,7 @@ class FeedClock {
 
   std::int64_t event_us_ = -1, stamp_us_ = 0;
   std::int64_t mark_event_us_ = -1, mark_stamp_us_ = 0;
+  std::int64_t lead_us_ = 0;  // the largest event time less arrival
   bool keeps_pace_ = false;
   int agreeing_ = 0;
   std::int64_t doubted_event_us_ = 0, doubted_stamp_us_ = 0;

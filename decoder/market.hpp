@@ -60,6 +60,7 @@ struct Pulse {
   std::int64_t id = -1;
   std::int64_t event_us = -1;
   std::int64_t stamp_us = 0;                        // of the entry that brought it first
+  bool set_back = false;  // its event times have gone back, and no other stream has contradicted them
   std::int64_t line_stamp_us[LINES_MAX] = {};       // per line: of the last message, new or not; 0 for none
 };
 
@@ -251,6 +252,34 @@ class Market {
     if (!best) return std::nullopt;
     return scaled(best->first.price + best->second.price, price_exponent_) / 2;
   }
+  // How many bestBidAsk the book has come to agree with, each looked at once: when the book reaches its update.
+  std::int64_t best_agreed() const { return best_agreed_; }
+  // How many trades a window of so long, ending now, lacks or holds too many of: its ids have to be consecutive up to the
+  // newest, or some were lost, or dated by a clock that was wrong.
+  std::int64_t missing_trades(std::int64_t now_us, std::int64_t span_us) const {
+    const auto& trades = history_.trades();
+    if (trades.empty()) return 0;
+    const auto end_us = clock_.at(now_us);
+    std::int64_t first = INT64_MAX, last = -1, count = 0;
+    std::vector<std::int64_t> ahead;  // from the newest on
+    for (std::size_t at = trades.size(); at-- > 0;) {
+      const auto& trade = trades[at];
+      if (end_us - trade.reach_us > span_us) break;
+      if (trade.time_us - end_us > AHEAD_US) ahead.push_back(trade.id);
+      if (end_us - trade.time_us > span_us || trade.time_us - end_us > AHEAD_US) continue;
+      ++count;
+      first = std::min(first, trade.id);
+      last = std::max(last, trade.id);
+    }
+    if (const auto& newest = trades.back(); newest.time_us - end_us > AHEAD_US) {
+      first = std::min(first, newest.id);
+      last = newest.id;
+    }
+    // Right before the first one of the window, one with an odd time may belong to it.
+    for (const auto id : ahead)
+      if (id == first - 1) first = id;
+    return last < 0 ? 0 : last - first + 1 - count;
+  }
   const Pulse& pulse(Stream stream) const { return pulses_[static_cast<std::size_t>(stream)]; }
   // Best bid and ask as the newest bestBidAsk says, whatever the book has.
   std::optional<std::pair<Level, Level>> told_best() const {
@@ -322,6 +351,15 @@ class Market {
     }
   }
 
+  // Whether a frame with a new id shows that the clock was set back: its own stream's times have gone back. A stream that
+  // is merely late brings times before those of other streams, but never before its own.
+  bool goes_back(Stream stream, std::int64_t time_us) {
+    auto& pulse = pulses_[static_cast<std::size_t>(stream)];
+    if (pulse.event_us >= 0 && time_us < pulse.event_us - FeedClock::SLACK_US) pulse.set_back = true;
+    else if (time_us >= event_us() - FeedClock::SLACK_US) pulse.set_back = false;
+    return pulse.set_back;
+  }
+
   void note_event(std::int64_t time_us, bool is_news) {
     const auto before_us = clock_.at(source_.stamp_us);
     if (const auto set_by_us = clock_.note(time_us, source_.stamp_us, is_news); set_by_us != 0)
@@ -363,7 +401,9 @@ class Market {
     }
     std::int64_t newest_id = -1;
     for (const auto& trade : scratch_trades_) newest_id = std::max(newest_id, trade.id);
-    note_event(frame.event_time_us, newest_id > trade_id_);
+    // Not `trade_id_`: behind a hole a line that is late brings ids beyond it, and older times than the other line.
+    const bool is_news = newest_id > std::max(trade_id_, pulse(Stream::trade).id);
+    note_event(frame.event_time_us, is_news && goes_back(Stream::trade, frame.event_time_us));
     if (newest_id >= 0) note_pulse(Stream::trade, newest_id, frame.event_time_us);
     for (const auto& trade : scratch_trades_) take_trade(trade);
     return true;
@@ -404,7 +444,7 @@ class Market {
     if (!factors || !is_id(frame.last_update_id) || !convert(frame.bid, *factors, bid) ||
         !convert(frame.ask, *factors, ask) || bid.qty == 0 || ask.qty == 0)
       return false;
-    note_event(frame.event_time_us, frame.last_update_id > best_id_);
+    note_event(frame.event_time_us, frame.last_update_id > best_id_ && goes_back(Stream::best, frame.event_time_us));
     note_pulse(Stream::best, frame.last_update_id, frame.event_time_us);
     if (frame.last_update_id <= best_id_) {
       ++counters_.bba_stale;
@@ -417,6 +457,8 @@ class Market {
     best_id_ = frame.last_update_id;
     bid_ = bid;
     ask_ = ask;
+    best_checked_ = false;
+    check_best();
     ++counters_.bba_applied;
     if (best_id_ > update_id_) book_event_us_ = std::max(book_event_us_, date_us);
     note_mid(date_us);
@@ -451,7 +493,7 @@ class Market {
       return true;
     }
     if (!convert_sides(frame)) return false;
-    note_event(frame.event_time_us, last > last_seen_update_id_);
+    note_event(frame.event_time_us, last > last_seen_update_id_ && goes_back(Stream::depth, frame.event_time_us));
     note_pulse(Stream::depth, last, frame.event_time_us);
     last_seen_update_id_ = std::max(last_seen_update_id_, last);
     if (!has_book_) {
@@ -470,9 +512,17 @@ class Market {
     book_.bids.apply(bids);
     book_.asks.apply(asks);
     update_id_ = last;
+    check_best();
     ++counters_.diffs_applied;
     book_event_us_ = std::max(book_event_us_, time_us);
     note_mid(time_us);
+  }
+
+  // Once for each bestBidAsk: whether the book says the same when it knows that much.
+  void check_best() {
+    if (best_checked_ || best_id_ < 0 || !has_book_ || best_id_ > update_id_ || !book_.has_both_sides()) return;
+    best_checked_ = true;
+    if (book_.bids.best().price == bid_.price && book_.asks.best().price == ask_.price) ++best_agreed_;
   }
 
   void hold_diff(std::int64_t first, std::int64_t last, std::int64_t time_us) {
@@ -575,6 +625,8 @@ class Market {
 
   std::int64_t best_id_ = -1, refill_best_id_ = -1;
   Level bid_{}, ask_{};
+  bool best_checked_ = false;
+  std::int64_t best_agreed_ = 0;
 
   std::int64_t trade_id_ = -1;
   std::map<std::int64_t, PendingTrade> pending_trades_;

@@ -12,7 +12,20 @@ from itertools import pairwise
 import reference_pack
 import reference_windows as windows
 from reference import COUNTERS, decode
-from reference_windows import PRICE_MAX, FeedClock, Past, Pulse, decimal, fits, flat, hole, levels_of, scaled
+from reference_windows import (
+    PRICE_MAX,
+    Agreement,
+    Facts,
+    FeedClock,
+    Past,
+    Pulse,
+    decimal,
+    fits,
+    flat,
+    hole,
+    levels_of,
+    scaled,
+)
 from sheetanchor import sbe
 from sheetanchor.contract import STREAM_TYPES
 
@@ -38,7 +51,7 @@ class BadValue(Exception):
 
 
 @dataclass
-class Market:
+class Market(Facts):
     """One symbol's market, as `sheetanchor._decoder.Market`."""
 
     symbol: str
@@ -70,6 +83,7 @@ class Market:
     lines: int = 0
     entry_stamp_us: int = 0
     stop_at: int = -1
+    agreement: Agreement = field(default_factory=Agreement)
     streams: dict[str, Pulse] = field(default_factory=lambda: {name: Pulse() for name in STREAM_TYPES})
 
     # --- feeding
@@ -141,7 +155,8 @@ class Market:
     def stamp_us(self) -> int:
         return self.clock.stamp_us
 
-    def note_event(self, time_us: int, *, is_news: bool) -> None:
+    def note_event(self, time_us: int, stream: str, *, is_news: bool) -> None:
+        is_news = is_news and self.streams[stream].goes_back(time_us, self.event_us)
         before_us = self.clock.at(self.entry_stamp_us)
         if set_by_us := self.clock.note(time_us, self.entry_stamp_us, is_news=is_news):
             self.follow_clock(before_us, before_us + set_by_us)
@@ -241,7 +256,8 @@ class Market:
         trades = []
         for trade_id, price, qty, maker in message.trades:
             trades.append(self.past(trade_id, (price, qty), factors, message.transact_time_us, maker))
-        self.note_event(message.event_time_us, is_news=bool(trades) and trades[-1].id > self.trade_id)
+        known_id = max(self.trade_id, self.streams["trade"].id)
+        self.note_event(message.event_time_us, "trade", is_news=max((t.id for t in trades), default=-1) > known_id)
         if trades:
             newest = max(trade.id for trade in trades), message.event_time_us
             self.streams["trade"].note(*newest, self.entry_stamp_us, self.lines)
@@ -300,7 +316,7 @@ class Market:
         self.require(0 <= message.book_update_id < ID_LIMIT and message.bid_qty > 0 and message.ask_qty > 0)
         sides = ((message.bid_price, message.bid_qty), (message.ask_price, message.ask_qty))
         bid, ask = self.converted(sides, factors)
-        self.note_event(message.event_time_us, is_news=message.book_update_id > self.bba_id)
+        self.note_event(message.event_time_us, "bestBidAsk", is_news=message.book_update_id > self.bba_id)
         self.streams["bestBidAsk"].note(message.book_update_id, message.event_time_us, self.entry_stamp_us, self.lines)
         if message.book_update_id <= self.bba_id:
             self.counts["bba_stale"] += 1
@@ -311,6 +327,8 @@ class Market:
             return
         date_us = self.clock.date(message.event_time_us, self.entry_stamp_us)
         self.bba_id, self.bba = message.book_update_id, (bid, ask)
+        self.agreement.begin()
+        self.check_best()
         self.counts["bba_applied"] += 1
         if self.bba_id > self.update_id:
             self.book_event_us = max(self.book_event_us, date_us)
@@ -337,12 +355,16 @@ class Market:
         while len(self.mids) > 1 and self.mids[1][0] <= self.event_us - 5_000_000:
             self.mids.pop(0)
 
+    def check_best(self) -> None:
+        if self.has_book and 0 <= self.bba_id <= self.update_id:
+            self.agreement.check(self.bids, self.asks, self.bba)
+
     # --- depth
 
     def take_depth20(self, message: sbe.DepthSnapshot) -> None:
         factors = self.adopt(message.price_exponent, message.qty_exponent)
         sides = self.converted(message.bids, factors), self.converted(message.asks, factors)
-        self.note_event(message.event_time_us, is_news=False)
+        self.note_event(message.event_time_us, "depth", is_news=False)
         if not self.has_book or message.book_update_id != self.update_id:
             self.counts["depth20_ignored"] += 1
             return
@@ -357,13 +379,13 @@ class Market:
         first, last = message.first_update_id, message.last_update_id
         self.require(0 <= first <= last < ID_LIMIT)
         if self.has_book and last <= self.update_id:
-            self.note_event(message.event_time_us, is_news=False)
+            self.note_event(message.event_time_us, "depth", is_news=False)
             self.streams["depth"].note(last, message.event_time_us, self.entry_stamp_us, self.lines)
             self.counts["diffs_duplicate"] += 1
             return
         factors = self.adopt(message.price_exponent, message.qty_exponent)
         bids, asks = self.converted(message.bids, factors), self.converted(message.asks, factors)
-        self.note_event(message.event_time_us, is_news=last > self.last_seen_update_id)
+        self.note_event(message.event_time_us, "depth", is_news=last > self.last_seen_update_id)
         self.streams["depth"].note(last, message.event_time_us, self.entry_stamp_us, self.lines)
         date_us = self.clock.date(message.event_time_us, self.entry_stamp_us)
         diff = replace(message, bids=bids, asks=asks, event_time_us=date_us)
@@ -385,6 +407,7 @@ class Market:
                 else:
                     side.pop(price, None)
         self.update_id = diff.last_update_id
+        self.check_best()
         self.counts["diffs_applied"] += 1
         self.book_event_us = max(self.book_event_us, diff.event_time_us)
         self.note_mid(diff.event_time_us)
@@ -502,16 +525,6 @@ class Market:
         bids, asks = self.levels()
         return bids[:depth], asks[:depth]
 
-    def known_levels(self, depth: int) -> int:
-        bids, asks = self.top(depth)
-        known_bids = sum(price >= self.bid_edge for price, _ in bids) if self.bid_edge else depth
-        known_asks = sum(price <= self.ask_edge for price, _ in asks) if self.ask_edge else depth
-        return min(known_bids, known_asks)
-
-    @property
-    def crossed(self) -> bool:
-        return bool(self.bids and self.asks) and max(self.bids) >= min(self.asks)
-
     @property
     def mid(self) -> float | None:
         best = self.best()
@@ -524,16 +537,6 @@ class Market:
     def volume_between(self, start_event_us: int, end_event_us: int) -> float:
         inside = [t.qty for t in self.trades if start_event_us < t.time_us <= end_event_us]
         return scaled(sum(inside), self.qty_exponent)
-
-    def counters(self) -> dict[str, int]:
-        return dict(self.counts)
-
-    def pulses(self) -> dict[str, tuple[int, int, int, int, list[int]]]:
-        return {name: pulse.as_tuple() for name, pulse in self.streams.items()}
-
-    @property
-    def told_best(self) -> Pair | None:
-        return (self.bba[0][0], self.bba[1][0]) if self.bba_id >= 0 else None
 
     def mid_return(self, end_us: int, back_us: int) -> float:
         best = self.best()

@@ -22,6 +22,15 @@ class Pulse:
     event_us: int = -1
     stamp_us: int = 0
     line_stamps: list[int] = field(default_factory=lambda: [0] * 16)
+    set_back: bool = False
+
+    def goes_back(self, time_us: int, clock_us: int) -> bool:
+        """Whether a message with a new id shows that the clock was set back."""
+        if self.event_us >= 0 and time_us < self.event_us - 1_000_000:
+            self.set_back = True
+        elif time_us >= clock_us - 1_000_000:
+            self.set_back = False
+        return self.set_back
 
     def note(self, newest_id: int, event_us: int, stamp_us: int, lines: int) -> None:
         for line in range(16):
@@ -33,6 +42,41 @@ class Pulse:
 
     def as_tuple(self) -> tuple[int, int, int, int, list[int]]:
         return self.count, self.id, self.event_us, self.stamp_us, list(self.line_stamps)
+
+
+@dataclass(slots=True)
+class Agreement:
+    """How many best prices the book has come to agree with, each looked at once."""
+
+    count: int = 0
+    checked: bool = False
+
+    def begin(self) -> None:
+        self.checked = False
+
+    def check(self, bids: dict[int, int], asks: dict[int, int], told: tuple[tuple[int, int], tuple[int, int]]) -> None:
+        if bids and asks and not self.checked:
+            self.checked = True
+            self.count += (max(bids), min(asks)) == (told[0][0], told[1][0])
+
+
+def missing(trades: list[Past], end_us: int, span_us: int) -> int:
+    """Ids that a window lacks between its first trade and the newest."""
+    seen = []
+    for trade in reversed(trades):
+        if end_us - trade.reach_us > span_us:
+            break
+        seen.append(trade)
+    inside = {trade.id for trade in seen if -1_000_000 <= end_us - trade.time_us <= span_us}
+    newest = {trade.id for trade in trades[-1:] if trade.time_us - end_us > 1_000_000}
+    ids = inside | newest
+    if not ids:
+        return 0
+    first = min(ids)
+    for trade in seen:
+        if trade.id == first - 1 and trade.time_us - end_us > 1_000_000:
+            first = trade.id
+    return max(ids) - first + 1 - len(inside)
 
 
 def scaled(mantissa: int, exponent: int) -> float:
@@ -74,11 +118,13 @@ class FeedClock:
     event_us: int = -1
     stamp_us: int = 0
     mark: tuple[int, int] = (0, 0)
+    lead_us: int = 0
     keeps_pace: bool = False
     doubted: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.mark = self.event_us, self.stamp_us
+        self.lead_us = self.event_us - self.stamp_us
 
     def at(self, now_us: int) -> int:
         return self.event_us + max(0, now_us - self.stamp_us)
@@ -90,6 +136,7 @@ class FeedClock:
     def begin(self, event_us: int, stamp_us: int) -> None:
         self.event_us, self.stamp_us = self.mark = event_us, stamp_us
         self.keeps_pace, self.doubted = False, []
+        self.lead_us = event_us - stamp_us
 
     def note(self, event_us: int, stamp_us: int, *, is_news: bool) -> int:
         if self.event_us < 0:
@@ -98,11 +145,13 @@ class FeedClock:
         is_newer = event_us > self.event_us
         slack_us = 1_000_000 if self.keeps_pace else 150_000_000 if is_newer else 10_000_000
         beyond_us = event_us - self.at(stamp_us) if is_newer else self.event_us - event_us
-        if beyond_us > slack_us:
+        catches_up = is_newer and self.keeps_pace and event_us - stamp_us <= self.lead_us + 1_000_000
+        if beyond_us > slack_us and not catches_up:
             return self.doubt(event_us, stamp_us) if is_newer or is_news else 0
         self.doubted = []
         if is_newer:
             self.event_us, self.stamp_us = event_us, stamp_us
+            self.lead_us = max(self.lead_us, event_us - stamp_us)
             passed_us = event_us - self.mark[0]
             if passed_us >= 2_000_000:
                 self.keeps_pace = abs(passed_us - (stamp_us - self.mark[1])) <= 1_000_000
@@ -179,3 +228,49 @@ def fits(price: int, qty: int) -> bool:
 
 def levels_of(diff: sbe.DepthDiff | Past) -> int:
     return len(diff.bids) + len(diff.asks) if isinstance(diff, sbe.DepthDiff) else 0
+
+
+class Facts:
+    """What a market says of its streams, beside what it holds."""
+
+    streams: dict[str, Pulse]
+    agreement: Agreement
+    clock: FeedClock
+    trades: list[Past]
+    bba_id: int
+    bba: tuple[tuple[int, int], tuple[int, int]]
+    bids: dict[int, int]
+    asks: dict[int, int]
+    bid_edge: int
+    ask_edge: int
+    counts: dict[str, int]
+
+    def top(self, depth: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        raise NotImplementedError
+
+    def missing_trades(self, now_us: int, span_us: int) -> int:
+        return missing(self.trades, self.clock.at(now_us), span_us)
+
+    @property
+    def best_agreed(self) -> int:
+        return self.agreement.count
+
+    def pulses(self) -> dict[str, tuple[int, int, int, int, list[int]]]:
+        return {name: pulse.as_tuple() for name, pulse in self.streams.items()}
+
+    @property
+    def told_best(self) -> tuple[int, int] | None:
+        return (self.bba[0][0], self.bba[1][0]) if self.bba_id >= 0 else None
+
+    def known_levels(self, depth: int) -> int:
+        bids, asks = self.top(depth)
+        known_bids = sum(price >= self.bid_edge for price, _ in bids) if self.bid_edge else depth
+        known_asks = sum(price <= self.ask_edge for price, _ in asks) if self.ask_edge else depth
+        return min(known_bids, known_asks)
+
+    @property
+    def crossed(self) -> bool:
+        return bool(self.bids and self.asks) and max(self.bids) >= min(self.asks)
+
+    def counters(self) -> dict[str, int]:
+        return dict(self.counts)

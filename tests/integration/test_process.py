@@ -490,10 +490,18 @@ async def test_a_hung_redis_is_no_reason_to_be_restarted(stage: Stage, redis_ser
     try:
         await said(processor, "waiting for Redis", within_s=20)
         live = await asyncio.to_thread(processor.get, "/health/live")
+
+        async def says_no() -> bool:
+            ready = json.loads(await asyncio.to_thread(processor.get, "/health/ready"))
+            return bool(ready["status"] != "ready")
+
+        await until(says_no, 20, "readiness says no")
+        health = json.loads(await asyncio.to_thread(processor.get, "/health"))
     finally:
         redis_server.process.send_signal(signal.SIGCONT)
 
     assert {"status": "live"} == json.loads(live)
+    assert ("unhealthy", "blind") == (health["status"], health["components"]["gap_detector"]["status"])
     await stage.follows()
 
 

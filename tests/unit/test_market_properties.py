@@ -36,6 +36,7 @@ READABLE = [
     "price_exponent",
     "qty_exponent",
     "told_best",
+    "best_agreed",
 ]
 Market = Any
 Step = Callable[[Market], object]
@@ -50,6 +51,9 @@ def state(market: Market) -> dict[str, object]:
     out: dict[str, object] = {name: getattr(market, name) for name in READABLE}
     out |= {"levels": market.levels(), "counters": market.counters(), "known": market.known_levels(4)}
     out["pulses"] = market.pulses()
+    out["missing"] = [
+        market.missing_trades(market.stamp_us + 700_000, span_us) for span_us in (0, 1_000_000, 5_000_000)
+    ]
     out["volume"] = market.volume_between(T0, T0 + 10_000_000)
     try:
         out["hot"] = market.hot_state(market.stamp_us + 700_000)

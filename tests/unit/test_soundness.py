@@ -10,7 +10,7 @@ from sheetanchor import soundness
 from sheetanchor.arrivals import Arrivals
 from sheetanchor.clock import RedisClock
 from sheetanchor.contract import STALE_AFTER_US, STREAM_TYPES
-from sheetanchor.soundness import Memory, Observed, Pulse, judge, levels_fault, look
+from sheetanchor.soundness import Memory, Observed, Pulse, judge, levels_fault, look, shown_in_time
 
 MS = 1_000
 SECOND = 1_000_000
@@ -28,6 +28,7 @@ class Feed:
         self.ids = {"trade": 500, "bestBidAsk": 1_000, "depth": 1_000}
         self.pulses = dict.fromkeys(STREAM_TYPES, Pulse())
         self.sent_us = dict.fromkeys(STREAM_TYPES, 0)
+        self.agreed = 0
         self.best = (100.0, 101.0)
         self.told = self.best
         self.seen = self.observed()
@@ -41,10 +42,16 @@ class Feed:
             bba_id=self.ids["bestBidAsk"],
             book_best=self.best,
             told_best=self.told,
+            best_agreed=self.agreed,
+            end_us=self.end_us(),
             trade_price=100.0,
             read_us=self.now_us,
         )
         return replace(seen, **other)
+
+    def end_us(self) -> int:
+        newest = max(self.pulses.values(), key=lambda pulse: pulse.arrival_us)
+        return newest.event_us + self.now_us - newest.arrival_us
 
     def run(self, seconds: float, without: tuple[str, ...] = (), late_us: int = 0, **other: object) -> Feed:
         """Let time pass while all streams but some go on."""
@@ -57,6 +64,7 @@ class Feed:
                     self.sent_us[name] = max(self.sent_us[name], self.now_us - late_us)
                     event_us = self.sent_us[name] + self.event_off_us
                     self.pulses[name] = Pulse(before.count + 1, self.ids[name], event_us, self.now_us - 5 * MS)
+            self.agreed += "bestBidAsk" not in without and self.told == self.best
             self.memory = look(self.memory, self.observed(**other))
         return self
 
@@ -145,7 +153,20 @@ def test_a_clock_that_is_set_moves_the_baseline_and_is_told(step_us: int) -> Non
     feed.run(0.1)
 
     assert {"clock"} == set(feed.kinds())
-    assert [] == feed.run(6).kinds()
+    assert [] == feed.run(8.2).kinds()
+    assert ["late"] * 3 == feed.run(4, late_us=3 * SECOND).kinds()
+
+
+def test_a_validation_that_was_quick_shows_that_a_feed_is_in_time() -> None:
+    """A clock that was set back in a silence looks like lateness; one that took long shows nothing."""
+    feed = sound()
+    feed.run(4, STREAM_TYPES)
+    feed.event_off_us -= 3 * SECOND
+    feed.run(1)
+    assert ["late"] * 3 == feed.kinds()
+
+    assert [] == [reason.kind for reason in judge(shown_in_time(feed.memory), feed.now_us).reasons]
+    feed.memory = shown_in_time(feed.memory)
     assert ["late"] * 3 == feed.run(4, late_us=3 * SECOND).kinds()
 
 
@@ -156,7 +177,7 @@ def test_one_odd_time_passes_by() -> None:
     feed.run(0.1)
     feed.event_off_us -= 3_600 * SECOND
 
-    assert [] == feed.run(6).kinds()
+    assert [] == feed.run(8.2).kinds()
 
 
 def test_trades_that_stay_away_are_quiet_then_asked_about_then_doubted() -> None:
@@ -263,6 +284,7 @@ def test_an_entry_is_as_old_as_its_id_unless_that_cannot_be() -> None:
     assert (T0 - 40 * MS, True) == tuple_of(arrivals.date("a", T0 - 40 * MS, T0, clock))
     assert (T0 - 100 * MS, True) == tuple_of(arrivals.date("a", T0 + 600 * SECOND, T0, clock))
     assert (T0 - 100 * MS, True) == tuple_of(arrivals.date("a", T0 - 600 * SECOND, T0, clock))
+    assert (T0 + SECOND, False) == tuple_of(arrivals.date("a", T0 - 600 * SECOND, T0 + SECOND, clock))
     assert (T0 - 9 * SECOND, True) == tuple_of(arrivals.date("b", T0 - 9 * SECOND, T0, clock))
     assert (T0, False) == tuple_of(arrivals.date("b", T0 + 600 * SECOND, T0, clock))
     arrivals.forget()

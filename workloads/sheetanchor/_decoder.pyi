@@ -147,6 +147,16 @@ class Market:
         """Best bid and ask as the newest bestBidAsk tells them, as mantissas; None before the first."""
 
     @property
+    def best_agreed(self) -> int:
+        """How many bestBidAsk the book has agreed with, each looked at once: when the book reaches its update."""
+
+    def missing_trades(self, now_us: int, span_us: int) -> int:
+        """Return how many trades a window of so long, ending now, lacks, or holds though others are nearer; 0 if whole.
+
+        Its ids have to be consecutive up to the newest, or some were lost or are dated by a clock that was wrong.
+        """
+
+    @property
     def symbol(self) -> str: ...
     @property
     def price_exponent(self) -> int: ...

@@ -50,9 +50,13 @@ class Arrivals:
             clock: What is known of Redis' clock.
         """
         at_us = clock.steady_of(entry_us)
-        if line in self._lines:
-            return Dated(at_us if self.read_us - TOLERANCE_US <= at_us <= got_us + TOLERANCE_US else self.read_us, True)
-        return Dated(min(at_us, got_us), at_us <= got_us + TOLERANCE_US)
+        if line not in self._lines:
+            return Dated(min(at_us, got_us), at_us <= got_us + TOLERANCE_US)
+        if self.read_us - TOLERANCE_US <= at_us <= got_us + TOLERANCE_US:
+            return Dated(at_us, True)
+        # Appended after the last complete read: unless that was long ago, it does not matter when.
+        recent = got_us - self.read_us <= TOLERANCE_US
+        return Dated(self.read_us if recent else got_us, recent)
 
     def complete(self, asked_us: int, lines: frozenset[str]) -> None:
         """Note a read that left nothing unread.

@@ -64,6 +64,9 @@ LINES_MAX: Final = 16
 TIME_LIMIT_US: Final = 2**52
 """Times end in the year 2112: a larger number is no time."""
 
+CHECK_OF_TRADES: Final = "live_trades"
+"""Name of a validation's check that the exchange's newest trade is held live; a processor goes by it."""
+
 STREAM_TYPES: Final = ("trade", "bestBidAsk", "depth")
 
 

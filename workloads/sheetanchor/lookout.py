@@ -73,6 +73,10 @@ def observed(market: Market, scene: Scene) -> soundness.Observed:
         book_best=(bids[0][0] * unit, asks[0][0] * unit) if bids and asks else None,
         told_best=(told[0] * unit, told[1] * unit) if told else None,
         levels=soundness.levels_fault(bids, asks),
+        best_agreed=market.best_agreed,
+        trade_id=market.trade_id,
+        trades_missing=market.missing_trades(scene.now_us, soundness.WINDOW_US),
+        end_us=market.event_us + max(0, scene.now_us - market.stamp_us),
         trade_price=market.last_trade_price,
         has_book=market.has_book,
         read_us=scene.now_us,
@@ -134,7 +138,7 @@ class Lookout:
         self._crossed = False
         self._mismatches = market.counters()["depth20_mismatches"]
         self.since_us = now_us
-        self.memory = soundness.reloaded(self.memory)
+        self.memory = soundness.reloaded(self.memory, market.trade_id, now_us)
         self._lines.clear()
         self._line_stamps.clear()
         self.behind.clear()
@@ -182,6 +186,7 @@ class Lookout:
                 market.skip_depth_hole()
             else:
                 market.skip_trade_hole()
+                self.memory = soundness.holed(self.memory, scene.now_us)
             passed = True
         return sequence if passed else sequence.sound()
 

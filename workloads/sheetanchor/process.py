@@ -32,7 +32,7 @@ from sheetanchor.settings import ProcessSettings
 from sheetanchor.standing import state_route
 from sheetanchor.transport import check_connection, redis_client
 from sheetanchor.triggers import Seen
-from sheetanchor.web import Check, CheckResult, Health, create_app, serve
+from sheetanchor.web import Check, CheckResult, Health, Status, create_app, serve
 from sheetanchor.writer import Cadence, Role, SymbolWriter
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def writer_name() -> str:
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-async def watch_runs(redis: Redis, symbol: str, lock_holders: dict[str, str], rest: RestStanding) -> None:
+async def watch_runs(redis: Redis, writer: SymbolWriter, lock_holders: dict[str, str], rest: RestStanding) -> None:
     """Keep an eye on who holds the lock of a symbol, and on what the runs tell of the exchange; until cancelled."""
+    symbol = writer.symbol
     hot = HotState(redis, symbol)
     known = ""
     while True:
@@ -74,6 +75,7 @@ async def watch_runs(redis: Redis, symbol: str, lock_holders: dict[str, str], re
             entry_id, receipt = await newest_receipt(redis, symbol)
             if entry_id != known and receipt is not None:
                 rest.take(receipt)
+                writer.heed_run(entry_id, receipt)
             known = entry_id
         except RedisError as error:
             log.debug("%s: the lock cannot be looked at: %s", symbol, error)
@@ -147,8 +149,9 @@ def checks_of(writers: list[SymbolWriter], rest: RestStanding, kept: Kept) -> li
     """What the health answers look at: cached state only."""
 
     async def redis() -> CheckResult:
-        connected = all(writer.connected for writer in writers)
-        return CheckResult("healthy" if connected else "unhealthy", {"connected": connected})
+        symbols = {writer.symbol: writer.connected for writer in writers}
+        connected = all(symbols.values())
+        return CheckResult("healthy" if connected else "unhealthy", {"connected": connected, "symbols": symbols})
 
     async def anchored() -> CheckResult:
         states = {writer.symbol: _state_of(writer) for writer in writers}
@@ -157,15 +160,17 @@ def checks_of(writers: list[SymbolWriter], rest: RestStanding, kept: Kept) -> li
 
     async def lines() -> CheckResult:
         ages = {writer.symbol: _age_ms(writer) for writer in writers}
-        good = all(age is not None and age < FRESH_S * 1000 for age in ages.values())
-        return CheckResult("healthy" if good else "degraded", {"last_event_age_ms": ages})
+        lacking = {writer.symbol: told for writer in writers if (told := writer.lines_behind())}
+        good = not lacking and all(age is not None and age < FRESH_S * 1000 for age in ages.values())
+        return CheckResult("healthy" if good else "degraded", {"last_event_age_ms": ages, "lacking": lacking})
 
     async def detector() -> CheckResult:
-        known = (writer for writer in writers if writer.clock.known)
-        reports = {writer.symbol: writer.lookout.report(writer.market, writer.now_us) for writer in known}
+        reports = {writer.symbol: writer.detector_report() for writer in writers}
+        good = all(report["status"] == "monitoring" for report in reports.values())
+        status: Status = "healthy" if good else "unhealthy"
         if len(reports) == 1:
-            return CheckResult("healthy", next(iter(reports.values())))
-        return CheckResult("healthy", {"status": "monitoring", "symbols": reports})
+            return CheckResult(status, next(iter(reports.values())))
+        return CheckResult(status, {"status": "monitoring" if good else "blind", "symbols": reports})
 
     return [
         Check("redis", redis),
@@ -224,7 +229,7 @@ async def run(settings: ProcessSettings) -> int:
             thresholds_of(settings),
             cadence,
             wanted=wishes[symbol].set,
-            beat=health.beat,
+            beat=partial(health.beat, symbol),
         )
         for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)
     ]
@@ -243,7 +248,7 @@ async def run(settings: ProcessSettings) -> int:
                 SelfHelp(settings, shared, writer.symbol, wishes[writer.symbol], seen_by(writer)).run
                 for writer in writers
             ]
-            looks = [partial(watch_runs, shared, symbol, lock_holders, rest) for symbol in wishes]
+            looks = [partial(watch_runs, shared, writer, lock_holders, rest) for writer in writers]
             await _work(writers, kept, {"self_help": helpers, "runs": looks}, stop)
             health.draining = True
     finally:

@@ -35,6 +35,9 @@ DRIFT_PPM: Final = 200
 WINDOW_US: Final = 5_000_000
 """The longest window: after a step of the exchange's clock it needs this long to hold nothing from before."""
 
+REFILL_US: Final = WINDOW_US + 3_000_000
+"""And the clock that windows end by follows within some frames and a second or two."""
+
 RANGE_US: Final = 10_000_000
 RANGE_MARGIN: Final = 0.01
 """A large order trades through some levels; beyond one per cent of where the book has been is another market."""
@@ -61,7 +64,7 @@ BEHIND_US: Final = 1_000_000
 VOUCH_US: Final = 2_000_000
 """Longest time a state is vouched for without a further word of its writer."""
 
-REASON_KINDS: Final = ("missing", "late", "clock", "disagree", "unvalidated", "behind", "unwritten")
+REASON_KINDS: Final = ("missing", "windows", "late", "clock", "disagree", "unvalidated", "behind", "unwritten")
 
 AHEAD_MAX: Final = 64
 AHEAD_EVERY_US: Final = 100_000
@@ -96,6 +99,10 @@ class Observed:
         book_best: The book's own best bid and ask; None while a side is empty.
         told_best: Best bid and ask of the newest bestBidAsk; None before the first.
         levels: What is wrong with the best levels, "" if nothing.
+        best_agreed: How many bestBidAsk the book has come to agree with.
+        trade_id: Newest trade without a hole before it.
+        trades_missing: Trades that the longest window lacks, or holds though they are not of it.
+        end_us: The event time that windows end at.
         trade_price: Price of the last trade; None before the first.
         has_book: Whether there is a book at all.
         read_us: Until when all that had been appended has been read.
@@ -110,6 +117,10 @@ class Observed:
     book_best: tuple[float, float] | None = None
     told_best: tuple[float, float] | None = None
     levels: str = ""
+    best_agreed: int = 0
+    trade_id: int = -1
+    trades_missing: int = 0
+    end_us: int = 0
     trade_price: float | None = None
     has_book: bool = True
     read_us: int = 0
@@ -160,9 +171,13 @@ class Memory:
         paces: Per stream type.
         ahead: Best prices that the book has not reached yet: id and arrival, the earliest first.
         owed_us: Arrival of the first trade since the last diff; 0 for none.
-        stray: Id of the bestBidAsk that the book has left and when it did; None while it has not.
+        stray_us: When the book's own best prices left those of the newest bestBidAsk; 0 while they agree.
+        unheard: Per stream since when a rebuilt book or its trades are beyond what any line has brought.
         first_best: The book's own best prices before any bestBidAsk.
-        moved_us: When anything last came.
+        heard_us: When anything last came that was new.
+        moved_us: When the state was last known to be up to what had come: a trade or best prices that the book has not
+            reached do not make it fresh.
+        holed_us: When trades were last given up for lost; 0 for never.
         resumed_us: When something came again after a silence of the whole feed; 0 for never.
         ranges: Per second its beginning, lowest bid and highest ask.
         latest: The last observation.
@@ -172,9 +187,12 @@ class Memory:
     paces: Mapping[str, Pace] = field(default_factory=lambda: dict.fromkeys(STREAM_TYPES, Pace()))
     ahead: tuple[tuple[int, int], ...] = ()
     owed_us: int = 0
-    stray: tuple[int, int] | None = None
+    stray_us: int = 0
+    unheard: Mapping[str, int] = field(default_factory=dict)
     first_best: tuple[float, float] | None = None
+    heard_us: int = 0
     moved_us: int = 0
+    holed_us: int = 0
     resumed_us: int = 0
     ranges: tuple[tuple[int, float, float], ...] = ()
     latest: Observed | None = None
@@ -237,10 +255,36 @@ def levels_fault(bids: Sequence[tuple[int, int]], asks: Sequence[tuple[int, int]
     return ""
 
 
-def reloaded(memory: Memory) -> Memory:
-    """Go on with a rebuilt or loaded market: ids begin anew, what was learnt about time stays."""
+def reloaded(memory: Memory, trade_id: int, now_us: int) -> Memory:
+    """Go on with a rebuilt or loaded market: ids begin anew, what was learnt about time stays.
+
+    Args:
+        memory: What was remembered before.
+        trade_id: Newest trade that the market was loaded with.
+        now_us: The moment.
+    """
+    if 0 <= memory.paces["trade"].pulse.id < trade_id:  # no line has brought those: windows are made of what they bring
+        memory = holed(memory, now_us)
     paces = {name: replace(pace, resumed=True) for name, pace in memory.paces.items()}
-    return replace(memory, paces=paces, ahead=(), owed_us=0, stray=None, first_best=None, ranges=(), latest=None)
+    return replace(
+        memory, paces=paces, ahead=(), owed_us=0, stray_us=0, unheard={}, first_best=None, ranges=(), latest=None
+    )
+
+
+def holed(memory: Memory, now_us: int) -> Memory:
+    """Take note of trades that are given up for lost."""
+    return replace(memory, holed_us=now_us)
+
+
+def shown_in_time(memory: Memory) -> Memory:
+    """Take note that the feed was shown to be in time: what passed for late was a clock set while it was silent."""
+    return replace(memory, paces={name: _in_time(pace) for name, pace in memory.paces.items()})
+
+
+def _in_time(pace: Pace) -> Pace:
+    if pace.baseline_us is None:
+        return pace
+    return replace(pace, baseline_us=pace.baseline_us + pace.late_us, late_us=0)
 
 
 def look(memory: Memory, seen: Observed) -> Memory:
@@ -249,20 +293,26 @@ def look(memory: Memory, seen: Observed) -> Memory:
         return replace(memory, began_us=memory.began_us or seen.now_us, latest=seen)
     paces = {name: follow(pace, seen.pulses[name], seen.now_us) for name, pace in memory.paces.items()}
     newest_us = max(pace.pulse.arrival_us for pace in paces.values())
-    moved_us = max(memory.moved_us, newest_us)
-    resumed = memory.moved_us > 0 and newest_us - memory.moved_us > STALE_AFTER_US
+    resumed = memory.heard_us > 0 and newest_us - memory.heard_us > STALE_AFTER_US
+    ahead, owed_us = _ahead(memory.ahead, paces, seen), _owed(memory, paces)
+    known_us = paces["depth"].pulse.arrival_us if ahead or owed_us else newest_us
     after = replace(
         memory,
         began_us=memory.began_us or seen.now_us,
         paces=paces,
-        moved_us=moved_us,
+        heard_us=max(memory.heard_us, newest_us),
+        moved_us=max(memory.moved_us, known_us),
+        ahead=ahead,
+        owed_us=owed_us,
         resumed_us=newest_us if resumed else memory.resumed_us,
         ranges=_ranges(memory.ranges, seen),
         first_best=memory.first_best or (seen.book_best if seen.told_best is None else None),
         latest=seen,
     )
     return replace(
-        after, ahead=_ahead(memory.ahead, paces, seen), owed_us=_owed(memory, paces), stray=_stray(after, seen)
+        after,
+        stray_us=_stray(memory, after.first_best, seen),
+        unheard=_unheard(memory.unheard, paces, seen),
     )
 
 
@@ -323,14 +373,25 @@ def _owed(memory: Memory, paces: Mapping[str, Pace]) -> int:
     return before_us if before_us > depth_us else trade_us
 
 
-def _stray(memory: Memory, seen: Observed) -> tuple[int, int] | None:
-    """Note since when the book's own best prices are not what the newest bestBidAsk says, though it is not newer."""
-    if seen.book_best is None or seen.bba_id > seen.update_id:
-        return None
-    if memory.stray is not None and memory.stray[0] == seen.bba_id:
-        return memory.stray  # prices may come back; the message that said so has not come
-    told = seen.told_best or memory.first_best
-    return (seen.bba_id, seen.now_us) if told is not None and told != seen.book_best else None
+def _stray(memory: Memory, first_best: tuple[float, float] | None, seen: Observed) -> int:
+    """Note since when the book's own best prices are not what the newest bestBidAsk says, though it is not newer.
+
+    Only a bestBidAsk that the book agrees with ends it: prices may come back, the message that said so has not come.
+    """
+    agreed = memory.latest is not None and seen.best_agreed > memory.latest.best_agreed
+    since_us = 0 if agreed else memory.stray_us
+    if since_us or seen.book_best is None or seen.bba_id > seen.update_id:
+        return since_us
+    told = seen.told_best or first_best
+    return seen.now_us if told is not None and told != seen.book_best else 0
+
+
+def _unheard(unheard: Mapping[str, int], paces: Mapping[str, Pace], seen: Observed) -> dict[str, int]:
+    """Note what is known from elsewhere of a stream that no line has brought."""
+    held = {"depth": seen.update_id, "trade": seen.trade_id}
+    return {
+        name: unheard.get(name, seen.now_us) for name, known_id in held.items() if 0 <= paces[name].pulse.id < known_id
+    }
 
 
 def _ranges(ranges: tuple[tuple[int, float, float], ...], seen: Observed) -> tuple[tuple[int, float, float], ...]:
@@ -363,8 +424,10 @@ def judge(memory: Memory, now_us: int, unwritten: str = "") -> Verdict:
         due.append(since_us + limit_us)
         if now_us - since_us >= limit_us:
             reasons.append(reason)
-    reasons += _late(memory, now_us)
+    reasons += _late(memory, seen, now_us)
     reasons += _disagreeing(memory, seen, now_us)
+    if seen.trades_missing or (memory.holed_us and now_us - memory.holed_us < WINDOW_US):
+        reasons.append(Reason("windows", "they are not whole: some trades were lost or have odd times"))
     if seen.undated:
         reasons.append(Reason("clock", "the newest entries' ids are ahead of Redis' clock: their age is not known"))
     due.append(seen.read_us + BEHIND_US)
@@ -389,10 +452,13 @@ def _missing(memory: Memory, seen: Observed, now_us: int) -> list[tuple[int, int
     if memory.owed_us:
         text = f"depth: trades have come without a diff {_for(memory.owed_us, now_us)}"
         owed.append((memory.owed_us, OWED_AFTER_US, Reason("missing", text)))
-    if memory.stray is not None:
-        since_us = memory.stray[1]
+    if memory.stray_us:
+        since_us = memory.stray_us
         text = f"bestBidAsk: the book's own best prices have moved, and none has come {_for(since_us, now_us)}"
         owed.append((since_us, MISSING_AFTER_US, Reason("missing", text)))
+    for name, since_us in memory.unheard.items():
+        text = f"{name}: no line has brought what a rebuild knows {_for(since_us, now_us)}"
+        owed.append((since_us, 0, Reason("missing", text)))
     return owed
 
 
@@ -400,14 +466,19 @@ def _for(since_us: int, now_us: int) -> str:
     return f"for {max(0, now_us - since_us) / 1e6:.1f} s"
 
 
-def _late(memory: Memory, now_us: int) -> list[Reason]:
+def _late(memory: Memory, seen: Observed, now_us: int) -> list[Reason]:
     reasons = []
     for name, pace in memory.paces.items():
         if pace.late_us > LATE_US:
             reasons.append(Reason("late", f"{name} has fallen {pace.late_us / 1e6:.1f} s behind its own baseline"))
-        if pace.jumped_us and now_us - pace.jumped_us < WINDOW_US:
+        if pace.jumped_us and now_us - pace.jumped_us < REFILL_US:
             jump_s = pace.jump_us / 1e6
-            reasons.append(Reason("clock", f"the event time of {name} jumped by {jump_s:+.1f} s; windows refill"))
+            reasons.append(Reason("clock", f"the event time of {name} jumped by {jump_s:+.1f} s, windows refill"))
+    newest = max(memory.paces.values(), key=lambda pace: pace.pulse.arrival_us)
+    ahead_us = seen.end_us - newest.pulse.event_us - (seen.now_us - newest.pulse.arrival_us)
+    if newest.pulse.event_us >= 0 and newest.late_us <= LATE_US and abs(ahead_us) > LATE_US + STEP_US:
+        ahead_s = ahead_us / 1e6
+        reasons.append(Reason("clock", f"windows end {ahead_s:+.1f} s from the newest message"))
     return reasons
 
 
@@ -437,7 +508,7 @@ def _quiet(memory: Memory, seen: Observed, now_us: int) -> tuple[str, str, int]:
     recheck_us = seen.validated_us + max(RECHECK_US, pace.quiet_after_us) if confirmed else quiet_us
     doubted_us = max(quiet_us, recheck_us) + ANSWER_US
     # With the whole feed silent there is nothing to compare trades with: the state is stale by then.
-    if now_us < quiet_us or now_us - memory.moved_us > STALE_AFTER_US:
+    if now_us < quiet_us or now_us - memory.heard_us > STALE_AFTER_US:
         return "", "", doubted_us if now_us < quiet_us else max(doubted_us, now_us + 1)
     quiet = f"trade: none has come {_for(last_us, now_us)}, usual are {pace.gap_us / 1e6:.1f} s"
     return quiet, quiet if now_us >= recheck_us else "", doubted_us

@@ -14,28 +14,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from redis.asyncio import Redis
 
 from sheetanchor import continuity, metrics
 from sheetanchor._decoder import Market
-from sheetanchor.arrivals import Arrivals
 from sheetanchor.clock import RedisClock
-from sheetanchor.contract import BEAT_INTERVAL_US, STREAM_TYPES, TAKEOVER_AFTER_US
+from sheetanchor.contract import BEAT_INTERVAL_US, CHECK_OF_TRADES, STREAM_TYPES, TAKEOVER_AFTER_US, Receipt
 from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
+from sheetanchor.follower import NOTHING, Follower
 from sheetanchor.frame_delays import FrameDelays
-from sheetanchor.gaps import (
-    CONSEQUENCES,
-    GAP_DETECTION_RULES,
-    SILENT_LINE_US,
-    VALIDATION,
-    Finding,
-    Thresholds,
-    gap_of,
-)
+from sheetanchor.gaps import CONSEQUENCES, GAP_DETECTION_RULES, VALIDATION, Finding, Thresholds, gap_of
 from sheetanchor.hot_state import Anchor, ApplyReply, ApplyStatus, HotState, TakeStatus, Vouch
-from sheetanchor.lookout import Lookout, Scene, live_lines
+from sheetanchor.lookout import Lookout
 from sheetanchor.reliability import Backoff
 from sheetanchor.soundness import REASON_KINDS
 from sheetanchor.transport import Batch, LineReader, ServerIdentity, server_identity
@@ -67,8 +59,8 @@ LOAD_TRIES: Final = 3
 BEHIND_MAX_US: Final = 3_000_000
 """A replay is done within this; an update id that is still below the stored one then is from another world."""
 
-Lists = tuple[list[str], list[str], list[str], list[str]]
-NOTHING: Final[Lists] = ([], [], [], [])
+BLIND_AFTER_S: Final = 2.0
+"""The rules are applied ten times a second and more."""
 
 REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
 
@@ -121,20 +113,16 @@ class SymbolWriter:
         self.symbol = symbol
         self.name = name
         self.role = Role.WARM
-        self.market = Market(symbol)
-        self.anchor = Anchor()
         self.clock = RedisClock()
+        self.follower = Follower(Market(symbol), Lookout(thresholds, 0), self.clock)
+        self.anchor = Anchor()
         self.connected = False
         self.last_write_us = 0
         self._redis = redis
         self._hot = HotState(redis, symbol)
         self._reader = LineReader(reading, symbol)
-        self._lines: dict[str, int] = {}
-        self._entry_us: dict[int, int] = {}
-        self._arrivals = Arrivals()
-        self._undated = False
-        self._validated_us = 0
         self._clock_jumps = 0
+        self._judged_us = 0
         self._lacking: dict[str, list[str]] = {}
         self._cadence = cadence
         self._wanted = wanted
@@ -145,13 +133,11 @@ class SymbolWriter:
         self._findings: list[Finding] = []
         self._told: set[str] = set()
         self._loaded = False
-        self._caught_up = False
         self._dirty = False
         self._delays = FrameDelays()
         self._applied_us = self._booked_us = self._looked_us = self._identified_us = 0
         self._behind_since_us = 0
         self._counted: dict[str, int] = {}
-        self.lookout = Lookout(thresholds, 0)
 
     # The loop
 
@@ -191,9 +177,9 @@ class SymbolWriter:
         if not self._loaded:
             await self.load()
         await self._let_gather()
-        asked_us = monotonic_us()
+        asked_us, skipped = monotonic_us(), self._reader.skipped
         batches = await self._reader.read(self._block_ms(), READ_COUNT, now_us=asked_us)
-        self._feed(batches, asked_us)
+        self._feed(batches, asked_us, self._reader.skipped - skipped)
         now_us = monotonic_us()
         if self.role is Role.WARM and now_us - self._looked_us >= WARM_LOOK_US:
             await self._look_at_writer()
@@ -230,34 +216,39 @@ class SymbolWriter:
 
     # Reading
 
-    def _feed(self, batches: list[Batch], asked_us: int) -> None:
+    def _feed(self, batches: list[Batch], asked_us: int, skipped: int) -> None:
         counts: dict[str, int] = {}
-        got_us = self.clock.steady_us(monotonic_us())
+        got_us = monotonic_us()
         for batch in batches:
-            line = self._lines.setdefault(batch.line, len(self._lines) % 16)
             counts[batch.line] = counts.get(batch.line, 0) + 1
-            dated = self._arrivals.date(batch.line, batch.stamp_us, got_us, self.clock)
-            self._entry_us[line] = dated.at_us
-            marks = self._marks()
             try:
-                frames = self.market.feed(line, batch.frames, max(0, dated.at_us))
+                frames = self.follower.take(batch, got_us)
             except ValueError as error:
                 metrics.DECODE_ERRORS.labels(self.symbol, "envelope").inc()
                 log.error("%s: entry %s of line %s skipped: %s", self.symbol, batch.entry_id, batch.line, error)
                 continue
-            if frames and (not dated.known or marks != self._marks()):
-                self._undated = not dated.known
             metrics.FRAMES_PROCESSED.labels(self.symbol, batch.line).inc(frames)
             self._delays.take(batch, writes=self.role is Role.WRITER)
         self._dirty = self._dirty or bool(batches)
         # A line that gave as much as was asked for has more: until then a hole may still be filled.
-        self._caught_up = all(count < READ_COUNT for count in counts.values())
-        if self._caught_up:
+        complete = all(count + skipped < READ_COUNT for count in counts.values())
+        self.follower.read(asked_us, self._reader.ids.keys(), complete=complete)
+        if complete:
             self._delays.keeps_up(self.now_us)
-            self._arrivals.complete(self.clock.steady_us(asked_us), frozenset(self._reader.ids))
 
-    def _marks(self) -> tuple[int, int, int]:
-        return self.market.update_id, self.market.bba_id, self.market.trade_id
+    @property
+    def market(self) -> Market:
+        """What this process holds."""
+        return self.follower.market
+
+    @property
+    def lookout(self) -> Lookout:
+        """The rules that it is judged by."""
+        return self.follower.lookout
+
+    @property
+    def _caught_up(self) -> bool:
+        return self.follower.caught_up
 
     async def load(self) -> None:
         """Load the stored book and go back on the lines to where it ends, or ten seconds, whichever is earlier.
@@ -268,19 +259,19 @@ class SymbolWriter:
         self._loaded = False
         anchor, packed = await self._read_book()
         self._epoch = anchor.epoch
-        self.market = Market(self.symbol)
+        market = Market(self.symbol)
         self._counted = {}
         self._findings = []
         ids: dict[str, str] = {}
         if packed is not None:
-            ids = self._load_book(packed, anchor)
+            ids = self._load_book(market, packed, anchor)
         elif anchor.epoch > 0:
             self._find(Finding("book_unreadable", "the stored book is missing"))
         await self._rewind(ids, REPLAY_US)
-        await continuity.leave_out(self._redis, self._reader, self.market, ids)
+        await continuity.leave_out(self._redis, self._reader, market, ids)
         self._loaded = True
         self._told.clear()
-        self.lookout.reload(self.market, self.steady_us)
+        self.follower.begin(market, monotonic_us())
         log.info("%s: loaded epoch %d at update %d", self.symbol, anchor.epoch, self.market.update_id)
 
     async def _read_book(self) -> tuple[Anchor, bytes | None]:
@@ -293,9 +284,9 @@ class SymbolWriter:
                 break
         return anchor, packed
 
-    def _load_book(self, packed: bytes, anchor: Anchor) -> dict[str, str]:
+    def _load_book(self, market: Market, packed: bytes, anchor: Anchor) -> dict[str, str]:
         try:
-            epoch, ids = self.market.load_book(packed)
+            epoch, ids = market.load_book(packed)
         except ValueError as error:
             self._find(Finding("book_unreadable", f"the stored book is damaged: {error}"))
             return {}
@@ -312,8 +303,7 @@ class SymbolWriter:
         self._reader.seek(earlier)
         for trimmed in await self._reader.check_trimmed():
             log.warning("%s: line %s begins at %s only", self.symbol, trimmed.line, trimmed.first_id or "nothing")
-        self._caught_up = False
-        self._arrivals.forget()
+        self.follower.rewound()
         self._delays.replay()
 
     @property
@@ -322,23 +312,38 @@ class SymbolWriter:
         return self.clock.now_us(monotonic_us())
 
     @property
-    def steady_us(self) -> int:
-        """A clock that Redis' clock was learnt from once and that does not jump."""
-        return self.clock.steady_us(monotonic_us())
-
-    @property
     def event_age_us(self) -> int | None:
         """Time since the last message that moved an id; None before the first."""
-        stamp_us = self.lookout.event_stamp_us
-        return max(0, self.steady_us - stamp_us) if stamp_us else None
+        return self.follower.event_age_us(monotonic_us())
 
-    def validated(self, began_us: int) -> None:
-        """Take note of a validation that found the exchange's trade ids to be ours.
+    def heed_run(self, entry_id: str, receipt: Receipt) -> None:
+        """Take note of a re-anchor run that has ended.
 
         Args:
-            began_us: When it began, on Redis' clock.
+            entry_id: Id of its receipt's entry: when it ended, on Redis' clock.
+            receipt: What it did.
         """
-        self._validated_us = max(self._validated_us, self.clock.steady_of(began_us))
+        if receipt.result != "validated" or CHECK_OF_TRADES not in receipt.checks or not self.clock.known:
+            return
+        took_us = max(0, receipt.finished_at_us - receipt.started_at_us)  # by one clock, whichever it is
+        self.follower.validated(_order(entry_id)[0] * 1_000 - took_us, took_us)
+
+    def detector_report(self) -> dict[str, Any]:
+        """Describe the gap detector for health answers: blind while it does not look, or cannot see all there is."""
+        looked_s = (monotonic_us() - self._judged_us) / 1e6
+        if not self.connected or not self.clock.known:
+            blind = "Redis does not answer"
+        elif not self._judged_us or looked_s > BLIND_AFTER_S:
+            blind = "the rules have not been applied for a while"
+        elif not self._caught_up:
+            blind = "entries of the lines are still unread"
+        else:
+            return self.lookout.report(self.market, self.now_us)
+        return {"status": "blind", "message": blind}
+
+    def lines_behind(self) -> dict[str, list[str]]:
+        """Name the lines that have long lacked a stream which another line brings, and the streams."""
+        return self.follower.lines_behind(monotonic_us())
 
     async def _read_anchor(self) -> Anchor:
         sent_us = monotonic_us()
@@ -415,18 +420,8 @@ class SymbolWriter:
         """
         if not self.clock.known:
             return
-        now_us = self.clock.steady_us(asked_us)
-        frames_us = max(self._entry_us.values(), default=0)
-        scene = Scene(
-            now_us,
-            frames_us,
-            live_lines(self._entry_us, now_us),
-            self._caught_up,
-            self._undated,
-            self._validated_us,
-            self.clock.jumps,
-        )
-        for finding in self.lookout.look(self.market, scene):
+        self._judged_us = monotonic_us()
+        for finding in self.follower.look(asked_us):
             if self.role is Role.WRITER or GAP_DETECTION_RULES[finding.rule].suspects:
                 self._find(finding)
         while self._findings and self.role is Role.WRITER:
@@ -477,19 +472,17 @@ class SymbolWriter:
 
     async def _write(self, now_us: int) -> None:
         """Write the hot keys, or only a sign of life while there is nothing to write."""
-        steady_us = self.clock.steady_us(now_us)
         behind = self.market.update_id < self.anchor.update_id
         sound = self.market.has_book and not behind
-        lists, unwritten = self._lists(steady_us) if sound else (NOTHING, "the book is not led up to what is stored")
-        vouch = self._vouch(steady_us, unwritten)
+        lists, unwritten = self.follower.hot(now_us) if sound else (NOTHING, "the book is not led up to what is stored")
+        vouch = self._vouch(now_us, unwritten)
         book = b""
         # While frames wait beyond a hole, what has been read is more than what the book has.
         whole = self.market.depth_hole is None and self.market.trade_hole is None
         if sound and whole and now_us - self._booked_us >= self._cadence.book_us:
             book = self.market.pack_book(self._epoch, self._reader.ids)
         update_id = self.anchor.update_id if behind else self.market.update_id
-        event_us = self.lookout.event_stamp_us
-        stamp_us = self.clock.of_steady(event_us) if event_us and not unwritten else 0
+        stamp_us = 0 if unwritten else self.follower.event_redis_us()
         sent_us = monotonic_us()
         self._dirty = False
         reply = await self._hot.apply(
@@ -504,23 +497,15 @@ class SymbolWriter:
         else:
             await self._refused(reply)
 
-    def _lists(self, steady_us: int) -> tuple[Lists, str]:
-        """Give what to write, or nothing and why."""
-        try:
-            ob, tr_1s, tr_5s, feat = self.market.hot_state(steady_us)
-        except ValueError as error:  # a side of the book is empty: nothing can be said, only that we live
-            return NOTHING, str(error)
-        return ([*ob, "source", "sbe"], tr_1s, tr_5s, feat), ""
-
-    def _vouch(self, steady_us: int, unwritten: str) -> Vouch:
+    def _vouch(self, now_us: int, unwritten: str) -> Vouch:
         """Say until when what is written is sound, and why it is not."""
-        verdict = self.lookout.judge(steady_us, unwritten)
+        verdict = self.follower.verdict(now_us, unwritten)
         for kind in REASON_KINDS:
             metrics.UNSOUND.labels(self.symbol, kind).set(any(reason.kind == kind for reason in verdict.reasons))
         if not verdict.sound:
             return Vouch(0, 0, "; ".join(str(reason).replace(";", ",") for reason in verdict.reasons))
-        until_us = max(steady_us, verdict.until_us)
-        return Vouch(self.clock.of_steady(until_us), until_us - steady_us)
+        until_us = max(self.clock.steady_us(now_us), verdict.until_us)
+        return Vouch(self.clock.of_steady(until_us), until_us - self.clock.steady_us(now_us))
 
     def _written(self, reply: ApplyReply, behind: bool, hot: bool) -> None:
         self.last_write_us = reply.now_us
@@ -570,20 +555,10 @@ class SymbolWriter:
         metrics.TERM.labels(self.symbol).set(self._term)
         metrics.WRITER.labels(self.symbol).set(self.role.value)
 
-    def lines_behind(self) -> dict[str, list[str]]:
-        """Name the lines that have long lacked a stream which another line brings, and the streams."""
-        now_us = self.steady_us
-        names = {index: name for name, index in self._lines.items()}
-        lacking: dict[str, list[str]] = {}
-        for (index, stream), since_us in sorted(self.lookout.behind.items()):
-            if now_us - since_us >= SILENT_LINE_US:
-                lacking.setdefault(names.get(index, str(index)), []).append(stream)
-        return lacking
-
     def _tell_lines(self) -> None:
         """Say which line is covered by another one: nothing is wrong yet, but nothing more may be lost."""
         lacking = self.lines_behind()
-        for line in self._lines:
+        for line in self.follower.lines:
             for stream in STREAM_TYPES:
                 metrics.LINE_BEHIND.labels(self.symbol, line, stream).set(stream in lacking.get(line, ()))
         for line in lacking.keys() - self._lacking.keys():

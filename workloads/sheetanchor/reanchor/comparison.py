@@ -73,8 +73,9 @@ async def _live_state(hot: HotState, snapshot: Snapshot, limits: Limits) -> list
 
 
 async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, depth: int, wait_s: float) -> list[str]:
-    """Lead the snapshot to the update of a live book and compare level by level."""
+    """Lead the snapshot to the update of a live book that knows the exchange's newest trade; compare level by level."""
     deadline_s = time.monotonic() + wait_s
+    traded_id = max((trade.id for trade in snapshot.trades), default=-1)
     tried_id = -1
     while True:
         live = Market(snapshot.symbol)
@@ -83,7 +84,8 @@ async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, depth: int
             live.load_book(packed or b"")
         except ValueError as error:
             return [f"the packed book cannot be read: {error}" if packed else "there is no packed book"]
-        if live.update_id >= snapshot.depth.last_update_id and live.update_id != tried_id:
+        trades = live.trade_id >= traded_id
+        if trades and live.update_id >= snapshot.depth.last_update_id and live.update_id != tried_id:
             tried_id = live.update_id
             fresh = await _exchange_book(redis, snapshot, tried_id, max(0.0, deadline_s - time.monotonic()))
             if fresh is not None:
@@ -94,6 +96,9 @@ async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, depth: int
                 edges = common_edges(_edges(live, finest[0]), _edges(fresh, finest[0]))
                 return book_differences(_levels(live, *finest), _levels(fresh, *finest), depth, edges)
         if time.monotonic() > deadline_s:
+            if not trades:
+                known = f"the live state knows trades up to {live.trade_id}, the exchange up to {traded_id}"
+                return [f"{known}; waited {wait_s:g} s"]
             return [
                 f"the live book at update {live.update_id} cannot be reached from the exchange's at "
                 f"{snapshot.depth.last_update_id} within {wait_s:g} s"

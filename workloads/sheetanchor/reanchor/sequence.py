@@ -17,7 +17,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market
-from sheetanchor.contract import STALE_AFTER_US, Receipt
+from sheetanchor.contract import CHECK_OF_TRADES, STALE_AFTER_US, Receipt
 from sheetanchor.errors import (
     CircuitOpen,
     ExchangeError,
@@ -261,7 +261,7 @@ class Reanchor:
                     wait_s=self.order.catch_up_s,
                 )
             if not differences:
-                self.progress.checks = ("live_state", "live_book")
+                self.progress.checks = ("live_state", "live_book", CHECK_OF_TRADES)
                 return []
             log.warning("the live state of %s differs: %s", self.order.symbol, "; ".join(differences))
         return differences
