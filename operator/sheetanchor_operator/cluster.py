@@ -18,6 +18,7 @@ import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException
 
+from sheetanchor.errors import shortened
 from sheetanchor_operator import metrics
 from sheetanchor_operator.names import API_VERSION, FIELD_MANAGER, PIPELINE_KIND, REANCHOR_KIND
 
@@ -378,7 +379,7 @@ def _not_granted(
     """Put an answer that grants nothing into an error: refused, or worth another try."""
     metrics.API_ERRORS.labels(str(code)).inc()
     content = _json(raw) if status is None else status
-    message = str(content.get("message") or raw[:200].decode(errors="replace") or f"HTTP {code}")
+    message = str(content.get("message") or shortened(raw.decode(errors="replace"), 200) or f"HTTP {code}")
     # A condition on what is there ("Conflict" of a DELETE or a PUT) is the asker's own; where none was set, as in a
     # create that met another one's use of the same quota, it is a collision and gone the next time.
     collided = content.get("reason") == "Conflict" and method in ("POST", "PATCH")

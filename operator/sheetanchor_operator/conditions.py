@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from sheetanchor.errors import shortened
 from sheetanchor_operator.names import (
     COMPONENT_LABEL,
     PIPELINE_KIND,
@@ -174,7 +175,7 @@ def _why_no_line(facts: Facts) -> tuple[Reason, str]:
             return Reason.REDIS_UNREACHABLE, "ingestors cannot append to Redis; see the condition RedisHealthy"
         websocket = checks.get("sbe_websocket", {})
         if websocket.get("status") in ("unhealthy", "disconnected", "degraded"):
-            said = str(websocket.get("message") or "no message")[:200]
+            said = shortened(str(websocket.get("message") or "no message"), 200)
             return (
                 Reason.EXCHANGE_UNREACHABLE,
                 f"no line is connected to {facts.pipeline.spec.exchange.websocket_url}: {said}; check the address, "

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import Final
 
+from sheetanchor.errors import shortened
 from sheetanchor_operator.cluster import ApiError, Cluster
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.names import API_VERSION
@@ -55,7 +56,7 @@ class Publisher:
             "type": event.type,
             "reason": str(event.reason),
             "action": _ACTIONS,
-            "note": event.message.encode()[:NOTE_MAX].decode(errors="ignore"),
+            "note": _note(event.message),
             "reportingController": CONTROLLER,
             "reportingInstance": self._instance,
             "regarding": {
@@ -72,3 +73,11 @@ class Publisher:
         except ApiError as error:
             self._known.pop(said, None)
             log.warning("an Event about %s %s/%s could not be published: %s", event.kind, namespace, event.name, error)
+
+
+def _note(message: str) -> str:
+    """Bring a message to what an Event's note may hold, which is counted in bytes."""
+    length = NOTE_MAX
+    while len(note := shortened(message, length).encode()) > NOTE_MAX:
+        length -= max(1, (len(note) - NOTE_MAX) // 4)
+    return note.decode()

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from sheetanchor import triggers
 from sheetanchor.contract import Receipt
+from sheetanchor.errors import shortened
 from sheetanchor_operator.children.parts import Defaults, Manifest
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.moments import micros_of
@@ -122,7 +123,10 @@ def without(plan: Plan, refused: Mapping[str, str]) -> Plan:
         plan,
         start=tuple(start for start in plan.start if start.reanchor not in refused),
         patch=tuple(
-            Patch(one.name, {"message": f"the Job of its run was refused: {refused[one.name]}"[:MESSAGE_LENGTH_MAX]})
+            Patch(
+                one.name,
+                {"message": shortened(f"the Job of its run was refused: {refused[one.name]}", MESSAGE_LENGTH_MAX)},
+            )
             if one.name in refused
             else one
             for one in plan.patch

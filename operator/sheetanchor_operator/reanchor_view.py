@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sheetanchor.contract import STALE_AFTER_US, Receipt
+from sheetanchor.errors import shortened
 from sheetanchor.triggers import EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION, Request, Seen
 from sheetanchor_operator.moments import micros_of
 from sheetanchor_operator.names import Component
@@ -309,7 +310,7 @@ def _waits_for(pods: list[Live]) -> str:
     for pod in pods:
         words = _waits_for_container(pod) or _waits_for_place(pod)
         if words:
-            return words[:1000]
+            return shortened(words, 1000)
     return ""
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from sheetanchor.errors import shortened
 from sheetanchor_operator import metrics
 from sheetanchor_operator.cache import Cache, Key, content_hash, secret_hash
 from sheetanchor_operator.causes import NAME_TAKEN_REASON
@@ -131,7 +132,7 @@ class Reconciler:
             raise
         except Exception as error:
             # What one pipeline holds must not stay untold, whatever it is; who called decides what becomes of it.
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:DEFECT_LENGTH_MAX]
+            said = shortened(" ".join(f"{type(error).__name__}: {error}".split()), DEFECT_LENGTH_MAX)
             with suppress(ApiError):
                 await self._refuse(key, body, f"the operator fails on this pipeline, its log says where: {said}")
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from sheetanchor.errors import shortened
 from sheetanchor_operator.conditions import MESSAGE_MAX, Facts, Verdict, verdicts
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.moments import micros_of, text_of
@@ -104,7 +105,7 @@ def _at(verdict: Verdict, before: Mapping[str, Any], generation: int, now_us: in
         "type": str(verdict.type),
         "status": verdict.status,
         "reason": str(verdict.reason),
-        "message": verdict.message[:MESSAGE_MAX],
+        "message": shortened(verdict.message, MESSAGE_MAX),
         "lastTransitionTime": known["lastTransitionTime"] if same and known is not None else _whole(now_us),
         "observedGeneration": generation,
     }
@@ -163,7 +164,7 @@ def _symbols(standing: Standing, plan: Plan, before: Mapping[str, Any]) -> list[
         row: Status = {
             "name": symbol.name,
             "state": symbol.state,
-            "reason": symbol.reason[:500] or None,
+            "reason": shortened(symbol.reason, 500) or None,
             "epoch": symbol.epoch or kept.get("epoch", 0),
             "term": symbol.term or kept.get("term", 0),
             "suspectSince": _whole(symbol.suspect_since_us) if symbol.suspect_since_us else None,

@@ -56,3 +56,22 @@ def test_documents_link_to_files_that_exist() -> None:
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
 
     assert [] == broken
+
+
+CUT = re.compile(r"(?:error|message|msg|reason|words|said)\b\S*(?: or \S+)?\[:(?:\d{2,}|[A-Z_]*MAX)\]")
+
+
+def test_no_message_is_cut_at_its_end_only() -> None:
+    """What a library, a server or a person says is cut by `errors.shortened`: the decisive part may be the last."""
+    sources = [path for path in tracked("*.py") if "tests" not in path.relative_to(ROOT).parts]
+
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sources
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if CUT.search(line)
+    ]
+
+    assert CUT.search("' '.join(str(error).split())[:200]")
+    assert CUT.search('str(websocket.get("message") or "none")[:200]')
+    assert [] == found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
-from sheetanchor.errors import ExchangeError
+from sheetanchor.errors import ExchangeError, shortened
 
 EXPONENT: Final = -8
 """The exchange writes eight decimals."""
@@ -243,6 +243,6 @@ def parse_complaint(raw: bytes) -> str:
     """Read `{"code": …, "msg": …}` of an error answer as far as it is one; else show its beginning."""
     try:
         value = json.loads(raw)
-        return f"{int(value['code'])} {str(value['msg'])[:200]}"
+        return f"{int(value['code'])} {shortened(str(value['msg']), 300)}"
     except (ValueError, TypeError, KeyError, RecursionError):
         return repr(raw[:SHOWN_MAX].decode("utf-8", "replace"))
