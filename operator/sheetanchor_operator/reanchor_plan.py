@@ -19,7 +19,7 @@ from sheetanchor_operator.reanchor_record import Answered, Outcomes, remembered
 from sheetanchor_operator.reanchor_view import ReAnchor, Run
 from sheetanchor_operator.spec import Pipeline
 
-WRITES_MAX: Final = 60
+WRITES_MAX: Final = 30
 """Requests of one look that can wait for the next: greeting, skipping, adopting and forgetting. A look stays short."""
 
 

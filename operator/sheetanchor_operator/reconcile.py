@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -40,7 +40,7 @@ from sheetanchor_operator.names import OPERATOR_ANNOTATION, EventReason
 from sheetanchor_operator.observed import Observed, Refusal
 from sheetanchor_operator.ownership import is_run_of
 from sheetanchor_operator.publish import Publisher
-from sheetanchor_operator.reanchor_plan import WRITES_MAX, Plan, without
+from sheetanchor_operator.reanchor_plan import WRITES_MAX, Patch, Plan, without
 from sheetanchor_operator.reanchor_spec import TERMINAL_PHASES
 from sheetanchor_operator.reanchoring import plan
 from sheetanchor_operator.refusals import Refusals
@@ -58,6 +58,9 @@ UNSOUND_S: Final = 3.0
 
 PER_PIPELINE_S: Final = 0.05
 """With many pipelines each is looked at less often: at most twenty a second are, whatever their number."""
+
+WRITES_AT_ONCE: Final = 8
+"""One after another, a look with many writes takes over a second; more at once would crowd out other pipelines."""
 
 PLANNED_HERE_MAX: Final = 200
 """Re-anchors that are decided upon within some milliseconds."""
@@ -368,7 +371,7 @@ class Reconciler:
         return decided, (*refused, *failed.values())
 
     async def _write_statuses(self, pipeline: Pipeline, decided: Plan) -> None:
-        for patch in decided.patch:
+        async def write(patch: Patch) -> None:
             before = self.cache.get(REANCHOR.name, pipeline.namespace, patch.name)
             change = {"status": dict(patch.status)}
             written = await self.cluster.merge(REANCHOR, pipeline.namespace, patch.name, change, "status")
@@ -378,16 +381,19 @@ class Reconciler:
                 for receipt in decided.receipts.get(patch.name, ()):
                     self.measures.count(key_of_pipeline(pipeline), receipt)
 
+        await _some_at_once(write, decided.patch)
+
     async def _adopt(self, pipeline: Pipeline, decided: Plan) -> None:
-        for name in decided.adopt:
+        async def adopt(name: str) -> None:
             owner = {"metadata": {"ownerReferences": [owner_of(pipeline)]}}
             adopted = await self.cluster.merge(REANCHOR, pipeline.namespace, name, owner)
             if adopted is not None:
                 self.cache.put(adopted)
 
+        await _some_at_once(adopt, decided.adopt)
+
     async def _delete(self, pipeline: Pipeline, decided: Plan) -> None:
-        for name in decided.delete:
-            await self.cluster.delete(REANCHOR, pipeline.namespace, name)
+        await _some_at_once(lambda name: self.cluster.delete(REANCHOR, pipeline.namespace, name), decided.delete)
 
     async def _create(self, key: Key, manifest: Manifest) -> Refusal | None:
         """Create an object of a re-anchor, unless that was refused a moment ago; gives the refusal, if there is one."""
@@ -443,6 +449,19 @@ class Reconciler:
     async def _tell(self, namespace: str, events: tuple[Event, ...]) -> None:
         for event in events:
             await self.publisher.publish(namespace, event)
+
+
+async def _some_at_once(write: Callable[[Any], Awaitable[None]], items: Sequence[Any]) -> None:
+    """Write several items, `WRITES_AT_ONCE` at a time.
+
+    Raises:
+        ApiError: The first failure; what was begun beside it has ended by then, what comes after it is not begun.
+    """
+    for start in range(0, len(items), WRITES_AT_ONCE):
+        ended = await asyncio.gather(*map(write, items[start : start + WRITES_AT_ONCE]), return_exceptions=True)
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
 
 
 def _whole(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
