@@ -274,6 +274,18 @@ CASES: list[Case] = [
         "1m15s",
         op("sheetanchor_operator_watch_age_seconds", "0 0 0 35 35 70", 'kind="Pod"'),
     ),
+    *both(
+        "SheetAnchorOperatorWatchRefused",
+        "2m15s",
+        op("sheetanchor_operator_watch_refused", "1x40", 'kind="Pod",watched_namespace="t"'),
+        op("sheetanchor_operator_watch_refused", "0x40", 'kind="Pod",watched_namespace="t"'),
+    ),
+    *brief(
+        "SheetAnchorRedisLibraryReplaced",
+        pod("redis_library_repairs_total", "0x8 1x60", 'node="btc-redis-0"'),
+        "3m",
+        "1m30s",
+    ),
     *both("SheetAnchorOperatorRetries", "11m", repeated(5.1), repeated(4.9)),
     *both(
         "SheetAnchorOperatorQueueLong",
