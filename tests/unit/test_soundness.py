@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -199,6 +200,24 @@ def test_trades_that_stay_away_are_quiet_then_asked_about_then_doubted() -> None
     assert judge(feed.memory, feed.now_us).ask
     feed.run(soundness.ANSWER_US / SECOND, ("trade",), validated_us=began_us)
     assert ["unvalidated"] == feed.kinds()
+
+
+def test_a_market_at_rest_asks_ever_less() -> None:
+    """Three hours without a trade are sound all along; a budget of sixty runs an hour has room for ten such symbols."""
+    feed = sound()
+    asked_s: list[float] = []
+    validated_us = 0
+    for second in range(3 * 3_600):
+        feed.run(1, ("trade",), validated_us=validated_us)
+        verdict = judge(feed.memory, feed.now_us)
+        assert verdict.sound, (second, verdict.reasons)
+        if verdict.ask and validated_us < feed.now_us - 5 * SECOND:
+            asked_s.append(second)
+            validated_us = feed.now_us
+
+    assert len(asked_s) <= 12 + 2 * 6
+    assert len([at_s for at_s in asked_s if at_s >= 3_600]) <= 2 * 6
+    assert max(after - before for before, after in pairwise(asked_s)) <= soundness.QUIET_MAX_US / SECOND + 2
 
 
 def test_a_silent_market_asks_nobody() -> None:

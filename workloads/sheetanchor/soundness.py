@@ -53,7 +53,9 @@ QUIET_FACTOR: Final = 10
 """Ten times the mean distance: by chance that happens once in 22,000 distances."""
 
 RECHECK_US: Final = 60_000_000
-"""A confirmed silence is confirmed again after this, or after the silence's own limit if that is longer."""
+"""A confirmed silence is confirmed again after this, after the silence's own limit, or, up to `QUIET_MAX_US`, after as long
+as it had lasted: a market at rest must not use up the budget of requests, or its state would be doubted for want of them.
+"""
 
 ANSWER_US: Final = 15_000_000
 """How long a validation may take before the silence it was asked about counts as a doubt."""
@@ -505,7 +507,8 @@ def _quiet(memory: Memory, seen: Observed, now_us: int) -> tuple[str, str, int]:
     last_us = max(pace.pulse.arrival_us, memory.resumed_us, memory.began_us if pace.pulse.id < 0 else 0)
     quiet_us = last_us + pace.quiet_after_us
     confirmed = seen.validated_us > last_us
-    recheck_us = seen.validated_us + max(RECHECK_US, pace.quiet_after_us) if confirmed else quiet_us
+    lasted_us = min(seen.validated_us - last_us, QUIET_MAX_US)
+    recheck_us = seen.validated_us + max(RECHECK_US, pace.quiet_after_us, lasted_us) if confirmed else quiet_us
     doubted_us = max(quiet_us, recheck_us) + ANSWER_US
     # With the whole feed silent there is nothing to compare trades with: the state is stale by then.
     if now_us < quiet_us or now_us - memory.heard_us > STALE_AFTER_US:
