@@ -53,9 +53,8 @@ QUIET_FACTOR: Final = 10
 """Ten times the mean distance: by chance that happens once in 22,000 distances."""
 
 RECHECK_US: Final = 60_000_000
-"""A confirmed silence is confirmed again after this, after the silence's own limit, or, up to `QUIET_MAX_US`, after as long
-as it had lasted: a market at rest must not use up the budget of requests, or its state would be doubted for want of them.
-"""
+"""A confirmed silence is confirmed again after this, after the silence's own limit, or, up to `QUIET_MAX_US`, after as
+long as it had lasted: a market at rest must not use up the budget of requests, and be doubted for want of them."""
 
 ANSWER_US: Final = 15_000_000
 """How long a validation may take before the silence it was asked about counts as a doubt."""
