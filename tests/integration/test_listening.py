@@ -97,7 +97,7 @@ def undisturbed() -> Iterator[int]:
 def test_a_thousand_silent_connections_keep_no_probe_out(role: Running, undisturbed: int) -> None:
     """On every port of every role: probes answer in a tenth of a second, readers are answered, descriptors stay few.
 
-    Nine of ten answers are held to that; of the rest a busy machine may have taken the processor away, and the bound is what
+    Nine of ten answers are held to that. A busy machine may have kept the others waiting: their bound is what
     the kubelet waits for.
     """
     with idle_connections(role.http_port, role.probe_port):

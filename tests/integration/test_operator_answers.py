@@ -50,7 +50,7 @@ async def cluster(answering: Answering) -> AsyncIterator[Cluster]:
 async def test_a_collision_is_worth_another_try(cluster: Cluster, answering: Answering) -> None:
     """Somebody has written at the same moment, for instance the use of a quota: nobody has to correct anything."""
     with pytest.raises(ApiUnavailable, match="it is Conflict"):
-        await cluster.apply(SERVICE)
+        await cluster.apply(SERVICE, "u1")
     with pytest.raises(ApiUnavailable, match="it is Conflict"):
         await cluster.create(SERVICE)
     with pytest.raises(ApiUnavailable, match="it is Conflict"):
@@ -83,7 +83,7 @@ async def test_a_busy_server_says_when(
     answering.status, answering.reason, answering.headers = status, "TooManyRequests", {"Retry-After": after}
 
     with pytest.raises(ApiUnavailable) as error:
-        await cluster.apply(SERVICE)
+        await cluster.apply(SERVICE, "u1")
 
     assert expected_s == error.value.retry_after_s
 
@@ -98,7 +98,7 @@ async def test_credentials_that_cannot_be_read_are_no_end(cluster: Cluster, answ
     cluster._configuration.api_key["BearerToken"] = "x"
 
     with pytest.raises(ApiUnavailable, match="the credentials cannot be read: token"):
-        await cluster.apply(SERVICE)
+        await cluster.apply(SERVICE, "u1")
 
     assert [] == answering.asked
 
@@ -108,4 +108,4 @@ async def test_a_refusal_keeps_its_words(cluster: Cluster, answering: Answering)
     answering.status, answering.reason = 422, "Invalid"
 
     with pytest.raises(ApiRefused, match="it is Invalid"):
-        await cluster.apply(SERVICE)
+        await cluster.apply(SERVICE, "u1")
