@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 
 
@@ -22,3 +23,19 @@ def test_every_page_can_be_found() -> None:
     assert set() == {page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")} - {
         page.relative_to(ROOT).as_posix() for page in found
     }
+
+
+def test_what_keeps_a_fault_from_coming_back_exists() -> None:
+    """Each test that the page of faults names is in the file that it names."""
+    text = (ROOT / "docs" / "faults-found.md").read_text(encoding="utf-8")
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in TESTS}
+    missing, file = [], ""
+    for match in re.finditer(r"((?:tests/)?[\w/]+\.py)|::(\w+)|\n", text):
+        if match[1]:
+            file = next((path for path in sources if path.endswith("/" + match[1].removeprefix("tests/"))), "")
+            if not file and match[1].rpartition("/")[2].startswith("test_"):
+                missing.append(match[1])
+        elif match[2] and not re.search(rf"(?:def|class) {match[2]}\b", sources.get(file, "")):
+            missing.append(f"{file}::{match[2]}")
+
+    assert [] == missing
