@@ -47,9 +47,12 @@ class FeedClock {
   // Whether the frame noted last is the first of those that may show that the clock was set.
   bool begins_to_doubt() const { return agreeing_ == 1; }
 
-  // Takes the event time of a frame. `is_news`: the frame brings an id beyond all before, so that it is no late copy.
-  // Answers by how much the clock was found to have been set, 0 nearly always.
-  std::int64_t note(std::int64_t event_us, std::int64_t stamp_us, bool is_news) {
+  bool doubts() const { return agreeing_ > 0; }
+
+  // Takes the event time of a frame. `is_news`: the frame brings an id beyond all before; a late copy says nothing of the
+  // clock. `goes_back`: and its own stream's times have gone back. Answers by how much the clock was found to have been
+  // set, 0 nearly always.
+  std::int64_t note(std::int64_t event_us, std::int64_t stamp_us, bool is_news, bool goes_back) {
     if (event_us_ < 0) {
       begin(event_us, stamp_us);
       return 0;
@@ -58,12 +61,12 @@ class FeedClock {
       // What makes up for being late runs ahead too, but comes no sooner after its event than others have.
       const bool catches_up = keeps_pace_ && event_us - stamp_us <= lead_us_ + SLACK_US;
       const bool ahead = event_us - at(stamp_us) > (keeps_pace_ ? SLACK_US : UNPACED_AHEAD_US);
-      if (ahead && !catches_up) return doubt(event_us, stamp_us);
+      if (ahead && !catches_up) return is_news ? doubt(event_us, stamp_us) : 0;
       agreeing_ = 0;
       advance(event_us, stamp_us);
     } else if (event_us_ - event_us <= behind_us()) {
       agreeing_ = 0;
-    } else if (is_news) {
+    } else if (is_news && goes_back) {
       return doubt(event_us, stamp_us);
     }
     return 0;

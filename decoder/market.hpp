@@ -252,6 +252,9 @@ class Market {
     if (!best) return std::nullopt;
     return scaled(best->first.price + best->second.price, price_exponent_) / 2;
   }
+  // How often the exchange's clock was found to have been set, and whether that is in question now.
+  std::int64_t clock_sets() const { return clock_sets_; }
+  bool clock_doubted() const { return clock_.doubts(); }
   // How many bestBidAsk the book has come to agree with, each looked at once: when the book reaches its update.
   std::int64_t best_agreed() const { return best_agreed_; }
   // How many trades a window of so long, ending now, lacks or holds too many of: its ids have to be consecutive up to the
@@ -261,11 +264,11 @@ class Market {
     if (trades.empty()) return 0;
     const auto end_us = clock_.at(now_us);
     std::int64_t first = INT64_MAX, last = -1, count = 0;
-    std::vector<std::int64_t> ahead;  // from the newest on
+    std::vector<std::int64_t> odd;  // ahead, or before an earlier trade; from the newest on
     for (std::size_t at = trades.size(); at-- > 0;) {
       const auto& trade = trades[at];
       if (end_us - trade.reach_us > span_us) break;
-      if (trade.time_us - end_us > AHEAD_US) ahead.push_back(trade.id);
+      if (trade.time_us - end_us > AHEAD_US || trade.reach_us - trade.time_us > AHEAD_US) odd.push_back(trade.id);
       if (end_us - trade.time_us > span_us || trade.time_us - end_us > AHEAD_US) continue;
       ++count;
       first = std::min(first, trade.id);
@@ -276,7 +279,7 @@ class Market {
       last = newest.id;
     }
     // Right before the first one of the window, one with an odd time may belong to it.
-    for (const auto id : ahead)
+    for (const auto id : odd)
       if (id == first - 1) first = id;
     return last < 0 ? 0 : last - first + 1 - count;
   }
@@ -360,10 +363,10 @@ class Market {
     return pulse.set_back;
   }
 
-  void note_event(std::int64_t time_us, bool is_news) {
+  void note_event(std::int64_t time_us, bool is_news, bool goes_back) {
     const auto before_us = clock_.at(source_.stamp_us);
-    if (const auto set_by_us = clock_.note(time_us, source_.stamp_us, is_news); set_by_us != 0)
-      follow_clock(before_us, before_us + set_by_us);
+    if (const auto set_by_us = clock_.note(time_us, source_.stamp_us, is_news, goes_back); set_by_us != 0)
+      follow_clock(before_us, before_us + set_by_us), ++clock_sets_;
     if (clock_.begins_to_doubt()) undoubted_trade_id_ = trade_id_;
   }
 
@@ -403,7 +406,7 @@ class Market {
     for (const auto& trade : scratch_trades_) newest_id = std::max(newest_id, trade.id);
     // Not `trade_id_`: behind a hole a line that is late brings ids beyond it, and older times than the other line.
     const bool is_news = newest_id > std::max(trade_id_, pulse(Stream::trade).id);
-    note_event(frame.event_time_us, is_news && goes_back(Stream::trade, frame.event_time_us));
+    note_event(frame.event_time_us, is_news, is_news && goes_back(Stream::trade, frame.event_time_us));
     if (newest_id >= 0) note_pulse(Stream::trade, newest_id, frame.event_time_us);
     for (const auto& trade : scratch_trades_) take_trade(trade);
     return true;
@@ -444,7 +447,8 @@ class Market {
     if (!factors || !is_id(frame.last_update_id) || !convert(frame.bid, *factors, bid) ||
         !convert(frame.ask, *factors, ask) || bid.qty == 0 || ask.qty == 0)
       return false;
-    note_event(frame.event_time_us, frame.last_update_id > best_id_ && goes_back(Stream::best, frame.event_time_us));
+    const bool is_news = frame.last_update_id > best_id_;
+    note_event(frame.event_time_us, is_news, is_news && goes_back(Stream::best, frame.event_time_us));
     note_pulse(Stream::best, frame.last_update_id, frame.event_time_us);
     if (frame.last_update_id <= best_id_) {
       ++counters_.bba_stale;
@@ -467,7 +471,7 @@ class Market {
 
   bool on_depth_snapshot(const sbe::Frame& frame) {
     if (!convert_sides(frame)) return false;
-    note_event(frame.event_time_us, false);
+    note_event(frame.event_time_us, false, false);
     if (!has_book_ || frame.last_update_id != update_id_) {
       ++counters_.depth20_ignored;
       return true;
@@ -487,13 +491,14 @@ class Market {
     const auto first = frame.first_update_id, last = frame.last_update_id;
     if (!is_id(first) || !is_id(last) || last < first) return false;
     if (has_book_ && last <= update_id_) {
-      note_event(frame.event_time_us, false);
+      note_event(frame.event_time_us, false, false);
       note_pulse(Stream::depth, last, frame.event_time_us);
       ++counters_.diffs_duplicate;
       return true;
     }
     if (!convert_sides(frame)) return false;
-    note_event(frame.event_time_us, last > last_seen_update_id_ && goes_back(Stream::depth, frame.event_time_us));
+    const bool is_news = last > last_seen_update_id_;
+    note_event(frame.event_time_us, is_news, is_news && goes_back(Stream::depth, frame.event_time_us));
     note_pulse(Stream::depth, last, frame.event_time_us);
     last_seen_update_id_ = std::max(last_seen_update_id_, last);
     if (!has_book_) {
@@ -634,6 +639,7 @@ class Market {
   MidHistory mids_;
 
   FeedClock clock_;
+  std::int64_t clock_sets_ = 0;
   std::int64_t undoubted_trade_id_ = -1;  // newest trade when event times began to say that the clock was set
   std::int64_t book_event_us_ = -1;  // event time of the last change of book or best prices
   Source source_;

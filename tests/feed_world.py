@@ -421,7 +421,7 @@ class World:
         for off_us in offs:
             end_us = written.end_us - WALL_US - off_us
             found = ""
-            if not written.at_us - LATE_US - SLACK_US - STALE_AFTER_US <= end_us <= written.at_us + SLACK_US:
+            if not written.at_us - LATE_US - SLACK_US - STALE_AFTER_US <= end_us <= written.at_us + LATE_US:
                 found = f"windows end {(end_us - written.at_us) / SECOND:+.1f} s from now"
                 continue
             for seconds, (count, volume) in written.windows.items():

@@ -156,9 +156,9 @@ class Market(Facts):
         return self.clock.stamp_us
 
     def note_event(self, time_us: int, stream: str, *, is_news: bool) -> None:
-        is_news = is_news and self.streams[stream].goes_back(time_us, self.event_us)
+        back = is_news and self.streams[stream].goes_back(time_us, self.event_us)
         before_us = self.clock.at(self.entry_stamp_us)
-        if set_by_us := self.clock.note(time_us, self.entry_stamp_us, is_news=is_news):
+        if set_by_us := self.clock.note(time_us, self.entry_stamp_us, is_news=is_news, goes_back=back):
             self.follow_clock(before_us, before_us + set_by_us)
         if len(self.clock.doubted) == 1:
             self.undoubted_trade_id = self.trade_id

@@ -74,7 +74,8 @@ def missing(trades: list[Past], end_us: int, span_us: int) -> int:
         return 0
     first = min(ids)
     for trade in seen:
-        if trade.id == first - 1 and trade.time_us - end_us > 1_000_000:
+        odd = max(trade.time_us - end_us, trade.reach_us - trade.time_us) > 1_000_000
+        if odd and trade.id == first - 1:
             first = trade.id
     return max(ids) - first + 1 - len(inside)
 
@@ -119,6 +120,7 @@ class FeedClock:
     stamp_us: int = 0
     mark: tuple[int, int] = (0, 0)
     lead_us: int = 0
+    sets: int = 0
     keeps_pace: bool = False
     doubted: list[tuple[int, int]] = field(default_factory=list)
 
@@ -138,7 +140,7 @@ class FeedClock:
         self.keeps_pace, self.doubted = False, []
         self.lead_us = event_us - stamp_us
 
-    def note(self, event_us: int, stamp_us: int, *, is_news: bool) -> int:
+    def note(self, event_us: int, stamp_us: int, *, is_news: bool, goes_back: bool) -> int:
         if self.event_us < 0:
             self.begin(event_us, stamp_us)
             return 0
@@ -147,7 +149,7 @@ class FeedClock:
         beyond_us = event_us - self.at(stamp_us) if is_newer else self.event_us - event_us
         catches_up = is_newer and self.keeps_pace and event_us - stamp_us <= self.lead_us + 1_000_000
         if beyond_us > slack_us and not catches_up:
-            return self.doubt(event_us, stamp_us) if is_newer or is_news else 0
+            return self.doubt(event_us, stamp_us) if is_news and (is_newer or goes_back) else 0
         self.doubted = []
         if is_newer:
             self.event_us, self.stamp_us = event_us, stamp_us
@@ -167,6 +169,7 @@ class FeedClock:
         if len(self.doubted) < 4 or not lasts:
             return 0
         set_by_us = event_us - self.at(stamp_us)
+        self.sets += set_by_us != 0
         self.begin(event_us, stamp_us)
         return set_by_us
 
@@ -250,6 +253,14 @@ class Facts:
 
     def missing_trades(self, now_us: int, span_us: int) -> int:
         return missing(self.trades, self.clock.at(now_us), span_us)
+
+    @property
+    def clock_sets(self) -> int:
+        return self.clock.sets
+
+    @property
+    def clock_doubted(self) -> bool:
+        return bool(self.clock.doubted)
 
     @property
     def best_agreed(self) -> int:

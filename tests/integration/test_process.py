@@ -19,6 +19,7 @@ from reference_market import Market as ReferenceMarket
 from sheetanchor import recording
 from sheetanchor._decoder import Market
 from sheetanchor.contract import line_stream, pack_frames
+from sheetanchor.hot_state import ensure_library
 
 pytestmark = pytest.mark.slow
 
@@ -545,6 +546,7 @@ async def test_nobody_comes_so_it_anchors_by_itself(stage: Stage) -> None:
     document = (Path(__file__).parents[2] / "docs" / "hot-state.md").read_text("utf-8")
     [user] = [line.split() for line in document.splitlines() if line.startswith("user process ")]
     await stage.redis.execute_command("ACL", "SETUSER", *user[1:])
+    await ensure_library(stage.redis)  # the user may not; a managed node does it
     stage.url = stage.url.replace("://", "://process:secret@")
     with exchange_process() as exchange:
         async with fed_line(stage.redis, exchange.ws_url):

@@ -37,6 +37,8 @@ READABLE = [
     "qty_exponent",
     "told_best",
     "best_agreed",
+    "clock_sets",
+    "clock_doubted",
 ]
 Market = Any
 Step = Callable[[Market], object]

@@ -41,6 +41,7 @@ class Feed:
             pulses=dict(self.pulses),
             update_id=self.ids["depth"],
             bba_id=self.ids["bestBidAsk"],
+            trade_id=self.ids["trade"],
             book_best=self.best,
             told_best=self.told,
             best_agreed=self.agreed,
@@ -142,7 +143,8 @@ def test_a_feed_that_falls_behind_its_own_baseline_is_late_however_fast_it_flows
 
     assert ["late"] * 3 == feed.kinds()
     assert ["late"] * 3 == feed.run(1_200, late_us=3 * SECOND).kinds()  # nor does habit make it good
-    assert [] == feed.run(1).kinds()
+    assert {"clock"} == set(feed.run(1).kinds())  # or a clock was set in a silence, and set back: windows tell
+    assert [] == feed.run(8).kinds()
 
 
 @pytest.mark.parametrize("step_us", [-3_600 * SECOND, -5 * SECOND, 5 * SECOND, 3_600 * SECOND])

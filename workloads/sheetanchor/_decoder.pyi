@@ -147,6 +147,14 @@ class Market:
         """Best bid and ask as the newest bestBidAsk tells them, as mantissas; None before the first."""
 
     @property
+    def clock_sets(self) -> int:
+        """How often the exchange's clock was found to have been set."""
+
+    @property
+    def clock_doubted(self) -> bool:
+        """Whether the newest event times are not believed, yet or at all."""
+
+    @property
     def best_agreed(self) -> int:
         """How many bestBidAsk the book has agreed with, each looked at once: when the book reaches its update."""
 

@@ -15,12 +15,15 @@ from sheetanchor.arrivals import Arrivals
 from sheetanchor.clock import RedisClock
 from sheetanchor.gaps import SILENT_LINE_US, Finding
 from sheetanchor.lookout import Lookout, Scene, live_lines
-from sheetanchor.soundness import LATE_US, Verdict, shown_in_time
+from sheetanchor.soundness import LATE_US, Verdict, holed, shown_in_time
 
 LINES_MAX: Final = 16
 
 IN_TIME_US: Final = LATE_US + 1_000_000
 """A validation that took no longer shows that the feed is not late: the book it looks at is written once a second."""
+
+JUMP_MATTERS_US: Final = 20_000_000
+"""Longer than a replay reaches back."""
 
 Lists = tuple[list[str], list[str], list[str], list[str]]
 NOTHING: Final[Lists] = ([], [], [], [])
@@ -69,12 +72,23 @@ class Follower:
     _arrivals: Arrivals = field(default_factory=Arrivals)
     _entry_us: dict[int, int] = field(default_factory=dict)
     _undated: bool = False
+    _jumps: int = 0
+    _jumped_us: int = 0
 
     def begin(self, market: Market, now_us: int) -> None:
         """Go on with a loaded market; its lines are read again from somewhere."""
         self.market = market
         self.rewound()
         self.lookout.reload(market, self.clock.steady_us(now_us))
+        self._heed_jump(now_us)
+        if self._jumped_us and now_us - self._jumped_us < JUMP_MATTERS_US:
+            # Ids from before are of another clock: nobody knows whether the replay reaches back for as long as windows.
+            self.lookout.memory = holed(self.lookout.memory, self.clock.steady_us(now_us))
+
+    def _heed_jump(self, now_us: int) -> None:
+        """Note when Redis' clock jumped."""
+        if self.clock.jumps != self._jumps:
+            self._jumps, self._jumped_us = self.clock.jumps, now_us
 
     def rewound(self) -> None:
         """Take note that lines are read again: what comes next may have been there for long."""
@@ -118,6 +132,7 @@ class Follower:
             asked_us: When the last read was asked for. What was appended until then has been read; of what came later,
                 after a pause of this process say, nothing is known yet.
         """
+        self._heed_jump(asked_us)
         now_us = self.clock.steady_us(asked_us)
         scene = Scene(
             now_us=now_us,

@@ -77,6 +77,8 @@ def observed(market: Market, scene: Scene) -> soundness.Observed:
         trade_id=market.trade_id,
         trades_missing=market.missing_trades(scene.now_us, soundness.WINDOW_US),
         end_us=market.event_us + max(0, scene.now_us - market.stamp_us),
+        clock_sets=market.clock_sets,
+        clock_doubted=market.clock_doubted,
         trade_price=market.last_trade_price,
         has_book=market.has_book,
         read_us=scene.now_us,

@@ -104,6 +104,10 @@ class Observed:
         trade_id: Newest trade without a hole before it.
         trades_missing: Trades that the longest window lacks, or holds though they are not of it.
         end_us: The event time that windows end at.
+        clock_sets: How often the market has found the exchange's clock to have been set, and followed it.
+        clock_doubted: Whether it does not believe the newest event times.
+        clock_sets: How often the market has found the exchange's clock to have been set, and followed it.
+        clock_doubted: Whether it does not believe the newest event times.
         trade_price: Price of the last trade; None before the first.
         has_book: Whether there is a book at all.
         read_us: Until when all that had been appended has been read.
@@ -122,6 +126,8 @@ class Observed:
     trade_id: int = -1
     trades_missing: int = 0
     end_us: int = 0
+    clock_sets: int = 0
+    clock_doubted: bool = False
     trade_price: float | None = None
     has_book: bool = True
     read_us: int = 0
@@ -179,6 +185,7 @@ class Memory:
         moved_us: When the state was last known to be up to what had come: a trade or best prices that the book has not
             reached do not make it fresh.
         holed_us: When trades were last given up for lost; 0 for never.
+        followed_us: When the market last followed a clock that was set, or doubted event times; 0 for never.
         resumed_us: When something came again after a silence of the whole feed; 0 for never.
         ranges: Per second its beginning, lowest bid and highest ask.
         latest: The last observation.
@@ -194,6 +201,7 @@ class Memory:
     heard_us: int = 0
     moved_us: int = 0
     holed_us: int = 0
+    followed_us: int = 0
     resumed_us: int = 0
     ranges: tuple[tuple[int, float, float], ...] = ()
     latest: Observed | None = None
@@ -297,6 +305,8 @@ def look(memory: Memory, seen: Observed) -> Memory:
     resumed = memory.heard_us > 0 and newest_us - memory.heard_us > STALE_AFTER_US
     ahead, owed_us = _ahead(memory.ahead, paces, seen), _owed(memory, paces)
     known_us = paces["depth"].pulse.arrival_us if ahead or owed_us else newest_us
+    if seen.update_id < paces["depth"].pulse.id or seen.trade_id < paces["trade"].pulse.id:
+        known_us = memory.moved_us  # what has come waits beyond a hole
     after = replace(
         memory,
         began_us=memory.began_us or seen.now_us,
@@ -305,6 +315,7 @@ def look(memory: Memory, seen: Observed) -> Memory:
         moved_us=max(memory.moved_us, known_us),
         ahead=ahead,
         owed_us=owed_us,
+        followed_us=seen.now_us if _follows(memory.latest, seen) else memory.followed_us,
         resumed_us=newest_us if resumed else memory.resumed_us,
         ranges=_ranges(memory.ranges, seen),
         first_best=memory.first_best or (seen.book_best if seen.told_best is None else None),
@@ -315,6 +326,11 @@ def look(memory: Memory, seen: Observed) -> Memory:
         stray_us=_stray(memory, after.first_best, seen),
         unheard=_unheard(memory.unheard, paces, seen),
     )
+
+
+def _follows(before: Observed | None, seen: Observed) -> bool:
+    """Say whether the clock that trades are dated by has been moved, or may have to be."""
+    return seen.clock_doubted or (seen.clock_sets != before.clock_sets if before else seen.clock_sets > 0)
 
 
 def follow(pace: Pace, pulse: Pulse, now_us: int) -> Pace:
@@ -334,7 +350,11 @@ def follow(pace: Pace, pulse: Pulse, now_us: int) -> Pace:
         rebased_us = lag_us - pace.late_us
         return replace(after, baseline_us=rebased_us, jumped_us=now_us, jump_us=baseline_us - rebased_us)
     baseline_us = min(baseline_us, lag_us)
-    return replace(after, baseline_us=baseline_us, late_us=lag_us - baseline_us)
+    after = replace(after, baseline_us=baseline_us, late_us=lag_us - baseline_us)
+    if pace.late_us > LATE_US and pace.late_us - after.late_us > STEP_US:
+        # It was late and is so no more at once; or a clock was set in a silence and is now set back.
+        return replace(after, jumped_us=now_us, jump_us=pace.late_us - after.late_us)
+    return after
 
 
 def _rhythm(pace: Pace, arrival_us: int) -> Pace:
@@ -475,6 +495,8 @@ def _late(memory: Memory, seen: Observed, now_us: int) -> list[Reason]:
         if pace.jumped_us and now_us - pace.jumped_us < REFILL_US:
             jump_s = pace.jump_us / 1e6
             reasons.append(Reason("clock", f"the event time of {name} jumped by {jump_s:+.1f} s, windows refill"))
+    if memory.followed_us and now_us - memory.followed_us < REFILL_US:
+        reasons.append(Reason("clock", "event times are not believed, or were not until lately: windows refill"))
     newest = max(memory.paces.values(), key=lambda pace: pace.pulse.arrival_us)
     ahead_us = seen.end_us - newest.pulse.event_us - (seen.now_us - newest.pulse.arrival_us)
     if newest.pulse.event_us >= 0 and newest.late_us <= LATE_US and abs(ahead_us) > LATE_US + STEP_US:
