@@ -291,10 +291,13 @@ async def test_wrong_live_book_is_found_twice_and_replaced(redis: Redis, exchang
         looks += 1
         # What a processor would have written, but for one quantity.
         told = exchange.ask(f"/api/v3/depth?symbol={SYMBOL}&limit=1000")
+        [trade] = exchange.ask(f"/api/v3/trades?symbol={SYMBOL}&limit=1")
         sides = [[(mantissa(price), mantissa(qty)) for price, qty in told[side]] for side in ("bids", "asks")]
         sides[0][3] = (sides[0][3][0], sides[0][3][1] + 1)
         wrong = Market(SYMBOL)
         wrong.load_snapshot(told["lastUpdateId"], -8, -8, sides[0], sides[1], 1)
+        price, qty = mantissa(trade["price"]), mantissa(trade["qty"])
+        wrong.seed_trades([(trade["id"], price, qty, trade["time"] * 1_000, trade["isBuyerMaker"])], -8, -8)
         wrong_book = wrong.pack_book(1, {})
         reply = await hot.apply(1, "spoiler", 1, told["lastUpdateId"], 1, book=wrong_book)
         assert reply.ok, reply

@@ -204,6 +204,19 @@ def test_trades_that_stay_away_are_quiet_then_asked_about_then_doubted() -> None
     assert ["unvalidated"] == feed.kinds()
 
 
+def test_a_silence_soon_after_the_start_is_asked_about() -> None:
+    """Nobody knows yet how often this market trades: a quarter of a minute is worth a question, a minute is a doubt."""
+    feed = Feed().run(4).run(soundness.ASK_UNKNOWN_US / SECOND - 1, ("trade",))
+    assert "" == judge(feed.memory, feed.now_us).ask
+
+    feed.run(2, ("trade",))
+    verdict = judge(feed.memory, feed.now_us)
+    assert (True, True) == (verdict.sound, "not known yet" in verdict.ask)
+
+    feed.run((soundness.QUIET_UNKNOWN_US - soundness.ASK_UNKNOWN_US + soundness.ANSWER_US) / SECOND, ("trade",))
+    assert ["unvalidated"] == feed.kinds()
+
+
 def test_a_market_at_rest_asks_ever_less() -> None:
     """Three hours without a trade are sound all along; a budget of sixty runs an hour has room for ten such symbols."""
     feed = sound()

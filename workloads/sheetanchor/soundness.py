@@ -47,6 +47,9 @@ MOMENT_US: Final = 1_000_000
 
 MOMENTS_MIN: Final = 10
 QUIET_UNKNOWN_US: Final = 60_000_000
+ASK_UNKNOWN_US: Final = 15_000_000
+"""While the rhythm is not known, a short silence is worth a comparison with the exchange, but not yet a doubt."""
+
 QUIET_MIN_US: Final = 5_000_000
 QUIET_MAX_US: Final = 600_000_000
 QUIET_FACTOR: Final = 10
@@ -167,6 +170,11 @@ class Pace:
         if self.moments < MOMENTS_MIN:
             return QUIET_UNKNOWN_US
         return round(min(max(QUIET_FACTOR * self.gap_us, QUIET_MIN_US), QUIET_MAX_US))
+
+    @property
+    def ask_after_us(self) -> int:
+        """Silence that is worth asking the exchange about."""
+        return self.quiet_after_us if self.moments >= MOMENTS_MIN else ASK_UNKNOWN_US
 
 
 @dataclass(frozen=True, slots=True)
@@ -526,13 +534,14 @@ def _quiet(memory: Memory, seen: Observed, now_us: int) -> tuple[str, str, int]:
     """Give what is told of trades that stay away, why to validate it, and when that becomes a doubt."""
     pace = memory.paces["trade"]
     last_us = max(pace.pulse.arrival_us, memory.resumed_us, memory.began_us if pace.pulse.id < 0 else 0)
-    quiet_us = last_us + pace.quiet_after_us
+    quiet_us, ask_us = last_us + pace.quiet_after_us, last_us + pace.ask_after_us
     confirmed = seen.validated_us > last_us
     lasted_us = min(seen.validated_us - last_us, QUIET_MAX_US)
-    recheck_us = seen.validated_us + max(RECHECK_US, pace.quiet_after_us, lasted_us) if confirmed else quiet_us
+    recheck_us = seen.validated_us + max(RECHECK_US, pace.quiet_after_us, lasted_us) if confirmed else ask_us
     doubted_us = max(quiet_us, recheck_us) + ANSWER_US
     # With the whole feed silent there is nothing to compare trades with: the state is stale by then.
-    if now_us < quiet_us or now_us - memory.heard_us > STALE_AFTER_US:
-        return "", "", doubted_us if now_us < quiet_us else max(doubted_us, now_us + 1)
-    quiet = f"trade: none has come {_for(last_us, now_us)}, usual are {pace.gap_us / 1e6:.1f} s"
+    if now_us < ask_us or now_us - memory.heard_us > STALE_AFTER_US:
+        return "", "", doubted_us if now_us < ask_us else max(doubted_us, now_us + 1)
+    usual = f"usual are {pace.gap_us / 1e6:.1f} s" if pace.moments >= MOMENTS_MIN else "what is usual is not known yet"
+    quiet = f"trade: none has come {_for(last_us, now_us)}, {usual}"
     return quiet, quiet if now_us >= recheck_us else "", doubted_us
