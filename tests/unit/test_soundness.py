@@ -173,6 +173,18 @@ def test_a_validation_that_was_quick_shows_that_a_feed_is_in_time() -> None:
     assert ["late"] * 3 == feed.run(4, late_us=3 * SECOND).kinds()
 
 
+def test_what_came_during_a_pause_of_the_processor_is_no_jump() -> None:
+    """It was stopped inside a read: what it finds then is newer than the moment at which it asked."""
+    feed = sound()
+    asked_us = feed.now_us
+    feed.run(6)
+    newest = max(feed.pulses.values(), key=lambda pulse: pulse.arrival_us)
+
+    memory = look(sound().memory, feed.observed(now_us=asked_us, read_us=asked_us, end_us=newest.event_us))
+
+    assert () == judge(memory, asked_us).reasons
+
+
 def test_one_odd_time_passes_by() -> None:
     """An hour ahead once, then well: there and back again."""
     feed = sound()

@@ -506,7 +506,9 @@ def _late(memory: Memory, seen: Observed, now_us: int) -> list[Reason]:
     if memory.followed_us and now_us - memory.followed_us < REFILL_US:
         reasons.append(Reason("clock", "event times are not believed, or were not until lately: windows refill"))
     newest = max(memory.paces.values(), key=lambda pace: pace.pulse.arrival_us)
-    ahead_us = seen.end_us - newest.pulse.event_us - (seen.now_us - newest.pulse.arrival_us)
+    # What came while this process was stopped in its read may be newer than the moment that it judges.
+    passed_us = max(0, seen.now_us - newest.pulse.arrival_us)
+    ahead_us = seen.end_us - newest.pulse.event_us - passed_us
     if newest.pulse.event_us >= 0 and newest.late_us <= LATE_US and abs(ahead_us) > LATE_US + STEP_US:
         ahead_s = ahead_us / 1e6
         reasons.append(Reason("clock", f"windows end {ahead_s:+.1f} s from the newest message"))
