@@ -91,6 +91,7 @@ QUIET = {
     "operation_timeouts_total",
     "reconnection_attempts_total",
     "recovery_attempts_total",
+    "redis_library_repairs_total",
     "retry_attempts_total",
     "sheetanchor_alerts_total",
     "sheetanchor_clock_jumps_total",
@@ -102,12 +103,18 @@ QUIET = {
     "sheetanchor_operator_queue_retries_total",
     "sheetanchor_processor_decode_errors_total",
     "sheetanchor_reanchor_requests_total",
+    "sheetanchor_task_faults_total",
 }
 """Counters of what need not have happened in a healthy pipeline; every other one has moved."""
 
 
-LATER = {"sheetanchor_directional_accuracy", "sheetanchor_model_directional_accuracy"}
-"""Gauges of shares: there is none while nothing is decided."""
+LATER = {
+    "ingestor_sbe_stream_lacking",
+    "sheetanchor_directional_accuracy",
+    "sheetanchor_model_directional_accuracy",
+    "sheetanchor_operator_kept_off",
+}
+"""Gauges of shares, none while nothing is decided, and of what is wrong somewhere, none while all is well."""
 
 
 def rows_of_the_page() -> set[tuple[str, str]]:
