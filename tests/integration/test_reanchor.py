@@ -313,6 +313,32 @@ async def test_wrong_live_book_is_found_twice_and_replaced(redis: Redis, exchang
     assert "the live state was wrong: bid 4: expected" in receipt.message
 
 
+async def test_a_live_state_that_lacks_the_newest_trade_is_replaced(redis: Redis, exchange: ExchangeProcess) -> None:
+    """A book that is right to the letter is no proof that trades still come: a validation compares their ids too."""
+    hot = HotState(redis, SYMBOL)
+    await hot.lock("x")
+    await hot.unlock("x")
+
+    async def go_on_without_trades(place: str) -> None:
+        if place != "before:compare":
+            return
+        told = exchange.ask(f"/api/v3/depth?symbol={SYMBOL}&limit=1000")
+        sides = [[(mantissa(price), mantissa(qty)) for price, qty in told[side]] for side in ("bids", "asks")]
+        live = Market(SYMBOL)
+        live.load_snapshot(told["lastUpdateId"], -8, -8, sides[0], sides[1], 1)
+        reply = await hot.apply(1, "writer", 1, told["lastUpdateId"], 1, book=live.pack_book(1, {}))
+        assert reply.ok, reply
+
+    async with fed_line(redis, exchange.ws_url):
+        await asyncio.sleep(0.3)
+        await reanchor(redis, exchange.rest_url)
+        assert (await hot.take(1, "writer", 0, "")).ok
+        receipt = await reanchor(redis, exchange.rest_url, go_on_without_trades, validate_only=True)
+
+    assert ("swapped", 2) == (receipt.result, receipt.epoch_after), receipt.message
+    assert "the live state knows trades up to -1, the exchange up to" in receipt.message
+
+
 def mantissa(text: str) -> int:
     """Read a decimal text of the exchange as an integer at eight decimals."""
     return int(text.replace(".", ""))
