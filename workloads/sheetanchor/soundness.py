@@ -109,8 +109,6 @@ class Observed:
         end_us: The event time that windows end at.
         clock_sets: How often the market has found the exchange's clock to have been set, and followed it.
         clock_doubted: Whether it does not believe the newest event times.
-        clock_sets: How often the market has found the exchange's clock to have been set, and followed it.
-        clock_doubted: Whether it does not believe the newest event times.
         trade_price: Price of the last trade; None before the first.
         has_book: Whether there is a book at all.
         read_us: Until when all that had been appended has been read.
