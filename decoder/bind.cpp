@@ -365,6 +365,7 @@ void bind_market(nb::module_& m) {
       .def("pulses", &pulses)
       .def_prop_ro("told_best", &told_best)
       .def_prop_ro("clock_sets", &Market::clock_sets)
+      .def_prop_ro("odd_trades", &Market::odd_trades)
       .def_prop_ro("clock_doubted", &Market::clock_doubted)
       .def_prop_ro("best_agreed", &Market::best_agreed)
       .def("missing_trades", &Market::missing_trades, "now_us"_a, "span_us"_a)

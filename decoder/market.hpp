@@ -254,6 +254,7 @@ class Market {
   }
   // How often the exchange's clock was found to have been set, and whether that is in question now.
   std::int64_t clock_sets() const { return clock_sets_; }
+  std::int64_t odd_trades() const { return odd_trades_; }
   bool clock_doubted() const { return clock_.doubts(); }
   // How many bestBidAsk the book has come to agree with, each looked at once: when the book reaches its update.
   std::int64_t best_agreed() const { return best_agreed_; }
@@ -407,6 +408,9 @@ class Market {
     // Not `trade_id_`: behind a hole a line that is late brings ids beyond it, and older times than the other line.
     const bool is_news = newest_id > std::max(trade_id_, pulse(Stream::trade).id);
     note_event(frame.event_time_us, is_news, is_news && goes_back(Stream::trade, frame.event_time_us));
+    // Windows hold a trade by its own time: one that is far off is in none, and nothing else shows that it is missing.
+    const auto off_us = std::abs(frame.transact_time_us - clock_.at(source_.stamp_us));
+    if (is_news && off_us > 2 * FeedClock::SLACK_US) ++odd_trades_;
     if (newest_id >= 0) note_pulse(Stream::trade, newest_id, frame.event_time_us);
     for (const auto& trade : scratch_trades_) take_trade(trade);
     return true;
@@ -639,7 +643,7 @@ class Market {
   MidHistory mids_;
 
   FeedClock clock_;
-  std::int64_t clock_sets_ = 0;
+  std::int64_t clock_sets_ = 0, odd_trades_ = 0;
   std::int64_t undoubted_trade_id_ = -1;  // newest trade when event times began to say that the clock was set
   std::int64_t book_event_us_ = -1;  // event time of the last change of book or best prices
   Source source_;

@@ -257,7 +257,9 @@ class Market(Facts):
         for trade_id, price, qty, maker in message.trades:
             trades.append(self.past(trade_id, (price, qty), factors, message.transact_time_us, maker))
         known_id = max(self.trade_id, self.streams["trade"].id)
-        self.note_event(message.event_time_us, "trade", is_news=max((t.id for t in trades), default=-1) > known_id)
+        is_news = max((t.id for t in trades), default=-1) > known_id
+        self.note_event(message.event_time_us, "trade", is_news=is_news)
+        self.clock.odd += is_news and abs(message.transact_time_us - self.clock.at(self.entry_stamp_us)) > 2_000_000
         if trades:
             newest = max(trade.id for trade in trades), message.event_time_us
             self.streams["trade"].note(*newest, self.entry_stamp_us, self.lines)

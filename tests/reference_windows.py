@@ -121,6 +121,7 @@ class FeedClock:
     mark: tuple[int, int] = (0, 0)
     lead_us: int = 0
     sets: int = 0
+    odd: int = 0
     keeps_pace: bool = False
     doubted: list[tuple[int, int]] = field(default_factory=list)
 
@@ -257,6 +258,10 @@ class Facts:
     @property
     def clock_sets(self) -> int:
         return self.clock.sets
+
+    @property
+    def odd_trades(self) -> int:
+        return self.clock.odd
 
     @property
     def clock_doubted(self) -> bool:

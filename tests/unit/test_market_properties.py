@@ -39,6 +39,7 @@ READABLE = [
     "best_agreed",
     "clock_sets",
     "clock_doubted",
+    "odd_trades",
 ]
 Market = Any
 Step = Callable[[Market], object]

@@ -151,6 +151,10 @@ class Market:
         """How often the exchange's clock was found to have been set."""
 
     @property
+    def odd_trades(self) -> int:
+        """Frames of new trades whose time is over two seconds from the feed's: windows hold them where that time is."""
+
+    @property
     def clock_doubted(self) -> bool:
         """Whether the newest event times are not believed, yet or at all."""
 

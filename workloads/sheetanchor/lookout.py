@@ -79,6 +79,7 @@ def observed(market: Market, scene: Scene) -> soundness.Observed:
         end_us=market.event_us + max(0, scene.now_us - market.stamp_us),
         clock_sets=market.clock_sets,
         clock_doubted=market.clock_doubted,
+        odd_trades=market.odd_trades,
         trade_price=market.last_trade_price,
         has_book=market.has_book,
         read_us=scene.now_us,

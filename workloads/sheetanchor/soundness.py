@@ -109,6 +109,7 @@ class Observed:
         end_us: The event time that windows end at.
         clock_sets: How often the market has found the exchange's clock to have been set, and followed it.
         clock_doubted: Whether it does not believe the newest event times.
+        odd_trades: How many frames of trades had a time that is far off, and so are in the wrong window or in none.
         trade_price: Price of the last trade; None before the first.
         has_book: Whether there is a book at all.
         read_us: Until when all that had been appended has been read.
@@ -129,6 +130,7 @@ class Observed:
     end_us: int = 0
     clock_sets: int = 0
     clock_doubted: bool = False
+    odd_trades: int = 0
     trade_price: float | None = None
     has_book: bool = True
     read_us: int = 0
@@ -335,8 +337,9 @@ def look(memory: Memory, seen: Observed) -> Memory:
 
 
 def _follows(before: Observed | None, seen: Observed) -> bool:
-    """Say whether the clock that trades are dated by has been moved, or may have to be."""
-    return seen.clock_doubted or (seen.clock_sets != before.clock_sets if before else seen.clock_sets > 0)
+    """Say whether the clock that trades are dated by has moved, or may have to, or a trade is not dated by it."""
+    known = (before.clock_sets, before.odd_trades) if before else (0, 0)
+    return seen.clock_doubted or (seen.clock_sets, seen.odd_trades) != known
 
 
 def follow(pace: Pace, pulse: Pulse, now_us: int) -> Pace:
