@@ -253,13 +253,11 @@ class Market(Facts):
     def take_trades(self, message: sbe.Trades) -> None:
         factors = self.adopt(message.price_exponent, message.qty_exponent)
         self.require(0 <= message.transact_time_us < TIME_LIMIT_US)
-        trades = []
-        for trade_id, price, qty, maker in message.trades:
-            trades.append(self.past(trade_id, (price, qty), factors, message.transact_time_us, maker))
-        known_id = max(self.trade_id, self.streams["trade"].id)
-        is_news = max((t.id for t in trades), default=-1) > known_id
+        at_us = message.transact_time_us
+        trades = [self.past(trade, (price, qty), factors, at_us, maker) for trade, price, qty, maker in message.trades]
+        is_news = max((t.id for t in trades), default=-1) > max(self.trade_id, self.streams["trade"].id)
         self.note_event(message.event_time_us, "trade", is_news=is_news)
-        self.clock.odd += is_news and abs(message.transact_time_us - self.clock.at(self.entry_stamp_us)) > 2_000_000
+        self.clock.odd += is_news and abs(at_us - self.clock.at(self.entry_stamp_us)) > 2_000_000
         if trades:
             newest = max(trade.id for trade in trades), message.event_time_us
             self.streams["trade"].note(*newest, self.entry_stamp_us, self.lines)
