@@ -290,16 +290,12 @@ async def test_wrong_live_book_is_found_twice_and_replaced(redis: Redis, exchang
             return
         looks += 1
         # What a processor would have written, but for one quantity.
-        told = exchange.ask(f"/api/v3/depth?symbol={SYMBOL}&limit=1000")
         [trade] = exchange.ask(f"/api/v3/trades?symbol={SYMBOL}&limit=1")
-        sides = [[(mantissa(price), mantissa(qty)) for price, qty in told[side]] for side in ("bids", "asks")]
-        sides[0][3] = (sides[0][3][0], sides[0][3][1] + 1)
-        wrong = Market(SYMBOL)
-        wrong.load_snapshot(told["lastUpdateId"], -8, -8, sides[0], sides[1], 1)
+        update_id, wrong = live_book(exchange, more_at_bid=3)
         price, qty = mantissa(trade["price"]), mantissa(trade["qty"])
         wrong.seed_trades([(trade["id"], price, qty, trade["time"] * 1_000, trade["isBuyerMaker"])], -8, -8)
         wrong_book = wrong.pack_book(1, {})
-        reply = await hot.apply(1, "spoiler", 1, told["lastUpdateId"], 1, book=wrong_book)
+        reply = await hot.apply(1, "spoiler", 1, update_id, 1, book=wrong_book)
         assert reply.ok, reply
 
     async with fed_line(redis, exchange.ws_url):
@@ -322,11 +318,8 @@ async def test_a_live_state_that_lacks_the_newest_trade_is_replaced(redis: Redis
     async def go_on_without_trades(place: str) -> None:
         if place != "before:compare":
             return
-        told = exchange.ask(f"/api/v3/depth?symbol={SYMBOL}&limit=1000")
-        sides = [[(mantissa(price), mantissa(qty)) for price, qty in told[side]] for side in ("bids", "asks")]
-        live = Market(SYMBOL)
-        live.load_snapshot(told["lastUpdateId"], -8, -8, sides[0], sides[1], 1)
-        reply = await hot.apply(1, "writer", 1, told["lastUpdateId"], 1, book=live.pack_book(1, {}))
+        update_id, live = live_book(exchange)
+        reply = await hot.apply(1, "writer", 1, update_id, 1, book=live.pack_book(1, {}))
         assert reply.ok, reply
 
     async with fed_line(redis, exchange.ws_url):
@@ -337,6 +330,17 @@ async def test_a_live_state_that_lacks_the_newest_trade_is_replaced(redis: Redis
 
     assert ("swapped", 2) == (receipt.result, receipt.epoch_after), receipt.message
     assert "the live state knows trades up to -1, the exchange up to" in receipt.message
+
+
+def live_book(exchange: ExchangeProcess, more_at_bid: int | None = None) -> tuple[int, Market]:
+    """Give the exchange's book as a market without trades, and its update; a unit too much at one bid if asked for."""
+    told = exchange.ask(f"/api/v3/depth?symbol={SYMBOL}&limit=1000")
+    bids, asks = ([(mantissa(price), mantissa(qty)) for price, qty in told[side]] for side in ("bids", "asks"))
+    if more_at_bid is not None:
+        bids[more_at_bid] = (bids[more_at_bid][0], bids[more_at_bid][1] + 1)
+    market = Market(SYMBOL)
+    market.load_snapshot(told["lastUpdateId"], -8, -8, bids, asks, 1)
+    return told["lastUpdateId"], market
 
 
 def mantissa(text: str) -> int:
