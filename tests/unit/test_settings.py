@@ -48,7 +48,7 @@ def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(tmp_path: Path
 
     loaded = load(settings.IngestSettings, {"config": config, "line": "flag"}, environ)
 
-    assert ("flag", 8.0, 4.0, 30.0) == (loaded.line, loaded.silence_s, loaded.flush_ms, loaded.connection_loss_s)
+    assert ("flag", 8.0, 4.0, 30.0) == (loaded.line, loaded.silence_s, loaded.linger_ms, loaded.connection_loss_s)
 
 
 def test_a_file_written_for_the_older_layout_loads_unchanged(tmp_path: Path) -> None:
@@ -209,6 +209,106 @@ def test_help_names_every_setting_of_a_role(role: str, capsys: pytest.CaptureFix
     fields = [name for name, info in ROLES[role].model.model_fields.items() if info.description]
     assert 0 == caught.value.code
     assert [] == [name for name in fields if "--" + name.rstrip("_").replace("_", "-") not in shown]
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "older"), [("ingest", "linger_ms", "flush_ms"), ("process", "write_interval_ms", "flush_ms")]
+)
+def test_an_older_name_sets_the_same(role: str, name: str, older: str, tmp_path: Path) -> None:
+    """Flags, variables and files of before go on working; where both names stand in one place, the new one counts."""
+    model, flag = ROLES[role].model, "--" + older.replace("_", "-")
+    (tmp_path / "lower").mkdir()
+    old_file, lower_file = write(tmp_path, f"{older}: 7\n"), write(tmp_path / "lower", f"{older}: 8\n{name}: 7\n")
+
+    given = vars(build_parser().parse_args([role, flag, "7"]))
+    del given["role"]
+    variable, old_variable = (f"SHEETANCHOR_{word}".upper() for word in (name, older))
+    ways: list[tuple[dict[str, Any], dict[str, str]]] = [
+        (given, {variable: "8"}),
+        ({"config": old_file}, {}),
+        ({"config": lower_file}, {}),
+        ({"config": lower_file}, {old_variable: "7"}),
+        ({}, {old_variable: "7"}),
+        ({}, {old_variable: "8", variable: "7"}),
+    ]
+
+    assert [7.0] * len(ways) == [getattr(load(model, *way), name) for way in ways]
+    with pytest.raises(BadSettings, match=rf"^{name} \(formerly {older}\) = '5000': "):
+        load(model, {older: "5000"}, {})
+
+
+def test_values_of_flags_are_taken_as_they_are() -> None:
+    """No comma takes a list apart, and no word means that there is no value."""
+    faults = ["drop:n=3,at=30,line=a", '["x"]', "null"]
+
+    words = [word for fault in faults for word in ("--fault", fault)]
+    given = vars(build_parser().parse_args(["exchange", *words, "--burst", "null"]))
+    del given["role"]
+    loaded = load(settings.ExchangeSettings, given, {})
+
+    assert (faults, "null") == (loaded.fault, loaded.burst)
+
+
+def test_names_of_variables_are_exact() -> None:
+    """Nothing but the documented name is read, so that no stranger's variable sets anything."""
+    strangers = {
+        "sheetanchor_line": "x",
+        "LINE": "x",
+        "SHEETANCHOR_API_KEY": "x",
+        "api_key": "x",
+        "SHEETANCHOR_FOR_": "9",
+    }
+
+    assert "a" == load(settings.IngestSettings, {}, strangers).line
+    assert load(settings.IngestSettings, {}, strangers).api_key is None
+    assert (0.0, 9.0) == tuple(
+        load(settings.LocalSettings, {}, environ).for_ for environ in (strangers, {"SHEETANCHOR_FOR": "9"})
+    )
+
+
+def test_only_loading_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that are made of values have those values and defaults, whatever the process' environment is."""
+    monkeypatch.setenv("SHEETANCHOR_LINE", "b")
+    monkeypatch.setenv("LINE", "b")
+
+    assert "a" == settings.IngestSettings().line
+    assert "a" == settings.IngestSettings.model_validate({}).line
+    assert "a" == load(settings.IngestSettings, {}, {}).line
+
+
+@pytest.mark.parametrize(
+    ("role", "expected"),
+    [
+        ("ingest", "--log-level debug|info|warning|error least severe log line to print (default info) --"),
+        (
+            "ingest",
+            "--streams trade|bestBidAsk|depth stream type to subscribe to; repeat for several (default trade best",
+        ),
+        ("ingest", "--redis-password-file PATH file that holds the Redis password --"),
+        (
+            "ingest",
+            "--linger-ms X, --flush-ms X longest time in milliseconds that a frame waits for company (default 5.",
+        ),
+        ("local", "--live, --no-live use the real exchange (needs BINANCE_API_KEY) (default False) --"),
+        ("local", "--for X end this many seconds after"),
+        ("train", "--hidden N hidden layer size to try; repeat for several (default 16)"),
+    ],
+)
+def test_help_is_in_words_of_the_field(role: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Placeholders, choices and defaults are shown as a user writes them, not as Python has them."""
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([role, "--help"])
+
+    assert expected in " ".join(capsys.readouterr().out.split())
+
+
+def test_only_the_role_that_is_asked_for_gets_flags() -> None:
+    """All roles' flags would slow every start."""
+    parser = build_parser(["reanchor"])
+
+    assert "manual" == parser.parse_args(["reanchor", "--reason", "manual"]).reason
+    with pytest.raises(SystemExit):
+        parser.parse_args(["ingest", "--line", "b"])
 
 
 def test_settings_survive_being_rendered_as_variables() -> None:

@@ -1,54 +1,68 @@
-"""From flags, variables and a file to one settings object; every mistake is told in one line."""
+"""From flags, variables and a file to one settings object; every mistake is told in one line.
+
+Each is a source of pydantic-settings. What that library cannot say, or only with more code, is written here:
+
+* Values of flags are taken as argparse gives them. The library's own reading takes lists apart at commas, which
+  scripted faults contain, and the word `null` for no value.
+* Names of variables are exact, and some are other programs' (BINANCE_API_KEY, POD_NAME). The library knows names with
+  its prefix, in any case, or takes an alias, of which it makes a flag as well.
+* A file may hold a setting in several places and say `${NAME}`, and each of its entries has to be known. The library
+  passes over a file that is missing; of an `AliasPath` it makes a flag, and it lets unknown entries beside it pass.
+* The words of help and errors: no name of a Python type, no `null`, no secret.
+"""
 
 from __future__ import annotations
 
 import argparse
-import types
-import typing
+import re
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Final, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    YamlConfigSettingsSource,
+)
 
 from sheetanchor.errors import BadSettings
 from sheetanchor.redis_url import shown_value, without_passwords
-from sheetanchor.settings import interpolate
 
 VARIABLE_PREFIX = "SHEETANCHOR_"
+PLACEHOLDERS: Final = {"int": "N", "float": "X", "Path": "PATH", "str": "TEXT"}
+"""What help shows for a value, by the name of its type."""
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseSettings)
 
 
-def public_name(field_name: str) -> str:
-    """Give a field's name in files; a trailing underscore only keeps it apart from a Python keyword."""
-    return field_name.rstrip("_")
+def names_of(field_name: str, info: FieldInfo) -> tuple[str, ...]:
+    """Give a field's names in files, older ones last.
+
+    A trailing underscore only keeps a name apart from a Python keyword.
+    """
+    alias = info.validation_alias
+    return tuple(map(str, alias.choices)) if isinstance(alias, AliasChoices) else (field_name.rstrip("_"),)
+
+
+def _extra(info: FieldInfo, key: str) -> Any:
+    return info.json_schema_extra.get(key) if isinstance(info.json_schema_extra, dict) else None
+
+
+def variables_of(field_name: str, info: FieldInfo) -> tuple[str, ...]:
+    """Give the environment variables that set a field, older names last."""
+    named = _extra(info, "variable")
+    return (named,) if named else tuple(VARIABLE_PREFIX + name.upper() for name in names_of(field_name, info))
 
 
 def variable_of(field_name: str, info: FieldInfo) -> str:
     """Give the environment variable that sets a field."""
-    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    named = extra.get("variable")
-    return str(named) if named else VARIABLE_PREFIX + public_name(field_name).upper()
-
-
-def _is_list(info: FieldInfo) -> bool:
-    return get_origin(info.annotation) is list
-
-
-def _choices(info: FieldInfo) -> tuple[str, ...]:
-    annotation = info.annotation
-    if _is_list(info):
-        annotation = get_args(annotation)[0]
-    return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
-
-
-def _placeholder(info: FieldInfo) -> str:
-    annotation: Any = info.annotation
-    while get_origin(annotation) in (list, typing.Annotated, typing.Union, types.UnionType):
-        annotation = get_args(annotation)[0]
-    return {int: "N", float: "X", Path: "PATH"}.get(annotation, "TEXT")
+    return variables_of(field_name, info)[0]
 
 
 def _default_text(default: Any) -> str:
@@ -59,32 +73,75 @@ def _default_text(default: Any) -> str:
     return f" (default {default})"
 
 
-def add_flags(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
+def _add_flag(model: type[BaseSettings], parser: argparse.ArgumentParser, *flags: str, **options: Any) -> None:
+    """Add what the library makes of a field, in our words."""
+    info = model.model_fields[options["dest"]]
+    if not info.description:  # a secret: has no flag
+        return
+    options["help"] = (info.description + _default_text(info.default)).replace("%", "%%")
+    if "metavar" in options:
+        kind = options["metavar"].removeprefix("list[").removesuffix("]")
+        options["metavar"] = PLACEHOLDERS.get(kind, kind.strip("{}").replace(",", "|"))
+    parser.add_argument(*(flag.rstrip("-") for flag in flags), **options)
+
+
+def add_flags(parser: argparse.ArgumentParser, model: type[BaseSettings]) -> None:
     """Add a flag for every field of a settings model, in its order, and `--config`."""
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same settings (also SHEETANCHOR_CONFIG)")
-    for name, info in model.model_fields.items():
-        if not info.description:  # a secret: has no flag
-            continue
-        flag = "--" + public_name(name).replace("_", "-")
-        help_text = (info.description + _default_text(info.default)).replace("%", "%%")
-        if info.annotation is bool:
-            parser.add_argument(
-                flag,
-                dest=name,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=help_text,
-            )
-        else:
-            choices = _choices(info)
-            parser.add_argument(
-                flag,
-                dest=name,
-                metavar="|".join(choices) or _placeholder(info),
-                action="append" if _is_list(info) else "store",
-                default=argparse.SUPPRESS,
-                help=help_text,
-            )
+    CliSettingsSource[argparse.ArgumentParser](
+        model,
+        root_parser=parser,
+        add_argument_method=partial(_add_flag, model),
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+    )
+
+
+class Variables(EnvSettingsSource):
+    """Environment variables; a list's values are separated by commas, and an empty one sets nothing.
+
+    Args:
+        model: Settings model of the role.
+        environ: Environment variables.
+    """
+
+    def __init__(self, model: type[BaseSettings], environ: dict[str, str]) -> None:
+        super().__init__(model)
+        self.env_vars = environ
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Look under each name of a field."""
+        found = (self.env_vars.get(name) for name in variables_of(field_name, field))
+        return next(filter(None, found), None), field_name, False
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: str) -> list[str]:
+        """Read a list, the only value of several that a model may have."""
+        return [part.strip() for part in value.split(",") if part.strip()]
+
+
+_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def interpolate(value: Any, environ: dict[str, str]) -> Any:
+    """Replace `${NAME}` in every string of a parsed file.
+
+    Raises:
+        ValueError: If a variable is not set; names it.
+    """
+    if isinstance(value, dict):
+        return {key: interpolate(item, environ) for key, item in value.items()}
+    if isinstance(value, list):
+        return [interpolate(item, environ) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] not in environ:
+            raise ValueError(f"${{{match[1]}}} names an environment variable that is not set")
+        return environ[match[1]]
+
+    return _VARIABLE.sub(replace, value)
 
 
 def _walk(tree: Any, path: str) -> Any:
@@ -140,65 +197,58 @@ def check_entry(leaf: str, value: object, known: set[str], notes: list[str]) -> 
     return f"unknown setting {leaf!r}; known: {', '.join(sorted(known))}"
 
 
-def read_file(
-    path: Path, model: type[BaseModel], environ: dict[str, str], notes: list[str] | None = None
-) -> dict[str, Any]:
-    """Read a YAML file into the fields of a model.
+class SettingsFile(YamlConfigSettingsSource):
+    """A YAML file, read into the fields of a model.
 
     Args:
-        path: The file.
         model: Settings model of the role.
+        path: The file.
         environ: Environment variables.
         notes: Takes in what a person should know of entries that were accepted.
 
     Raises:
         BadSettings: If the file cannot be read, is not YAML, or has an entry that the model does not know.
     """
-    try:
-        tree = interpolate(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, environ)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise BadSettings(f"config {str(path)!r}: {text}") from error
-    if not isinstance(tree, dict):
-        raise BadSettings(f"config {str(path)!r}: expected a mapping of settings, found {type(tree).__name__}")
-    values: dict[str, Any] = {}
-    known: set[str] = set()
-    for name, info in model.model_fields.items():
-        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-        places = extra.get("yaml")
-        for place in [public_name(name), *(places if isinstance(places, list) else [])]:
-            known.add(str(place))
-            found = _walk(tree, str(place))
-            if found is not None:
-                values[name] = found
-    for leaf in _leaves(tree):
-        wrong = check_entry(leaf, _walk(tree, leaf), known, notes if notes is not None else [])
-        if wrong:
-            raise BadSettings(f"config {str(path)!r}: {wrong}")
-    return values
+
+    def __init__(self, model: type[BaseSettings], path: Path, environ: dict[str, str], notes: list[str]) -> None:
+        self._model, self._environ, self._notes = model, environ, notes
+        super().__init__(model, yaml_file=path)
+
+    def _read_files(self, files: Any, deep_merge: bool = False) -> dict[str, Any]:
+        # Of the library's own, which would go on without a file that is missing or is a pipe.
+        try:
+            tree = interpolate(self._read_file(files), self._environ)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+            text = " ".join(str(error).split())
+            raise BadSettings(f"config {str(files)!r}: {text}") from error
+        if not isinstance(tree, dict):
+            raise BadSettings(f"config {str(files)!r}: expected a mapping of settings, found {type(tree).__name__}")
+        places = {
+            place: name
+            for name, info in self._model.model_fields.items()
+            for place in (*reversed(names_of(name, info)), *(_extra(info, "yaml") or ()))
+        }
+        for leaf in _leaves(tree):
+            wrong = check_entry(leaf, _walk(tree, leaf), set(places), self._notes)
+            if wrong:
+                raise BadSettings(f"config {str(files)!r}: {wrong}")
+        found = {place: _walk(tree, place) for place in places}
+        return {name: found[place] for place, name in places.items() if found[place] is not None}
 
 
-def read_variables(model: type[BaseModel], environ: dict[str, str]) -> dict[str, Any]:
-    """Read the environment variables of a model's fields; lists are separated by commas."""
-    values: dict[str, Any] = {}
-    for name, info in model.model_fields.items():
-        text = environ.get(variable_of(name, info))
-        if text:
-            values[name] = [part.strip() for part in text.split(",") if part.strip()] if _is_list(info) else text
-    return values
-
-
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+def _explain(error: ValidationError, model: type[BaseSettings]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else ""
     expected = first["msg"].removeprefix("Value error, ")
     if not name:
         return expected
     info = model.model_fields.get(name)
-    shown = (
-        "" if info is None or not info.description else f" = {shown_value(first['input'], url=name.endswith('_url'))!r}"
-    )
-    return without_passwords(f"{public_name(name)}{shown}: {expected}")
+    if info is None:
+        return without_passwords(f"{name}: {expected}")
+    present, *older = names_of(name, info)
+    formerly = f" (formerly {', '.join(older)})" if older else ""
+    shown = f" = {shown_value(first['input'], url=name.endswith('_url'))!r}" if info.description else ""
+    return without_passwords(f"{present}{formerly}{shown}: {expected}")
 
 
 def load(model: type[Model], flags: dict[str, Any], environ: dict[str, str], notes: list[str] | None = None) -> Model:
@@ -213,13 +263,13 @@ def load(model: type[Model], flags: dict[str, Any], environ: dict[str, str], not
     Raises:
         BadSettings: Names the setting, its value and what was expected.
     """
-    flags = dict(flags)
-    config = flags.pop("config", None) or environ.get(VARIABLE_PREFIX + "CONFIG") or environ.get("CONFIG_FILE")
-    values = read_file(Path(config), model, environ, notes) if config else {}
-    values.update(read_variables(model, environ))
-    values.update(flags)
+    given = {name: value for name, value in flags.items() if name != "config"}
+    config = flags.get("config") or environ.get(VARIABLE_PREFIX + "CONFIG") or environ.get("CONFIG_FILE")
+    sources: list[PydanticBaseSettingsSource] = [InitSettingsSource(model, given), Variables(model, environ)]
+    if config:
+        sources.append(SettingsFile(model, Path(config), environ, notes if notes is not None else []))
     try:
-        return model.model_validate(values)
+        return model(_build_sources=(tuple(sources), {}))
     except ValidationError as error:
         raise BadSettings(_explain(error, model)) from error
 

@@ -180,7 +180,7 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> int:
     health = Health(service, [], settings.health_check_interval_seconds)
     redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
     intake = Intake(settings.symbol, settings.queue_bytes_max)
-    sender = Sender(redis, settings.line, intake, settings.flush_ms / 1000)
+    sender = Sender(redis, settings.line, intake, settings.linger_ms / 1000)
     url = stream_url(settings.ws_url, settings.symbol, settings.streams)
     try:
         # Connecting has a time-out of its own; the session's would count the connection's whole life.

@@ -219,7 +219,7 @@ async def run(settings: ProcessSettings) -> int:
     shared = clients[-1]
     health = Health(settings.service_name or "sheetanchor-process", [], settings.health_check_interval_seconds)
     wishes = {symbol: Wish() for symbol in settings.symbol}
-    cadence = Cadence(round(settings.flush_ms * 1e3), round(settings.book_interval_s * 1e6))
+    cadence = Cadence(round(settings.write_interval_ms * 1e3), round(settings.book_interval_s * 1e6))
     writers = [
         SymbolWriter(
             shared,

@@ -4,26 +4,33 @@ A field `redis_url` is the flag `--redis-url`, the variable `SHEETANCHOR_REDIS_U
 A flag wins over a variable, a variable over the file, the file over the default. Values in the file may say `${NAME}`
 for an environment variable. Secrets are never flags: they come from the variable that is named with them, or from a
 file.
+
+It is one list, and longer than a module should be, so that a name, a unit or a bound that two roles share stands once.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sheetanchor import redis_url
 from sheetanchor.contract import LINE_PATTERN, STREAM_TYPES, SYMBOL_PATTERN, SYMBOLS_MAX
 
 REDIS_USERS = ("ingest", "process", "infer", "reanchor", "replica", "sentinel")
 """Users of a managed Redis; each has a password of its own."""
-
-MODEL_CONFIG = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 def _symbol(value: str) -> str:
@@ -77,10 +84,26 @@ HTTP_HOST_HELP = "address to listen on: localhost is this machine alone, * every
 PROBE_PORT_HELP = "port that answers liveness and readiness alone, so that readers cannot fill it; 0 picks a free one"
 
 
-class HealthChecks(BaseModel):
-    """How often a role looks at what it depends on."""
+class Settings(BaseSettings):
+    """Values that have been checked; no entry is unknown."""
 
-    model_config = MODEL_CONFIG
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what is given and nothing else: `command_line.load` alone reads the environment, no constructor does."""
+        return (init_settings,)
+
+
+class HealthChecks(Settings):
+    """How often a role looks at what it depends on."""
 
     health_check_interval_seconds: int = setting(
         5,
@@ -91,10 +114,8 @@ class HealthChecks(BaseModel):
     )
 
 
-class Reliability(BaseModel):
+class Reliability(Settings):
     """Retries and breakers of calls over HTTP: of the exchange's REST interface, and of the Kubernetes API."""
-
-    model_config = MODEL_CONFIG
 
     retry_max_attempts: int = setting(
         3, "tries after the first one", yaml=("reliability.retry_max_attempts",), ge=1, le=10
@@ -122,10 +143,8 @@ class Reliability(BaseModel):
     )
 
 
-class Common(BaseModel):
+class Common(Settings):
     """What every command takes."""
-
-    model_config = MODEL_CONFIG
 
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least severe log line to print")
 
@@ -220,7 +239,7 @@ def is_near(host: str) -> bool:
         return len(labels) == 1 or labels[-1] in ("localhost", "svc") or labels[-3:] == ["svc", "cluster", "local"]
 
 
-class WithFeed(BaseModel):
+class WithFeed(Settings):
     """Where the exchange's binary stream is."""
 
     ws_url: WebSocketUrl = setting(
@@ -246,7 +265,7 @@ class WithFeed(BaseModel):
         return self
 
 
-class WithRest(BaseModel):
+class WithRest(Settings):
     """Where the exchange's REST interface is."""
 
     rest_url: HttpUrl = setting(
@@ -283,13 +302,19 @@ class IngestSettings(Role, WithFeed):
         gt=0,
         le=86_400,
     )
-    flush_ms: float = setting(5.0, "longest time in milliseconds that a frame waits for company", ge=0, le=100)
+    linger_ms: float = setting(
+        5.0,
+        "longest time in milliseconds that a frame waits for company",
+        validation_alias=AliasChoices("linger_ms", "flush_ms"),
+        ge=0,
+        le=100,
+    )
     queue_bytes_max: int = setting(
         64 * 1024 * 1024, "bytes of frames held while Redis does not take them", ge=65_536, le=2**32
     )
 
 
-class GapThresholds(BaseModel):
+class GapThresholds(Settings):
     """Thresholds of the gap rules."""
 
     gap_threshold: int = setting(1, "gapped messages in a row that make a sequence gap", ge=1, le=100)
@@ -300,7 +325,7 @@ class GapThresholds(BaseModel):
     suppress_rules: list[str] = setting([], "gap rule to ignore; repeat for several")
 
 
-class ReanchorRequests(BaseModel):
+class ReanchorRequests(Settings):
     """How gaps become known to an operator that has no Redis."""
 
     reanchor_requests: Literal["none", "kubernetes"] = setting(
@@ -326,7 +351,13 @@ class ReanchorRequests(BaseModel):
 class ProcessSettings(Role, WithRest, Reliability, GapThresholds, ReanchorRequests):
     """`sheetanchor process`."""
 
-    flush_ms: float = setting(10.0, "shortest time in milliseconds between two writes under load", ge=1, le=1000)
+    write_interval_ms: float = setting(
+        10.0,
+        "shortest time in milliseconds between two writes under load",
+        validation_alias=AliasChoices("write_interval_ms", "flush_ms"),
+        ge=1,
+        le=1000,
+    )
     book_interval_s: float = setting(1.0, "seconds between two writes of the full book", gt=0, le=60)
     self_reanchor_after_s: float = setting(
         15.0,
@@ -458,27 +489,3 @@ class LocalSettings(WithSymbols, WithFeed, WithRest):
         if self.live and self.ws_url:
             raise ValueError("live uses the real exchange: leave out ws_url and rest_url")
         return self
-
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-def interpolate(value: Any, environ: dict[str, str]) -> Any:
-    """Replace `${NAME}` in every string of a parsed file.
-
-    Raises:
-        ValueError: If a variable is not set; names it.
-    """
-    if isinstance(value, dict):
-        return {key: interpolate(item, environ) for key, item in value.items()}
-    if isinstance(value, list):
-        return [interpolate(item, environ) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def replace(match: re.Match[str]) -> str:
-        if match[1] not in environ:
-            raise ValueError(f"${{{match[1]}}} names an environment variable that is not set")
-        return environ[match[1]]
-
-    return _VARIABLE.sub(replace, value)
