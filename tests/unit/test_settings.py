@@ -167,6 +167,15 @@ def test_every_setting_is_read_somewhere(role: str) -> None:
     assert [] == unread
 
 
+def test_a_dotted_entry_acts_as_the_nested_one(tmp_path: Path) -> None:
+    """What is known by its path is taken, however it is written."""
+    config = write(tmp_path, "binance.symbols: [ETHUSDT]\nredis: {url: 'redis://a'}\n")
+
+    loaded = load(settings.IngestSettings, {"config": config}, {})
+
+    assert (["ETHUSDT"], "redis://a") == (loaded.symbol, loaded.redis_url)
+
+
 def test_a_secret_of_the_exchange_is_taken_and_not_shown(tmp_path: Path) -> None:
     """A file that names it by a variable loads; it is no flag and does not print."""
     config = write(tmp_path, "binance: {api_secret: '${BINANCE_API_SECRET}'}\n")

@@ -33,6 +33,7 @@ from pydantic_settings import (
 
 from sheetanchor.errors import BadSettings
 from sheetanchor.redis_url import shown_value, without_passwords
+from sheetanchor.settings import Reliability
 
 VARIABLE_PREFIX = "SHEETANCHOR_"
 PLACEHOLDERS: Final = {"int": "N", "float": "X", "Path": "PATH", "str": "TEXT"}
@@ -65,20 +66,14 @@ def variable_of(field_name: str, info: FieldInfo) -> str:
     return variables_of(field_name, info)[0]
 
 
-def _default_text(default: Any) -> str:
-    if default in (None, "", []):
-        return ""
-    if isinstance(default, list):
-        default = " ".join(map(str, default))
-    return f" (default {default})"
-
-
 def _add_flag(model: type[BaseSettings], parser: argparse.ArgumentParser, *flags: str, **options: Any) -> None:
     """Add what the library makes of a field, in our words."""
     info = model.model_fields[options["dest"]]
     if not info.description:  # a secret: has no flag
         return
-    options["help"] = (info.description + _default_text(info.default)).replace("%", "%%")
+    default = " ".join(map(str, info.default)) if isinstance(info.default, list) else info.default
+    shown = "" if default in (None, "") else f" (default {default})"
+    options["help"] = (info.description + shown).replace("%", "%%")
     if "metavar" in options:
         kind = options["metavar"].removeprefix("list[").removesuffix("]")
         options["metavar"] = PLACEHOLDERS.get(kind, kind.strip("{}").replace(",", "|"))
@@ -144,19 +139,12 @@ def interpolate(value: Any, environ: dict[str, str]) -> Any:
     return _VARIABLE.sub(replace, value)
 
 
-def _walk(tree: Any, path: str) -> Any:
-    for part in path.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return None
-        tree = tree[part]
-    return tree
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give every entry by its dotted path."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
-        found.extend(_leaves(value, path + ".") if isinstance(value, dict) and value else [path])
+        found |= _leaves(value, path + ".") if isinstance(value, dict) and value else {path: value}
     return found
 
 
@@ -168,15 +156,10 @@ ALWAYS: dict[str, tuple[object, str]] = {
 }
 """Entries that can only have the value that holds anyway."""
 
-ELSEWHERE: dict[str, str] = {
-    name: "retries and breakers are settings of process and reanchor; ingest reconnects by its reconnect_… settings"
-    for name in (
-        "retry_max_attempts",
-        "retry_initial_delay_ms",
-        "circuit_breaker_threshold",
-        "circuit_breaker_timeout_seconds",
-    )
-}
+ELSEWHERE: dict[str, str] = dict.fromkeys(
+    Reliability.model_fields,
+    "retries and breakers are settings of process and reanchor; ingest reconnects by its reconnect_… settings",
+)
 """Entries of some roles that would do nothing in the others."""
 
 
@@ -228,12 +211,12 @@ class SettingsFile(YamlConfigSettingsSource):
             for name, info in self._model.model_fields.items()
             for place in (*reversed(names_of(name, info)), *(_extra(info, "yaml") or ()))
         }
-        for leaf in _leaves(tree):
-            wrong = check_entry(leaf, _walk(tree, leaf), set(places), self._notes)
+        entries = _leaves(tree)
+        for path, value in entries.items():
+            wrong = check_entry(path, value, set(places), self._notes)
             if wrong:
                 raise BadSettings(f"config {str(files)!r}: {wrong}")
-        found = {place: _walk(tree, place) for place in places}
-        return {name: found[place] for place, name in places.items() if found[place] is not None}
+        return {name: entries[place] for place, name in places.items() if entries.get(place) is not None}
 
 
 def _explain(error: ValidationError, model: type[BaseSettings]) -> str:
