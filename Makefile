@@ -50,7 +50,7 @@ bench: .venv/.dev-ready ## measure; prints the tables of docs/performance.md
 	@set -e; for script in tests/performance/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
 
 soak-feeds: .venv/.dev-ready ## COUNT random feeds (default 10000) from SEED on, and an hour of the recorded market, against the exchange's own state
-	cd tests && ../$(BIN)/python soak_feeds.py --count $(or $(COUNT),10000) --seed $(or $(SEED),0) $(ARGS)
+	cd tests && ../$(BIN)/python -m support.soak_feeds --count $(or $(COUNT),10000) --seed $(or $(SEED),0) $(ARGS)
 
 fuzz: ## fuzz the decoder for SECONDS (default 60)
 	@bash decoder/fuzz.sh $(SECONDS)
@@ -59,7 +59,7 @@ model: .venv/.dev-ready ## train the model that ships, from the recording that s
 	$(BIN)/sheetanchor train --out workloads/sheetanchor/models $(ARGS)
 
 crds: .venv/.dev-ready ## write the definitions anew from the operator's models, and the chart's copies of them and of its values
-	$(BIN)/python -m sheetanchor_operator.schema crds
+	$(BIN)/python -m sheetanchor_operator.api.schema crds
 	cp crds/*.yaml charts/sheetanchor/files/crds/
 	cp charts/sheetanchor/values.yaml charts/sheetanchor/files/values.yaml
 

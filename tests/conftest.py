@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from apiserver import apiserver, pytest_collection_modifyitems, pytest_report_header
-from exchange_fixture import exchange, fast_exchange, short_recording
+from support.apiserver import apiserver, pytest_collection_modifyitems, pytest_report_header
+from support.exchange_fixture import exchange, fast_exchange, short_recording
 
 __all__ = [
     "apiserver",

@@ -23,8 +23,22 @@ from packaging.requirements import Requirement
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OWN: Final = (
-    (ROOT / "workloads", "sheetanchor", ("__init__.py", "plain_text.py", "reanchor_object.py")),
-    (ROOT / "operator", "sheetanchor_operator", ("__init__.py", "names.py", "moments.py", "plugin/*.py")),
+    (
+        ROOT / "workloads",
+        "sheetanchor",
+        (
+            "__init__.py",
+            "policy/__init__.py",
+            "policy/reanchor_object.py",
+            "runtime/__init__.py",
+            "runtime/plain_text.py",
+        ),
+    ),
+    (
+        ROOT / "operator",
+        "sheetanchor_operator",
+        ("__init__.py", "names.py", "api/__init__.py", "api/timestamps.py", "plugin/*.py"),
+    ),
 )
 """What of this repository the plugin imports."""
 

@@ -19,23 +19,24 @@ from typing import Any, Final
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
-from sheetanchor import __version__, logs
-from sheetanchor.command_line import add_flags, load
+from sheetanchor import __version__
 from sheetanchor.errors import BadSettings
-from sheetanchor.listening import is_local, open_listeners, probes, serving
-from sheetanchor.redis_url import without_passwords
+from sheetanchor.runtime import logs
+from sheetanchor.runtime.command_line import add_flags, load
+from sheetanchor.runtime.redis_url import without_passwords
+from sheetanchor.web.listeners import is_local, open_listeners, probes, serving
 from sheetanchor_operator import metrics
-from sheetanchor_operator.cache import Cache
-from sheetanchor_operator.children import Defaults
-from sheetanchor_operator.cluster import ApiError, Cluster
+from sheetanchor_operator.children.object_meta import Defaults
+from sheetanchor_operator.controller.leader import Leader
+from sheetanchor_operator.controller.pipeline_metrics import Measures
+from sheetanchor_operator.controller.reconcile import Reconciler
 from sheetanchor_operator.health import LastStanding, Standing, app
-from sheetanchor_operator.leading import Leader
-from sheetanchor_operator.lease import Election
-from sheetanchor_operator.measures import Measures
-from sheetanchor_operator.publish import Publisher
-from sheetanchor_operator.reconcile import Reconciler
+from sheetanchor_operator.kube.api_client import ApiError, Cluster
+from sheetanchor_operator.kube.cache import Cache
+from sheetanchor_operator.kube.event_recorder import Publisher
+from sheetanchor_operator.kube.leader_election import Election
+from sheetanchor_operator.kube.workload_probe import Workloads
 from sheetanchor_operator.settings import OperatorSettings
-from sheetanchor_operator.workloads import Workloads
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from sheetanchor import __version__
-from sheetanchor.answering import Counters, new_app, timestamp
-from sheetanchor.web import CHECK_TIMEOUT_S, LOOP_STALL_MAX_S, TURN_EVERY_S
+from sheetanchor.web.answers import Counters, new_app, timestamp
+from sheetanchor.web.server import CHECK_TIMEOUT_S, LOOP_STALL_MAX_S, TURN_EVERY_S
 from sheetanchor_operator.metrics import HTTP_REQUEST_ERRORS, HTTP_REQUESTS, REGISTRY
 
 LEASE_STALE_S: Final = 60.0

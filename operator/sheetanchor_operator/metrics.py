@@ -14,7 +14,7 @@ from prometheus_client import (
     ProcessCollector,
 )
 
-from sheetanchor.memory import memory_limit_bytes, memory_used_bytes
+from sheetanchor.runtime.memory import memory_limit_bytes, memory_used_bytes
 
 REGISTRY: Final = CollectorRegistry()
 """Not the library's own: the workloads' metrics, some of the same names, may be loaded in the same process."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from sheetanchor.reanchor_object import symbol_label
+from sheetanchor.policy.reanchor_object import symbol_label
 
 GROUP: Final = "sheetanchor.dev"
 VERSION: Final = "v1alpha1"

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from sheetanchor.settings import HTTP_HOST_HELP, PROBE_PORT_HELP, Common, Port, setting
-from sheetanchor_operator.peers import peer_of
+from sheetanchor.runtime.settings import HTTP_HOST_HELP, PROBE_PORT_HELP, Common, Port, setting
+from sheetanchor_operator.api.network_peers import peer_of
 
 
 def _peer(text: str) -> str:

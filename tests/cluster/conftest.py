@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cluster_bed import Cluster, Installed, reason_against
-from cluster_parts import Running
+from support.cluster_bed import Cluster, Installed, reason_against
+from support.cluster_parts import Running
 
 # The tests share one cluster and follow each other, so they are no matter for several workers.
 REASON = "tests of one cluster run in one process" if os.environ.get("PYTEST_XDIST_WORKER") else reason_against()

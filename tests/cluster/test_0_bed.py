@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster_bed import Cluster
+from support.cluster_bed import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cluster_parts import Running, reading, ready
+from support.cluster_parts import Running, reading, ready
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster_parts import Running, reading
+from support.cluster_parts import Running, reading
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster_parts import Running, reading, ready
-from cluster_reader import reading_service
+from support.cluster_parts import Running, reading, ready
+from support.cluster_reader import reading_service
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 

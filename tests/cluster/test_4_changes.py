@@ -12,7 +12,7 @@ import pytest
 from kubernetes import client
 
 import sheetanchor
-from cluster_parts import Running, reading, ready
+from support.cluster_parts import Running, reading, ready
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster_parts import GROUP, Running
+from support.cluster_parts import GROUP, Running
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

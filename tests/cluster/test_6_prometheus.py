@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cluster_bed import Installed
-from cluster_parts import Running
-from prometheus_parts import Prometheus, write_config
+from support.cluster_bed import Installed
+from support.cluster_parts import Running
+from support.prometheus_parts import Prometheus, write_config
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

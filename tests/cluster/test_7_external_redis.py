@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster_parts import GROUP, Running, reading
+from support.cluster_parts import GROUP, Running, reading
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 
@@ -18,13 +18,13 @@ PASSWORD = "sesame-of-a-test"
 USER = f"cache on >{PASSWORD} ~* &* +@all"
 SERVE = """
 import os, sys
-from sheetanchor.redis_binary import find_binary
+from sheetanchor.managed_redis.server_binary import find_binary
 program = find_binary().path
 os.execv(program, [program, *sys.argv[1:]])
 """
 ASK = f"""
 import asyncio, sys
-from sheetanchor.transport import redis_client
+from sheetanchor.store.redis_client import redis_client
 async def main():
     redis = redis_client("redis://cache:{PASSWORD}@127.0.0.1:6379")
     print((await redis.execute_command(*sys.argv[1:])).decode())

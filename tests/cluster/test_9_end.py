@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster_parts import Running, reading, ready
+from support.cluster_parts import Running, reading, ready
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
 

@@ -9,8 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from conftest import RedisServer, server_binary
-from sheetanchor.hot_state import HotState
-from sheetanchor.transport import redis_client
+from sheetanchor.store.hot_state import HotState
+from sheetanchor.store.redis_client import redis_client
 
 
 def server_binaries() -> list[str]:

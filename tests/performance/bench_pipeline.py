@@ -25,11 +25,11 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline import Pipeline, pipeline, request
 from sheetanchor._decoder import Market
 from sheetanchor.contract import line_stream
-from sheetanchor.local.exposition import histograms, parse
-from sheetanchor.recording import mantissa
+from sheetanchor.local.dashboard.exposition import histograms, parse
+from sheetanchor.recording.recording_file import mantissa
+from support.pipeline import Pipeline, pipeline, request
 
 FRAME_TO_HOT = "sheetanchor_frame_to_hot_seconds"
 LOOK_S = 5.0

@@ -22,11 +22,12 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import RedisServer
-from process_parts import KEYS, SYMBOL, Stage
-from sheetanchor import recording, sbe
 from sheetanchor._decoder import Market
+from sheetanchor.binance import sbe
 from sheetanchor.contract import pack_frames
-from sheetanchor.transport import LineWriter, redis_client
+from sheetanchor.recording import recording_file
+from sheetanchor.store.redis_client import LineWriter, redis_client
+from support.process_parts import KEYS, SYMBOL, Stage
 
 FLUSH_S = 0.005
 LOOK_S = 0.001
@@ -51,7 +52,7 @@ class Load:
             at, free_s = end, due_s + FLUSH_S
 
 
-def loads(recorded: recording.Recording) -> list[Load]:
+def loads(recorded: recording_file.Recording) -> list[Load]:
     """The recording at its own pace, at 5,000 messages a second, and in bursts."""
     frames = [frame for _, frame in recorded.events]
     start_us = recorded.events[0][0]
@@ -147,7 +148,7 @@ async def measure(load: Load, first: sbe.DepthSnapshot, folder: Path) -> str:
 
 async def main() -> None:
     """Print one row per load."""
-    recorded = recording.load(recording.default_path())
+    recorded = recording_file.load(recording_file.default_path())
     print("| load, on each of two lines | frames | p50 ms | p95 ms | p99 ms | max ms | processor | server | gaps |")
     print("|---|---|---|---|---|---|---|---|---|")
     for load in loads(recorded):

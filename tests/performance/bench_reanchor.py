@@ -23,8 +23,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import RedisServer
-from reanchor_parts import PHASES, SHEETANCHOR, ExchangeProcess, exchange_process, fed_line
-from sheetanchor.transport import redis_client
+from sheetanchor.store.redis_client import redis_client
+from support.reanchor_parts import PHASES, SHEETANCHOR, ExchangeProcess, exchange_process, fed_line
 
 RUNS = 30
 DEPTHS = (100, 1000, 5000)

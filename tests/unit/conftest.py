@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-import reference_market
-from market_parts import ASKS, BIDS, Market
 from sheetanchor import _decoder
+from support import reference_market
+from support.market_parts import ASKS, BIDS, Market
 
 
 @pytest.fixture(params=["native", "reference"])

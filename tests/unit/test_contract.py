@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bad_entries import BAD_IDS, BAD_NAMES, MALFORMED, SOUND
 from sheetanchor.contract import (
     TIME_LIMIT_US,
     Entry,
@@ -21,6 +20,7 @@ from sheetanchor.contract import (
     slot_start_us,
     unpack_frames,
 )
+from support.bad_entries import BAD_IDS, BAD_NAMES, MALFORMED, SOUND
 
 FRAMES = st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.binary(max_size=200)), max_size=20)
 

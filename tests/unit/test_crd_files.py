@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline_parts import pipeline
-from sheetanchor_operator.fields import RULES
+from sheetanchor_operator.api.fields import RULES
+from sheetanchor_operator.api.schema import files
 from sheetanchor_operator.names import GROUP, Condition, Reason
-from sheetanchor_operator.schema import files
+from support.pipeline_parts import pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "crds").glob("*.yaml"))
@@ -38,7 +38,7 @@ def nodes(node: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str
 
 
 def test_the_files_are_what_the_models_say() -> None:
-    """`python -m sheetanchor_operator.schema crds` changes nothing."""
+    """`python -m sheetanchor_operator.api.schema crds` changes nothing."""
     assert files() == {path.stem: path.read_text() for path in FILES}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,22 @@ def test_modules_stay_readable() -> None:
     long = {str(path.relative_to(ROOT)) for path in tracked("*.py") if len(path.read_text().splitlines()) > 600}
 
     assert set() == long
+
+
+def test_folders_stay_small() -> None:
+    """A folder of the product holds at most twelve modules: beyond that nobody sees what it is about."""
+    modules = [path for path in tracked("operator/*.py", "workloads/*.py") if path.name != "__init__.py"]
+
+    assert [] == [name for name, count in Counter(str(path.parent) for path in modules).items() if count > 12]
+
+
+def test_importing_a_package_imports_nothing_else() -> None:
+    """An `__init__` is a docstring: `policy` must not bring the roles along, and the plugin ships single files."""
+    inits = [path for path in tracked("operator/*.py", "workloads/*.py") if path.name == "__init__.py"]
+    version = ROOT / "workloads" / "sheetanchor" / "__init__.py"  # `sheetanchor.__version__` is asked for everywhere
+
+    assert version in inits
+    assert [] == [str(path) for path in inits if path != version and len(ast.parse(path.read_text()).body) > 1]
 
 
 def test_mocks_are_rare() -> None:

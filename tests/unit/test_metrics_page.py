@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prometheus_parts import CHART, RULES
+from support.prometheus_parts import CHART, RULES
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "monitoring.md"
-MODULES = (ROOT / "workloads/sheetanchor/metrics.py", ROOT / "operator/sheetanchor_operator/metrics.py")
+MODULES = (ROOT / "workloads/sheetanchor/runtime/metrics.py", ROOT / "operator/sheetanchor_operator/metrics.py")
 SUFFIXES = {"Counter": ("_total",), "Gauge": ("",), "Histogram": ("_bucket", "_sum", "_count")}
 OF_PROMETHEUS = {"up", "process_start_time_seconds", "process_resident_memory_bytes"}
 """Made by Prometheus itself and by its client library."""

@@ -11,17 +11,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sheetanchor import sbe
 from sheetanchor._decoder import Market
-from sheetanchor.command_line import load
+from sheetanchor.binance import sbe
+from sheetanchor.binance.websocket import stream_url
 from sheetanchor.contract import SYMBOL_PATTERN, keys, line_stream, stream_symbol
 from sheetanchor.errors import BadSettings
-from sheetanchor.exchange.control import is_stream_name
-from sheetanchor.feed import stream_url
-from sheetanchor.reanchor_object import Ask, Owner, labels_of, object_name, reanchor_object, symbol_label
-from sheetanchor.settings import IngestSettings, ReanchorSettings
+from sheetanchor.policy.reanchor_object import Ask, Owner, labels_of, object_name, reanchor_object, symbol_label
+from sheetanchor.runtime.command_line import load
+from sheetanchor.runtime.settings import IngestSettings, ReanchorSettings
+from sheetanchor.simulator.control import is_stream_name
 from sheetanchor_operator import names
-from sheetanchor_operator.reanchor_spec import ReanchorSpec
+from sheetanchor_operator.api.reanchor_spec import ReanchorSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 FOREIGN = ["这是测试币456", "币安人生USDT", "ЙЦЖЩUSDT", "ÄÖÜ", "日本", "𠮷𠮷"]

@@ -18,10 +18,11 @@ from typing import Any
 
 import uvloop
 
-from sheetanchor import __version__, logs, settings
-from sheetanchor.command_line import add_flags, load
+from sheetanchor import __version__
 from sheetanchor.errors import DECODER_MISSING, DECODER_MODULE, BadRecording, BadSettings, SheetAnchorError
-from sheetanchor.redis_url import without_passwords
+from sheetanchor.runtime import logs, settings
+from sheetanchor.runtime.command_line import add_flags, load
+from sheetanchor.runtime.redis_url import without_passwords
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ EXIT_FAILED = 1
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A sub-command: its settings, and the module whose `run` does it, by default the one of the same name."""
+    """A sub-command: its settings, and the module whose `run` does it, by default `command` in its package."""
 
     model: type[settings.Common]
     summary: str
@@ -53,12 +54,24 @@ ROLES: dict[str, Role] = {
     "redis": Role(
         settings.RedisSettings,
         "run one server of a replicated Redis, or with --sentinel its Sentinel",
-        module="redis_node",
+        module="managed_redis.command",
     ),
-    "train": Role(settings.TrainSettings, "learn a model from recorded markets and add it to a registry"),
-    "model": Role(settings.ModelSettings, "list the models of a registry, add one, choose the one in use, go back"),
-    "exchange": Role(settings.ExchangeSettings, "serve a recorded market over the exchange's real protocols"),
-    "capture": Role(settings.CaptureSettings, "record the raw frames that flow through Redis to a file"),
+    "train": Role(
+        settings.TrainSettings, "learn a model from recorded markets and add it to a registry", module="ml.train"
+    ),
+    "model": Role(
+        settings.ModelSettings,
+        "list the models of a registry, add one, choose the one in use, go back",
+        module="ml.model_command",
+    ),
+    "exchange": Role(
+        settings.ExchangeSettings,
+        "serve a recorded market over the exchange's real protocols",
+        module="simulator.app",
+    ),
+    "capture": Role(
+        settings.CaptureSettings, "record the raw frames that flow through Redis to a file", module="recording.capture"
+    ),
 }
 
 
@@ -110,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         for note in notes:
             log.warning("%s", note)
         run: Callable[[Any], Coroutine[Any, Any, int]] = importlib.import_module(
-            f"sheetanchor.{ROLES[name].module or name}"
+            f"sheetanchor.{ROLES[name].module or f'{name}.command'}"
         ).run
         return uvloop.run(run(loaded))
     except (BadSettings, BadRecording) as error:

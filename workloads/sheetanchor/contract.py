@@ -7,6 +7,7 @@ that ages and slots are measured with.
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,9 @@ HORIZON_MS: Final = 10_000
 """A prediction speaks of the price this long after its slot."""
 
 HORIZON_SLOTS: Final = HORIZON_MS // SLOT_MS
+
+RETURN_MAX: Final = 0.1
+"""A tenth in ten seconds, ten times what counts as a price discontinuity: a model that says more has failed."""
 
 STALE_AFTER_US: Final = 5_000_000
 """A state whose last market event is older than this degrades predictions."""
@@ -230,7 +234,7 @@ class Gap:
     """One entry of the stream `gaps:{S}`: what a gap rule found and what it asks for.
 
     Attributes:
-        rule: Name of the rule, one of `sheetanchor.gaps.GAP_DETECTION_RULES`, or `request` for a person's wish.
+        rule: Name of the rule, one of `policy.gap_rules.GAP_DETECTION_RULES`, or `request` for a person's wish.
         severity: low, medium, high or critical.
         action: immediate_reanchor, scheduled_reanchor, validation_reanchor or emergency_reanchor.
         reason: One line for people, for instance `depth: expected 124, found 131`.
@@ -358,3 +362,8 @@ def slot_of(now_us: int) -> int:
 def slot_start_us(slot: int) -> int:
     """Give the moment a slot is read at."""
     return slot * SLOT_MS * 1_000
+
+
+def is_usable(predicted_return: float) -> bool:
+    """Say whether a model's output can be a return over ten seconds."""
+    return math.isfinite(predicted_return) and abs(predicted_return) <= RETURN_MAX

@@ -5,7 +5,7 @@
     ├── BadRecording         a recording cannot be read
     ├── BadModel             a model file or its manifest cannot be used
     ├── ModelConflict        somebody else has changed which model is in use
-    ├── DecodeError          (in `sheetanchor.sbe`) a frame is not one of the four known messages
+    ├── DecodeError          (in `sheetanchor.binance.sbe`) a frame is not one of the four known messages
     ├── ExchangeError        the exchange's REST interface did not give what was asked
     │   ├── ExchangeUnavailable   no answer, a 5xx, or a refused connection: worth another try
     │   ├── RateLimited           429 or 418; `retry_after_s` says when to come back

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sheetanchor_operator.children.parts import Manifest, metadata_of
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.children.object_meta import Manifest, metadata_of
 from sheetanchor_operator.names import GROUP, REANCHORS, Component, child_name
-from sheetanchor_operator.spec import Pipeline
 
 
 def _account(pipeline: Pipeline, component: Component) -> Manifest:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from sheetanchor.contract import SLOT_MS
-from sheetanchor_operator.children.parts import Defaults, Manifest, disruption_budget, http_service, metadata_of
-from sheetanchor_operator.children.pods import (
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.children.object_meta import Defaults, Manifest, disruption_budget, http_service, metadata_of
+from sheetanchor_operator.children.pod_template import (
     Role,
     apart_on_nodes,
     deployment_spec,
@@ -14,8 +15,7 @@ from sheetanchor_operator.children.pods import (
     spread_over_zones,
 )
 from sheetanchor_operator.names import MODEL_FOLDER, Component, child_name, selector_of
-from sheetanchor_operator.observed import Observed
-from sheetanchor_operator.spec import Pipeline
+from sheetanchor_operator.observation import Observed
 
 SERVED_S: Final = 3 * SLOT_MS // 1000
 """A new replica has served two slots, whenever it was ready, before an old one goes."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from sheetanchor_operator.children.lines import Line, lines
-from sheetanchor_operator.children.parts import Defaults, Manifest, disruption_budget, metadata_of
-from sheetanchor_operator.children.pods import Role, apart_on_nodes, deployment_spec, pod_template
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.children.object_meta import Defaults, Manifest, disruption_budget, metadata_of
+from sheetanchor_operator.children.pod_template import Role, apart_on_nodes, deployment_spec, pod_template
 from sheetanchor_operator.children.settings_files import NO_API_KEY, api_key_entry
 from sheetanchor_operator.names import TOPOLOGY_ZONE, Component, child_name, selector_of
-from sheetanchor_operator.observed import Observed
-from sheetanchor_operator.spec import Pipeline
+from sheetanchor_operator.observation import Observed
+from sheetanchor_operator.zones.lines import Line, lines
 
 OVERLAP_S: Final = 5
 """A new pod is ready with its first message. For this long both append to the line: readers know frames that come twice

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from sheetanchor_operator.children.parts import Defaults, Manifest, metadata_of
+from sheetanchor_operator.api.network_peers import peers_of
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.children.object_meta import Defaults, Manifest, metadata_of
 from sheetanchor_operator.children.redis import SENTINEL_HTTP_PORT
 from sheetanchor_operator.children.redis_access import external_ports
 from sheetanchor_operator.names import (
@@ -17,8 +19,6 @@ from sheetanchor_operator.names import (
     child_name,
     selector_of,
 )
-from sheetanchor_operator.peers import peers_of
-from sheetanchor_operator.spec import Pipeline
 
 _SCHEME_PORTS: Final = {"ws": 80, "http": 80, "wss": 443, "https": 443}
 _NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from sheetanchor_operator.children.parts import Defaults, Manifest, disruption_budget, http_service, metadata_of
-from sheetanchor_operator.children.pods import (
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.children.object_meta import Defaults, Manifest, disruption_budget, http_service, metadata_of
+from sheetanchor_operator.children.pod_template import (
     Role,
     apart_on_nodes,
     deployment_spec,
@@ -13,8 +14,7 @@ from sheetanchor_operator.children.pods import (
     spread_over_zones,
 )
 from sheetanchor_operator.names import Component, child_name, selector_of
-from sheetanchor_operator.observed import Observed
-from sheetanchor_operator.spec import Pipeline
+from sheetanchor_operator.observation import Observed
 
 TOKEN_FOLDER: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 TOKEN_LIFE_S: Final = 3600

@@ -8,9 +8,11 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from sheetanchor.settings import REDIS_USERS, RedisSettings
-from sheetanchor_operator.children.parts import Defaults, Manifest, disruption_budget, metadata_of
-from sheetanchor_operator.children.pods import (
+from sheetanchor.runtime.settings import REDIS_USERS, RedisSettings
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.api.redis_spec import ManagedRedis
+from sheetanchor_operator.children.object_meta import Defaults, Manifest, disruption_budget, metadata_of
+from sheetanchor_operator.children.pod_template import (
     CONTAINER_SECURITY,
     SCRAPED,
     apart_on_nodes,
@@ -38,9 +40,7 @@ from sheetanchor_operator.names import (
     labels_of,
     selector_of,
 )
-from sheetanchor_operator.observed import Observed
-from sheetanchor_operator.redis_spec import ManagedRedis
-from sheetanchor_operator.spec import Pipeline
+from sheetanchor_operator.observation import Observed
 
 CREATE_ONLY: Final = f"{GROUP}/create-only"
 """Annotation of an object that is made once and never written again."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from sheetanchor.sentinel_url import is_sentinel_url, parse
-from sheetanchor_operator.children.parts import Defaults
+from sheetanchor.runtime.sentinel_url import is_sentinel_url, parse
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.children.object_meta import Defaults
 from sheetanchor_operator.names import (
     REDIS_PORT,
     SENTINEL_PORT,
@@ -15,7 +16,6 @@ from sheetanchor_operator.names import (
     Component,
     child_name,
 )
-from sheetanchor_operator.spec import Pipeline
 
 REDIS_NODES: Final = 3
 

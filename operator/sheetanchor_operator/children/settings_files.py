@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from sheetanchor.settings import InferSettings, IngestSettings, ProcessSettings, ReanchorSettings, Role
-from sheetanchor_operator.children.parts import Defaults, Manifest, metadata_of
+from sheetanchor.runtime.settings import InferSettings, IngestSettings, ProcessSettings, ReanchorSettings, Role
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.children.object_meta import Defaults, Manifest, metadata_of
 from sheetanchor_operator.children.redis_access import SecretEntry, password_entry, redis_url
 from sheetanchor_operator.names import (
     API_KEY_FILE,
@@ -24,7 +25,6 @@ from sheetanchor_operator.names import (
     Component,
     child_name,
 )
-from sheetanchor_operator.spec import Pipeline
 
 NO_API_KEY: Final = "none"
 """The workload wants a key, an exchange of one's own does not look at it."""

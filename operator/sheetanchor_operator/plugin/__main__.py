@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from sheetanchor_operator.plugin import main
+from sheetanchor_operator.plugin.command import main
 
 sys.exit(main())

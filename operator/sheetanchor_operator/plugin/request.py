@@ -9,14 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sheetanchor.plain_text import one_line
-from sheetanchor.reanchor_object import (
-    REQUESTED_BY_LENGTH_MAX,
-    Ask,
-    Owner,
-    digest,
-    reanchor_object,
-)
+from sheetanchor.policy.reanchor_object import REQUESTED_BY_LENGTH_MAX, Ask, Owner, digest, reanchor_object
+from sheetanchor.runtime.plain_text import one_line
 from sheetanchor_operator.names import PAUSED_ANNOTATION
 from sheetanchor_operator.plugin.api import Api
 from sheetanchor_operator.plugin.errors import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TextIO
 
-from sheetanchor.plain_text import clean
-from sheetanchor_operator.moments import micros_of
+from sheetanchor.runtime.plain_text import clean
+from sheetanchor_operator.api.timestamps import micros_of
 
 Object = Mapping[str, Any]
 

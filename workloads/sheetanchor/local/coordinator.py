@@ -1,7 +1,7 @@
 """Sees to it that a symbol is anchored: takes gap records in, watches the anchor, and runs rebuilds as child processes.
 
-When to start one is decided in `sheetanchor.triggers`. A run's process is ours, so when it has ended without giving its
-lock back (it was killed, say) the lock is given back here.
+When to start one is decided in `policy.reanchor_scheduler`. A run's process is ours, so when it has ended without
+giving its lock back (it was killed, say) the lock is given back here.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from sheetanchor import triggers
 from sheetanchor.contract import LOCK_TTL_S, STALE_AFTER_US, Gap, Receipt
 from sheetanchor.errors import RedisError
-from sheetanchor.hot_state import Anchor, HotState
 from sheetanchor.local.processes import Spec, describe_exit, run_once
 from sheetanchor.local.relay import Relay
-from sheetanchor.transport import clear_errors
+from sheetanchor.policy import reanchor_scheduler
+from sheetanchor.store.hot_state import Anchor, HotState
+from sheetanchor.store.redis_client import clear_errors
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ LOCK_ABANDONED_AFTER_MS: Final = 140_000
 
 RECEIPTS_SEARCHED: Final = 10
 
-MakeSpec = Callable[[str, triggers.Start, str], Spec]
+MakeSpec = Callable[[str, reanchor_scheduler.Start, str], Spec]
 """(symbol, what to start, request id) to what to run."""
 
 
@@ -57,10 +57,10 @@ class Observed:
     now_us: int
 
 
-def seen_of(observed: Observed) -> triggers.Seen:
+def seen_of(observed: Observed) -> reanchor_scheduler.Seen:
     """Give an observation as the decision takes it."""
     anchor = observed.anchor
-    return triggers.Seen(
+    return reanchor_scheduler.Seen(
         state=anchor.state,
         epoch=anchor.epoch,
         fresh=observed.now_us - anchor.stamp_us < STALE_AFTER_US,
@@ -105,7 +105,9 @@ class Coordinator:
         policy: How often is too often.
     """
 
-    def __init__(self, redis: Redis, symbol: str, make_spec: MakeSpec, relay: Relay, policy: triggers.Policy) -> None:
+    def __init__(
+        self, redis: Redis, symbol: str, make_spec: MakeSpec, relay: Relay, policy: reanchor_scheduler.Policy
+    ) -> None:
         self.symbol = symbol
         self.hot = HotState(redis, symbol)
         self.observed: Observed | None = None
@@ -115,7 +117,7 @@ class Coordinator:
         self._make_spec = make_spec
         self._relay = relay
         self._policy = policy
-        self._state = triggers.State()
+        self._state = reanchor_scheduler.State()
 
     @property
     def running(self) -> bool:
@@ -130,21 +132,21 @@ class Coordinator:
     def take_gap(self, gap: Gap) -> None:
         """Take a gap record in."""
         try:
-            self.ask(triggers.Request.of_gap(gap))
+            self.ask(reanchor_scheduler.Request.of_gap(gap))
         except ValueError as error:
             log.warning("%s: a gap record is not understood: %s", self.symbol, error)
 
-    def ask(self, request: triggers.Request) -> None:
+    def ask(self, request: reanchor_scheduler.Request) -> None:
         """Take a request in.
 
         Raises:
             ValueError: If its action is unknown.
         """
-        self._state, skip = triggers.ask(self._state, request, self._policy)
+        self._state, skip = reanchor_scheduler.ask(self._state, request, self._policy)
         if skip is not None:
             self._tell_skip(skip)
 
-    def _tell_skip(self, skip: triggers.Skip) -> None:
+    def _tell_skip(self, skip: reanchor_scheduler.Skip) -> None:
         log.info("%s: %s (%s) changes nothing: %s", self.symbol, skip.request.trigger, skip.request.reason, skip.reason)
 
     async def look(self) -> Observed:
@@ -169,11 +171,11 @@ class Coordinator:
                     await asyncio.sleep(REDIS_RETRY_S * (0.5 + random.random()))
                     continue
                 if start is not None:
-                    self._state = triggers.started(self._state, start, observed.now_us)
+                    self._state = reanchor_scheduler.started(self._state, start, observed.now_us)
                     group.create_task(self._run_once(start))
                 await asyncio.sleep(POLL_S)
 
-    async def _decide(self, observed: Observed) -> triggers.Start | None:
+    async def _decide(self, observed: Observed) -> reanchor_scheduler.Start | None:
         if not self.running and lock_is_abandoned(observed):
             log.warning(
                 "%s: the lock of %s is older than any run can be: taken away", self.symbol, observed.lock_holder
@@ -181,12 +183,14 @@ class Coordinator:
             await self.hot.unlock(observed.lock_holder)
             return None
         while True:
-            self._state, decision = triggers.decide(self._state, seen_of(observed), observed.now_us, self._policy)
-            if not isinstance(decision, triggers.Skip):
-                return decision if isinstance(decision, triggers.Start) else None
+            self._state, decision = reanchor_scheduler.decide(
+                self._state, seen_of(observed), observed.now_us, self._policy
+            )
+            if not isinstance(decision, reanchor_scheduler.Skip):
+                return decision if isinstance(decision, reanchor_scheduler.Start) else None
             self._tell_skip(decision)
 
-    async def _run_once(self, start: triggers.Start) -> None:
+    async def _run_once(self, start: reanchor_scheduler.Start) -> None:
         request_id = new_request_id()
         log.info("%s: %s for %s: %s", self.symbol, start.kind, start.trigger, start.reason)
         spec = self._make_spec(self.symbol, start, request_id)
@@ -194,11 +198,11 @@ class Coordinator:
         receipt = await self._after(request_id)
         rebuilt = receipt is not None and receipt.result == "swapped"
         self.last_message = receipt.message if receipt is not None else message
-        if code not in (0, triggers.EXIT_SUPERSEDED):
+        if code not in (0, reanchor_scheduler.EXIT_SUPERSEDED):
             text = f"{describe_exit(code)}: {self.last_message}"
             log.warning("%s: the re-anchor for %s failed: %s", self.symbol, start.trigger, text)
         now_us = self.observed.now_us if self.observed is not None else time.time_ns() // 1_000
-        self._state = triggers.ended(
+        self._state = reanchor_scheduler.ended(
             self._state, code, rebuilt=rebuilt, now_us=now_us, jitter=random.random(), policy=self._policy
         )
 

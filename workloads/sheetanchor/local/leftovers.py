@@ -18,8 +18,8 @@ from redis.asyncio import Redis
 
 from sheetanchor.contract import keys, line_names, line_stream
 from sheetanchor.errors import BadSettings
-from sheetanchor.hot_state import Anchor, HotState
-from sheetanchor.transport import clear_errors
+from sheetanchor.store.hot_state import Anchor, HotState
+from sheetanchor.store.redis_client import clear_errors
 
 log = logging.getLogger(__name__)
 

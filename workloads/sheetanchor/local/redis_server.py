@@ -25,9 +25,9 @@ from redis.asyncio import Redis
 
 from sheetanchor.errors import BadSettings, RedisError, RedisRefused, RedisUnavailable
 from sheetanchor.local.processes import Spec
-from sheetanchor.redis_binary import Binary, find_binary, parse_version
-from sheetanchor.redis_url import masked
-from sheetanchor.transport import check_connection, clear_errors
+from sheetanchor.managed_redis.server_binary import Binary, find_binary, parse_version
+from sheetanchor.runtime.redis_url import masked
+from sheetanchor.store.redis_client import check_connection, clear_errors
 
 __all__ = ["Binary", "find_binary", "parse_version"]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from sheetanchor import triggers
-from sheetanchor.command_line import VARIABLE_PREFIX, read_secret, variable_of
 from sheetanchor.errors import BadSettings
 from sheetanchor.local.processes import Spec
-from sheetanchor.settings import IngestSettings, LocalSettings, WithRest
+from sheetanchor.policy import reanchor_scheduler
+from sheetanchor.runtime.command_line import VARIABLE_PREFIX, read_secret, variable_of
+from sheetanchor.runtime.settings import IngestSettings, LocalSettings, WithRest
 
 LINES: Final = ("a", "b")
 REPLICAS: Final = ("1", "2")
@@ -153,7 +153,7 @@ class Plan:
             for replica in REPLICAS
         ]
 
-    def reanchor(self, symbol: str, start: triggers.Start, request_id: str) -> Spec:
+    def reanchor(self, symbol: str, start: reanchor_scheduler.Start, request_id: str) -> Spec:
         """Say how one rebuild is run."""
         command = [sys.executable, "-m", "sheetanchor", "reanchor", "--log-level", self.settings.log_level]
         command += [

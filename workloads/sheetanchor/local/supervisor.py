@@ -22,22 +22,22 @@ from typing import Any, Final
 import aiohttp
 from redis.asyncio import Redis
 
-from sheetanchor import triggers
 from sheetanchor.contract import Gap, keys
 from sheetanchor.errors import ExchangeUnavailable, RedisError
-from sheetanchor.hot_state import HotState
 from sheetanchor.local import leftovers, redis_server
-from sheetanchor.local.board import Board, Run, why_no_prediction
 from sheetanchor.local.coordinator import Coordinator
-from sheetanchor.local.lesson import lesson_of
-from sheetanchor.local.probe import LOOKED_AT, Probe, delay_to_phase_s, unready_reason
+from sheetanchor.local.dashboard.board import Board, Run, why_no_prediction
+from sheetanchor.local.dashboard.probe import LOOKED_AT, Probe, delay_to_phase_s, unready_reason
+from sheetanchor.local.dashboard.tally import Prediction, Tally, end_after
+from sheetanchor.local.dashboard.training_overlap import lesson_of
+from sheetanchor.local.dashboard.watcher import Watcher
 from sheetanchor.local.processes import Child, Spec, free_port
 from sheetanchor.local.relay import Relay
 from sheetanchor.local.roles import EXCHANGE, Plan, child_environment, choose_market
-from sheetanchor.local.tally import Prediction, Tally, end_after
-from sheetanchor.local.watcher import Watcher
-from sheetanchor.settings import LocalSettings
-from sheetanchor.transport import clear_errors, redis_client
+from sheetanchor.policy import reanchor_scheduler
+from sheetanchor.runtime.settings import LocalSettings
+from sheetanchor.store.hot_state import HotState
+from sheetanchor.store.redis_client import clear_errors, redis_client
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class Supervisor:
             await leftovers.clear(redis, tally.symbol, same_market=self._market.kind == "live")
         self._watcher = Watcher(redis, tallies, self._listeners.on_prediction, self._take_gap)
         await self._watcher.begin()
-        policy = triggers.Policy(suppressed=frozenset(self._settings.suppress_rules))
+        policy = reanchor_scheduler.Policy(suppressed=frozenset(self._settings.suppress_rules))
         self.board.coordinators = [
             Coordinator(redis, tally.symbol, plan.reanchor, self._relay, policy) for tally in tallies
         ]
@@ -174,7 +174,9 @@ class Supervisor:
         for spec in plan.replicas(free_port):
             self._keep(group, spec)
         for coordinator in self.board.coordinators:
-            start = triggers.Request(triggers.IMMEDIATE, "start", "start", self.run.now_us(), force=True)
+            start = reanchor_scheduler.Request(
+                reanchor_scheduler.IMMEDIATE, "start", "start", self.run.now_us(), force=True
+            )
             coordinator.ask(start)
             self._spawn(group, coordinator.run())
 

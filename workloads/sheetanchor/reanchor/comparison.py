@@ -9,10 +9,9 @@ from typing import Final
 from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market
-from sheetanchor.hot_state import HotState
 from sheetanchor.reanchor.replay import Replay
 from sheetanchor.reanchor.snapshot import Snapshot, build, references
-from sheetanchor.validation import (
+from sheetanchor.reanchor.validation import (
     COMPARED_LEVELS,
     Levels,
     Limits,
@@ -24,6 +23,7 @@ from sheetanchor.validation import (
     estimate_for,
     judge_prices,
 )
+from sheetanchor.store.hot_state import HotState
 
 POLL_S: Final = 0.1
 """The full book is written once a second; a tenth of that is soon enough."""

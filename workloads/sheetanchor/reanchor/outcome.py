@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+from sheetanchor.binance.rest_client import Unresponsive
 from sheetanchor.errors import (
     CircuitOpen,
     ExchangeError,
@@ -15,7 +16,6 @@ from sheetanchor.errors import (
     Superseded,
     ValidationFailed,
 )
-from sheetanchor.rest import Unresponsive
 
 ALERT_FAILED: Final = "REANCHOR_FAILED"
 """Code of the alert about a run that failed, as dashboards of such pipelines know it."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sheetanchor.contract import Call, Receipt
-from sheetanchor.reliability import CircuitState
+from sheetanchor.runtime.reliability import CircuitState
 
 
 @dataclass(frozen=True, slots=True)

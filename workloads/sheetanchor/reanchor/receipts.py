@@ -10,10 +10,10 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
+from sheetanchor.binance.rest_client import Asked
 from sheetanchor.contract import LOCK_TTL_S, RECEIPTS_LENGTH_MAX, Receipt, keys
 from sheetanchor.reanchor.outcome import ALERT_FAILED, Outcome
-from sheetanchor.rest import Asked
-from sheetanchor.transport import clear_errors
+from sheetanchor.store.redis_client import clear_errors
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from sheetanchor import continuity, sbe
 from sheetanchor._decoder import Market
+from sheetanchor.binance import id_continuity, sbe
 from sheetanchor.contract import unpack_frames
 from sheetanchor.errors import ExchangeError
-from sheetanchor.transport import Batch, LineReader
+from sheetanchor.store.redis_client import Batch, LineReader
 
 log = logging.getLogger(__name__)
 
@@ -115,18 +115,18 @@ class Replay:
         if self._begun or not lines:
             return bool(lines)
         symbol = self.market.symbol
-        lead = await continuity.lead_ms(self._redis, symbol, lines, self._asked_us, self._snapshot_id)
+        lead = await id_continuity.lead_ms(self._redis, symbol, lines, self._asked_us, self._snapshot_id)
         self._reader.seek_time(self._asked_us // 1_000 - lead)
-        marks = await continuity.scan(self._redis, symbol, self._reader.ids)
-        is_overtaken = continuity.overtaken(marks)
-        gone = continuity.begin_after(marks, lambda line, mark: is_overtaken(line, mark) or self._is_untold(mark))
+        marks = await id_continuity.scan(self._redis, symbol, self._reader.ids)
+        is_overtaken = id_continuity.overtaken(marks)
+        gone = id_continuity.begin_after(marks, lambda line, mark: is_overtaken(line, mark) or self._is_untold(mark))
         for line, entry_id in gone.items():
             log.warning("the ids of %s on line %s have begun again: it is read after %s", symbol, line, entry_id)
         self._reader.seek(gone)
         self._begun = True
         return True
 
-    def _is_untold(self, mark: continuity.Mark) -> bool:
+    def _is_untold(self, mark: id_continuity.Mark) -> bool:
         """A trade from before the question whose id the exchange has not come to yet, though its time is over."""
         trade_id, trade_us = self._told
         return mark.stamp_us < self._asked_us and mark.trade_id > trade_id and mark.trade_us < trade_us

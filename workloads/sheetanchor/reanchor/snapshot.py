@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from sheetanchor import sbe
 from sheetanchor._decoder import Market
+from sheetanchor.binance import sbe
+from sheetanchor.binance.rest_bodies import EXPONENT, Depth, Kline, Ticker, Trade
+from sheetanchor.binance.rest_client import Exchange
 from sheetanchor.contract import pack_frames
 from sheetanchor.errors import ExchangeError, RateLimited
-from sheetanchor.rest import Exchange
-from sheetanchor.rest_bodies import EXPONENT, Depth, Kline, Ticker, Trade
-from sheetanchor.validation import KLINE, LAST_TRADES, LEVELS_MIN, TICKER, Limits, References
+from sheetanchor.reanchor.validation import KLINE, LAST_TRADES, LEVELS_MIN, TICKER, Limits, References
 
 TRADES_LIMIT: Final = 1000
 KLINES_LIMIT: Final = 5

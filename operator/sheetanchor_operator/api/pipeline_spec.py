@@ -1,0 +1,528 @@
+"""`PredictionPipeline.spec`: as it is read, and as its schema is generated from."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal
+
+from croniter import croniter
+from pydantic import AfterValidator
+
+from sheetanchor.contract import STREAM_TYPES, SYMBOL_PATTERN, SYMBOLS_MAX
+from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES
+from sheetanchor_operator.api.fields import Block, field, map_by, one_line_rule, rule, ruled, set_of
+from sheetanchor_operator.api.redis_spec import Redis
+from sheetanchor_operator.api.shared_fields import (
+    HOST_PATTERN,
+    NAME_PATTERN,
+    ApiKeyRef,
+    InferResources,
+    IngestResources,
+    NameRef,
+    ProcessResources,
+    ReanchorResources,
+    Toleration,
+    matches,
+    url_of,
+)
+
+_CRON_FIELD: Final = r"([*]|[0-9]{1,2}(-[0-9]{1,2})?(,[0-9]{1,2}(-[0-9]{1,2})?)*)(/[0-9]{1,2})?"
+_SCHEDULE: Final = re.compile(rf"{_CRON_FIELD}( {_CRON_FIELD}){{4}}")
+_ANY_TIME: Final = datetime(2000, 1, 1, tzinfo=UTC)
+ZONE_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?$"
+ZONES_MAX: Final = 3
+_NO_CREDENTIALS: Final = "!self.contains('@')"
+_ORIGIN_TAIL: Final = rf"://([^/?#@\s]*@)?{HOST_PATTERN}(/[^?#\s]*)?"
+
+WebSocketUrl = Annotated[str, AfterValidator(url_of("ws", "wss"))]
+HttpUrl = Annotated[str, AfterValidator(url_of("http", "https"))]
+
+
+def _schedule(value: str) -> str:
+    """Check a schedule beyond what the API server can: its ranges, and that its time ever comes.
+
+    Raises:
+        ValueError: Says what was expected.
+    """
+    try:
+        usable = _SCHEDULE.fullmatch(value) is not None and bool(croniter(value, _ANY_TIME).get_next(datetime))
+    except ValueError:  # croniter's own errors are such
+        usable = False
+    if value and not usable:
+        raise ValueError(
+            "expected five fields in UTC: minute 0-59, hour 0-23, day 1-31, month 1-12, weekday 0-7; and a day that "
+            "exists"
+        )
+    return value
+
+
+Schedule = Annotated[str, AfterValidator(_schedule)]
+
+
+class Exchange(Block):
+    """Where market data comes from."""
+
+    model_config = ruled(
+        rule(
+            "self.websocketURL.contains('binance') == self.restURL.contains('binance')",
+            "exchange.websocketURL and exchange.restURL must name the same exchange, or no re-anchor "
+            "can succeed: set both or neither",
+        ),
+        rule(
+            "!self.websocketURL.startsWith('ws://') || "
+            "!(has(self.apiKeySecret) || self.websocketURL.contains('binance')) || "
+            "self.websocketURL.matches('^ws://([^.:/\\\\[]+|[^:/]+[.]svc|[^:/]+[.]svc[.]cluster[.]local|"
+            "127[.][0-9.]+|\\\\[::1\\\\])(:[0-9]+)?/*$')",
+            "exchange.websocketURL must begin with wss:// when there is an API key, or be a name of this cluster such "
+            "as exchange or exchange.namespace.svc: the key would go over the network in clear",
+        ),
+    )
+
+    websocket_url: WebSocketUrl = field(
+        "wss://stream-sbe.binance.com:9443",
+        "Origin of the exchange's binary (SBE) WebSocket, for instance wss://host:9443. The default is Binance's own.",
+        alias="websocketURL",
+        min_length=1,
+        max_length=512,
+        rules=[
+            rule(
+                matches(f"wss?{_ORIGIN_TAIL}"),
+                "exchange.websocketURL must be an origin such as wss://host:9443: begin it with ws:// or wss://, and "
+                "give a port from 1 to 65535 or none",
+            ),
+            rule(
+                _NO_CREDENTIALS,
+                "exchange.websocketURL must not contain a user or password: put the key into exchange.apiKeySecret",
+            ),
+        ],
+    )
+    rest_url: HttpUrl = field(
+        "https://data-api.binance.vision",
+        "Origin of the exchange's REST interface, from which re-anchors fetch depth, trades, klines and "
+        "ticker. The default is Binance's own for public market data and needs no key.",
+        alias="restURL",
+        min_length=1,
+        max_length=512,
+        rules=[
+            rule(
+                matches(f"https?{_ORIGIN_TAIL}"),
+                "exchange.restURL must be an origin such as https://host: begin it with http:// or https://, and give "
+                "a port from 1 to 65535 or none",
+            ),
+            rule(_NO_CREDENTIALS, "exchange.restURL must not contain a user or password: market data is public"),
+        ],
+    )
+    api_key_secret: ApiKeyRef | None = field(
+        None,
+        "Secret with the API key that the binary stream asks for: an Ed25519 key without any permission. "
+        "Binance's stream always wants one: when this is absent, the entry api-key of the Secret "
+        "binance-api-key is read. Other exchanges get a key only if this names one.",
+    )
+
+
+class Ingestion(Block):
+    """The ingestors: one per line, each carrying the whole feed."""
+
+    model_config = ruled(
+        rule(
+            "self.silenceSeconds < self.connectionLossSeconds",
+            "ingestion.silenceSeconds must be below ingestion.connectionLossSeconds: a connection is "
+            "replaced before it is given up",
+        )
+    )
+
+    streams: tuple[Literal["trade", "bestBidAsk", "depth"], ...] = field(
+        STREAM_TYPES,
+        "Kinds of messages to subscribe to. All three by default; bestBidAsk may be left out to save bandwidth.",
+        schema=set_of(len(STREAM_TYPES), enum=list(STREAM_TYPES)),
+        rules=[
+            rule(
+                "'depth' in self",
+                "ingestion.streams must contain depth: without it there is no order book; add it",
+            ),
+            rule(
+                "'trade' in self",
+                "ingestion.streams must contain trade: the model's features need trades; add it",
+            ),
+        ],
+    )
+    silence_seconds: int = field(
+        5,
+        "Seconds without any sign of life (a message, a ping, or the answer to one of ours) after which a connection "
+        "counts as broken and is replaced. A market without events keeps its connection. Five, since an answer to a "
+        "ping takes a fraction of a second.",
+        ge=1,
+        le=300,
+    )
+    connection_loss_seconds: int = field(
+        30,
+        "Seconds without a healthy connection after which a line asks for an emergency re-anchor.",
+        ge=2,
+        le=600,
+    )
+    rotate_after_hours: int = field(
+        23,
+        "Hours after which a connection is replaced, overlapping. The exchange itself ends it at 24.",
+        ge=1,
+        le=23,
+    )
+    queue_megabytes: int = field(
+        64,
+        "Mebibytes of frames that a line holds while Redis is away; then the oldest best prices are shed "
+        "first. It is part of the pod's memory.",
+        ge=1,
+        le=1024,
+    )
+    resources: IngestResources = field(IngestResources(), "Resources of each ingestor pod.")
+
+
+class Gaps(Block):
+    """When something counts as a gap."""
+
+    model_config = ruled(
+        rule(
+            "self.waitMilliseconds < self.timeSeconds * 1000",
+            "processor.gaps.waitMilliseconds must be below processor.gaps.timeSeconds: lower the wait "
+            "or raise the time",
+        )
+    )
+
+    sequence_threshold: int = field(
+        1, "Missing messages in a row that make a sequence gap. One, since a book with one hole is wrong.", ge=1, le=100
+    )
+    wait_milliseconds: int = field(
+        200, "Milliseconds that a hole may wait for another line to fill it.", ge=0, le=10_000
+    )
+    time_seconds: int = field(5, "Seconds without any event on any line that make a time gap.", ge=1, le=3600)
+    volume_sigmas: float = field(
+        3.0,
+        "Standard deviations off the mean that make a volume anomaly, which only asks for a comparison.",
+        ge=0.5,
+        le=100,
+    )
+    price_jump: float = field(
+        0.01, "Relative change of the mid price from one event to the next that makes a discontinuity.", ge=0.0001, le=1
+    )
+    suppress: tuple[str, ...] = field(
+        (),
+        "Gap rules that are ignored. None by default.",
+        schema=set_of(len(GAP_DETECTION_RULES), enum=sorted(GAP_DETECTION_RULES)),
+    )
+
+
+class Processor(Block):
+    """The processors: one writes the hot state, the others stay warm and take over within about a second."""
+
+    replicas: int = field(
+        2, "Processors, of which one is active. Two, so that one can take over; one alone loses slots.", ge=1, le=3
+    )
+    self_reanchor_after_seconds: int = field(
+        15,
+        "Seconds after which the active processor runs a wanted re-anchor itself, when neither the operator "
+        "nor the API server could start one. 0 means never.",
+        ge=0,
+        le=3600,
+    )
+    gaps: Gaps = field(Gaps(), "Thresholds of the gap rules.")
+    resources: ProcessResources = field(ProcessResources(), "Resources of each processor pod.")
+
+
+class VolumeClaim(Block):
+    """A model registry on a volume."""
+
+    claim_name: str = field(
+        ...,
+        "Name of a PersistentVolumeClaim in the pipeline's namespace that can be mounted by many pods, read-only.",
+        min_length=1,
+        max_length=253,
+        pattern=NAME_PATTERN,
+    )
+    path: str = field(
+        "",
+        "Folder of the registry in the volume, relative to its root; empty is the root itself.",
+        max_length=512,
+        rules=[
+            rule(
+                "!self.startsWith('/') && !self.contains('..')",
+                "inference.model.persistentVolumeClaim.path must stay inside the volume: give a relative path "
+                "without ..",
+            )
+        ],
+    )
+
+
+class Model(Block):
+    """Where the model comes from; neither of both means the model in the image."""
+
+    model_config = ruled(
+        rule(
+            "!(has(self.configMap) && has(self.persistentVolumeClaim))",
+            "inference.model must not name both configMap and persistentVolumeClaim: remove one",
+        )
+    )
+
+    config_map: NameRef | None = field(
+        None,
+        "ConfigMap with the entries model.onnx (binary) and manifest.json, as `sheetanchor train` writes them. "
+        "Changing its content rolls the inference pods.",
+    )
+    persistent_volume_claim: VolumeClaim | None = field(
+        None, "A model registry on a volume; a promotion there is taken over within two seconds, without a roll-out."
+    )
+
+
+class Inference(Block):
+    """The inference replicas, all active: the first to commit a slot wins."""
+
+    replicas: int = field(
+        2,
+        "Replicas. Two, so that a slot is served while one is replaced; more add availability, not throughput. "
+        "`kubectl scale` changes this field.",
+        ge=1,
+        le=10,
+    )
+    warm_runs: int = field(
+        3, "Dry runs of the model just before each slot, which keep caches warm; more cost CPU.", ge=0, le=100
+    )
+    model: Model = field(Model(), "The model to predict with; by default the one in the image.")
+    resources: InferResources = field(InferResources(), "Resources of each inference pod.")
+
+
+class History(Block):
+    """How many finished re-anchors are kept."""
+
+    successful: int = field(10, "Succeeded and skipped ReAnchor objects that are kept per pipeline.", ge=0, le=100)
+    failed: int = field(10, "Failed ReAnchor objects that are kept per pipeline.", ge=0, le=100)
+
+
+class Reanchor(Block):
+    """When and how the hot state is rebuilt from the exchange."""
+
+    model_config = ruled(
+        rule(
+            "self.backoffSeconds <= self.backoffMaxSeconds",
+            "reanchor.backoffSeconds must not exceed reanchor.backoffMaxSeconds: lower it or raise the maximum",
+        ),
+        rule(
+            "self.schedule == '' || self.enabled",
+            "reanchor.schedule needs reanchor.enabled: set it to true or remove the schedule",
+        ),
+    )
+
+    enabled: bool = field(
+        True, "False: no automatic re-anchor is started; a person's forced request still is. For investigations only."
+    )
+    schedule: Schedule = field(
+        "",
+        "When to rebuild although nothing is wrong, as a cron expression in UTC with five fields (minute, hour, "
+        "day, month, weekday), for instance 0 4 * * *. A time that was missed by less than an hour is made up for, "
+        "once. Empty means never: gaps start re-anchors anyway.",
+        max_length=100,
+        rules=[
+            rule(
+                f"self == '' || {matches(_SCHEDULE.pattern)}",
+                "reanchor.schedule must be a cron expression of five numeric fields in UTC, for instance 0 4 * * *",
+            )
+        ],
+    )
+    depth_limit: int = field(
+        5000,
+        "Levels a side of the order book to ask for. 5000, the most that the exchange gives, costs 250 of its "
+        "6,000 units of request weight per minute.",
+        ge=5,
+        le=5000,
+    )
+    timeout_seconds: int = field(
+        120, "Seconds after which a run ends without a swap. Well inside the 300 s that its lock lives.", ge=10, le=140
+    )
+    cooldown_seconds: int = field(
+        10, "Least seconds between two rebuilds of a state that is not in doubt.", ge=0, le=3600
+    )
+    rebuilds_per_hour: int = field(
+        60,
+        "Most rebuilds of the pipeline within an hour, all symbols together. Sixty use a twentieth of the exchange's "
+        "request weight; a state in doubt is rebuilt once a minute even beyond.",
+        ge=1,
+        le=600,
+    )
+    backoff_seconds: int = field(1, "Seconds before the first retry of a failed run; doubles each time.", ge=1, le=300)
+    backoff_max_seconds: int = field(30, "Longest seconds between two retries.", ge=1, le=3600)
+    history: History = field(History(), "How many finished ReAnchor objects are kept.")
+    resources: ReanchorResources = field(ReanchorResources(), "Resources of a re-anchor's pod.")
+
+
+class Reliability(Block):
+    """Retries and breakers of calls to the exchange's REST interface and to the Kubernetes API, and health checks."""
+
+    retry_max_attempts: int = field(3, "Tries after the first one.", ge=1, le=10)
+    retry_initial_delay_milliseconds: int = field(
+        1000, "Milliseconds before the second try; doubles each time.", ge=100, le=10_000
+    )
+    circuit_breaker_threshold: int = field(
+        10, "Failures in a row, over all runs of a re-anchor, after which the exchange is left alone.", ge=5, le=50
+    )
+    circuit_breaker_timeout_seconds: int = field(60, "Seconds that it is left alone for.", ge=10, le=300)
+    health_check_interval_seconds: int = field(
+        5, "Seconds between two rounds of a pod's checks of what it depends on.", ge=1, le=60
+    )
+
+
+class NetworkPolicy(Block):
+    """Whether traffic is restricted."""
+
+    enabled: bool = field(
+        True,
+        "Deny all traffic of the pipeline's pods but what they need. Takes effect where the network enforces policies.",
+    )
+
+
+class Scheduling(Block):
+    """Where pods may run."""
+
+    node_selector: dict[str, str] = field(
+        {},
+        "Labels that a node must have, for all pods of the pipeline.",
+        schema={"maxProperties": 10, "additionalProperties": {"type": "string", "maxLength": 63}},
+    )
+    tolerations: tuple[Toleration, ...] = field(
+        (),
+        "Taints that all pods of the pipeline bear, beside those that Kubernetes adds.",
+        schema={"maxItems": 10, "x-kubernetes-list-type": "atomic"},
+    )
+    priority_class_name: str = field(
+        "", "PriorityClass of all pods of the pipeline; empty means the cluster's default.", max_length=253
+    )
+
+
+_POD_LABEL_VALUE: Final = "^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"
+_POD_KEY: Final = "([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+
+
+def _foreign_keys(what: str, *prefixes: str) -> list[dict[str, str]]:
+    named = " and ".join(prefixes)
+    own = " || ".join(f"key.startsWith('{prefix}')" for prefix in prefixes)
+    return [
+        rule(
+            f"self.all(key, key.matches('^{_POD_KEY}$'))",
+            f"podMetadata.{what}: a key is a name of at most 63 characters, perhaps after a DNS domain and a slash, "
+            "for instance example.com/team",
+        ),
+        rule(
+            f"!self.exists(key, {own})",
+            f"podMetadata.{what} must not name keys of {named}, which the operator sets itself: remove them",
+        ),
+    ]
+
+
+class PodMetadata(Block):
+    """What pods carry for others than the operator, for instance for cost reports, log routing or a service mesh."""
+
+    labels: dict[str, str] = field(
+        {},
+        "Labels of all pods of the pipeline, beside the operator's own. A change replaces the pods, one after another.",
+        schema={
+            "maxProperties": 20,
+            "additionalProperties": {"type": "string", "maxLength": 63, "pattern": _POD_LABEL_VALUE},
+        },
+        rules=_foreign_keys("labels", "sheetanchor.dev/", "app.kubernetes.io/"),
+    )
+    annotations: dict[str, str] = field(
+        {},
+        "Annotations of all pods of the pipeline, beside the operator's own. A change replaces the pods, one after "
+        "another.",
+        schema={"maxProperties": 20, "additionalProperties": {"type": "string", "maxLength": 1024}},
+        rules=_foreign_keys("annotations", "sheetanchor.dev/", "prometheus.io/"),
+    )
+
+
+class Maintenance(Block):
+    """Announced work."""
+
+    model_config = ruled(
+        rule(
+            "!self.enabled || self.reason.size() >= 3",
+            "maintenance.reason must say why: give at least three characters, or disable maintenance",
+        )
+    )
+
+    enabled: bool = field(False, "Scale the workloads to zero and mute alerts; Redis stays. False ends it.")
+    reason: str = field(
+        "",
+        "Why, in one line; shown in the condition Paused and in Events.",
+        max_length=256,
+        rules=[one_line_rule("maintenance.reason")],
+    )
+
+
+class PipelineSpec(Block):
+    """What somebody wants of a pipeline."""
+
+    model_config = ruled(
+        rule(
+            "self.processor.selfReanchorAfterSeconds < self.reanchor.timeoutSeconds",
+            "processor.selfReanchorAfterSeconds must be below reanchor.timeoutSeconds: lower it, or set 0 for never",
+        ),
+        rule(
+            "!(self.suspend && self.maintenance.enabled)",
+            "suspend and maintenance.enabled must not both be true: suspend is open-ended, maintenance "
+            "is announced; choose one",
+        ),
+        rule(
+            "self.reanchor.enabled || self.processor.selfReanchorAfterSeconds == 0",
+            "processor.selfReanchorAfterSeconds must be 0 when reanchor.enabled is false, or the "
+            "processor would re-anchor by itself",
+        ),
+    )
+
+    symbols: tuple[str, ...] = field(
+        ...,
+        "Trading pairs, for instance BTCUSDT. All share the pipeline's pods; the model must have been trained on them.",
+        min_length=1,
+        max_length=SYMBOLS_MAX,
+        schema=set_of(SYMBOLS_MAX, pattern=f"^{SYMBOL_PATTERN.pattern}$", maxLength=20),
+    )
+    image: str = field(
+        "",
+        "Image of the workloads. Empty means the image that the operator was installed with.",
+        max_length=512,
+        rules=[
+            rule(
+                "self == '' || self.matches('^[a-zA-Z0-9][-a-zA-Z0-9._:/]*(@sha256:[0-9a-f]{64})?$')",
+                "image must be a reference such as registry.example/sheetanchor:0.1.0, without spaces; a "
+                "digest is @sha256: and 64 digits",
+            )
+        ],
+    )
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = field(
+        "IfNotPresent", "When nodes pull the image. Use Always only with a tag that moves."
+    )
+    image_pull_secrets: tuple[NameRef, ...] = field(
+        (), "Secrets of the pipeline's namespace that the image is pulled with.", schema=map_by(10, "name")
+    )
+    suspend: bool = field(False, "True scales the workloads to zero and keeps Redis with its data.")
+    log_level: Literal["debug", "info", "warning", "error"] = field("info", "Least severe line that workloads log.")
+    exchange: Exchange = field(Exchange(), "Where market data comes from.")
+    zones: tuple[str, ...] = field(
+        (),
+        "Zones (values of the node label topology.kubernetes.io/zone) with one ingestor line each, at most "
+        "three. Empty means the zones that the cluster's nodes show, or two lines a and b on different nodes "
+        "where there are fewer than two.",
+        schema=set_of(ZONES_MAX, pattern=ZONE_PATTERN, maxLength=31),
+        rules=[
+            rule(
+                "self.size() != 1",
+                "zones must name two or three zones, or none: with a single line every restart is a gap",
+            )
+        ],
+    )
+    ingestion: Ingestion = field(Ingestion(), "The ingestors.")
+    processor: Processor = field(Processor(), "The processors.")
+    inference: Inference = field(Inference(), "The inference replicas.")
+    redis: Redis = field(Redis(), "Where the hot state is kept.")
+    reanchor: Reanchor = field(Reanchor(), "When and how the hot state is rebuilt.")
+    reliability: Reliability = field(Reliability(), "Retries, breakers and health checks.")
+    network_policy: NetworkPolicy = field(NetworkPolicy(), "Restriction of traffic.")
+    scheduling: Scheduling = field(Scheduling(), "Where pods may run.")
+    pod_metadata: PodMetadata = field(PodMetadata(), "Further labels and annotations of pods.")
+    maintenance: Maintenance = field(Maintenance(), "Announced work.")

@@ -1,0 +1,241 @@
+"""The custom resource definitions, rendered from the models: `python -m sheetanchor_operator.api.schema crds`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import BaseModel
+
+from sheetanchor_operator.api.fields import RULES, rule
+from sheetanchor_operator.api.pipeline_spec import PipelineSpec
+from sheetanchor_operator.api.pipeline_status import PipelineStatus
+from sheetanchor_operator.api.reanchor_spec import ReanchorSpec, ReanchorStatus
+from sheetanchor_operator.names import (
+    CATEGORY,
+    GROUP,
+    PIPELINE_KIND,
+    PIPELINE_NAME_LENGTH_MAX,
+    PIPELINES,
+    REANCHOR_KIND,
+    REANCHORS,
+    VERSION,
+)
+
+Schema = dict[str, Any]
+
+HEADER: Final = """\
+# Rendered from the operator's models by `python -m sheetanchor_operator.api.schema crds`; a test compares the two.
+"""
+
+PIPELINE_TEXT: Final = (
+    "A real-time prediction pipeline: ingestors, processors, Redis and inference for some trading pairs, kept "
+    "anchored to what the exchange says. `spec: {symbols: [BTCUSDT]}` is a complete one."
+)
+REANCHOR_TEXT: Final = (
+    "One wish to rebuild a trading pair's hot state from the exchange, and the receipt of what came of it. Made by the "
+    "processor when it finds a gap, and by the operator for an annotation or a schedule."
+)
+NAME_RULES: Final = [
+    rule(
+        f"self.metadata.name.size() <= {PIPELINE_NAME_LENGTH_MAX}",
+        f"metadata.name must have at most {PIPELINE_NAME_LENGTH_MAX} characters, since its parts are named after it: "
+        "choose a shorter one",
+    ),
+    rule(
+        "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        "metadata.name must begin with a letter and have only small letters, digits and dashes, since Services "
+        "are named after it: choose another",
+    ),
+]
+STATUS_STAYS: Final = rule(
+    "!has(oldSelf.status) || has(self.status)",
+    "status must not be removed: what it says must not go back; delete the object instead",
+)
+"""At the root: the rules of the status itself are not asked where the status goes as a whole."""
+
+COLUMNS_OF_PIPELINES: Final = [
+    ("Phase", "string", ".status.phase", "The whole in one word", 0),
+    ("Ready", "string", ".status.ready", "Ready and wanted pods", 0),
+    ("Zone", "string", ".status.activeZone", "Where the active processor runs", 0),
+    (
+        "Anchored",
+        "string",
+        '.status.conditions[?(@.type=="Anchored")].status',
+        "Whether the state is the exchange's",
+        0,
+    ),
+    ("Prediction", "date", ".status.lastPredictionAt", "Age of the newest sound prediction", 0),
+    ("Last-Reanchor", "date", ".status.lastReanchor.finishedAt", "Time since the last re-anchor ended", 0),
+    ("Age", "date", ".metadata.creationTimestamp", "Time since it was made", 0),
+    ("Epoch", "integer", ".status.epoch", "Which rebuild the state belongs to", 1),
+    ("Term", "integer", ".status.term", "Who may write the state", 1),
+    ("Model", "string", ".status.model", "Model in use", 1),
+    ("Message", "string", '.status.conditions[?(@.type=="Ready")].message', "What is the case and what to do", 1),
+]
+COLUMNS_OF_REANCHORS: Final = [
+    ("Pipeline", "string", ".spec.pipeline", "Whose state it rebuilds", 0),
+    ("Symbol", "string", ".spec.symbol", "Trading pair", 0),
+    ("Trigger", "string", ".spec.trigger", "What asked for it", 0),
+    ("Phase", "string", ".status.phase", "Where it stands", 0),
+    ("Result", "string", ".status.result", "What came of it", 0),
+    ("Seconds", "number", ".status.durationSeconds", "Duration of the run", 0),
+    ("Epoch", "integer", ".status.epochAfter", "Epoch that it left", 0),
+    ("Age", "date", ".metadata.creationTimestamp", "Time since it was asked for", 0),
+    ("Attempts", "integer", ".status.attempts", "Runs that were begun", 1),
+    ("Job", "string", ".status.jobName", "Job of the newest run", 1),
+    ("Message", "string", ".status.message", "What happened, or why it waits", 1),
+]
+
+
+def structural(model: type[BaseModel]) -> Schema:
+    """Render a model as a structural schema: without references, titles or nulls."""
+    whole = model.model_json_schema(by_alias=True)
+    return _structural(whole, whole.get("$defs", {}))
+
+
+def _structural(node: Schema, blocks: dict[str, Schema]) -> Schema:
+    node = dict(node)
+    if "$ref" in node:
+        block = blocks[node.pop("$ref").rsplit("/", 1)[1]]
+        node = {**block, **node}
+    if "anyOf" in node and any(one.get("type") == "null" for one in node["anyOf"]):
+        kept = [one for one in node.pop("anyOf") if one.get("type") != "null"]
+        return _structural({**kept[0], **node}, blocks)
+    for name in ("title", "$defs"):
+        node.pop(name, None)
+    if node.get("default", ...) is None:
+        del node["default"]
+    if node.get("type") == "object" and "properties" in node:
+        node.pop("additionalProperties", None)
+        node["properties"] = {name: _structural(one, blocks) for name, one in node["properties"].items()}
+        if "default" in node:  # whole, since the server checks a default by the rules before it fills it in
+            node["default"] = _without_nulls(node["default"])
+    if isinstance(node.get("items"), dict):
+        node["items"] = _structural(node["items"], blocks)
+    if node.get("type") == "integer":
+        node["format"] = "int64"
+    return node
+
+
+def _without_defaults(node: Schema) -> Schema:
+    """Leave out defaults: a status is what was observed, and must read back as it was written."""
+    node = {name: value for name, value in node.items() if name != "default"}
+    if "properties" in node:
+        node["properties"] = {name: _without_defaults(one) for name, one in node["properties"].items()}
+    if isinstance(node.get("items"), dict):
+        node["items"] = _without_defaults(node["items"])
+    return node
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return value
+
+
+def definition(
+    kind: str, plural: str, short: str, text: str, spec: type[BaseModel], status: type[BaseModel], columns: list[Any]
+) -> Schema:
+    """Render a custom resource definition without its peculiarities."""
+    root: Schema = {
+        "description": text,
+        "type": "object",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "description": "Version of this schema."},
+            "kind": {"type": "string", "description": "Kind of the object."},
+            "metadata": {"type": "object"},
+            "spec": structural(spec),
+            "status": _without_defaults(structural(status)),
+        },
+    }
+    # The API server drops a priority of 0: whoever compares what is there with what was sent would see a difference.
+    shown = [
+        {"name": name, "type": kind_of, "jsonPath": path, "description": told} | ({"priority": level} if level else {})
+        for name, kind_of, path, told, level in columns
+    ]
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{plural}.{GROUP}",
+            "labels": {"app.kubernetes.io/name": "sheetanchor", "app.kubernetes.io/part-of": "sheetanchor"},
+        },
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": kind,
+                "listKind": f"{kind}List",
+                "plural": plural,
+                "singular": kind.lower(),
+                "shortNames": [short],
+                "categories": [CATEGORY],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": shown,
+                    "schema": {"openAPIV3Schema": root},
+                }
+            ],
+        },
+    }
+
+
+def pipelines() -> Schema:
+    """Render the definition of PredictionPipeline."""
+    crd = definition(PIPELINE_KIND, PIPELINES, "pp", PIPELINE_TEXT, PipelineSpec, PipelineStatus, COLUMNS_OF_PIPELINES)
+    version = crd["spec"]["versions"][0]
+    version["subresources"]["scale"] = {
+        "specReplicasPath": ".spec.inference.replicas",
+        "statusReplicasPath": ".status.inference.replicas",
+        "labelSelectorPath": ".status.inference.selector",
+    }
+    version["schema"]["openAPIV3Schema"][RULES] = [*NAME_RULES, STATUS_STAYS]
+    return crd
+
+
+def reanchors() -> Schema:
+    """Render the definition of ReAnchor."""
+    crd = definition(REANCHOR_KIND, REANCHORS, "ra", REANCHOR_TEXT, ReanchorSpec, ReanchorStatus, COLUMNS_OF_REANCHORS)
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"][RULES] = [STATUS_STAYS]
+    crd["spec"]["versions"][0]["selectableFields"] = [{"jsonPath": ".spec.pipeline"}, {"jsonPath": ".spec.symbol"}]
+    return crd
+
+
+def files() -> dict[str, str]:
+    """Render both definitions, by file name."""
+    return {name: HEADER + render(crd) for name, crd in ((PIPELINES, pipelines()), (REANCHORS, reanchors()))}
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes without anchors, and lists below their key."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def render(tree: Schema) -> str:
+    """Render as YAML for people."""
+    return yaml.dump(tree, Dumper=_Plain, sort_keys=False, width=118, allow_unicode=True)
+
+
+def main() -> None:
+    """Write both files into the folder that is named."""
+    folder = Path(sys.argv[1])
+    for name, text in files().items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Whether, when and in which order objects may be written. Pure."""

@@ -1,0 +1,64 @@
+"""Which installation of the operator looks after a pipeline. Pure.
+
+Two installations that look after the same objects undo each other's work. So the one that does says so in the status,
+and says it again every two minutes; another one keeps off, and takes over when it has heard nothing for three times as
+long, by its own clock: clocks of different machines are never compared. The annotation `sheetanchor.dev/operator` on a
+pipeline names the installation that is to look after it, and counts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sheetanchor_operator.api.timestamps import micros_of
+
+SAY_AGAIN_US: Final = 120 * 1_000_000
+TAKE_OVER_AFTER_S: Final = 360.0
+"""Three times what an installation at work lets pass; an upgrade or a change of leader takes some seconds."""
+
+Decision = Literal["act", "claim", "keep-off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The claim of another installation as it was last seen.
+
+    Attributes:
+        name: Who claims.
+        seen_at: What it last said of when that was.
+        since_s: When, by our own steady clock, it was first seen to say that.
+    """
+
+    name: str
+    seen_at: str
+    since_s: float
+
+
+def heard(before: Heard | None, status: Mapping[str, Any], now_s: float) -> Heard:
+    """Take the claim in a status in."""
+    claim = status.get("operator") or {}
+    name, seen_at = str(claim.get("name") or ""), str(claim.get("seenAt") or "")
+    if before is not None and (before.name, before.seen_at) == (name, seen_at):
+        return before
+    return Heard(name, seen_at, now_s)
+
+
+def decide(own: str, wanted: str, claim: Heard, now_us: int, now_s: float) -> Decision:
+    """Say what an installation does about a pipeline.
+
+    Args:
+        own: Its name.
+        wanted: Who is to look after the pipeline by its annotation, "" for whoever does.
+        claim: Who does, as was last heard.
+        now_us: The time.
+        now_s: The same by the steady clock.
+    """
+    if wanted and wanted != own:
+        return "keep-off"
+    if claim.name == own:
+        return "claim" if abs(now_us - micros_of(claim.seen_at)) >= SAY_AGAIN_US else "act"
+    if wanted == own or not claim.name or now_s - claim.since_s > TAKE_OVER_AFTER_S:
+        return "claim"
+    return "keep-off"

@@ -1,0 +1,311 @@
+"""Makes a pipeline's children be as they should: written in their order, put right, taken away when unwanted."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.apply.drift import APPLIED, differences, stamped
+from sheetanchor_operator.apply.ownership import MANAGED_BY, belongs_to, depends_on, may_take_over
+from sheetanchor_operator.apply.rollout_order import WORKLOADS, Place, may_go, place_of, turn
+from sheetanchor_operator.children.manifests import children
+from sheetanchor_operator.children.object_meta import Defaults, Manifest
+from sheetanchor_operator.children.redis import CREATE_ONLY
+from sheetanchor_operator.controller.refusals import Refusals
+from sheetanchor_operator.kube.api_client import KINDS, METADATA_ONLY, ApiRefused, ApiUnavailable, Body, Cluster
+from sheetanchor_operator.kube.cache import Cache, Key, slim
+from sheetanchor_operator.names import FIELD_MANAGER
+from sheetanchor_operator.observation import Observed, Refusal
+from sheetanchor_operator.status.refusal_causes import NAME_TAKEN_REASON
+
+log = logging.getLogger(__name__)
+
+HOLD_S: Final = 180.0
+"""A change waits this long for one before it: a roll-out of Redis takes a minute, one of the others ten seconds."""
+
+CONFLICT: Final = 409
+_CONTENTS: Final = frozenset(kind.name for kind in METADATA_ONLY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Agreed:
+    """How a child was last found to agree with its manifest.
+
+    Attributes:
+        digest: Which manifest.
+        version: Resource version of the object.
+        spared: Fields that the server, or a policy of the cluster, left otherwise when it was written, and how.
+    """
+
+    digest: str
+    version: str
+    spared: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of one pipeline's children.
+
+    Attributes:
+        agreed: How each child was last found to agree with its manifest.
+        content: Version and content of the Secrets that were made here; nowhere else is it kept, and it is never told.
+        holding: Whether a change waits for its turn.
+        awaited: What is waited for, and since when.
+        passed_over: What was waited for in vain: it never comes to an end, and nobody waits for it any more.
+    """
+
+    agreed: dict[Place, _Agreed] = field(default_factory=dict)
+    content: dict[Place, tuple[str, dict[str, str]]] = field(default_factory=dict, repr=False)
+    holding: bool = False
+    awaited: tuple[Place, float] | None = None
+    passed_over: set[Place] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Keeper:
+    """Keeps the children of pipelines."""
+
+    cluster: Cluster
+    cache: Cache
+    defaults: Defaults
+    refusals: Refusals = field(default_factory=Refusals)
+    _known: dict[Key, _Known] = field(default_factory=dict, repr=False)
+
+    async def keep(self, pipeline: Pipeline, observed: Observed) -> Observed:
+        """Make the children be as they should.
+
+        Returns:
+            What is there then, and what the API server would not do.
+
+        Raises:
+            ApiUnavailable: The API server cannot do it just now.
+        """
+        desired = [stamped(manifest) for manifest in children(pipeline, observed, self.defaults)]
+        live, refusals = dict(observed.children), []
+        held = self._held_back(pipeline, desired, live)
+        unwritten: set[Place] = set()
+        for manifest in desired:
+            place = place_of(manifest)
+            if place in held:
+                continue
+            if place[0] in observed.blind or (unwritten & depends_on(manifest) and not _rests(manifest)):
+                # Whoever starts now would start with what it should not; what runs goes on with what it has.
+                unwritten.add(place)
+                continue
+            try:
+                done = await self._apply(pipeline, manifest, observed)
+            except ApiRefused as error:
+                done = Refusal(*place, error.code, str(error), error.reason)
+            if isinstance(done, Refusal):
+                refusals.append(done)
+                unwritten.add(place)
+            elif done is not None:
+                live[place] = done
+        refusals += await self._take_away(pipeline, desired, observed, live)
+        return replace(observed, refusals=(*observed.refusals, *refusals), children=live)
+
+    async def _take_away(
+        self,
+        pipeline: Pipeline,
+        desired: Sequence[Manifest],
+        observed: Observed,
+        live: Mapping[Place, Mapping[str, Any]],
+    ) -> list[Refusal]:
+        """Delete what is not wanted any more; gives what may not be deleted."""
+        wanted = {place_of(manifest) for manifest in desired}
+        refused = []
+        for (kind, name), body in observed.children.items():
+            if (kind, name) in wanted or kind in observed.blind or not _may_delete(body, pipeline):
+                continue
+            if may_go(body, desired, live):
+                log.info("%s %s/%s is not wanted any more", kind, pipeline.namespace, name)
+                try:
+                    await self.cluster.delete(KINDS[kind], pipeline.namespace, name, body["metadata"]["uid"])
+                except ApiRefused as error:
+                    refused.append(Refusal(kind, name, error.code, str(error), error.reason))
+        return refused
+
+    def is_holding(self, key: Key) -> bool:
+        """Say whether a change waits for its turn."""
+        return key in self._known and self._known[key].holding
+
+    def forget(self, key: Key) -> None:
+        """Drop what is remembered of a pipeline that is no more."""
+        self._known.pop(key, None)
+        self.refusals.forget(key)
+
+    def _known_of(self, pipeline: Pipeline) -> _Known:
+        return self._known.setdefault((pipeline.namespace, pipeline.name), _Known())
+
+    def _held_back(
+        self, pipeline: Pipeline, desired: Sequence[Manifest], live: Mapping[Place, Mapping[str, Any]]
+    ) -> frozenset[Place]:
+        """Name what waits for its turn; nobody waits for ever, since what is awaited may never be done."""
+        known, now_s = self._known_of(pipeline), time.monotonic()
+        settled = {
+            place_of(manifest)
+            for manifest in desired
+            if manifest["kind"] in WORKLOADS and _agrees(known, manifest, live.get(place_of(manifest)))
+        }
+        # What has come to its end meanwhile is waited for again the next time.
+        busy = {place for place in known.passed_over if turn(_only(desired, place), live, settled).awaited}
+        known.passed_over &= busy
+        now = turn(desired, live, settled, known.passed_over)
+        if not now.held or now.awaited is None:
+            known.holding, known.awaited = False, None
+            return frozenset()
+        if known.awaited is None or known.awaited[0] != now.awaited:
+            known.awaited = (now.awaited, now_s)
+        elif now_s - known.awaited[1] >= HOLD_S:
+            log.warning(
+                "%s %s/%s is not renewed within %g s: the changes behind it wait no longer",
+                now.awaited[0],
+                pipeline.namespace,
+                now.awaited[1],
+                HOLD_S,
+            )
+            known.passed_over.add(now.awaited)
+            known.awaited = None
+            now = turn(desired, live, settled, known.passed_over)
+        known.holding = bool(now.held)
+        return now.held
+
+    async def _apply(
+        self, pipeline: Pipeline, manifest: Manifest, observed: Observed
+    ) -> Refusal | Mapping[str, Any] | None:
+        """Write a child if it needs it; gives it as written, or why not, None if there was nothing to do."""
+        place, live = place_of(manifest), observed.child(*place_of(manifest))
+        once = CREATE_ONLY in manifest["metadata"]["annotations"]
+        if live is not None and once and may_take_over(live, pipeline):
+            await self._keep_content(pipeline, manifest, await self._adopt(pipeline, manifest, {**live}))
+            return None
+        digest = place[0] if once else manifest["metadata"]["annotations"][APPLIED]
+        key, known = (pipeline.namespace, pipeline.name), self._known_of(pipeline)
+        refusal = self.refusals.of(key, place, digest, time.monotonic())
+        if refusal is not None:
+            return refusal
+        if live is not None and place[0] not in _CONTENTS and _agrees(known, manifest, live):
+            known.agreed[place] = replace(
+                known.agreed.get(place, _Agreed(digest, "")), digest=digest, version=_version(live)
+            )
+            return None
+        agreed = known.agreed.get(place, _Agreed("", ""))
+        if live is not None and (agreed.digest, agreed.version) == (digest, _version(live)):
+            return None
+        try:
+            written = await self._write(pipeline, manifest, known_there=live is not None)
+        except ApiRefused as error:
+            log.warning("%s %s/%s was refused: %s", place[0], pipeline.namespace, place[1], error)
+            refusal = Refusal(*place, error.code, str(error), error.reason)
+            return self.refusals.add(key, place, digest, refusal, time.monotonic())
+        self.cache.put(written)
+        return slim(written)
+
+    async def _write(self, pipeline: Pipeline, manifest: Manifest, *, known_there: bool) -> Body:
+        """Create a child; where there is one of its name already, put that right if it is ours."""
+        kind, name = place = place_of(manifest)
+        known, once = self._known_of(pipeline), CREATE_ONLY in manifest["metadata"]["annotations"]
+        if not known_there:
+            # Whoever is at work knows the passwords that were, and whoever starts would be given others.
+            given = {**manifest, "data": known.content[place][1]} if once and place in known.content else manifest
+            created = await self.cluster.create(given)
+            if created is not None:
+                log.info("%s %s/%s created", kind, pipeline.namespace, name)
+                self._remember(pipeline, manifest, created)
+                return created
+        found = await self.cluster.get(KINDS[kind], pipeline.namespace, name)
+        if found is None:
+            self.cache.drop(kind, pipeline.namespace, name)
+            raise ApiUnavailable(f"{kind} {pipeline.namespace}/{name} was deleted while it was looked at")
+        found = {**found, "kind": kind, "apiVersion": KINDS[kind].api_version}
+        if not may_take_over(found, pipeline):
+            words = "there is one of this name that is not the operator's"
+            raise ApiRefused(CONFLICT, NAME_TAKEN_REASON, words)
+        found = await self._adopt(pipeline, manifest, found)
+        if once:
+            await self._keep_content(pipeline, manifest, found)
+            return found
+        if _agrees(known, manifest, found):
+            self._remember(pipeline, manifest, found)
+            return found
+        await self.cluster.own_fields(found)
+        written = await self.cluster.apply(manifest, found["metadata"]["uid"])
+        self._remember(pipeline, manifest, written)
+        log.info("%s %s/%s put right", kind, pipeline.namespace, name)
+        return written
+
+    def _remember(self, pipeline: Pipeline, manifest: Manifest, written: Body) -> None:
+        """Keep in mind what the server made of a manifest: as long as that stays so, nobody has changed anything."""
+        place, annotations = place_of(manifest), manifest["metadata"]["annotations"]
+        known = self._known_of(pipeline)
+        spared = {} if CREATE_ONLY in annotations else differences(written, manifest)
+        if spared and spared != known.agreed.get(place, _Agreed("", "")).spared:
+            fields = ", ".join(sorted(spared)[:5])
+            log.warning(
+                "%s %s/%s: the cluster keeps %s otherwise than asked", place[0], pipeline.namespace, place[1], fields
+            )
+        known.agreed[place] = _Agreed(annotations.get(APPLIED, ""), _version(written), spared)
+
+    async def _adopt(self, pipeline: Pipeline, manifest: Manifest, live: Body) -> Body:
+        """Have an object that may be taken over carry our labels and belong to this pipeline, and to no earlier one."""
+        metadata, found = manifest["metadata"], live["metadata"]
+        change: Body = {}
+        if not belongs_to(live, pipeline):
+            change["ownerReferences"] = metadata["ownerReferences"]
+        if not metadata["labels"].items() <= (found.get("labels") or {}).items():
+            change["labels"] = metadata["labels"]
+        if not change:
+            return live
+        kind = KINDS[manifest["kind"]]
+        change = {"metadata": {**change, "uid": found["uid"]}}
+        adopted = await self.cluster.merge(kind, metadata["namespace"], metadata["name"], change)
+        if adopted is None:
+            raise ApiUnavailable(f"{kind.name} {metadata['namespace']}/{metadata['name']} was deleted meanwhile")
+        self.cache.put(adopted)
+        log.info("%s %s/%s taken over", kind.name, metadata["namespace"], metadata["name"])
+        return adopted
+
+    async def _keep_content(self, pipeline: Pipeline, manifest: Manifest, live: Mapping[str, Any]) -> None:
+        """Keep in mind what is made once: if somebody deletes it, it comes back as it was, or as he had changed it."""
+        kind, name = place = place_of(manifest)
+        content, version = self._known_of(pipeline).content, str(live["metadata"].get("resourceVersion"))
+        if place not in content or content[place][0] != version:
+            found = await self.cluster.get(KINDS[kind], pipeline.namespace, name)
+            if found is not None:
+                content[place] = (str(found["metadata"]["resourceVersion"]), dict(found.get("data") or {}))
+
+
+def _version(live: Mapping[str, Any]) -> str:
+    return str(live["metadata"].get("resourceVersion"))
+
+
+def _agrees(known: _Known, manifest: Manifest, live: Mapping[str, Any] | None) -> bool:
+    """Say whether an object is as its manifest says, or as the cluster made it when that manifest was written."""
+    if live is None:
+        return False
+    found = differences(live, manifest)
+    if not found:
+        return True
+    agreed = known.agreed.get(place_of(manifest))
+    digest = manifest["metadata"]["annotations"].get(APPLIED, "")
+    return agreed is not None and agreed.digest == digest and found == agreed.spared
+
+
+def _only(desired: Sequence[Manifest], place: Place) -> list[Manifest]:
+    return [manifest for manifest in desired if place_of(manifest) == place]
+
+
+def _rests(manifest: Manifest) -> bool:
+    """Say whether a workload is to have no pods: then nothing starts with what it should not."""
+    return manifest["kind"] in WORKLOADS and not manifest["spec"].get("replicas", 1)
+
+
+def _may_delete(live: Mapping[str, Any], pipeline: Pipeline) -> bool:
+    metadata = live["metadata"]
+    if CREATE_ONLY in (metadata.get("annotations") or {}) or "deletionTimestamp" in metadata:
+        return False
+    return (metadata.get("labels") or {}).get(MANAGED_BY) == FIELD_MANAGER and belongs_to(live, pipeline)

@@ -1,0 +1,56 @@
+"""Values of the re-anchor annotation that somebody has replaced before they were acted upon: seen, so not lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from sheetanchor_operator.kube.cache import Key
+from sheetanchor_operator.names import REANCHOR_ANNOTATION
+from sheetanchor_operator.reanchors.requests import key_of
+
+KEPT_MAX: Final = 20
+"""More than people write between two looks; whoever writes faster is heard less."""
+
+
+class SeenWishes:
+    """Keeps what the watch has shown of each pipeline's annotation between two looks."""
+
+    def __init__(self) -> None:
+        self._values: dict[Key, list[str]] = {}
+
+    def note(self, before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> None:
+        """Compare two versions of a pipeline; the older one's value is kept if no look has taken it."""
+        value = _value_in(before)
+        if before is None or not value or value == _value_in(after):
+            return
+        if key_of(value) == (before.get("status") or {}).get("lastReanchorRequest"):
+            return
+        metadata = after["metadata"]
+        kept = self._values.setdefault((metadata["namespace"], metadata["name"]), [])
+        if value not in kept:
+            kept.append(value)
+            del kept[:-KEPT_MAX]
+
+    def of(self, key: Key) -> tuple[str, ...]:
+        """Give what was replaced, first written first."""
+        return tuple(self._values.get(key, ()))
+
+    def done(self, key: Key, values: Iterable[str]) -> None:
+        """Forget what has been acted upon."""
+        taken = set(values)
+        left = [value for value in self._values.get(key, ()) if value not in taken]
+        if left:
+            self._values[key] = left
+        else:
+            self._values.pop(key, None)
+
+    def forget(self, key: Key) -> None:
+        """A pipeline is gone."""
+        self._values.pop(key, None)
+
+
+def _value_in(body: Mapping[str, Any] | None) -> str:
+    if body is None:
+        return ""
+    return str((body["metadata"].get("annotations") or {}).get(REANCHOR_ANNOTATION, ""))

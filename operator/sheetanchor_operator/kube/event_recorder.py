@@ -1,0 +1,83 @@
+"""Kubernetes Events, as `events.k8s.io/v1`; the same words about the same object are not said again for a while."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import Final
+
+from sheetanchor.errors import shortened
+from sheetanchor_operator.events import Event
+from sheetanchor_operator.kube.api_client import ApiError, Cluster
+from sheetanchor_operator.names import API_VERSION
+
+log = logging.getLogger(__name__)
+
+CONTROLLER: Final = "sheetanchor.dev/operator"
+SAME_AFTER_S: Final = 300.0
+KNOWN_MAX: Final = 5_000
+NOTE_MAX: Final = 1_024
+"""Longest note that the API server takes, in bytes."""
+
+_ACTIONS: Final = "Reconcile"
+
+
+class Publisher:
+    """Publishes Events.
+
+    Args:
+        cluster: The API server.
+        instance: Name of this operator.
+    """
+
+    def __init__(self, cluster: Cluster, instance: str) -> None:
+        self._cluster = cluster
+        self._instance = instance[:128]
+        self._known: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+
+    async def publish(self, namespace: str, event: Event) -> None:
+        """Publish an Event. One that cannot be published is logged: what it tells is in the status as well."""
+        said, now_s = (event.uid or event.name, str(event.reason), event.message), time.monotonic()
+        if now_s - self._known.get(said, float("-inf")) < SAME_AFTER_S:
+            return
+        self._known[said] = now_s
+        self._known.move_to_end(said)
+        while len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        body = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": f"{event.name}.{uuid.uuid4().hex[:16]}", "namespace": namespace},
+            "eventTime": stamp,
+            "type": event.type,
+            "reason": str(event.reason),
+            "action": _ACTIONS,
+            "note": _note(event.message),
+            "reportingController": CONTROLLER,
+            "reportingInstance": self._instance,
+            "regarding": {
+                "apiVersion": API_VERSION,
+                "kind": event.kind,
+                "name": event.name,
+                "namespace": namespace,
+                "uid": event.uid,
+            },
+        }
+        log.info("%s %s/%s: %s: %s", event.kind, namespace, event.name, event.reason, event.message)
+        try:
+            await self._cluster.ask("POST", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body=body)
+        except ApiError as error:
+            self._known.pop(said, None)
+            log.warning("an Event about %s %s/%s could not be published: %s", event.kind, namespace, event.name, error)
+
+
+def _note(message: str) -> str:
+    """Bring a message to what an Event's note may hold, which is counted in bytes."""
+    length = NOTE_MAX
+    while len(note := shortened(message, length).encode()) > NOTE_MAX:
+        length -= max(1, (len(note) - NOTE_MAX) // 4)
+    return note.decode()

@@ -1,0 +1,123 @@
+"""Questions to the workloads' HTTP ports: what processors say of a symbol, what was predicted, how lines are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import quote
+
+import aiohttp
+
+from sheetanchor_operator.kube.api_client import POD, ApiError, Cluster
+from sheetanchor_operator.names import COMPONENT_LABEL, HTTP_PORT, Component
+from sheetanchor_operator.observation import Answer
+
+TIMEOUT_S: Final = 1.0
+"""A workload answers within milliseconds; one that takes a second is no good witness."""
+
+AT_ONCE: Final = 64
+BYTES_MAX: Final = 256 * 1024
+
+Live = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What pods answered, in the shape of `Observed`."""
+
+    states: dict[str, Answer] = field(default_factory=dict)
+    predictions: dict[tuple[str, str], Answer] = field(default_factory=dict)
+    health: dict[str, Answer] = field(default_factory=dict)
+
+
+class Workloads:
+    """Asks pods over HTTP.
+
+    Args:
+        cluster: The API server.
+        through_api_server: Ask through the API server's proxy, for an operator that runs outside of the cluster.
+    """
+
+    def __init__(self, cluster: Cluster, *, through_api_server: bool = False) -> None:
+        self._cluster = cluster
+        self._through = through_api_server
+        self._session: aiohttp.ClientSession | None = None
+        self._places = asyncio.Semaphore(AT_ONCE)
+
+    async def aclose(self) -> None:
+        """Give the connections back."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def ask(self, pods: Sequence[Live], symbols: Sequence[str]) -> Answers:
+        """Ask all pods of a pipeline at the same time; whoever does not answer within a second has not answered."""
+        answers = Answers()
+        questions = []
+        for pod in pods:
+            if not _may_answer(pod):
+                continue
+            name = pod["metadata"]["name"]
+            component = (pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL)
+            if component == Component.PROCESS:
+                questions.append(self._note(answers.states, name, pod, "/state"))
+            elif component in (Component.INGEST, Component.REDIS):
+                questions.append(self._note(answers.health, name, pod, "/health/detailed"))
+            elif component == Component.INFER:
+                for symbol in symbols:
+                    place = (name, symbol)
+                    questions.append(self._note(answers.predictions, place, pod, f"/predictions/{quote(symbol)}"))
+        await asyncio.gather(*questions)
+        return answers
+
+    async def _note(self, answers: dict[Any, Answer], place: Any, pod: Live, path: str) -> None:
+        async with self._places:
+            answers[place] = await (self._proxied(pod, path) if self._through else self._direct(pod, path))
+
+    async def _direct(self, pod: Live, path: str) -> Answer:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
+        address = pod["status"]["podIP"]
+        host = f"[{address}]" if ":" in address else address
+        try:
+            # A tenant's pod decides neither whom we ask nor how much we keep.
+            async with self._session.get(f"http://{host}:{HTTP_PORT}{path}", allow_redirects=False) as response:
+                raw = await _read(response)
+                if raw is None:
+                    return Answer(error=f"an answer of more than {BYTES_MAX} bytes")
+                body = json.loads(raw)
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
+            return Answer(error=str(error) or type(error).__name__)
+        if not isinstance(body, dict):
+            return Answer(error="an answer that is no JSON object")
+        # The detailed health of an unhealthy line is a 503 that says why.
+        if response.status >= 400 and "checks" not in body:
+            return Answer(error=f"HTTP {response.status}")
+        return Answer(body=body)
+
+    async def _proxied(self, pod: Live, path: str) -> Answer:
+        metadata = pod["metadata"]
+        place = POD.path(metadata["namespace"], metadata["name"])
+        try:
+            return Answer(
+                body=await self._cluster.ask("GET", f"{place}:{HTTP_PORT}/proxy{path}", timeout_s=5 * TIMEOUT_S)
+            )
+        except ApiError as error:
+            return Answer(error=str(error))
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+    """Read an answer, None if it is too long; it may not say its length, or may be compressed."""
+    raw = bytearray()
+    async for chunk in response.content.iter_any():
+        raw += chunk
+        if len(raw) > BYTES_MAX:
+            return None
+    return bytes(raw)
+
+
+def _may_answer(pod: Live) -> bool:
+    status = pod.get("status") or {}
+    return bool(status.get("podIP")) and status.get("phase") == "Running"

@@ -1,0 +1,423 @@
+"""ReAnchor objects, their Jobs and pods, as they are read: what was asked for, and how each run stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sheetanchor.contract import STALE_AFTER_US, Receipt
+from sheetanchor.errors import shortened
+from sheetanchor.policy.reanchor_scheduler import EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION, Request, Seen
+from sheetanchor_operator.api.reanchor_spec import TERMINAL_PHASES
+from sheetanchor_operator.api.timestamps import micros_of
+from sheetanchor_operator.names import Component
+from sheetanchor_operator.observation import Answer, Live, symbols_in, whole_number
+from sheetanchor_operator.reanchors.run_receipt import receipt_in
+
+REANCHOR_LABEL: Final = "sheetanchor.dev/reanchor"
+TRIGGER_LABEL: Final = "sheetanchor.dev/trigger"
+ATTEMPT_ANNOTATION: Final = "sheetanchor.dev/attempt"
+ANSWERS_ANNOTATION: Final = "sheetanchor.dev/answers"
+"""On a Job: names of the ReAnchors that its run answers beside its own, so that a crash cannot lose them."""
+
+ACTIONS: Final = frozenset({EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION})
+SECOND_US: Final = 1_000_000
+POD_MISSING_GRACE_US: Final = 10 * SECOND_US
+"""A Job may be seen complete before its pod's end is; the receipt is worth waiting this long for."""
+
+CONTAINER: Final = str(Component.REANCHOR)
+"""The container whose end is a run's end. Meshes and policies put others beside it, and the kubelet sorts by name."""
+
+STARTING_WORDS: Final = frozenset({"ContainerCreating", "PodInitializing"})
+"""Why a container waits while its pod starts as it should."""
+
+EXIT_WORDS: Final = {
+    1: "the run failed",
+    2: "the run's settings are wrong",
+    3: "the exchange did not give what was asked",
+    4: "the rebuilt state is not sound",
+    5: "Redis did not do what was asked",
+    6: "another run holds the lock",
+    7: "somebody else has rebuilt the state meanwhile",
+    137: "the run was killed",
+    143: "the run was stopped",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReAnchor:
+    """A ReAnchor object.
+
+    Attributes:
+        at_us: When what it speaks of happened.
+        finished_us: End of the run that decided it, or of the last failed one; 0 before.
+        duration_us: Duration of that run.
+        next_us: When the next run begins at the earliest; 0 for at once.
+        held: Runs that found another one at work: they are no failures.
+        raw: The status as it is.
+    """
+
+    name: str
+    uid: str
+    symbol: str
+    reason: str
+    trigger: str
+    action: str
+    request_id: str
+    dry_run: bool
+    force: bool
+    epoch: int
+    at_us: int
+    created_us: int
+    generation: int
+    owned: bool
+    phase: str
+    result: str
+    attempts: int
+    started_us: int
+    finished_us: int
+    duration_us: int
+    next_us: int
+    answered_by: str
+    epoch_after: int
+    held: int
+    raw: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.phase in TERMINAL_PHASES
+
+    @property
+    def validates(self) -> bool:
+        """Whether its run only compares at first."""
+        return self.action == VALIDATION and not self.force
+
+    @property
+    def request(self) -> Request:
+        """The request that it is; its id is the object's name."""
+        return Request(
+            action=self.action,
+            reason=self.reason or self.trigger,
+            trigger=self.trigger,
+            at_us=self.at_us,
+            epoch=self.epoch,
+            id=self.name,
+            force=self.force,
+            first_us=self.at_us,
+            tries=self.attempts,
+        )
+
+    def run_id(self, attempt: int) -> str:
+        """Give the request id of one of its runs, which ends the id of the lock's owner."""
+        return f"{self.uid or self.name}-{attempt}"
+
+
+def read_reanchor(body: Live) -> ReAnchor:
+    """Read a ReAnchor; the API server has checked it against its schema."""
+    metadata, spec = body["metadata"], body.get("spec") or {}
+    status = body.get("status") or {}
+    created_us = micros_of(metadata.get("creationTimestamp"))
+    action = spec.get("action", IMMEDIATE)
+    return ReAnchor(
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        symbol=spec.get("symbol", ""),
+        reason=spec.get("reason", ""),
+        trigger=spec.get("trigger", "manual"),
+        action=action if action in ACTIONS else IMMEDIATE,
+        request_id=spec.get("requestID", ""),
+        dry_run=bool(spec.get("dryRun")),
+        force=bool(spec.get("force")),
+        epoch=int(spec.get("epoch", 0)),
+        # Kubernetes cuts times to seconds: a wish must not seem older than a run that began in the same second.
+        at_us=int(spec.get("atMicros", 0)) or created_us + SECOND_US - 1,
+        created_us=created_us,
+        generation=int(metadata.get("generation", 1)),
+        owned=any(owner.get("kind") == "PredictionPipeline" for owner in metadata.get("ownerReferences") or ()),
+        phase=status.get("phase") or "Pending",
+        result=status.get("result") or "",
+        attempts=int(status.get("attempts") or 0),
+        started_us=micros_of(status.get("startedAt")),
+        finished_us=micros_of(status.get("finishedAt")),
+        duration_us=round(float(status.get("durationSeconds") or 0) * 1e6),
+        next_us=micros_of(status.get("nextAttemptAt")),
+        answered_by=status.get("answeredBy") or "",
+        epoch_after=int(status.get("epochAfter") or 0),
+        held=int(status.get("attemptsHeld") or 0),
+        raw=status,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        exit_code: 0 is success; -1 if there was no process that could exit.
+        receipt: What it wrote itself, None if it could not.
+    """
+
+    exit_code: int
+    result: str
+    message: str
+    started_us: int
+    finished_us: int
+    receipt: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A Job of a ReAnchor.
+
+    Attributes:
+        ended: How it ended; None while it has not.
+        message: What it waits for, where that can be seen.
+        answers: Other ReAnchors that it answers.
+    """
+
+    name: str
+    attempt: int
+    created_us: int
+    ended: Ended | None
+    message: str = ""
+    answers: tuple[str, ...] = ()
+
+
+def runs_of(reanchor: ReAnchor, jobs: Iterable[Live], pods: Iterable[Live], now_us: int) -> list[Run]:
+    """Read the runs of a ReAnchor, in their order."""
+    pods = tuple(pods)
+    own = [job for job in jobs if _belongs(job, reanchor)]
+    return sorted((_read_run(reanchor, job, pods, now_us) for job in own), key=lambda run: run.attempt)
+
+
+def _belongs(job: Live, reanchor: ReAnchor) -> bool:
+    owners = job["metadata"].get("ownerReferences") or ()
+    return any(owner.get("kind") == "ReAnchor" and owner.get("uid") == reanchor.uid for owner in owners)
+
+
+def _read_run(reanchor: ReAnchor, job: Live, pods: tuple[Live, ...], now_us: int) -> Run:
+    metadata = job["metadata"]
+    notes = metadata.get("annotations") or {}
+    own = _pods_of(job, pods)
+    return Run(
+        name=metadata["name"],
+        attempt=_attempt_of(metadata["name"], notes),
+        created_us=micros_of(metadata.get("creationTimestamp")),
+        ended=_ended(reanchor, job, own, now_us),
+        message=_waits_for(own),
+        answers=tuple(filter(None, notes.get(ANSWERS_ANNOTATION, "").split(","))),
+    )
+
+
+def _attempt_of(name: str, notes: Mapping[str, str]) -> int:
+    """Give the number of a run. Annotations can be changed by hand, names cannot: those end with it too."""
+    for text in (notes.get(ATTEMPT_ANNOTATION, ""), name.rpartition("-")[2]):
+        if re.fullmatch(r"[1-9][0-9]{0,8}", text):
+            return int(text)
+    return 1
+
+
+def _pods_of(job: Live, pods: tuple[Live, ...]) -> list[Live]:
+    """Give the pods of a Job, the newest first; those of an earlier Job of the same name are others'."""
+    own = [pod for pod in pods if _job_of(pod) == job["metadata"]["name"] and _may_own(job, pod)]
+    return sorted(own, key=lambda pod: micros_of(pod["metadata"].get("creationTimestamp")), reverse=True)
+
+
+def _job_of(pod: Live) -> str:
+    labels = pod["metadata"].get("labels") or {}
+    return str(labels.get("batch.kubernetes.io/job-name") or labels.get("job-name") or "")
+
+
+def _may_own(job: Live, pod: Live) -> bool:
+    owners = [owner for owner in pod["metadata"].get("ownerReferences") or () if owner.get("kind") == "Job"]
+    return not owners or any(owner.get("uid") == job["metadata"].get("uid") for owner in owners)
+
+
+def _container(pod: Live) -> Mapping[str, Any]:
+    """Give the status of the container that the run is; {} while the kubelet says nothing of it."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    return next((one for one in statuses if one.get("name", CONTAINER) == CONTAINER), {})
+
+
+def _ended(reanchor: ReAnchor, job: Live, pods: list[Live], now_us: int) -> Ended | None:
+    created_us = micros_of(job["metadata"].get("creationTimestamp"))
+    for pod in pods:
+        terminated = (_container(pod).get("state") or {}).get("terminated")
+        if terminated:
+            return _ended_container(terminated, created_us)
+    conditions = {
+        condition["type"]: condition
+        for condition in (job.get("status") or {}).get("conditions") or ()
+        if condition.get("status") == "True"
+    }
+    failed, complete = conditions.get("Failed"), conditions.get("Complete")
+    if failed is not None:
+        at_us = micros_of(failed.get("lastTransitionTime")) or created_us
+        return Ended(-1, "failed", _without_exit(failed, pods, reanchor), created_us, at_us)
+    if complete is not None:
+        at_us = micros_of((job.get("status") or {}).get("completionTime")) or created_us
+        if now_us - at_us < POD_MISSING_GRACE_US:
+            return None
+        result = "dry_run" if reanchor.dry_run else "validated" if reanchor.validates else "swapped"
+        return Ended(0, result, "the run succeeded; its receipt was lost with its pod", created_us, at_us)
+    for pod in pods:
+        status = pod.get("status") or {}
+        if status.get("phase") == "Failed":
+            return Ended(-1, "failed", _pod_words(status), created_us, now_us)
+    return None
+
+
+def _ended_container(terminated: Mapping[str, Any], created_us: int) -> Ended:
+    code = int(terminated.get("exitCode", 1))
+    started_us = micros_of(terminated.get("startedAt")) or created_us
+    finished_us = micros_of(terminated.get("finishedAt")) or started_us
+    text = str(terminated.get("message") or "")
+    receipt = receipt_in(text)
+    if receipt is not None:
+        times = receipt.started_at_us, receipt.finished_at_us
+        return Ended(receipt.exit_code, receipt.result, receipt.message, *times, receipt)
+    words = EXIT_WORDS.get(code, f"the run ended with exit code {code}")
+    if terminated.get("reason") == "OOMKilled":
+        words = "the run was killed for want of memory: raise spec.reanchor.resources.limits.memory of the pipeline"
+    last = text.strip().splitlines()[-1] if text.strip() else ""
+    result = {0: "swapped", 6: "lock_held", 7: "superseded"}.get(code, "failed")
+    return Ended(code, result, f"{words}: {last}" if last else f"{words}; it left no receipt", started_us, finished_us)
+
+
+def _without_exit(condition: Mapping[str, Any], pods: list[Live], reanchor: ReAnchor) -> str:
+    """Say why a Job failed whose process nobody saw exit."""
+    known = _waits_for(pods) or str(reanchor.raw.get("message") or "")
+    if condition.get("reason") == "DeadlineExceeded":
+        text = "the Job ran into its deadline"
+        return f"{text}; last seen: {known}" if known else f"{text}, and its pod was ended"
+    for pod in pods:
+        if (pod.get("status") or {}).get("phase") == "Failed":
+            return _pod_words(pod["status"])
+    text = f"the Job failed: {condition.get('reason', 'Unknown')}: {condition.get('message', '')}".rstrip(": ")
+    return f"{text}; its pod is gone, with its node or by somebody's hand"
+
+
+def _pod_words(status: Mapping[str, Any]) -> str:
+    reason, message = status.get("reason") or "Failed", status.get("message") or ""
+    return f"the pod was ended from outside: {reason}{': ' + message if message else ''}"
+
+
+def _waits_for(pods: list[Live]) -> str:
+    """Say why a pod does not run yet, "" if it does or that is normal."""
+    for pod in pods:
+        words = _waits_for_container(pod) or _waits_for_place(pod)
+        if words:
+            return shortened(words, 1000)
+    return ""
+
+
+def _waits_for_container(pod: Live) -> str:
+    """Say which container holds the run up: its own, one that has to run before it, or one beside it."""
+    status = pod.get("status") or {}
+    own = _container(pod)
+    if (own.get("state") or {}).get("running"):
+        return ""  # what becomes of the others is nothing that the run waits for
+    before, beside = status.get("initContainerStatuses") or (), status.get("containerStatuses") or ()
+    for container in (own, *before, *beside):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        reason = waiting.get("reason", "")
+        if reason and reason not in STARTING_WORDS:
+            name = container.get("name", CONTAINER)
+            whose = "" if name == CONTAINER else f"container {name}: "
+            message = " ".join(str(waiting.get("message") or "").split())
+            return f"the pod cannot start: {whose}{reason}{': ' + message if message else ''}"
+    return ""
+
+
+def _waits_for_place(pod: Live) -> str:
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return f"the pod cannot be placed: {' '.join(str(condition.get('message', '')).split())}"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How a symbol stands, as the best placed processor tells it.
+
+    Attributes:
+        known: A processor has answered that knows it.
+        now_us: Redis' clock when it answered.
+    """
+
+    known: bool = False
+    state: str = "unknown"
+    epoch: int = 0
+    fresh: bool = False
+    lock_holder: str = ""
+    suspect_since_us: int = 0
+    now_us: int = 0
+
+    def seen(self, lock_held: bool) -> Seen:
+        """Give it as the decision takes it; what is not known counts as suspect."""
+        since_us = self.suspect_since_us if self.state == "suspect" else 0
+        state = self.state if self.known else "suspect"
+        return Seen(state, self.epoch, self.fresh, lock_held, since_us)
+
+
+UNKNOWN: Final = Sight()
+
+
+CLOCK_AHEAD_MAX_US: Final = 24 * 3600 * SECOND_US
+"""Whoever says that Redis' clock is further from ours than this is not believed."""
+
+
+def redis_ahead_us(sights: Iterable[Sight], now_us: int) -> int:
+    """Say how far Redis' clock is ahead of this process'; 0 while nobody tells it.
+
+    Receipts, gaps and doubts are stamped by Redis' clock, so what is compared with them has to be told by it too.
+
+    Args:
+        sights: What processors say.
+        now_us: This process' clock when they said it.
+    """
+    told_us = max((sight.now_us for sight in sights), default=0)
+    ahead_us = told_us - now_us if told_us else 0
+    return ahead_us if abs(ahead_us) <= CLOCK_AHEAD_MAX_US else 0
+
+
+Rank = tuple[bool, int, int]
+
+
+def sights_of(states: Mapping[str, Answer]) -> dict[str, Sight]:
+    """Read the processors' answers: of each symbol the active one's counts, of two the one with the higher term.
+
+    Whatever cannot be read is no answer: any program may listen where a processor did.
+    """
+    best: dict[str, tuple[Rank, Sight]] = {}
+    for _, answer in sorted(states.items()):
+        for symbol, told in symbols_in(answer).items():
+            ranked = _sight_in(told)
+            if ranked is not None and (symbol not in best or ranked[0] > best[symbol][0]):
+                best[symbol] = ranked
+    return {symbol: sight for symbol, (_, sight) in best.items()}
+
+
+def _sight_in(told: Any) -> tuple[Rank, Sight] | None:
+    if not isinstance(told, Mapping) or told.get("state") not in ("anchored", "suspect"):
+        return None
+    numbers = [whole_number(told.get(name) or 0) for name in ("epoch", "term", "suspect_since_us", "now_us")]
+    age_ms, holder = told.get("event_age_ms"), told.get("lock_holder")
+    if None in numbers:
+        return None
+    epoch, term, since_us, now_us = (number or 0 for number in numbers)
+    if not isinstance(age_ms, int | float | None) or not isinstance(holder, str | None):
+        return None
+    sight = Sight(
+        known=True,
+        state=told["state"],
+        epoch=epoch,
+        fresh=age_ms is not None and age_ms * 1_000 < STALE_AFTER_US,
+        lock_holder=holder or ("?" if told.get("lock_held") else ""),
+        suspect_since_us=since_us,
+        now_us=now_us,
+    )
+    return (bool(told.get("active")), term, now_us), sight

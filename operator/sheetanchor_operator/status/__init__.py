@@ -1,0 +1,1 @@
+"""A pipeline's status: what is wrong, its conditions, its Events. Pure."""

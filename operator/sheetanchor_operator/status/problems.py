@@ -1,0 +1,327 @@
+"""What is wrong with a pipeline's parts and what to do about it, from what Kubernetes says of them. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.api.timestamps import micros_of
+from sheetanchor_operator.children.prerequisites import (
+    claims_needed,
+    component_that_needs,
+    config_maps_needed,
+    secrets_needed,
+)
+from sheetanchor_operator.names import COMPONENT_LABEL, PIPELINE_LABEL, Component, Reason
+from sheetanchor_operator.observation import Live, Observed, Refusal
+from sheetanchor_operator.status.refusal_causes import REASONS, REMEDIES, Cause, cause_of
+
+IMAGE_WORDS: Final = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "ImageInspectError",
+        "RegistryUnavailable",
+    }
+)
+CONTAINER_WORDS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+CRASHES_MIN: Final = 2
+"""One restart may be bad luck; with the second one there is a pattern."""
+
+CRASH_RECENT_US: Final = 10 * 60 * 1_000_000
+"""kubelet backs off for five minutes at most: what has ended longer ago and is not ready now has another trouble."""
+
+EXIT_BAD_SETTINGS: Final = 2
+CODE_FORBIDDEN: Final = 403
+RESOURCE_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
+    Component.INGEST: ("ingestion.resources",),
+    Component.PROCESS: ("processor.resources",),
+    Component.INFER: ("inference.resources",),
+    Component.REDIS: ("redis.managed.resources", "redis.managed.sentinelResources"),
+    Component.REANCHOR: ("reanchor.resources",),
+}
+POD_REMEDIES: Final = {
+    Cause.QUOTA: "raise the namespace's ResourceQuota or lower {fields}",
+    Cause.QUOTA_FIELD: "set what the ResourceQuota asks for in {fields}",
+    Cause.LIMIT_RANGE: "set {fields} within the namespace's LimitRange",
+    Cause.RIGHTS: "the cluster's own controllers may not make pods here: see its RBAC",
+    Cause.NO_KIND: "admission refuses it",
+    Cause.OTHER: "admission refuses it",
+}
+"""What to do where pods, not objects of the operator's, are refused; elsewhere it is the same."""
+
+LINE_LENGTH_MAX: Final = 200
+
+ORDER: Final = (
+    Reason.SPEC_REFUSED,
+    Reason.NAMESPACE_TERMINATING,
+    Reason.WATCH_REFUSED,
+    Reason.APPLY_FORBIDDEN,
+    Reason.NAME_TAKEN,
+    Reason.QUOTA_EXCEEDED,
+    Reason.LIMITS_REFUSED,
+    Reason.POLICY_REFUSED,
+    Reason.APPLY_REFUSED,
+    Reason.SECRET_MISSING,
+    Reason.CONFIG_MAP_MISSING,
+    Reason.VOLUME_CLAIM_MISSING,
+    Reason.IMAGE_UNAVAILABLE,
+    Reason.POD_REFUSED,
+    Reason.CONTAINER_REFUSED,
+    Reason.CRASH_LOOPING,
+    Reason.UNSCHEDULABLE,
+    Reason.PODS_NOT_READY,
+)
+"""The first of them is told: what comes first in this list is likely to cause what comes after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that a person has to mend.
+
+    Attributes:
+        component: Whose pods suffer; "" where all do.
+        message: What is the case and what to do. It must stay the same while nothing changes.
+    """
+
+    component: str
+    reason: Reason
+    message: str
+
+
+def troubles_of(pipeline: Pipeline, observed: Observed) -> tuple[Trouble, ...]:
+    """Find what a person has to mend, most telling first."""
+    found = {
+        *map(_of_refusal, observed.refusals),
+        *map(_of_blindness, observed.blind.values()),
+        *_of_needs(pipeline, observed),
+        *_of_workloads(pipeline, observed),
+        *(trouble for pod in observed.pods if is_current(pod) for trouble in _of_pod(pipeline, pod, observed.now_us)),
+    }
+    return tuple(sorted(found, key=lambda one: (ORDER.index(one.reason), one.component, one.message)))
+
+
+def is_current(pod: Live) -> bool:
+    """Say whether a pod counts: not on its way out, and no finished run of a Job."""
+    phase = pod.get("status", {}).get("phase")
+    return "deletionTimestamp" not in pod["metadata"] and phase not in ("Succeeded", "Failed")
+
+
+def is_ready(pod: Live) -> bool:
+    """Say whether a pod is ready."""
+    conditions = pod.get("status", {}).get("conditions") or ()
+    return is_current(pod) and any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def component_of(child: Live) -> str:
+    """Give the component that an object belongs to, "" if it does not say."""
+    return str((child["metadata"].get("labels") or {}).get(COMPONENT_LABEL, ""))
+
+
+def _of_refusal(refusal: Refusal) -> Trouble:
+    cause = cause_of(refusal.code, refusal.reason, refusal.message)
+    reason = REASONS.get(cause, Reason.APPLY_REFUSED)
+    return Trouble("", reason, f"{refusal.kind} {refusal.name}: {_one_line(refusal.message)}; {REMEDIES[cause]}")
+
+
+def _of_blindness(refusal: Refusal) -> Trouble:
+    cause = cause_of(refusal.code, refusal.reason, refusal.message)
+    reason = REASONS[cause] if cause is Cause.TERMINATING else Reason.WATCH_REFUSED
+    return Trouble(
+        "",
+        reason,
+        f"objects of the kind {refusal.kind} cannot be watched, and those of this pipeline are left as they are: "
+        f"{_one_line(refusal.message)}; {REMEDIES[cause]}",
+    )
+
+
+def _of_needs(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
+    namespace = pipeline.namespace
+    for name, keys in sorted(secrets_needed(pipeline).items()):
+        if name in observed.secrets:
+            missing = sorted(keys - (observed.secrets[name] or frozenset()))
+            if missing:
+                yield Trouble(
+                    component_that_needs(pipeline, name),
+                    Reason.SECRET_MISSING,
+                    f"Secret {name} lacks {', '.join(missing)}: "
+                    f"{_mend_secret(namespace, name, missing, there=observed.secrets[name] is not None)}",
+                )
+    for name, keys in sorted(config_maps_needed(pipeline).items()):
+        if name in observed.config_maps:
+            missing = sorted(keys - set(observed.config_maps[name] or ()))
+            if missing:
+                yield Trouble(
+                    Component.INFER,
+                    Reason.CONFIG_MAP_MISSING,
+                    f"ConfigMap {name} lacks {', '.join(missing)}: "
+                    f"{_mend_config_map(namespace, name, keys, there=observed.config_maps[name] is not None)}",
+                )
+    for name in sorted(claims_needed(pipeline)):
+        if not observed.volume_claims.get(name, True):
+            yield Trouble(
+                Component.INFER,
+                Reason.VOLUME_CLAIM_MISSING,
+                f"PersistentVolumeClaim {name} does not exist in {namespace}: create it, or correct "
+                "inference.model.persistentVolumeClaim.claimName",
+            )
+
+
+def _mend_secret(namespace: str, name: str, missing: list[str], *, there: bool) -> str:
+    """Give the command that adds entries; those that are there stay, which `apply` could take away."""
+    if not there:
+        files = " ".join(f"--from-file={key}=FILE" for key in missing)
+        return f"kubectl -n {namespace} create secret generic {name} {files}"
+    entries = json.dumps({"stringData": dict.fromkeys(missing, "VALUE")}, separators=(",", ":"))
+    return f"kubectl -n {namespace} patch secret {name} -p '{entries}'"
+
+
+def _mend_config_map(namespace: str, name: str, keys: Iterable[str], *, there: bool) -> str:
+    """Give the command that makes all entries: a model and its manifest belong together."""
+    files = " ".join(f"--from-file={key}" for key in sorted(keys, reverse=True))
+    create = f"kubectl -n {namespace} create configmap {name} {files}"
+    # `apply` would put a copy into an annotation, which has no room for a model.
+    return f"{create} --dry-run=client -o yaml | kubectl -n {namespace} replace -f -" if there else create
+
+
+def _of_workloads(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
+    """Look at pods that could not even be made."""
+    for (kind, _), live in observed.children.items():
+        if kind == "Deployment":
+            for condition in live.get("status", {}).get("conditions") or ():
+                if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
+                    yield _refused_pod(component_of(live), condition.get("message", ""))
+                if condition["type"] == "Progressing" and condition["status"] == "False":
+                    yield _stuck(pipeline, component_of(live), live["metadata"]["name"])
+    yield from _of_events(observed)
+
+
+def _of_events(observed: Observed) -> Iterator[Trouble]:
+    """Tell what the newest Event about each StatefulSet says: an earlier one may speak of what is mended."""
+    newest = {}
+    for event in observed.events:
+        about = event.get("involvedObject") or event.get("regarding") or {}
+        if about.get("kind") == "StatefulSet" and event.get("reason") == "FailedCreate":
+            newest[about.get("name", "")] = event, about
+    for name, (event, about) in newest.items():
+        live = observed.child("StatefulSet", name)
+        if live is None or about.get("uid", "") not in ("", live["metadata"].get("uid")):
+            continue
+        if live.get("status", {}).get("replicas", 0) < live["spec"].get("replicas", 1):
+            yield _refused_pod(component_of(live), event.get("message") or event.get("note") or "")
+
+
+def _stuck(pipeline: Pipeline, component: str, name: str) -> Trouble:
+    return Trouble(
+        component,
+        Reason.PODS_NOT_READY,
+        f"{component}: the roll-out of {name} does not come further, old pods go on; see "
+        f"kubectl -n {pipeline.namespace} rollout status deploy/{name} and the newest pod",
+    )
+
+
+def _refused_pod(component: str, said: str) -> Trouble:
+    # The name of the pod that was not made differs each time.
+    said = re.sub(r"^.*?is forbidden: ", "", _one_line(re.sub(r'[Pp]ods? "[^"]*"', "pods", said)))
+    cause = cause_of(CODE_FORBIDDEN, "", said)
+    remedy = POD_REMEDIES.get(cause, REMEDIES[cause]).format(fields=_fields_of_resources(component, said))
+    reason = Reason.QUOTA_EXCEEDED if cause is Cause.QUOTA else Reason.POD_REFUSED
+    return Trouble(component, reason, f"{component}: no pod can be made: {said}; {remedy}")
+
+
+def _fields_of_resources(component: str, said: str) -> str:
+    """Name the fields of the pipeline that size a component's containers; the server says which one it means."""
+    fields = RESOURCE_FIELDS.get(component, ("its resources",))
+    named = [one for one in fields if "sentinel" in one] if re.search(r"\bsentinel\b", said) else []
+    return " and ".join(named or fields)
+
+
+def _of_pod(pipeline: Pipeline, pod: Live, now_us: int) -> Iterator[Trouble]:
+    status, component = pod.get("status", {}), component_of(pod)
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            yield Trouble(
+                component,
+                Reason.UNSCHEDULABLE,
+                f"{component}: {_one_line(condition.get('message', 'no node fits'))}; add nodes, lower "
+                "resources.requests, or check zones and scheduling",
+            )
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        yield from _of_container(pipeline, component, container, now_us)
+
+
+def _of_container(pipeline: Pipeline, component: str, container: Any, now_us: int) -> Iterator[Trouble]:
+    waiting = container.get("state", {}).get("waiting") or {}
+    word, said = waiting.get("reason", ""), waiting.get("message", "")
+    if word in IMAGE_WORDS:
+        yield Trouble(
+            component, Reason.IMAGE_UNAVAILABLE, f"{component}: image {container['image']} {_image_cause(word, said)}"
+        )
+    elif word in CONTAINER_WORDS:
+        yield Trouble(
+            component, Reason.CONTAINER_REFUSED, f"{component}: {word}: {_one_line(said)}; check what the pod mounts"
+        )
+    elif container.get("restartCount", 0) >= CRASHES_MIN and not container.get("ready"):
+        ended = container.get("lastState", {}).get("terminated") or container.get("state", {}).get("terminated") or {}
+        if word == "CrashLoopBackOff" or now_us - micros_of(ended.get("finishedAt")) <= CRASH_RECENT_US:
+            logs = _logs(pipeline, component, container["name"])
+            yield Trouble(component, Reason.CRASH_LOOPING, f"{component}: {_crash(ended, container['name'], logs)}")
+
+
+def _image_cause(word: str, said: str) -> str:
+    """Name the cause; kubelet words the same failure differently each time that it tries."""
+    if word == "InvalidImageName":
+        return "is no valid reference: correct spec.image"
+    if word == "ErrImageNeverPull":
+        return "is not on the node and may not be pulled: load it there, or set imagePullPolicy IfNotPresent"
+    if re.search(r"unauthorized|denied|forbidden|authentication", said, re.I):
+        return "may not be pulled: name a Secret with the registry's credentials in spec.imagePullSecrets"
+    if re.search(r"not found|manifest unknown|does not exist", said, re.I):
+        return "does not exist: correct spec.image, or the operator's default image if that is empty"
+    if re.search(r"no such host|timeout|timed out|refused|unreachable|lookup", said, re.I):
+        return "cannot be pulled: the node cannot reach the registry; check the registry's name and the network"
+    return "cannot be pulled: correct spec.image or spec.imagePullSecrets; the pod's Events tell more"
+
+
+def _logs(pipeline: Pipeline, component: str, container: str) -> str:
+    labels = f"{PIPELINE_LABEL}={pipeline.name},{COMPONENT_LABEL}={component}"
+    return f"kubectl -n {pipeline.namespace} logs -l {labels} -c {container} --previous"
+
+
+def _crash(ended: Any, container: str, logs: str) -> str:
+    code, last = ended.get("exitCode", -1), last_line(ended.get("message") or "")
+    if ended.get("reason") == "OOMKilled":
+        return f"{container} was killed for its memory: raise resources.limits.memory"
+    told = f": {last}" if last else ""
+    advice = "correct the setting that it names" if code == EXIT_BAD_SETTINGS else logs
+    return f"{container} ends with exit code {code} again and again{told}; {advice}"
+
+
+def last_line(log: str) -> str:
+    """Give the text of a log's last line, which may be JSON, without its time."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    try:
+        line = json.loads(lines[-1])
+        text = str(line.get("message", "")) if isinstance(line, dict) else lines[-1]
+    except (ValueError, RecursionError):  # any container's last words, not only ours: `[[[[…` is no JSON of use
+        text = lines[-1]
+    return _one_line(text)
+
+
+def _one_line(text: str) -> str:
+    # Half a surrogate pair comes back from the API server as something else, and would be written again and again.
+    line = " ".join(text.encode(errors="replace").decode().split()).rstrip(".")
+    return line if len(line) <= LINE_LENGTH_MAX else line[: LINE_LENGTH_MAX - 1] + "…"
+
+
+def worst_of(troubles: Iterable[Trouble], *components: str) -> Trouble | None:
+    """Give the most telling trouble that some components, or all, have."""
+    return next((one for one in troubles if one.component in ("", *components)), None)

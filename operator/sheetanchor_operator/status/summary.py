@@ -1,0 +1,331 @@
+"""`status` of a pipeline, and the Events that its changes are worth. Pure: equal sight gives an identical status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sheetanchor.errors import shortened
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.api.timestamps import micros_of, text_of
+from sheetanchor_operator.events import Event
+from sheetanchor_operator.names import PIPELINE_KIND, Component, Condition, EventReason, Phase, Reason, selector_of
+from sheetanchor_operator.observation import Observed
+from sheetanchor_operator.reanchors.plan import Plan
+from sheetanchor_operator.status.conditions import MESSAGE_MAX, Facts, Verdict, verdicts
+from sheetanchor_operator.status.problems import Trouble, is_current, troubles_of
+from sheetanchor_operator.status.workload_health import Count, Standing, standing_of
+
+PREDICTION_WRITE_US: Final = 15_000_000
+"""A sound pipeline is written this often, so that the age that `kubectl get` shows is no more than that off."""
+
+SECOND_US: Final = 1_000_000
+NO_PLAN: Final = Plan()
+
+Status = dict[str, Any]
+
+
+def status_of(pipeline: Pipeline, observed: Observed, plan: Plan = NO_PLAN) -> Status:
+    """Give the status that a pipeline should have.
+
+    Args:
+        pipeline: What is wanted, and the status that it has.
+        observed: What is there.
+        plan: How its re-anchors stand.
+    """
+    standing, troubles = standing_of(pipeline, observed), troubles_of(pipeline, observed)
+    judged = verdicts(Facts(pipeline, observed, standing, troubles, plan))
+    before = pipeline.status
+    total = standing.total
+    status: Status = {
+        "operator": before.get("operator"),
+        "phase": str(phase_of(pipeline, judged, standing, troubles)),
+        "ready": f"{total.ready}/{total.wanted}",
+        "observedGeneration": pipeline.generation,
+        "conditions": [_condition(verdict, pipeline, observed.now_us) for verdict in judged],
+        "activeZone": standing.active_zone or before.get("activeZone"),
+        "epoch": min((symbol.epoch for symbol in standing.symbols if symbol.term), default=before.get("epoch")),
+        "term": max((before.get("term", 0), *(symbol.term for symbol in standing.symbols))),
+        "model": next((one.model for one in standing.forecasts if one.model), before.get("model")),
+        "lastPredictionAt": _last_prediction(standing, before),
+        "lastReanchor": plan.last_reanchor or before.get("lastReanchor"),
+        "lastReanchorRequest": plan.last_request or before.get("lastReanchorRequest"),
+        "reanchorRequests": _requests(plan, before),
+        "reanchorRuns": _runs(plan, before),
+        "symbols": _symbols(standing, plan, before),
+        "zones": _zones(pipeline, observed, standing),
+        **_components(pipeline, standing),
+    }
+    return {name: value for name, value in status.items() if value is not None}
+
+
+def _requests(plan: Plan, before: Mapping[str, Any]) -> list[Status] | None:
+    if plan.requests is None:
+        return before.get("reanchorRequests")
+    return [one.entry() for one in plan.requests] or None
+
+
+def _runs(plan: Plan, before: Mapping[str, Any]) -> Status | None:
+    if plan.outcomes is None:
+        return before.get("reanchorRuns")
+    told = dict(zip(("succeededMicros", "failedMicros"), map(list, plan.outcomes), strict=True))
+    return told if any(told.values()) else None
+
+
+def refused_status(body: Mapping[str, Any], message: str, now_us: int) -> Status:
+    """Give the status of a pipeline whose spec this operator cannot use; the rest stays as it was.
+
+    Args:
+        body: The resource.
+        message: Which field, what is there and what was expected.
+        now_us: The moment.
+    """
+    before = dict(body.get("status") or {})
+    generation = body["metadata"].get("generation", 0)
+    told = f"{message}; correct the field, or install the operator of the version that knows it"
+    ready = _at(Verdict(Condition.READY, "False", Reason.SPEC_REFUSED, told), before, generation, now_us)
+    others = [one for one in before.get("conditions", ()) if one["type"] != Condition.READY]
+    return {
+        **before,
+        "phase": str(Phase.FAILED),
+        "observedGeneration": generation,
+        "conditions": [ready, *others],
+    }
+
+
+def _condition(verdict: Verdict, pipeline: Pipeline, now_us: int) -> Status:
+    return _at(verdict, pipeline.status, pipeline.generation, now_us)
+
+
+def _at(verdict: Verdict, before: Mapping[str, Any], generation: int, now_us: int) -> Status:
+    """Add the times: a condition's own time is that of the last change of its status."""
+    known = condition_of(before, verdict.type)
+    same = known is not None and known.get("status") == verdict.status
+    return {
+        "type": str(verdict.type),
+        "status": verdict.status,
+        "reason": str(verdict.reason),
+        "message": shortened(verdict.message, MESSAGE_MAX),
+        "lastTransitionTime": known["lastTransitionTime"] if same and known is not None else _whole(now_us),
+        "observedGeneration": generation,
+    }
+
+
+def _whole(at_us: int) -> str:
+    return text_of(at_us // SECOND_US * SECOND_US)
+
+
+def condition_of(status: Mapping[str, Any], kind: Condition) -> Mapping[str, Any] | None:
+    """Find a condition in a status, None if it is not there."""
+    return next((one for one in status.get("conditions", ()) if one.get("type") == kind), None)
+
+
+def phase_of(
+    pipeline: Pipeline, judged: tuple[Verdict, ...], standing: Standing, troubles: tuple[Trouble, ...]
+) -> Phase:
+    """Say the whole in one word."""
+    if pipeline.paused:
+        return Phase.PAUSED
+    if pipeline.spec.maintenance.enabled:
+        return Phase.MAINTENANCE
+    if pipeline.spec.suspend:
+        return Phase.SUSPENDED
+    by_type = {verdict.type: verdict for verdict in judged}
+    sound = all(by_type[kind].status == "True" for kind in (Condition.INGESTION_HEALTHY, Condition.REDIS_HEALTHY))
+    ready = by_type[Condition.READY]
+    if ready.status == "True":
+        total = standing.total
+        # A Redis node that is replaced on purpose is no degradation.
+        complete = total.ready == total.wanted or ready.reason is Reason.ROLLING_OUT
+        return Phase.RUNNING if sound and complete and not troubles else Phase.DEGRADED
+    serving = standing.counts[Component.INFER].ready > 0
+    if troubles and not serving:
+        return Phase.FAILED
+    return Phase.DEGRADED if pipeline.status.get("lastPredictionAt") else Phase.PENDING
+
+
+def _last_prediction(standing: Standing, before: Mapping[str, Any]) -> str | None:
+    known = before.get("lastPredictionAt")
+    if not standing.forecasts or not all(one.at_us and one.fresh and not one.degraded for one in standing.forecasts):
+        return known
+    newest_us = min(one.at_us for one in standing.forecasts)
+    if known and newest_us - micros_of(known) < PREDICTION_WRITE_US:
+        return str(known)
+    return _whole(newest_us)
+
+
+def _symbols(standing: Standing, plan: Plan, before: Mapping[str, Any]) -> list[Status]:
+    rows = []
+    known = {row["name"]: row for row in before.get("symbols", ())}
+    for symbol in standing.symbols:
+        facts = plan.symbols.get(symbol.name)
+        # What is not known now is not forgotten: terms and epochs only rise.
+        kept = known.get(symbol.name, {}) if symbol.state == "unknown" else {}
+        row: Status = {
+            "name": symbol.name,
+            "state": symbol.state,
+            "reason": shortened(symbol.reason, 500) or None,
+            "epoch": symbol.epoch or kept.get("epoch", 0),
+            "term": symbol.term or kept.get("term", 0),
+            "suspectSince": _whole(symbol.suspect_since_us) if symbol.suspect_since_us else None,
+            "rebuiltMicros": list(facts.rebuilt_us) if facts is not None and facts.rebuilt_us else None,
+            "comparedMicros": list(facts.compared_us) if facts is not None and facts.compared_us else None,
+        }
+        rows.append({name: value for name, value in row.items() if value is not None})
+    return rows
+
+
+def _zones(pipeline: Pipeline, observed: Observed, standing: Standing) -> list[Status]:
+    rows = []
+    for line, ready in standing.lines:
+        if line.bound:
+            nodes = {node for node, zone in observed.node_zones.items() if zone == line.name}
+            pods = [pod for pod in observed.pods if pod["spec"].get("nodeName") in nodes and is_current(pod)]
+        else:
+            pods = [
+                pod
+                for pod in observed.pods_of(selector_of(pipeline.name, Component.INGEST, line.name))
+                if is_current(pod)
+            ]
+        rows.append({"name": line.name, "ready": ready, "pods": len(pods)})
+    return rows
+
+
+def _components(pipeline: Pipeline, standing: Standing) -> Status:
+    def row(count: Count) -> Status:
+        return {"replicas": count.wanted, "ready": count.ready}
+
+    counts = standing.counts
+    labels = selector_of(pipeline.name, Component.INFER)
+    selector = ",".join(f"{name}={value}" for name, value in labels.items())
+    return {
+        "ingestion": row(counts[Component.INGEST]),
+        "processor": row(counts[Component.PROCESS]),
+        "inference": {**row(counts[Component.INFER]), "selector": selector},
+        "redis": {**row(counts[Component.REDIS]), **({"master": standing.master} if standing.master else {})},
+    }
+
+
+_TROUBLE_EVENTS: Final[Mapping[str, EventReason]] = {
+    Reason.IMAGE_UNAVAILABLE: EventReason.IMAGE_UNAVAILABLE,
+    Reason.SECRET_MISSING: EventReason.SECRET_MISSING,
+    Reason.CONFIG_MAP_MISSING: EventReason.CONFIG_MAP_MISSING,
+    Reason.QUOTA_EXCEEDED: EventReason.QUOTA_EXCEEDED,
+    Reason.APPLY_FORBIDDEN: EventReason.APPLY_REFUSED,
+    Reason.APPLY_REFUSED: EventReason.APPLY_REFUSED,
+    Reason.POD_REFUSED: EventReason.APPLY_REFUSED,
+    Reason.POLICY_REFUSED: EventReason.APPLY_REFUSED,
+    Reason.LIMITS_REFUSED: EventReason.APPLY_REFUSED,
+    Reason.NAMESPACE_TERMINATING: EventReason.APPLY_REFUSED,
+    Reason.NAME_TAKEN: EventReason.NAME_TAKEN,
+    Reason.WATCH_REFUSED: EventReason.WATCH_REFUSED,
+    Reason.UNSCHEDULABLE: EventReason.UNSCHEDULABLE,
+    Reason.CRASH_LOOPING: EventReason.CRASH_LOOPING,
+    Reason.REDIS_UNREACHABLE: EventReason.REDIS_UNREACHABLE,
+    Reason.SPEC_REFUSED: EventReason.SPEC_REFUSED,
+    Reason.VOLUME_CLAIM_MISSING: EventReason.VOLUME_CLAIM_MISSING,
+    Reason.CONTAINER_REFUSED: EventReason.CONTAINER_REFUSED,
+    Reason.NO_MASTER: EventReason.NO_MASTER,
+    Reason.EXCHANGE_UNREACHABLE: EventReason.EXCHANGE_UNREACHABLE,
+    Reason.LINE_LOST: EventReason.LINE_LOST,
+    Reason.NO_PREDICTIONS: EventReason.NO_PREDICTIONS,
+}
+
+
+_LOSSES: Final = frozenset(
+    {Reason.REDIS_UNREACHABLE, Reason.NO_MASTER, Reason.EXCHANGE_UNREACHABLE, Reason.LINE_LOST, Reason.NO_PREDICTIONS}
+)
+"""What one that has never predicted has not lost: each of them is true for some seconds of every first start."""
+
+
+def transitions(old: Mapping[str, Any], new: Mapping[str, Any], name: str, uid: str) -> tuple[Event, ...]:
+    """Give the Events that a change of status is worth; none for a change that nobody has to know of.
+
+    Args:
+        old: Status as it was.
+        new: Status as it will be.
+        name: Name of the pipeline.
+        uid: Its uid.
+    """
+    told: list[tuple[bool, EventReason, str]] = [
+        *_of_phase(old, new),
+        *_of_anchor(old, new),
+        *_of_ready(old, new),
+        *_of_throttle(old, new),
+    ]
+    return tuple(
+        Event(PIPELINE_KIND, name, uid, "Warning" if warns else "Normal", reason, message)
+        for warns, reason, message in told
+    )
+
+
+Told = list[tuple[bool, EventReason, str]]
+
+
+def _field(status: Mapping[str, Any], kind: Condition, field: str) -> str:
+    return str((condition_of(status, kind) or {}).get(field, ""))
+
+
+def _of_phase(old: Mapping[str, Any], new: Mapping[str, Any]) -> Told:
+    was, now = old.get("phase", ""), new.get("phase", "")
+    if was == now:
+        return []
+    ready, paused = _field(new, Condition.READY, "message"), _field(new, Condition.PAUSED, "message")
+    told: Told = []
+    ends = {
+        Phase.SUSPENDED: (False, EventReason.RESUMED, "workloads are started again"),
+        Phase.MAINTENANCE: (False, EventReason.MAINTENANCE_ENDED, "workloads are started again"),
+        Phase.PAUSED: (False, EventReason.UNPAUSED, "children are kept as specified again"),
+    }
+    if was in ends:
+        told.append(ends[Phase(was)])
+    begins = {
+        Phase.SUSPENDED: (False, EventReason.SUSPENDED, paused),
+        Phase.MAINTENANCE: (False, EventReason.MAINTENANCE_STARTED, paused),
+        Phase.PAUSED: (False, EventReason.PAUSED, paused),
+        Phase.DEGRADED: (True, EventReason.DEGRADED, _why_degraded(new)),
+        Phase.FAILED: (True, EventReason.FAILED, ready),
+    }
+    if now in begins:
+        told.append(begins[Phase(now)])
+    elif now == Phase.RUNNING:
+        worse = was in (Phase.DEGRADED, Phase.FAILED)
+        told.append((False, EventReason.RECOVERED if worse else EventReason.READY, ready))
+    return told
+
+
+def _why_degraded(new: Mapping[str, Any]) -> str:
+    """Tell what is not as it should be, the whole first."""
+    for kind in (Condition.READY, Condition.INGESTION_HEALTHY, Condition.REDIS_HEALTHY, Condition.INFERENCE_READY):
+        if _field(new, kind, "status") == "False":
+            return _field(new, kind, "message")
+    return f"{new.get('ready')} pods are ready"
+
+
+def _of_anchor(old: Mapping[str, Any], new: Mapping[str, Any]) -> Told:
+    was, now = (_field(status, Condition.ANCHORED, "status") for status in (old, new))
+    message = _field(new, Condition.ANCHORED, "message")
+    if was != "True" and now == "True":
+        return [(False, EventReason.ANCHORED, message)]
+    if was == "True" and now == "False":
+        return [(True, EventReason.SUSPECT, message)]
+    return []
+
+
+def _of_ready(old: Mapping[str, Any], new: Mapping[str, Any]) -> Told:
+    told: dict[str, str] = {}
+    for condition in new.get("conditions", ()):
+        kind = Condition(condition["type"])
+        reason = _TROUBLE_EVENTS.get(condition["reason"])
+        if condition["reason"] in _LOSSES and not old.get("lastPredictionAt"):
+            continue
+        if reason is not None and _field(old, kind, "reason") != condition["reason"]:
+            told.setdefault(reason, condition["message"])
+    return [(True, EventReason(reason), message) for reason, message in told.items()]
+
+
+def _of_throttle(old: Mapping[str, Any], new: Mapping[str, Any]) -> Told:
+    was, now = (_field(status, Condition.REANCHOR_THROTTLED, "status") for status in (old, new))
+    if was != "True" and now == "True":
+        return [(True, EventReason.REANCHOR_THROTTLED, _field(new, Condition.REANCHOR_THROTTLED, "message"))]
+    return []

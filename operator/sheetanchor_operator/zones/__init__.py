@@ -1,0 +1,1 @@
+"""Zones: where a pipeline's pods can run, and which line is in which. Pure."""

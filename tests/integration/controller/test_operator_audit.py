@@ -1,0 +1,240 @@
+"""A watch that has gone deaf is noticed: what it has shown is compared with what the API server lists."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+import aiohttp
+import pytest
+from kubernetes.aio import config
+from kubernetes.aio.client import Configuration
+
+from sheetanchor.runtime.settings import REDIS_USERS
+from sheetanchor.web.listeners import open_listeners, serving
+from sheetanchor_operator.children.object_meta import Defaults
+from sheetanchor_operator.controller.leader import DEAF_AFTER_S, Leader
+from sheetanchor_operator.controller.pipeline_metrics import Measures
+from sheetanchor_operator.controller.reconcile import Reconciler
+from sheetanchor_operator.health import LastStanding, Standing, app
+from sheetanchor_operator.kube.api_client import PIPELINE, REANCHOR, Cluster
+from sheetanchor_operator.kube.cache import Cache
+from sheetanchor_operator.kube.event_recorder import Publisher
+from sheetanchor_operator.kube.watch import Place
+from sheetanchor_operator.kube.workload_probe import Answers, Workloads
+from support.apiserver import ApiServer
+from support.operator_parts import define, namespace
+from support.operator_process import apply_pipeline, pipeline_of
+
+
+@pytest.fixture
+def where(apiserver: ApiServer) -> Iterator[str]:
+    """A namespace with a pipeline."""
+    define(apiserver)
+    with namespace(apiserver) as name:
+        apply_pipeline(apiserver, name)
+        yield name
+
+
+@pytest.fixture
+async def cluster(apiserver: ApiServer) -> AsyncIterator[Cluster]:
+    """A connection as the operator has it."""
+    found = Configuration()
+    await config.load_kube_config(config_file=str(apiserver.kubeconfig), client_configuration=found)
+    cluster = Cluster(found)
+    yield cluster
+    await cluster.aclose()
+
+
+def leader_of(cluster: Cluster, cache: Cache, where: str) -> Leader:
+    """Make a leader that no watch tells anything."""
+    publisher, workloads = Publisher(cluster, "one"), Workloads(cluster)
+    reconciler = Reconciler(cluster, cache, workloads, publisher, Measures(), Defaults(image="x"))
+    return Leader(cluster, cache, reconciler, [where], nodes=False, workers=1)
+
+
+async def test_what_a_watch_has_missed_is_noticed(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
+    """A change that a watch does not show makes it deaf after a minute; once it has shown it, it is not."""
+    cache = Cache()
+    leader = leader_of(cluster, cache, where)
+    cache.put(pipeline_of(apiserver, where))
+    await leader._audit_place(Place(PIPELINE, where), 0.0)
+    assert {} == leader.behind_s
+
+    apply_pipeline(apiserver, where, logLevel="debug")
+    await leader._audit_place(Place(PIPELINE, where), 0.0)
+    assert [Place(PIPELINE, where)] == list(leader.behind_s)
+    assert "" == leader.deaf
+    leader.behind_s[Place(PIPELINE, where)] -= DEAF_AFTER_S + 1
+    assert f"predictionpipelines in {where}" == leader.deaf
+
+    cache.put(pipeline_of(apiserver, where))
+    await leader._audit_place(Place(PIPELINE, where), 0.0)
+    assert ("", {}) == (leader.deaf, leader.behind_s)
+
+
+async def test_what_was_never_shown_is_noticed(where: str, cluster: Cluster) -> None:
+    """A pipeline that a watch has never told of counts as missed."""
+    leader = leader_of(cluster, Cache(), where)
+
+    await leader._audit_place(Place(PIPELINE, where), 0.0)
+
+    assert [Place(PIPELINE, where)] == list(leader.behind_s)
+
+
+async def test_what_has_gone_unseen_is_dropped(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
+    """An object that is gone without its watch telling so is forgotten, so that it can be made again."""
+    cache = Cache()
+    leader = leader_of(cluster, cache, where)
+    cache.put(pipeline_of(apiserver, where))
+    apiserver.kubectl("delete", "predictionpipeline", "btc", "-n", where)
+
+    await leader._audit_place(Place(PIPELINE, where), 0.0)
+
+    assert [] == cache.pipelines()
+
+
+@pytest.mark.parametrize(
+    ("standing", "live", "ready"),
+    [
+        (Standing(leading=True, synced=True, deaf="", lease_age_s=1, pipelines=3), 200, 200),
+        (Standing(leading=False, synced=False, deaf="", lease_age_s=1, pipelines=0), 200, 200),
+        (Standing(leading=True, synced=False, deaf="", lease_age_s=1, pipelines=0), 200, 503),
+        (Standing(leading=False, synced=False, deaf="", lease_age_s=600, pipelines=0), 200, 503),
+        (Standing(leading=True, synced=True, deaf="Pod", lease_age_s=1, pipelines=3), 503, 200),
+        (Standing(True, True, "", 1, 3, serves=True, refused={"pods in n2": "no"}), 200, 200),
+        (Standing(True, True, "", 1, 3, serves=False, refused={"pods in n1": "no"}), 200, 503),
+    ],
+)
+async def test_probes_tell_what_a_new_start_can_mend(standing: Standing, live: int, ready: int) -> None:
+    """Only deafness asks for a new start; an API server that is away, or a list that is on its way, makes unready."""
+    last = LastStanding(lambda: standing, time.monotonic)
+    async with serving_operator(standing) as client:
+        found = []
+        for path in ("/health/live", "/health/ready", "/health"):
+            async with client.get(path) as answer:
+                found.append(answer.status)
+
+    assert [live, ready, 200 if live == ready == 200 else 503] == found
+    assert (live == 200, ready == 200) == (last.live(), last.ready())
+
+
+@contextlib.asynccontextmanager
+async def serving_operator(standing: Standing) -> AsyncIterator[aiohttp.ClientSession]:
+    application, listeners = app(lambda: standing), open_listeners("localhost", 0)
+    origin = f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
+    async with serving(application, listeners), aiohttp.ClientSession(origin) as client:
+        yield client
+
+
+def test_an_operator_that_has_stood_still_is_not_ready_and_in_the_end_not_alive() -> None:
+    """Its probes answer in a thread of their own, from how it was when its event loop last turned."""
+    now = [0.0]
+    sound = Standing(leading=True, synced=True, deaf="", lease_age_s=1, pipelines=3)
+    last = LastStanding(lambda: sound, lambda: now[0])
+
+    found = []
+    for now[0] in (0.0, 1.9, 2.1, 9.9, 10.1):
+        found.append((last.live(), last.ready()))
+
+    assert [(True, True), (True, True), (True, False), (True, False), (False, False)] == found
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [("GET", "/nothing", 404, "NOT_FOUND"), ("POST", "/health", 405, "METHOD_NOT_ALLOWED")],
+)
+async def test_the_operators_errors_have_the_shape_of_the_roles(method: str, path: str, status: int, code: str) -> None:
+    """With a request id in header and body, and counted."""
+    sound = Standing(leading=True, synced=True, deaf="", lease_age_s=1, pipelines=3)
+    async with serving_operator(sound) as client:
+        async with client.request(method, path, headers={"X-Request-Id": "abc"}) as response:
+            body = (await response.json())["error"]
+            assert (status, "abc") == (response.status, response.headers["X-Request-Id"])
+        async with client.get("/metrics") as answer:
+            metrics = await answer.text()
+
+    assert (code, "abc") == (body["code"], body["request_id"])
+    assert f'http_requests_total{{endpoint="{"other" if status == 404 else "/health"}",status="{status}"}}' in metrics
+
+
+class Broken(Workloads):
+    """Fails in a way that nobody has thought of."""
+
+    async def ask(self, pods: Sequence[Mapping[str, Any]], symbols: Sequence[str]) -> Answers:
+        raise RuntimeError("no one has thought of this")
+
+
+async def test_a_defect_is_told_and_takes_nobody_down(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
+    """A pipeline that the operator fails on says so in its status and is tried again later; the operator goes on."""
+    cache = Cache()
+    reconciler = Reconciler(cluster, cache, Broken(cluster), Publisher(cluster, "one"), Measures(), Defaults(image="x"))
+    leader = Leader(cluster, cache, reconciler, [where], nodes=False, workers=1)
+    cache.put(pipeline_of(apiserver, where))
+
+    await leader._look((where, "btc"))
+
+    (ready,) = [one for one in pipeline_of(apiserver, where)["status"]["conditions"] if one["type"] == "Ready"]
+    assert ("False", "SpecRefused") == (ready["status"], ready["reason"])
+    assert "RuntimeError: no one has thought of this" in ready["message"]
+    due_s = leader._schedule.next_s()
+    assert due_s is not None
+    assert due_s > asyncio.get_running_loop().time() + 0.5
+
+
+async def test_what_another_pipeline_has_left_is_taken_over(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
+    """The passwords of a pipeline that was deleted and made again at once stay, and belong to the new one."""
+    old = {"apiVersion": "sheetanchor.dev/v1alpha1", "kind": "PredictionPipeline", "name": "btc", "uid": "gone"}
+    labels = {"sheetanchor.dev/pipeline": "btc", "app.kubernetes.io/managed-by": "sheetanchor-operator"}
+    metadata = {"name": "btc-redis", "namespace": where, "labels": labels, "ownerReferences": [old]}
+    users = {user: "b2xkLXBhc3N3b3Jk" for user in REDIS_USERS}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": users}
+    path = f"/api/v1/namespaces/{where}/secrets"
+    made = apiserver.ask(path, method="POST", body=secret)
+    cache = Cache()
+    leader = leader_of(cluster, cache, where)
+    cache.put(made)
+    cache.put(pipeline_of(apiserver, where))
+
+    await leader._look((where, "btc"))
+
+    now = apiserver.ask(f"{path}/btc-redis")
+    assert [pipeline_of(apiserver, where)["metadata"]["uid"]] == [
+        one["uid"] for one in now["metadata"]["ownerReferences"]
+    ]
+    assert (made["metadata"]["uid"], users) == (now["metadata"]["uid"], now["data"])
+
+
+async def test_a_strangers_secret_is_not_used_in_silence(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
+    """An object of the name of ours that nobody of us has made is told, and not asked for again at each look."""
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "btc-redis", "namespace": where}}
+    apiserver.ask(f"/api/v1/namespaces/{where}/secrets", method="POST", body=body)
+    cache = Cache()
+    leader = leader_of(cluster, cache, where)
+    cache.put(pipeline_of(apiserver, where))
+
+    await leader._look((where, "btc"))
+
+    told = " ".join(one["message"] for one in pipeline_of(apiserver, where)["status"]["conditions"])
+    assert "Secret btc-redis: there is one of this name that is not the operator's" in told
+
+
+async def test_a_deaf_watch_of_requests_is_noticed(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
+    """A ReAnchor that no watch has shown counts as missed; one that has come and gone does not."""
+    leader = leader_of(cluster, Cache(), where)
+    path = f"/apis/sheetanchor.dev/v1alpha1/namespaces/{where}/reanchors"
+    spec = {"pipeline": "btc", "symbol": "BTCUSDT"}
+    body = {"apiVersion": "sheetanchor.dev/v1alpha1", "kind": "ReAnchor", "metadata": {"name": "one"}, "spec": spec}
+    apiserver.ask(path, method="POST", body=body)
+
+    await leader._audit_place(Place(REANCHOR, where), 0.0)
+    assert [Place(REANCHOR, where)] == list(leader.behind_s)
+
+    audit = asyncio.create_task(leader._audit_place(Place(REANCHOR, where), 1.0))
+    await asyncio.sleep(0.5)
+    apiserver.ask(f"{path}/one", method="DELETE")
+    await audit
+    assert {} == leader.behind_s

@@ -1,0 +1,356 @@
+"""The chain of models with real ONNX files: who answers when the one in use cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import REGISTRY
+
+from sheetanchor.infer.model_fallback import Chain, Predictor, Shelf
+from sheetanchor.infer.prediction import State
+from sheetanchor.ml.onnx_model import RUN_TIMEOUT_S
+from sheetanchor.ml.registry import ModelRegistry
+from sheetanchor.runtime import metrics
+from support.onnx_models import endless_model, model, promote, put
+
+TREND = 0.0002
+RECOVER_S = 0.6
+TRAP = 0.5
+"""The sum of the features of `STATE`."""
+
+
+def state(ret_1s: str = "0.25", ret_5s: str = "0.25", incomplete: str = "") -> State:
+    feat = {} if incomplete else {"ret_1s": ret_1s, "ret_5s": ret_5s}
+    ob = {"best_bid": "99", "best_ask": "101"}
+    now_us = 1_700_000_000_000_000
+    return State(now_us, 1, True, "", incomplete, now_us, {"ob": ob, "tr_1s": {}, "tr_5s": {}, "feat": feat})
+
+
+STATE = state()
+
+
+@pytest.fixture
+async def predictor(tmp_path: Path) -> AsyncIterator[Chain]:
+    """A symbol's chain over an empty registry, not started."""
+    registry = ModelRegistry(tmp_path)
+    made = Chain(registry, "BTCUSDT", Shelf(registry))
+    yield made
+    await made.close()
+
+
+async def test_the_model_in_use_answers(predictor: Chain, tmp_path: Path) -> None:
+    """Mode, name, return and confidence are the model's, and nothing is doubted."""
+    promote(tmp_path, model(0.0005), residual_std=0.0005)
+    await predictor.start()
+
+    answer = await predictor.answer(STATE, TREND, RECOVER_S)
+
+    assert ("model", ()) == (answer.mode, answer.doubts)
+    assert (pytest.approx(0.0005), pytest.approx(0.6827, abs=1e-4)) == (answer.predicted_return, answer.confidence)
+    assert [answer.model] == predictor.loaded
+
+
+async def test_another_symbols_model_answers_but_is_doubted(predictor: Chain, tmp_path: Path) -> None:
+    """A model that was trained on other symbols degrades its predictions and says on which."""
+    promote(tmp_path, model(), symbols=["ETHUSDT"])
+    await predictor.start()
+
+    answer = await predictor.answer(STATE, TREND, RECOVER_S)
+
+    assert ("model", ["symbols: the model was trained on ETHUSDT"]) == (answer.mode, [str(d) for d in answer.doubts])
+
+
+async def test_without_any_model_the_trend_answers(predictor: Chain) -> None:
+    """An empty registry is no reason to say nothing; without a trend either, nothing is said with confidence 0."""
+    await predictor.start()
+
+    line = await predictor.answer(STATE, TREND, RECOVER_S)
+    nothing = await predictor.answer(STATE, None, RECOVER_S)
+
+    assert ("linear_trend", TREND, 0.1) == (line.mode, line.predicted_return, line.confidence)
+    assert ("none", 0.0, 0.0) == (nothing.mode, nothing.predicted_return, nothing.confidence)
+    assert "there is no model in use" in str(line.doubts[0])
+    assert ([], "linear_trend") == (predictor.loaded, predictor.mode)
+
+
+async def test_the_first_sound_earlier_model_is_taken(predictor: Chain, tmp_path: Path) -> None:
+    """Current: unreadable; before it: fails its test; before that: sound. The third answers and is named."""
+    promote(tmp_path, model(3e-5))
+    promote(tmp_path, model(2e-5, infinite_at=0.0))
+    bad = promote(tmp_path, model(1e-5)).current
+    assert bad is not None
+    (tmp_path / bad[0] / bad[1] / "model.onnx").write_bytes(b"")
+
+    await predictor.start()
+    answer = await predictor.answer(STATE, TREND, RECOVER_S)
+
+    assert ("fallback", pytest.approx(3e-5)) == (answer.mode, answer.predicted_return)
+    assert answer.own_degraded
+    assert "sha256" in str(answer.doubts[0])
+
+
+async def test_an_impossible_answer_moves_the_slot_to_the_model_before(predictor: Chain, tmp_path: Path) -> None:
+    """Infinity on real data: loaded again once, then passed over, all within the slot that met it."""
+    promote(tmp_path, model(3e-5))
+    promote(tmp_path, model(infinite_at=TRAP))
+    await predictor.start()
+    assert "model" == predictor.mode
+
+    began = time.monotonic()
+    answer = await predictor.answer(STATE, TREND, RECOVER_S)
+
+    assert time.monotonic() - began < 1
+    assert ("fallback", pytest.approx(3e-5)) == (answer.mode, answer.predicted_return)
+    assert "expected a return of at most" in predictor.trouble
+
+
+async def test_an_impossible_answer_with_nothing_before_it_leaves_the_trend(predictor: Chain, tmp_path: Path) -> None:
+    """The only model fails twice: the line answers, in the same slot."""
+    promote(tmp_path, model(infinite_at=TRAP))
+    await predictor.start()
+
+    answer = await predictor.answer(STATE, TREND, RECOVER_S)
+    again = await predictor.answer(STATE, TREND, RECOVER_S)
+
+    assert ["linear_trend"] * 2 == [answer.mode, again.mode]
+    assert [] == predictor.loaded
+
+
+async def test_a_model_that_hangs_costs_its_time_and_no_more(predictor: Chain, tmp_path: Path) -> None:
+    """A run that never ends is given up after its budget, told to end, and the model before it answers."""
+    promote(tmp_path, model(3e-5))
+    promote(tmp_path, endless_model(at=TRAP))
+    await predictor.start()
+    assert "model" == (await predictor.answer(state("0.1", "0.2"), TREND, RECOVER_S)).mode
+
+    time_s = RECOVER_S + 2 * RUN_TIMEOUT_S  # it is loaded again once, and hangs again
+    began = time.monotonic()
+    answer = await predictor.answer(STATE, TREND, time_s)
+
+    assert RUN_TIMEOUT_S <= time.monotonic() - began < time_s
+    assert ("fallback", pytest.approx(3e-5)) == (answer.mode, answer.predicted_return)
+
+
+async def test_hanging_models_do_not_stop_the_event_loop(predictor: Chain, tmp_path: Path) -> None:
+    """While a run hangs the loop turns, and other symbols get their answers."""
+    promote(tmp_path, model(3e-5))
+    promote(tmp_path, endless_model(at=TRAP))
+    await predictor.start()
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.005)
+            turns += 1
+
+    turning = asyncio.create_task(turn())
+    answers = await asyncio.gather(*(predictor.answer(STATE, TREND, RECOVER_S) for _ in range(3)))
+    turning.cancel()
+
+    assert turns >= 5
+    assert {answer.mode for answer in answers} <= {"fallback", "linear_trend"}
+
+
+async def test_a_missing_feature_is_told_and_the_model_stays(predictor: Chain, tmp_path: Path) -> None:
+    """The state's fault is not the model's: the trend answers for this slot, the model for the next."""
+    promote(tmp_path, model(3e-5))
+    await predictor.start()
+
+    without = await predictor.answer(state(ret_1s="nan"), TREND, RECOVER_S)
+    incomplete = await predictor.answer(state(incomplete="feat missing"), TREND, RECOVER_S)
+    after = await predictor.answer(STATE, TREND, RECOVER_S)
+
+    assert "features: feature feat.ret_1s: expected a finite number, found 'nan'" == str(without.doubts[0])
+    assert ["linear_trend", "linear_trend", "model"] == [without.mode, incomplete.mode, after.mode]
+    assert not incomplete.own_degraded  # no other replica could make more of such a state
+
+
+async def test_a_promotion_is_taken_up(predictor: Chain, tmp_path: Path) -> None:
+    """The next look at the registry loads what is current now; a look without change loads nothing."""
+    promote(tmp_path, model(1e-5))
+    await predictor.start()
+    before = predictor.loaded
+
+    await predictor.refresh()
+    assert before == predictor.loaded
+    promote(tmp_path, model(2e-5))
+    await predictor.refresh()
+
+    assert before != predictor.loaded
+    assert 2e-5 == pytest.approx((await predictor.answer(STATE, TREND, RECOVER_S)).predicted_return)
+
+
+async def test_a_promotion_that_cannot_be_used_changes_nothing_but_is_told(predictor: Chain, tmp_path: Path) -> None:
+    """The last known good model goes on, undoubted; the trouble is there for health to show until it is mended."""
+    promote(tmp_path, model(1e-5))
+    await predictor.start()
+    before = predictor.loaded
+    promote(tmp_path, model(2e-5, infinite_at=0.0))
+
+    await predictor.refresh()
+    during = await predictor.answer(STATE, TREND, RECOVER_S)
+    trouble = predictor.trouble
+    promote(tmp_path, model(3e-5))
+    await predictor.refresh()
+
+    assert (before, "model", ()) == ([during.model], during.mode, during.doubts)
+    assert "expected a finite output" in trouble
+    assert ("", pytest.approx(3e-5)) == (
+        predictor.trouble,
+        (await predictor.answer(STATE, TREND, RECOVER_S)).predicted_return,
+    )
+
+
+async def test_a_model_that_appears_ends_the_trend(predictor: Chain, tmp_path: Path) -> None:
+    """A registry that was empty at the start is looked at again."""
+    await predictor.start()
+    assert "linear_trend" == predictor.mode
+
+    promote(tmp_path, model(1e-5))
+    await predictor.refresh()
+
+    assert ("model", "") == (predictor.mode, predictor.trouble)
+
+
+async def test_dry_runs_hurt_nobody(predictor: Chain, tmp_path: Path) -> None:
+    """Without a model, before the first read, and on a state without features: no error, the same answer after."""
+    await predictor.warm(3, None)
+    promote(tmp_path, model(1e-5))
+    await predictor.start()
+
+    await predictor.warm(3, None)
+    await predictor.warm(3, state(incomplete="feat missing"))
+
+    assert "model" == (await predictor.answer(STATE, TREND, RECOVER_S)).mode
+
+
+async def test_a_registry_of_unpromoted_models_is_no_model_in_use(predictor: Chain, tmp_path: Path) -> None:
+    """A stored model that nobody promoted does not serve."""
+    put(tmp_path, model(1e-5))
+
+    await predictor.start()
+
+    assert "linear_trend" == predictor.mode
+
+
+async def test_a_reader_gets_model_and_mode_that_belong_together(predictor: Chain, tmp_path: Path) -> None:
+    """A load that ends while the old model runs does not put its name on the old one's answer, nor the other way."""
+    promote(tmp_path, model(1e-5))
+    await predictor.start()
+    [old] = predictor.loaded
+    promote(tmp_path, model(2e-5))
+    bad = ModelRegistry(tmp_path).in_use()
+    (tmp_path / bad[0] / bad[1] / "model.onnx").write_bytes(b"")
+    predictor._serving = None  # as after a failure: the walk that follows finds the earlier model only
+    await predictor.refresh()
+    assert ("fallback", [old]) == (predictor.mode, predictor.loaded)
+    promote(tmp_path, model(3e-5))
+
+    asked = [asyncio.create_task(predictor.answer(STATE, TREND, RECOVER_S)) for _ in range(20)]
+    await predictor.refresh()
+    answers = [await task for task in asked] + [await predictor.answer(STATE, TREND, RECOVER_S)]
+
+    modes = {(answer.mode, answer.model == old, bool(answer.doubts)) for answer in answers}
+    assert modes <= {("fallback", True, True), ("model", False, False)}
+    assert "model" == answers[-1].mode
+
+
+@pytest.fixture
+async def two(tmp_path: Path) -> AsyncIterator[Predictor]:
+    """The chains of two symbols over an empty registry, not started."""
+    made = Predictor(ModelRegistry(tmp_path), ["BTCUSDT", "ETHUSDT"])
+    yield made
+    await made.close()
+
+
+POISON = {
+    "infinity": lambda: model(infinite_at=TRAP),
+    "no answer": lambda: endless_model(at=TRAP),
+}
+
+
+@pytest.mark.parametrize("kind", POISON)
+async def test_what_a_model_does_to_one_symbol_is_nothing_to_another(two: Predictor, tmp_path: Path, kind: str) -> None:
+    """One symbol's state makes the model fail for good, the other's does not: its answers go on, in time, undoubted."""
+    promote(tmp_path, model(3e-5), symbols=["BTCUSDT", "ETHUSDT"])
+    promote(tmp_path, POISON[kind](), symbols=["BTCUSDT", "ETHUSDT"])
+    await two.start()
+    hit, other = two.chains.values()
+    [current] = other.loaded
+    answers, slowest_s = [], 0.0
+
+    falling = asyncio.create_task(hit.answer(STATE, TREND, RECOVER_S + 2 * RUN_TIMEOUT_S))
+    while not falling.done() or len(answers) < 5:
+        began = time.monotonic()
+        answers.append(await other.answer(state("0.1", "0.2"), TREND, RECOVER_S))
+        slowest_s = max(slowest_s, time.monotonic() - began)
+        await asyncio.sleep(0.01)
+
+    assert "fallback" == (await falling).mode
+    assert {("model", current, ())} == {(answer.mode, answer.model, answer.doubts) for answer in answers}
+    assert slowest_s < RUN_TIMEOUT_S
+    assert ("", "model") == (other.trouble, other.mode)
+
+
+async def test_symbols_share_a_loaded_model_until_it_fails(two: Predictor, tmp_path: Path) -> None:
+    """It is in memory once; one symbol's reload gives that one another, and an edited manifest counts."""
+    promote(tmp_path, model(1e-5), symbols=["BTCUSDT"])
+    await two.start()
+    first, second = (chain._serving.model for chain in two.chains.values() if chain._serving)
+    assert first is second
+
+    path = first._path.parent / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "residual_std": 0.25}))
+    again = two.chains["ETHUSDT"]
+    again.trouble, again._tried_at = "somebody has edited a manifest", 0.0
+    await again.refresh()
+
+    assert again._serving is not None
+    assert (0.25, "") == (again._serving.model.manifest.residual_std, again.trouble)
+    assert first is two.chains["BTCUSDT"]._serving.model  # type: ignore[union-attr]  # looked at above
+
+
+async def test_failures_are_counted_by_symbol(two: Predictor, tmp_path: Path) -> None:
+    """The metrics tell whose model failed at which step, which model serves as what, and how long the stages take."""
+    before = {
+        step: _sample("sheetanchor_model_failures_total", symbol="BTCUSDT", step=step)
+        for step in ("inference", "reload")
+    }
+    alerts = _sample("sheetanchor_alerts_total", code="MODEL_FAILURE")
+    others = _failures("ETHUSDT", "inference")
+    runs = _sample("sheetanchor_inference_stage_seconds_count", stage="model")
+    promote(tmp_path, model(3e-5))
+    promote(tmp_path, model(infinite_at=TRAP))
+    await two.start()
+    hit, other = two.chains.values()
+
+    await hit.answer(STATE, TREND, RECOVER_S)
+    await other.answer(state("0.1", "0.2"), TREND, RECOVER_S)
+
+    after = {step: _failures("BTCUSDT", step) for step in before}
+    assert {"inference": 2, "reload": 1} == {step: after[step] - before[step] for step in before}
+    assert 3 == _sample("sheetanchor_alerts_total", code="MODEL_FAILURE") - alerts
+    assert 2 == _sample("sheetanchor_inference_stage_seconds_count", stage="model") - runs
+    assert 0 == _failures("ETHUSDT", "inference") - others
+    shown = {(chain.symbol, chain.loaded[0], chain.mode) for chain in two.chains.values()}
+    assert shown == {
+        (one.labels["symbol"], one.labels["model"], one.labels["mode"])
+        for family in metrics.MODEL_INFO.collect()
+        for one in family.samples
+        if one.labels["symbol"] in two.chains
+    }
+    assert {"fallback", "model"} == {mode for _, _, mode in shown}
+
+
+def _failures(symbol: str, step: str) -> float:
+    return _sample("sheetanchor_model_failures_total", symbol=symbol, step=step)
+
+
+def _sample(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0

@@ -1,0 +1,34 @@
+"""What the processor's rules make of a replay after a rebuild."""
+
+from __future__ import annotations
+
+from sheetanchor._decoder import Market
+from sheetanchor.policy.gap_rules import Thresholds
+from sheetanchor.process.gap_detector import Lookout, Scene
+
+SECOND = 1_000_000
+NOW = 1_700_000_000 * SECOND
+LEVEL = [(100, 1)]
+
+
+def rules_found(*, caught_up: bool) -> set[str]:
+    """Show a rebuilt market ten seconds of frames whose ids it knows, and name the rules that speak."""
+    market = Market("BTCUSDT")
+    market.load_snapshot(1000, -2, -2, LEVEL, [(101, 1)], NOW)
+    lookout = Lookout(Thresholds(), NOW)
+    lookout.reload(market, NOW)
+    found: set[str] = set()
+    for second in range(10):
+        scene = Scene(NOW, NOW - (10 - second) * SECOND, live_lines=1, caught_up=caught_up)
+        found |= {finding.rule for finding in lookout.look(market, scene)}
+    return found
+
+
+def test_replay_is_no_reset_of_ids() -> None:
+    """Seconds of known frames that a replay brings in a moment do not mean that the exchange began anew."""
+    assert set() == rules_found(caught_up=False)
+
+
+def test_known_ids_without_a_replay_are_a_reset() -> None:
+    """The same frames, arriving live, do."""
+    assert {"sequence_reset"} == rules_found(caught_up=True)

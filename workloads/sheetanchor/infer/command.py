@@ -1,0 +1,194 @@
+"""`sheetanchor infer`: one prediction per two-second slot and symbol, from the hot keys in Redis.
+
+Any number of replicas run at the same time; the first to commit a slot wins. This process reads nothing but Redis and
+its model registry, and writes nothing but predictions. While Redis cannot be reached it goes on answering over HTTP
+from what it last read, and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any, Final
+
+from fastapi import FastAPI, HTTPException, Query
+
+from sheetanchor.contract import SLOT_MS, STALE_AFTER_US
+from sheetanchor.errors import RedisUnavailable
+from sheetanchor.infer.accuracy import Outcome
+from sheetanchor.infer.model_fallback import Chain, Predictor
+from sheetanchor.infer.prediction import Prediction
+from sheetanchor.infer.slot_loop import CALL_TIMEOUT_S, HISTORY_MAX, Forecast
+from sheetanchor.ml.registry import ModelRegistry, default_root
+from sheetanchor.runtime.settings import InferSettings
+from sheetanchor.store.redis_client import check_connection, redis_client
+from sheetanchor.web.server import Check, CheckResult, Health, create_app, serve
+
+log = logging.getLogger(__name__)
+
+REFRESH_AT_MS: Final = 1_200
+"""The registry is looked at this long after a slot, when nothing else is due."""
+
+REPLICA_LENGTH_MAX: Final = 100
+
+
+def replica_name(given: str) -> str:
+    """Name this replica: as given, else by host and process id."""
+    return (given or f"{socket.gethostname()}-{os.getpid()}")[:REPLICA_LENGTH_MAX]
+
+
+def record_json(record: Prediction, outcome: Outcome | None) -> dict[str, Any]:
+    """Render a record with its outcome, null while that is unknown."""
+    known = {
+        "actual_price": outcome and outcome.price,
+        "actual_return": outcome and outcome.actual_return,
+        "actual_direction": outcome and outcome.direction,
+        "correct": outcome and outcome.hit,
+    }
+    return {**record.to_json(), **known}
+
+
+def add_routes(app: FastAPI, forecasts: Sequence[Forecast]) -> None:
+    """Add the routes that predictions are read from."""
+    by_symbol = {forecast.symbol: forecast for forecast in forecasts}
+
+    async def symbols() -> dict[str, Any]:
+        return {"symbols": sorted(by_symbol)}
+
+    async def latest(symbol: str, limit: Annotated[int, Query(ge=1, le=HISTORY_MAX)] = 1) -> dict[str, Any]:
+        if symbol not in by_symbol:
+            raise HTTPException(404, f"symbol = {symbol[:40]!r}: expected one of {', '.join(sorted(by_symbol))}")
+        records = [record_json(*item) for item in by_symbol[symbol].latest(limit)]
+        if not records:
+            raise HTTPException(503, f"{symbol}: the first slot has not been served yet; try again in two seconds")
+        return {
+            "symbol": symbol,
+            **records[0],
+            "directional_accuracy": by_symbol[symbol].accuracy(),
+            "decided": by_symbol[symbol].decided(),
+            "predictions": records,
+        }
+
+    app.add_api_route("/predictions", symbols)
+    app.add_api_route("/predictions/{symbol}", latest)
+
+
+def checks_of(forecasts: Sequence[Forecast], predictor: Predictor) -> list[Check]:
+    """What the health answers look at: cached state only."""
+
+    async def redis() -> CheckResult:
+        connected = all(forecast.connected for forecast in forecasts)
+        return CheckResult("healthy" if connected else "unhealthy", {"connected": connected})
+
+    async def models() -> CheckResult:
+        chains = predictor.chains.values()
+        sound = all(chain.mode == "model" and not chain.trouble for chain in chains)
+        details: dict[str, Any] = {
+            "loaded_models": predictor.loaded,
+            "symbols": {chain.symbol: {"mode": chain.mode, "model": "".join(chain.loaded)} for chain in chains},
+        }
+        if any(chain.trouble for chain in chains):
+            details["message"] = "the model in use by the registry cannot be used; see the log"
+        return CheckResult("healthy" if sound else "degraded", details)
+
+    async def features() -> CheckResult:
+        ages = {forecast.symbol: forecast.age_us for forecast in forecasts}
+        fresh = all(age is not None and age <= STALE_AFTER_US for age in ages.values())
+        return CheckResult(
+            "healthy" if fresh else "degraded",
+            {"last_event_age_ms": {symbol: None if age is None else age // 1_000 for symbol, age in ages.items()}},
+        )
+
+    async def predictions() -> CheckResult:
+        last = {forecast.symbol: records[0][0] if (records := forecast.latest(1)) else None for forecast in forecasts}
+        sound = all(record is not None and record.committed and not record.degraded for record in last.values())
+        told = {
+            symbol: None if record is None else {"slot": record.slot, "mode": record.mode, "degraded": record.degraded}
+            for symbol, record in last.items()
+        }
+        return CheckResult("healthy" if sound else "degraded", {"symbols": told})
+
+    return [
+        # Without it nothing that is said is new; a replica stays reachable all the same, see `Forecast.is_of_use`.
+        Check("redis", redis),
+        Check("models", models, critical=False),
+        Check("features", features, critical=False),
+        Check("predictions", predictions, critical=False),
+    ]
+
+
+async def keep_model(chain: Chain, clock: Forecast, stop: asyncio.Event) -> None:
+    """Look at the registry between a symbol's slots until told to stop."""
+    while not stop.is_set():
+        left_ms = (REFRESH_AT_MS - clock.now_us // 1_000) % SLOT_MS
+        try:
+            async with asyncio.timeout(max(left_ms, 1) / 1_000):
+                await stop.wait()
+        except TimeoutError:
+            await chain.refresh()
+            await asyncio.sleep(0.05)  # into the next round, whatever the clock does
+
+
+async def run(settings: InferSettings) -> int:
+    """Predict until SIGTERM or SIGINT; the slot in hand is finished.
+
+    Returns:
+        0 after a clean end.
+
+    Raises:
+        BadSettings: If a setting cannot be used.
+        RedisRefused: If Redis wants another password.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    redis = redis_client(
+        settings.redis_url,
+        settings.redis_password_file,
+        ca_file=settings.redis_ca_file,
+        socket_timeout_s=CALL_TIMEOUT_S,
+        connect_timeout_s=CALL_TIMEOUT_S,
+    )
+    health = Health(settings.service_name or "sheetanchor-infer", [], settings.health_check_interval_seconds)
+    predictor = Predictor(ModelRegistry(settings.models or default_root()), settings.symbol)
+    name = replica_name(settings.replica)
+    forecasts = [
+        Forecast(redis, symbol, name, chain, warm_runs=settings.warm_runs, beat=partial(health.beat, symbol))
+        for symbol, chain in predictor.chains.items()
+    ]
+    health.checks = checks_of(forecasts, predictor)
+    health.admits = lambda: all(forecast.is_of_use for forecast in forecasts)
+    app = create_app(health)
+    add_routes(app, forecasts)
+    try:
+        await _check_if_reachable(redis)
+        await predictor.start()
+        # What has been made so far stays: a collection in the middle of a slot need not look at it.
+        gc.freeze()
+        async with serve(app, health, settings.http_host, settings.http_port, settings.probe_port):
+            async with asyncio.TaskGroup() as group:
+                for forecast in forecasts:
+                    health.beat(forecast.symbol)
+                    group.create_task(keep_model(predictor.chains[forecast.symbol], forecast, stop))
+                    group.create_task(forecast.run(stop))
+            health.draining = True
+    finally:
+        await predictor.close()
+        await redis.aclose()
+    log.info("Shutdown complete")
+    return 0
+
+
+async def _check_if_reachable(redis: Any) -> None:
+    """Find out now about a wrong password; a server that is not up yet is waited for later."""
+    try:
+        await check_connection(redis)
+    except RedisUnavailable as error:
+        log.warning("Redis does not answer yet: %s", error)

@@ -1,0 +1,339 @@
+"""The chain of models: the one in use, the ones before it, a straight line, nothing.
+
+A model that fails in a slot is replaced within the same slot where there is time: the registry's current model is
+loaded again, else the models before it in their order. Whatever happens, there is an answer. The pointer is looked at
+between the slots; a new model that cannot be used never replaces one that works.
+
+Each symbol has a chain of its own: its model in use, its count of failures and its thread. What a model does on the
+state of one symbol, be it nonsense or nothing at all, changes nothing for another. Only the loaded model itself is
+shared, which no run can change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from sheetanchor.errors import BadModel
+from sheetanchor.infer.prediction import Answer, Doubt, Mode, State, confidence_of, without_model
+from sheetanchor.ml import onnx_model
+from sheetanchor.ml.feature_vector import FeatureMissing, extract
+from sheetanchor.ml.onnx_model import ModelThread, OnnxModel
+from sheetanchor.ml.registry import ModelRegistry, version_of
+from sheetanchor.runtime import metrics
+
+log = logging.getLogger(__name__)
+
+RETRY_CURRENT_S: Final = 30.0
+"""How often a current model that could not be used is tried again while something lesser serves."""
+
+FAILURES_MAX: Final = 2
+"""A model that fails is loaded again once; when it fails again it is passed over until the next retry."""
+
+TRIES_MAX: Final = 6
+"""Models tried in one slot; time usually ends the search earlier."""
+
+Entry = tuple[str, str]
+"""Name and SHA-256 of a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A loaded model and what it serves as; the two change together or not at all."""
+
+    model: OnnxModel
+    mode: Mode
+
+
+class Shelf:
+    """Loads models, each once for all who want it at the same time and hold it then."""
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self._registry = registry
+        self._loaded: WeakValueDictionary[Entry, OnnxModel] = WeakValueDictionary()
+        self._loading: dict[Entry, asyncio.Task[OnnxModel]] = {}
+
+    async def load(self, entry: Entry, thread: ModelThread) -> OnnxModel:
+        """Give a model that has passed its test.
+
+        Args:
+            entry: Which one.
+            thread: Where to load it, if nobody is loading it yet.
+
+        Raises:
+            BadModel: If it cannot be used.
+        """
+        task = self._loading.get(entry)
+        if task is None:
+            task = self._loading[entry] = asyncio.create_task(self._load(entry, thread))
+            task.add_done_callback(lambda _: self._loading.pop(entry, None))
+        # Who gives up waiting does not end it for the others.
+        return await asyncio.shield(task)
+
+    async def _load(self, entry: Entry, thread: ModelThread) -> OnnxModel:
+        record = await asyncio.to_thread(self._registry.record, *entry)
+        known = self._loaded.get(entry)
+        # The hash covers the model, not its manifest.
+        if known is not None and known.manifest == record.manifest:
+            return known
+        model = await onnx_model.load(record, thread)
+        self._loaded[entry] = model
+        return model
+
+    def forget(self, model: OnnxModel) -> None:
+        """Have a model loaded anew when it is next asked for."""
+        entry = (model.manifest.name, model.manifest.sha256)
+        if self._loaded.get(entry) is model:
+            del self._loaded[entry]
+
+
+class Chain:
+    """One symbol's model, and what is done when it fails.
+
+    Args:
+        registry: Where models come from.
+        symbol: Trading pair.
+        shelf: Loads them.
+    """
+
+    def __init__(self, registry: ModelRegistry, symbol: str, shelf: Shelf) -> None:
+        self.symbol = symbol
+        self.trouble = "no model has been loaded yet"
+        self._registry = registry
+        self._shelf = shelf
+        self._thread = ModelThread()
+        self._loading = ModelThread()
+        self._serving: Serving | None = None
+        self._seen = b""
+        self._tried_at = 0.0
+        self._failures: dict[Entry, list[str]] = {}
+        self._search: asyncio.Task[None] | None = None
+        self._shown: tuple[str, str, str] | None = None
+
+    @property
+    def mode(self) -> Mode:
+        """`model`, `fallback`, or `linear_trend` when there is no model."""
+        return "linear_trend" if self._serving is None else self._serving.mode
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the loaded models."""
+        return [] if self._serving is None else [self._serving.model.version]
+
+    @property
+    def baseline_accuracy(self) -> float | None:
+        """Directional accuracy that the loaded model reached in training."""
+        return None if self._serving is None else self._serving.model.manifest.baseline_accuracy
+
+    async def start(self) -> None:
+        """Load the model in use, or walk the chain."""
+        for step in ("inference", "reload", "fallback"):
+            metrics.MODEL_FAILURES.labels(self.symbol, step)  # from zero: the first one is an increase
+        await asyncio.shield(self._searching())
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        if self._search is not None:
+            self._search.cancel()
+            await asyncio.gather(self._search, return_exceptions=True)
+        if self._shown is not None:
+            metrics.MODEL_INFO.remove(*self._shown)
+        self._thread.close()
+        self._loading.close()
+
+    async def refresh(self) -> None:
+        """Look whether the model in use has changed, and load it; to be called between slots."""
+        seen = await asyncio.to_thread(self._registry.fingerprint)
+        if self._search is not None and not self._search.done():
+            return
+        due = self.trouble != "" and time.monotonic() - self._tried_at >= RETRY_CURRENT_S
+        if seen != self._seen or due:
+            self._failures.clear()
+            await asyncio.shield(self._searching())
+
+    async def warm(self, count: int, state: State | None) -> None:
+        """Run the model for nothing, so that the next run finds its code and data in the caches.
+
+        Args:
+            count: How often.
+            state: What was read last; without it the input is zeros.
+        """
+        serving = self._serving
+        for _ in range(count if serving is not None else 0):
+            assert serving is not None
+            model = serving.model
+            try:
+                vector = extract(model.manifest.features, {} if state is None else state.hashes)
+            except FeatureMissing:
+                vector = np.zeros(len(model.manifest.features), dtype=np.float32)
+            try:
+                await onnx_model.run(model, vector, self._thread)
+            except BadModel:
+                return  # the slot itself will find out and act
+
+    async def answer(self, state: State, trend: float | None, recover_s: float) -> Answer:
+        """Predict from a state.
+
+        Args:
+            state: What was read.
+            trend: Return by the linear trend; None if there is none.
+            recover_s: Seconds that may go into finding another model when the present one fails.
+        """
+        deadline = time.monotonic() + recover_s
+        for _ in range(TRIES_MAX):
+            serving = self._serving
+            if serving is None:
+                break
+            answer = await self._try(serving, state)
+            if isinstance(answer, Answer):
+                return answer
+            if answer is not None:
+                # Of an incomplete state no replica can make more: no reason to let another one go first.
+                doubts = [] if state.incomplete else [answer, *self._doubts_about(serving)]
+                return without_model(trend, doubts)
+            if self._serving is None:
+                await self._searched_within(deadline - time.monotonic())
+        return without_model(trend, [Doubt("model", self.trouble)])
+
+    async def _try(self, serving: Serving, state: State) -> Answer | Doubt | None:
+        """Run the model: its answer, what the state lacks for one, or None when it failed."""
+        model = serving.model
+        started = time.perf_counter()
+        try:
+            vector = extract(model.manifest.features, state.hashes)
+        except FeatureMissing as error:
+            return Doubt("features", str(error))
+        features_done = time.perf_counter()
+        try:
+            value = await onnx_model.run(model, vector, self._thread)
+        except BadModel as error:
+            self._give_up(serving, error)
+            return None
+        metrics.STAGE_DURATION.labels("features").observe(features_done - started)
+        metrics.STAGE_DURATION.labels("model").observe(time.perf_counter() - features_done)
+        confidence = confidence_of(value, model.manifest.residual_std)
+        return Answer(serving.mode, value, confidence, model.version, tuple(self._doubts_about(serving)))
+
+    def _doubts_about(self, serving: Serving) -> Sequence[Doubt]:
+        doubts = []
+        symbols = serving.model.manifest.symbols
+        if self.symbol not in symbols:
+            doubts.append(Doubt("symbols", f"the model was trained on {', '.join(symbols)}"))
+        if serving.mode == "fallback":
+            doubts.append(Doubt("model", f"an earlier model serves: {self.trouble}"))
+        return doubts
+
+    def _give_up(self, serving: Serving, error: BadModel) -> None:
+        if self._serving is not serving:
+            return  # another one has taken its place meanwhile
+        self._serving = None
+        manifest = serving.model.manifest
+        self._failures.setdefault((manifest.name, manifest.sha256), []).append(str(error))
+        self._shelf.forget(serving.model)
+        self.trouble = str(error)
+        self._alert("inference", error)
+
+    def _alert(self, step: str, error: BadModel) -> None:
+        metrics.MODEL_FAILURES.labels(self.symbol, step).inc()
+        metrics.ALERTS.labels("MODEL_FAILURE").inc()
+        log.error("%s: MODEL_FAILURE at %s: %s", self.symbol, step, error)
+
+    def _searching(self) -> asyncio.Task[None]:
+        """Have the chain walked: two walks at once would undo each other's results, so a running one will do."""
+        if self._search is None or self._search.done():
+            self._search = asyncio.create_task(self._walk())
+        return self._search
+
+    async def _searched_within(self, timeout_s: float) -> None:
+        """Wait for a search, which goes on in the background if it takes longer than a slot can wait."""
+        search = self._searching()
+        await asyncio.wait([search], timeout=max(0.0, timeout_s))
+        if search.done():
+            search.result()
+
+    async def _walk(self) -> None:
+        """Walk the chain; a model that works stays until a better one has been loaded."""
+        await self._load_current()
+        if self._serving is None:
+            await self._load_fallback()
+
+    async def _load_current(self) -> None:
+        self._tried_at = time.monotonic()
+        self._seen = await asyncio.to_thread(self._registry.fingerprint)
+        try:
+            model = await self._load(await asyncio.to_thread(self._registry.in_use))
+        except BadModel as error:
+            self.trouble = str(error)
+            self._alert("reload", error)
+            return
+        self._use(Serving(model, "model"))
+        self.trouble = ""
+
+    async def _load(self, entry: Entry) -> OnnxModel:
+        """Load a model unless it has failed too often.
+
+        Raises:
+            BadModel: If it cannot be used.
+        """
+        failures = self._failures.get(entry, [])
+        if len(failures) >= FAILURES_MAX:
+            raise BadModel(f"{version_of(*entry)} has failed {len(failures)} times: {failures[-1]}")
+        return await self._shelf.load(entry, self._loading)
+
+    async def _load_fallback(self) -> None:
+        for entry in await asyncio.to_thread(self._registry.earlier):
+            try:
+                model = await self._load(entry)
+            except BadModel as error:
+                self._alert("fallback", error)
+                continue
+            self._use(Serving(model, "fallback"))
+            return
+        log.error("%s: degraded service: no model can be used, predictions follow the linear trend", self.symbol)
+        self._show("linear_trend", "")
+
+    def _use(self, serving: Serving) -> None:
+        version, mode = serving.model.version, serving.mode
+        log.info("%s: model %s in use (%s)", self.symbol, version, mode, extra={"model": version, "mode": mode})
+        self._serving = serving
+        self._show(mode, version)
+
+    def _show(self, mode: str, version: str) -> None:
+        if self._shown is not None:
+            metrics.MODEL_INFO.remove(*self._shown)
+        self._shown = (self.symbol, version, mode)
+        metrics.MODEL_INFO.labels(*self._shown).set(1)
+
+
+class Predictor:
+    """The chains of all symbols of a process.
+
+    Args:
+        registry: Where models come from.
+        symbols: Trading pairs.
+    """
+
+    def __init__(self, registry: ModelRegistry, symbols: Sequence[str]) -> None:
+        shelf = Shelf(registry)
+        self.chains: Mapping[str, Chain] = {symbol: Chain(registry, symbol, shelf) for symbol in symbols}
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the loaded models."""
+        return sorted({version for chain in self.chains.values() for version in chain.loaded})
+
+    async def start(self) -> None:
+        """Load every symbol's model, or walk its chain."""
+        metrics.ALERTS.labels("MODEL_FAILURE")  # from zero: the first one is an increase
+        await asyncio.gather(*(chain.start() for chain in self.chains.values()))
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        await asyncio.gather(*(chain.close() for chain in self.chains.values()))

@@ -1,0 +1,340 @@
+"""The prediction record: what is doubted, what is said, and how it is written down. Pure.
+
+A record never holds NaN or infinity. Where nothing is known, the field is empty in Redis and null over HTTP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from sheetanchor.contract import STALE_AFTER_US, is_usable, slot_start_us
+from sheetanchor.errors import shortened
+from sheetanchor.infer.accuracy import Direction, direction_of
+from sheetanchor.ml.feature_vector import Fields, mid_of
+from sheetanchor.policy.soundness import REASON_KINDS
+
+Mode = Literal["model", "fallback", "linear_trend", "none"]
+
+TREND_CONFIDENCE: Final = 0.1
+
+NO_DATA_AFTER_US: Final = 120_000_000
+"""The life of the features in Redis: what is older says nothing about the next ten seconds."""
+
+REASON_LENGTH_MAX: Final = 500
+
+AHEAD_MAX_US: Final = 1_000_000
+"""Of a stamp before Redis' clock: more than clocks' estimates differ by, so one of the two clocks was set."""
+
+SILENT_WRITER_US: Final = 2_000_000
+"""A writer speaks every 100 ms, and another takes over after a second."""
+
+ANSWER_DOUBTS: Final = frozenset({"symbols", "model", "features"})
+"""Doubts about the answer alone; every other one is about the state, and so about the price."""
+
+_OWN_DOUBTS: Final = frozenset({"redis", "model"})
+"""What only this replica may suffer from: its connection and its model. Everything else lies in what all of them read,
+or in the model that all of them have: to wait for a better replica would only make the prediction late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """One reason why a prediction is degraded.
+
+    Attributes:
+        kind: suspect, incomplete, stale, writer, clock, unproven, redis or one of `soundness.REASON_KINDS` (the
+            state); symbols, model or features (the answer).
+        text: One line for people.
+    """
+
+    kind: str
+    text: str
+
+    @property
+    def own(self) -> bool:
+        """Whether another replica may be without it."""
+        return self.kind in _OWN_DOUBTS
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What was read for a slot.
+
+    Attributes:
+        now_us: Redis' clock at the read, or now if the read failed and this is an earlier one's content.
+        stamp_us: Redis-clock time of the last market event; 0 if none is known.
+        failure: Why Redis could not be read, "" if it could.
+        beat_us: Redis' clock at the last sign of life of whoever writes; 0 if there was none.
+        sound_until_us: Until when the writer vouches for the state, on Redis' clock; None if it says nothing of it.
+        unsound: Why it is not sound by its writer, reasons joined by `; `.
+    """
+
+    now_us: int
+    epoch: int
+    anchored: bool
+    suspect_reason: str
+    incomplete: str
+    stamp_us: int
+    hashes: Mapping[str, Fields]
+    failure: str = ""
+    beat_us: int = 0
+    sound_until_us: int | None = None
+    unsound: str = ""
+
+    @property
+    def price(self) -> float | None:
+        """Middle of the best bid and ask."""
+        return mid_of(self.hashes.get("ob", {}))
+
+    @property
+    def age_us(self) -> int | None:
+        """Time since the last market event; None if there was none."""
+        return max(0, self.now_us - self.stamp_us) if self.stamp_us else None
+
+
+def nothing_read(now_us: int, failure: str) -> State:
+    """Give the state of a replica that has never read anything."""
+    return State(now_us, 0, False, "", "nothing was ever read", 0, {}, failure)
+
+
+def aged(state: State, now_us: int, failure: str) -> State:
+    """Give what was read earlier as it counts now."""
+    return replace(state, now_us=max(now_us, state.now_us), failure=failure)
+
+
+def doubts_of(state: State) -> list[Doubt]:
+    """Name all that is wrong with a state; a rebuild that is in progress is not."""
+    found = []
+    if state.failure:
+        found.append(Doubt("redis", state.failure))
+    if state.incomplete:
+        found.append(Doubt("incomplete", state.incomplete))
+    elif not state.anchored:
+        found.append(Doubt("suspect", state.suspect_reason or "not anchored"))
+    found += _doubts_of_age(state)
+    if not state.failure:
+        found += _doubts_of_writer(state)
+    if not found and state.sound_until_us is None:
+        found.append(Doubt("unproven", "its writer does not say until when it is sound: it is of an older version"))
+    elif not found and state.sound_until_us is not None and state.now_us > state.sound_until_us:
+        passed_s = (state.now_us - state.sound_until_us) / 1e6
+        found.append(Doubt("unproven", f"its writer vouched for it until {passed_s:.1f} s ago"))
+    return found
+
+
+def _doubts_of_age(state: State) -> list[Doubt]:
+    age_us = state.age_us
+    if age_us is None:
+        return [Doubt("stale", "no market event known")]
+    if age_us > STALE_AFTER_US:
+        return [Doubt("stale", f"last market event {age_us / 1e6:.1f} s ago")]
+    ahead_us = max(state.stamp_us, state.beat_us) - state.now_us
+    if ahead_us > AHEAD_MAX_US:
+        return [Doubt("clock", f"the state is {ahead_us / 1e6:.1f} s ahead of Redis' clock: its age is not known")]
+    return []
+
+
+def _doubts_of_writer(state: State) -> list[Doubt]:
+    """Name what the writer itself says, and whether it still says anything."""
+    found = []
+    for reason in filter(None, state.unsound.split("; ")):
+        kind, _, text = reason.partition(": ")
+        found.append(Doubt(kind, text) if kind in REASON_KINDS else Doubt("unproven", reason))
+    silent_us = state.now_us - state.beat_us
+    if silent_us > SILENT_WRITER_US:
+        told = f"for {silent_us / 1e6:.1f} s" if state.beat_us else "yet"
+        found.append(Doubt("writer", f"no processor has spoken {told}"))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is predicted from a state.
+
+    Attributes:
+        predicted_return: Relative change of the price over the horizon, finite.
+        confidence: 0 to 1.
+        model: `name@hash`, "" without a model.
+        doubts: Why this answer is less than it should be.
+    """
+
+    mode: Mode
+    predicted_return: float
+    confidence: float
+    model: str = ""
+    doubts: tuple[Doubt, ...] = ()
+
+    @property
+    def own_degraded(self) -> bool:
+        """Whether another replica may do better."""
+        return any(doubt.own for doubt in self.doubts)
+
+
+def confidence_of(predicted_return: float, residual_std: float) -> float:
+    """Say how sure a model may be of its direction.
+
+    With errors spread normally around the prediction as they were in training, the direction is right with probability
+    P = Φ(|predicted return| / residual std). The confidence is 2P - 1: 0 is a coin toss, 1 is certainty.
+
+    Args:
+        predicted_return: The model's output.
+        residual_std: Standard deviation of its errors on data it was not fitted to; 0 if unknown.
+    """
+    if residual_std <= 0:
+        return 0.0
+    return math.erf(abs(predicted_return) / (residual_std * math.sqrt(2)))
+
+
+def without_model(trend: float | None, doubts: Sequence[Doubt]) -> Answer:
+    """Answer without a model: the trend of the last prices, or nothing.
+
+    Args:
+        trend: Return by the trend; None if there is no trend.
+        doubts: Why there is no model's answer.
+    """
+    if trend is None or not is_usable(trend):
+        return Answer("none", 0.0, 0.0, doubts=tuple(doubts))
+    return Answer("linear_trend", trend, TREND_CONFIDENCE, doubts=tuple(doubts))
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One slot's prediction.
+
+    Attributes:
+        ts: The slot's time in µs since the epoch, on Redis' clock.
+        feature_ts: Time of the last market event behind it in µs, on the same clock; None if none is known.
+        price_now: Middle of the best bid and ask; None if the book could not be read.
+        latency_ms: From the slot's time to its commit; None while it is not committed.
+        committed: Whether Redis holds it.
+    """
+
+    slot: int
+    ts: int
+    feature_ts: int | None
+    price_now: float | None
+    direction: Direction
+    predicted_return: float
+    predicted_price: float | None
+    confidence: float
+    mode: str
+    model: str
+    epoch: int
+    degraded: bool
+    reason: str
+    replica: str
+    latency_ms: float | None = None
+    committed: bool = False
+
+    def fields(self) -> dict[str, str]:
+        """Render for Redis; `slot` and `latency_ms` are written there."""
+        return {
+            "ts": str(self.ts),
+            "feature_ts": "" if self.feature_ts is None else str(self.feature_ts),
+            "price_now": _text(self.price_now),
+            "direction": self.direction,
+            "predicted_return": _text(self.predicted_return),
+            "predicted_price": _text(self.predicted_price),
+            "confidence": _text(self.confidence),
+            "mode": self.mode,
+            "model": self.model,
+            "epoch": str(self.epoch),
+            "degraded": str(int(self.degraded)),
+            "reason": self.reason,
+            "replica": self.replica,
+        }
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, str]) -> Prediction:
+        """Read back a committed record.
+
+        Raises:
+            KeyError: If a field is missing.
+            ValueError: If a number is not one.
+        """
+        direction = fields["direction"]
+        return cls(
+            slot=int(fields["slot"]),
+            ts=int(fields["ts"]),
+            feature_ts=int(fields["feature_ts"]) if fields["feature_ts"] else None,
+            price_now=_number(fields["price_now"]),
+            direction="up" if direction == "up" else "down" if direction == "down" else "flat",
+            predicted_return=float(fields["predicted_return"]),
+            predicted_price=_number(fields["predicted_price"]),
+            confidence=float(fields["confidence"]),
+            mode=fields["mode"],
+            model=fields["model"],
+            epoch=int(fields["epoch"]),
+            degraded=fields["degraded"] == "1",
+            reason=fields["reason"],
+            replica=fields.get("replica", ""),
+            latency_ms=_number(fields.get("latency_ms", "")),
+            committed=True,
+        )
+
+    @property
+    def sound_price(self) -> float | None:
+        """The price, if nothing about the state was in doubt; what made the answer worse does not touch it."""
+        kinds = {part.partition(":")[0] for part in self.reason.split("; ")}
+        return None if self.degraded and kinds - ANSWER_DOUBTS else self.price_now
+
+    def to_json(self) -> dict[str, Any]:
+        """Render for HTTP, with numbers as numbers."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def reason_of(doubts: Sequence[Doubt]) -> str:
+    """Write doubts down as `kind: text; kind: text`, within `REASON_LENGTH_MAX`.
+
+    However long a text is, it is cut in its middle and never pushes out another doubt: readers go by the kinds.
+    """
+    texts = [str(doubt).replace(";", ",") for doubt in doubts]
+    left = REASON_LENGTH_MAX - 2 * max(0, len(texts) - 1)
+    cut: dict[int, str] = {}
+    # The shortest first: what they do not use is for the longer ones.
+    for done, at in enumerate(sorted(range(len(texts)), key=lambda at: len(texts[at]))):
+        cut[at] = shortened(texts[at], max(1, left // (len(texts) - done)))
+        left -= len(cut[at])
+    return "; ".join(cut[at] for at in range(len(texts)))
+
+
+def build(slot: int, state: State, answer: Answer, replica: str) -> Prediction:
+    """Put a slot's prediction together.
+
+    Args:
+        slot: The slot.
+        state: What was read for it.
+        answer: What is predicted from it.
+        replica: Name of this replica.
+    """
+    doubts = [*doubts_of(state), *answer.doubts]
+    price = state.price
+    return Prediction(
+        slot=slot,
+        ts=slot_start_us(slot),
+        feature_ts=state.stamp_us or None,
+        price_now=price,
+        direction=direction_of(answer.predicted_return),
+        predicted_return=answer.predicted_return,
+        predicted_price=None if price is None else price * (1 + answer.predicted_return),
+        confidence=answer.confidence,
+        mode=answer.mode,
+        model=answer.model,
+        epoch=state.epoch,
+        degraded=bool(doubts),
+        reason=reason_of(doubts),
+        replica=replica,
+    )
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None

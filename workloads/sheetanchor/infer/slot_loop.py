@@ -1,0 +1,432 @@
+"""One symbol's beat: every two seconds a consistent read, an answer, one commit.
+
+The loop goes on whatever happens: every call is bounded, a slot that cannot be read is answered from what was read
+last, one that cannot be committed is still answered over HTTP. Nothing is queued from one slot to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from prometheus_client import Gauge
+from redis.asyncio import Redis
+
+from sheetanchor.contract import SLOT_MS, keys, slot_of, slot_start_us
+from sheetanchor.errors import RedisError, RedisUnavailable, told
+from sheetanchor.infer.accuracy import SLOTS_24H, Outcome, Outcomes, RollingAccuracy, has_degraded
+from sheetanchor.infer.linear_trend import TREND_POINTS_MAX, linear_return
+from sheetanchor.infer.model_fallback import Chain
+from sheetanchor.infer.prediction import (
+    NO_DATA_AFTER_US,
+    Answer,
+    Doubt,
+    Prediction,
+    State,
+    aged,
+    build,
+    doubts_of,
+    nothing_read,
+    without_model,
+)
+from sheetanchor.infer.slots import COMMIT_UNTIL_US, OWN_DEGRADED_WAIT_US, first_served, next_turn, until_us
+from sheetanchor.runtime import metrics
+from sheetanchor.store.hot_state import CommitReply, CommitStatus, HotRead, HotState
+from sheetanchor.store.redis_client import clear_errors
+from sheetanchor.store.server_clock import RedisClock
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CALL_TIMEOUT_S: Final = 0.4
+"""For each call of Redis. Two of them and the wait of a degraded replica fit into a slot."""
+
+READ_UNTIL_US: Final = 500_000
+"""After this a slot is answered from what was read before, so that its commit still has time."""
+
+RETRY_S: Final = 0.05
+WARM_BEFORE_S: Final = 0.020
+"""Time for the dry runs before a slot: some ten times what they take."""
+
+SPIN_S: Final = 0.0012
+"""Timers of the event loop have a resolution of a millisecond; the last one is waited for by turning the loop."""
+
+HISTORY_MAX: Final = 450
+"""Records kept for HTTP: fifteen minutes, as long as raw frames are kept."""
+
+RECENT_SLOTS: Final = 5
+"""A replica whose last record of a symbol is older than this has stopped serving it."""
+
+PAGE: Final = 500
+"""Entries per read when the last day's predictions are scored at the start."""
+
+
+class Forecast:
+    """The predictions of one symbol.
+
+    Args:
+        redis: Client to use; its replies must not be decoded.
+        symbol: Trading pair.
+        replica: Name of this replica.
+        chain: The symbol's chain of models.
+        warm_runs: Dry runs of the model just before a slot.
+        beat: Called whenever the loop turns.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        symbol: str,
+        replica: str,
+        chain: Chain,
+        *,
+        warm_runs: int = 3,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.symbol = symbol
+        self.connected = False
+        self.last_failure = ""
+        self.state: State | None = None
+        self.last_slot: int | None = None
+        self._redis = redis
+        self._hot = HotState(redis, symbol)
+        self._replica = replica
+        self._chain = chain
+        self._warm_runs = warm_runs
+        self._beat = beat
+        self._clock = RedisClock()
+        self._records: deque[Prediction] = deque(maxlen=HISTORY_MAX)
+        self._outcomes_by_slot: dict[int, Outcome] = {}
+        self._outcomes = Outcomes()
+        self._mids: deque[tuple[int, float]] = deque(maxlen=TREND_POINTS_MAX)
+        self._alerted = False
+
+    @property
+    def now_us(self) -> int:
+        """Redis' clock; this machine's until Redis has answered once."""
+        monotonic_us = time.monotonic_ns() // 1_000
+        return self._clock.now_us(monotonic_us) if self._clock.known else time.time_ns() // 1_000
+
+    @property
+    def age_us(self) -> int | None:
+        """Time since the last market event as far as this replica knows."""
+        return None if self.state is None else aged(self.state, self.now_us, "").age_us
+
+    @property
+    def _windows(self) -> dict[str, RollingAccuracy]:
+        return {"1h": self._outcomes.last_1h, "24h": self._outcomes.last_24h}
+
+    def accuracy(self) -> dict[str, float | None]:
+        """Give the directional accuracy over the last hour and day."""
+        return {name: window.value for name, window in self._windows.items()}
+
+    def decided(self) -> dict[str, int]:
+        """Give how many predictions these accuracies are shares of."""
+        return {name: window.decided for name, window in self._windows.items()}
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether somebody who asks over HTTP gets more here than nothing.
+
+        The first slot has been served and none of late been left out, and there is Redis to read from, a model to
+        answer with, or an answer from before.
+        """
+        if not self._records or self._records[-1].slot + RECENT_SLOTS < slot_of(self.now_us):
+            return False
+        return self.connected or bool(self._chain.loaded) or self._records[-1].mode != "none"
+
+    def latest(self, limit: int) -> list[tuple[Prediction, Outcome | None]]:
+        """Give the last predictions, newest first, with their outcomes where they are known."""
+        records = list(self._records)[-limit:]
+        return [(record, self._outcomes_by_slot.get(record.slot)) for record in reversed(records)]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve slot after slot until told to stop; the slot in hand is finished."""
+        self._show_zeros()
+        await self._look_back()
+        self.last_slot = first_served(self.now_us, self._records[-1].slot if self._records else None)
+        while not stop.is_set():
+            self._beat()
+            turn = next_turn(self.now_us, self.last_slot)
+            if turn.skipped:
+                log.warning("%s: %d slots were not served before slot %d", self.symbol, turn.skipped, turn.slot)
+            if await self._wait(turn.slot, stop) and await self._serve(turn.slot):
+                self.last_slot = turn.slot
+
+    async def _wait(self, slot: int, stop: asyncio.Event) -> bool:
+        """Wait for a slot to begin; false when told to stop before."""
+        early_s = until_us(slot, self.now_us, 0) / 1e6 - WARM_BEFORE_S
+        if early_s > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(early_s):
+                    await stop.wait()
+                return False
+            await self._warm(slot)
+        while True:
+            left_s = until_us(slot, self.now_us, 0) / 1e6
+            if left_s <= 0:
+                return True
+            await asyncio.sleep(max(0.0, left_s - SPIN_S))
+
+    async def _warm(self, slot: int) -> None:
+        """Do for nothing what the slot will do, so that it finds everyone awake and the clock's offset fresh.
+
+        An idle processor sleeps deeply and its caches are other people's: the first call of a slot would take ten
+        times as long as it does in a loop.
+        """
+        if not self._warm_runs:
+            return
+        look = asyncio.create_task(self._look())
+        await asyncio.wait([look], timeout=until_us(slot, self.now_us, 0) / 1e6)
+        for _ in range(self._warm_runs):
+            # On a busy machine a dry run may take as long as all the time there is.
+            if until_us(slot, self.now_us, 0) > WARM_BEFORE_S * 1e6 / 2:
+                await self._chain.warm(1, self.state)
+        if not look.done():
+            # The slot's own read comes by another connection, and says itself what is wrong.
+            look.cancel()
+
+    async def _look(self) -> None:
+        with suppress(RedisError, ValueError):
+            await self._timed(self._hot.read, lambda read: read.now_us)
+
+    async def _serve(self, slot: int) -> bool:
+        """Serve a slot; false when it turns out not to have begun yet by Redis' clock."""
+        state = await self._read(slot)
+        if not state.failure and state.now_us < slot_start_us(slot):
+            return False
+        answer = await self._answer(slot, state)
+        prediction = build(slot, state, answer, self._replica)
+        if state.failure:
+            # Redis may stay away for the whole slot: whoever asks over HTTP gets an answer now.
+            self._remember(prediction)
+        record = await self._commit(prediction, answer.own_degraded or bool(state.failure)) or prediction
+        self._remember(record)
+        self._report(state, record)
+        return True
+
+    async def _read(self, slot: int) -> State:
+        """Read the state, again if it fails and there is time; else give what was read before."""
+        while True:
+            started = time.perf_counter()
+            try:
+                read = await self._timed(self._hot.read, lambda read: read.now_us)
+                state = _state_of(read)
+            except RedisError as error:
+                failure = str(error)
+                self._lost(failure)
+            except ValueError as error:
+                # Somebody has written what is no hot state, for all replicas alike: the next rebuild replaces it.
+                self._found()
+                before = self.state or nothing_read(self.now_us, "")
+                unreadable = f"the hot state cannot be read: {told(error)}"
+                return replace(aged(before, self.now_us, ""), incomplete=unreadable)
+            else:
+                metrics.STAGE_DURATION.labels("read").observe(time.perf_counter() - started)
+                self._found()
+                self.state = state
+                return state
+            if until_us(slot, self.now_us, READ_UNTIL_US) <= 0:
+                before = self.state or nothing_read(self.now_us, failure)
+                return aged(before, self.now_us, failure)
+            await asyncio.sleep(RETRY_S * (1 + random.random()))
+
+    async def _answer(self, slot: int, state: State) -> Answer:
+        doubts = doubts_of(state)
+        price = state.price
+        if price is not None and not doubts:
+            self._mids.append((state.now_us, price))
+        age_us = state.age_us
+        if price is None or age_us is None or age_us > NO_DATA_AFTER_US:
+            return without_model(None, [] if doubts else [Doubt("features", "the book has no price")])
+        trend = linear_return(list(self._mids), state.now_us)
+        recover_s = until_us(slot, self.now_us, OWN_DEGRADED_WAIT_US) / 1e6
+        return await self._chain.answer(state, trend, recover_s)
+
+    async def _commit(self, prediction: Prediction, own_degraded: bool) -> Prediction | None:
+        """Commit, again if it fails and there is time; give what Redis holds for the slot, None if that is unknown."""
+        slot = prediction.slot
+        if own_degraded:
+            await asyncio.sleep(until_us(slot, self.now_us, OWN_DEGRADED_WAIT_US) / 1e6)
+        while until_us(slot, self.now_us, COMMIT_UNTIL_US) > 0:
+            started = time.perf_counter()
+            try:
+                reply = await self._timed(
+                    lambda: self._hot.commit_prediction(slot, prediction.fields(), own_degraded=own_degraded),
+                    lambda reply: reply.now_us,
+                )
+            except RedisError as error:
+                self._lost(str(error))
+                self._remember(prediction)
+            else:
+                metrics.STAGE_DURATION.labels("commit").observe(time.perf_counter() - started)
+                self._found()
+                if reply.status != CommitStatus.EARLY:
+                    return await self._committed(prediction, reply)
+            await asyncio.sleep(RETRY_S * (1 + random.random()))
+        metrics.PREDICTIONS.labels(self.symbol, prediction.mode, "UNREACHABLE").inc()
+        return None
+
+    def _lost(self, failure: str) -> None:
+        """Say once that Redis does not do its part; predictions name it as long as it lasts."""
+        if self.connected or self.last_failure == "":
+            log.warning("%s: going on with what was read last: %s", self.symbol, failure)
+        self.connected, self.last_failure = False, failure
+
+    def _found(self) -> None:
+        if not self.connected and self.last_failure:
+            log.info("%s: Redis answers again", self.symbol)
+        self.connected, self.last_failure = True, ""
+
+    async def _committed(self, prediction: Prediction, reply: CommitReply) -> Prediction | None:
+        metrics.PREDICTIONS.labels(self.symbol, prediction.mode, str(reply.status)).inc()
+        if reply.status == CommitStatus.COMMITTED:
+            metrics.PREDICTION_LATENCY.labels(self.symbol).observe(reply.latency_ms / 1_000)
+            return replace(prediction, latency_ms=reply.latency_ms, committed=True)
+        if reply.status == CommitStatus.REFUSED:
+            log.warning("%s: %s", self.symbol, reply.detail)
+            return None
+        try:
+            return await self._timed(lambda: self._stored(prediction.slot), lambda _: 0)
+        except RedisError as error:
+            log.warning("%s: slot %d is committed, but cannot be read: %s", self.symbol, prediction.slot, error)
+            return None
+
+    async def _stored(self, slot: int) -> Prediction | None:
+        """Read the record that another replica has committed for a slot."""
+        with clear_errors(f"HGETALL {keys(self.symbol).pred}"):
+            raw: Any = await self._redis.hgetall(keys(self.symbol).pred)
+        stored = _parse(raw)
+        return stored if stored is not None and stored.slot == slot else None
+
+    async def _timed(self, call: Callable[[], Awaitable[T]], redis_us: Callable[[T], int]) -> T:
+        """Make a bounded call and learn Redis' time from its reply.
+
+        Raises:
+            RedisError: It failed or was out of time.
+        """
+        sent_us = time.monotonic_ns() // 1_000
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                result = await call()
+        except TimeoutError:
+            raise RedisUnavailable(f"Redis did not answer within {CALL_TIMEOUT_S * 1000:.0f} ms") from None
+        if (told_us := redis_us(result)) > 0:
+            self._clock.learn(sent_us, time.monotonic_ns() // 1_000, told_us)
+        return result
+
+    def _remember(self, prediction: Prediction) -> None:
+        """Keep a record; a committed one takes the place of what this replica had said."""
+        if self._records and self._records[-1].slot == prediction.slot:
+            self._records[-1] = prediction
+        else:
+            self._records.append(prediction)
+
+    def _report(self, state: State, prediction: Prediction) -> None:
+        self._score(prediction)
+        self._show_accuracy()
+        # Of unknown age is older than any limit.
+        metrics.FEATURE_AGE.labels(self.symbol).set(math.inf if state.age_us is None else state.age_us / 1e6)
+        if prediction.degraded:
+            kind = prediction.reason.partition(":")[0]
+            metrics.DEGRADED_PREDICTIONS.labels(self.symbol, kind).inc()
+
+    def _score(self, prediction: Prediction) -> None:
+        outcome = self._outcomes.add(prediction.slot, prediction.direction, prediction.sound_price, prediction.model)
+        if outcome is None:
+            return
+        self._outcomes_by_slot[outcome.slot] = outcome
+        while len(self._outcomes_by_slot) > HISTORY_MAX:
+            del self._outcomes_by_slot[next(iter(self._outcomes_by_slot))]
+
+    def _show_zeros(self) -> None:
+        """Have every series there from the start: one that never moves is seen, and a first event is an increase."""
+        metrics.PREDICTIONS.labels(self.symbol, "model", str(CommitStatus.COMMITTED))
+        metrics.ALERTS.labels("MODEL_ACCURACY")
+
+    def _show_accuracy(self) -> None:
+        for window, known in self._windows.items():
+            _show(metrics.ACCURACY, known.value, self.symbol, window)
+            metrics.DECIDED.labels(self.symbol, window).set(known.decided)
+        version, baseline = "".join(self._chain.loaded), self._chain.baseline_accuracy
+        of_model = self._outcomes.of_model(version)
+        _show(metrics.MODEL_ACCURACY, of_model.value, self.symbol)
+        metrics.MODEL_DECIDED.labels(self.symbol).set(of_model.decided)
+        metrics.BASELINE_ACCURACY.labels(self.symbol).set(baseline or 0)  # 0: none was recorded
+        degraded = has_degraded(of_model, baseline)
+        if degraded and not self._alerted:
+            metrics.ALERTS.labels("MODEL_ACCURACY").inc()
+            log.error(
+                "MODEL_ACCURACY: %s: %s was right in %.3f of %d decided predictions of an hour, in training in %.3f",
+                self.symbol,
+                version,
+                of_model.value,
+                of_model.decided,
+                baseline,
+            )
+        self._alerted = degraded
+
+    async def _look_back(self) -> None:
+        """Score what was committed within the last day, so that a restart does not forget it."""
+        begin = f"{max(0, self.now_us // 1_000 - SLOTS_24H * SLOT_MS)}-0"
+        try:
+            while begin:
+                begin = await self._timed(partial(self._look_at_page, begin), lambda _: 0)
+        except RedisError as error:
+            log.warning("%s: earlier predictions cannot be scored: %s", self.symbol, error)
+
+    async def _look_at_page(self, begin: str) -> str:
+        """Score a page of the history; give where the next one begins, "" after the last."""
+        stream = keys(self.symbol).preds
+        with clear_errors(f"XRANGE {stream}"):
+            page: Any = await self._redis.xrange(stream, min=begin, count=PAGE)
+        for _, fields in page:
+            record = _parse(fields)
+            if record is not None and (not self._records or record.slot > self._records[-1].slot):
+                self._remember(record)
+                self._score(record)
+                if (price := record.sound_price) is not None:
+                    self._mids.append((record.ts, price))
+        return f"({page[-1][0].decode()}" if len(page) == PAGE else ""
+
+
+def _show(gauge: Gauge, value: float | None, *labels: str) -> None:
+    """Show a value; where there is none, nothing is shown: what was once the case would look like the present."""
+    if value is None:
+        with suppress(KeyError):  # it was not there
+            gauge.remove(*labels)
+    else:
+        gauge.labels(*labels).set(value)
+
+
+def _state_of(read: HotRead) -> State:
+    anchor = read.anchor
+    return State(
+        now_us=read.now_us,
+        epoch=read.epoch,
+        anchored=anchor.get("state") == "anchored",
+        suspect_reason=anchor.get("reason", ""),
+        incomplete=read.incomplete,
+        stamp_us=int(anchor.get("stamp_us", 0)),
+        hashes={"ob": read.ob, "tr_1s": read.tr_1s, "tr_5s": read.tr_5s, "feat": read.feat},
+        beat_us=int(anchor.get("beat_us", 0)),
+        sound_until_us=int(anchor["sound_until_us"]) if "sound_until_us" in anchor else None,
+        unsound=anchor.get("unsound", ""),
+    )
+
+
+def _parse(raw: dict[bytes, bytes]) -> Prediction | None:
+    try:
+        return Prediction.parse({name.decode(): value.decode() for name, value in raw.items()})
+    except (KeyError, ValueError):
+        return None  # written by another version, or by nobody

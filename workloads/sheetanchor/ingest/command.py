@@ -1,0 +1,251 @@
+"""`sheetanchor ingest`: one line, from the exchange's WebSocket to the streams `sbe:{S}:<line>`.
+
+Frames are checked and counted but passed on as they came. This role never writes a hot key. When Redis is gone frames
+wait in a bounded queue; when the exchange is gone it keeps trying, and says so after 30 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections import deque
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import aiohttp
+from redis.asyncio import Redis
+
+from sheetanchor.binance.connection_policy import Policy
+from sheetanchor.binance.websocket import refuse_redirects, stream_url
+from sheetanchor.contract import Gap
+from sheetanchor.errors import BadSettings, RedisError, RedisOutOfMemory, RedisUnavailable
+from sheetanchor.ingest.connection_supervisor import Keeper
+from sheetanchor.ingest.frame_receiver import REFUSED_MAX, Intake, measure_rate
+from sheetanchor.ingest.stream_publisher import Sender
+from sheetanchor.runtime.command_line import read_secret
+from sheetanchor.runtime.reliability import Backoff
+from sheetanchor.runtime.settings import IngestSettings
+from sheetanchor.store.hot_state import HotState
+from sheetanchor.store.redis_client import redis_client
+from sheetanchor.web.server import Check, CheckResult, Health, create_app, serve
+
+log = logging.getLogger(__name__)
+
+GAPS_INTERVAL_S: Final = 0.05
+
+
+async def publish_gaps(redis: Redis, gaps: deque[Gap]) -> None:
+    """Bring gap events to their stream as soon as Redis takes them; until cancelled.
+
+    Raises:
+        RedisRefused: A wrong password or a missing permission.
+    """
+    told = False
+    while True:
+        try:
+            while gaps:
+                await HotState(redis, gaps[0].symbol).add_gap(gaps[0])
+                gaps.popleft()
+            told = False
+        except (RedisUnavailable, RedisOutOfMemory) as error:
+            if not told:
+                log.warning("a gap event waits for Redis: %s", error)
+            told = True
+        await asyncio.sleep(GAPS_INTERVAL_S)
+
+
+def describe(keeper: Keeper, sender: Sender) -> dict[str, dict[str, Any]]:
+    """Describe the parts of the line, for health and `/stats`."""
+    numbers = keeper.intake.numbers
+    last_s = numbers.last_message_s
+    age_ms = None if last_s is None else round((time.monotonic() - last_s) * 1000)
+    tries = numbers.sent + numbers.failed
+    lost = "degraded" if keeper.degraded else "disconnected"
+    return {
+        "sbe_websocket": {
+            "status": "connected" if keeper.connected else lost,
+            "last_message_age_ms": age_ms,
+            "messages_per_second": round(numbers.rate_per_s, 1),
+            "reconnect_count": numbers.reconnects,
+            **({"lacking": [f"{symbol}@{stream}" for symbol, stream in keeper.lacking]} if keeper.lacking else {}),
+            **({"message": keeper.last_error} if keeper.last_error and not keeper.connected else {}),
+        },
+        "kinesis_producer": {
+            "status": "healthy" if sender.connected else "waiting",
+            "success_rate": round(numbers.sent / tries, 4) if tries else 1.0,
+            "avg_latency_ms": round(1000 * numbers.send_s / numbers.sent, 3) if numbers.sent else 0.0,
+            "buffer_size": sender.waiting,
+            "buffer_bytes": sender.bytes_waiting,
+        },
+        "sbe_decoder": {
+            "status": "loaded" if numbers.refused_in_row < REFUSED_MAX else "refusing",
+            "decode_errors": numbers.decode_errors,
+            "messages_decoded": numbers.messages - numbers.decode_errors,
+            "avg_decode_time_us": round(1e6 * numbers.decode_s / numbers.messages, 3) if numbers.messages else 0.0,
+        },
+        "frames": {
+            "sequence_gaps": numbers.sequence_gaps,
+            "shed": numbers.shed,
+            "foreign_symbol": numbers.foreign,
+        },
+    }
+
+
+def checks_of(keeper: Keeper, sender: Sender) -> list[Check]:
+    """What the health answers look at: cached state only."""
+
+    async def websocket() -> CheckResult:
+        details = describe(keeper, sender)["sbe_websocket"]
+        if keeper.connected and keeper.lacking:
+            missing = ", ".join(details["lacking"])
+            return CheckResult("degraded", {**details, "message": f"nothing comes of {missing}, while others go on"})
+        return CheckResult("healthy" if keeper.connected else "unhealthy", details)
+
+    async def producer() -> CheckResult:
+        details = describe(keeper, sender)["kinesis_producer"]
+        return CheckResult("healthy" if sender.connected else "unhealthy", details)
+
+    async def decoder() -> CheckResult:
+        details, refused = describe(keeper, sender)["sbe_decoder"], keeper.intake.numbers.refused_in_row
+        if refused < REFUSED_MAX:
+            return CheckResult("healthy", details)
+        told = f"the last {refused} frames were all refused: does the exchange speak another schema?"
+        return CheckResult("unhealthy", {**details, "message": told})
+
+    return [
+        Check("sbe_websocket", websocket, component=True),
+        Check("kinesis_producer", producer, component=True),
+        Check("sbe_decoder", decoder, component=True),
+    ]
+
+
+def api_key_of(settings: IngestSettings) -> str:
+    """Find the exchange's API key.
+
+    Raises:
+        BadSettings: If there is none.
+    """
+    if settings.api_key_file is not None:
+        return read_secret(settings.api_key_file, "API key")
+    if settings.api_key is None or not settings.api_key.get_secret_value():
+        raise BadSettings("no API key: the binary stream wants one; set BINANCE_API_KEY or --api-key-file")
+    return settings.api_key.get_secret_value()
+
+
+def policy_of(settings: IngestSettings) -> Policy:
+    """Give the connection policy its numbers."""
+    return Policy(
+        immediate_tries=settings.reconnect_immediate_tries,
+        backoff_tries=settings.reconnect_backoff_tries,
+        backoff=Backoff(initial_s=settings.reconnect_delay_s, max_s=settings.reconnect_delay_max_s),
+        loss_s=settings.connection_loss_s,
+        silence_s=settings.silence_s,
+        rotate_after_s=settings.rotate_after_s,
+    )
+
+
+async def run(settings: IngestSettings) -> int:
+    """Run one line until SIGTERM or SIGINT; then close the connection and send what waits.
+
+    Returns:
+        0 after a clean end, 1 if frames had to be given up.
+
+    Raises:
+        BadSettings: If a setting cannot be used.
+        RedisRefused: If Redis wants another password.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    given_up = await run_line(settings, stop)
+    log.info("Shutdown complete")
+    return 1 if given_up else 0
+
+
+async def run_line(settings: IngestSettings, stop: asyncio.Event) -> int:
+    """Run one line until an event is set.
+
+    Returns:
+        How many frames had to be given up at the end.
+
+    Raises:
+        BadSettings: If a setting cannot be used.
+        RedisRefused: If Redis wants another password.
+    """
+    api_key = api_key_of(settings)
+    service = settings.service_name or "sheetanchor-ingest"
+    health = Health(service, [], settings.health_check_interval_seconds)
+    redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
+    intake = Intake(settings.symbol, settings.queue_bytes_max)
+    sender = Sender(redis, settings.line, intake, settings.linger_ms / 1000)
+    url = stream_url(settings.ws_url, settings.symbol, settings.streams)
+    try:
+        # Connecting has a time-out of its own; the session's would count the connection's whole life.
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None), middlewares=(refuse_redirects,)
+        ) as session:
+            keeper = Keeper(
+                url, settings.line, settings.symbol, api_key, session, intake, policy_of(settings), settings.streams
+            )
+            health.checks = checks_of(keeper, sender)
+            app = create_app(health)
+
+            async def stats() -> dict[str, Any]:
+                return {"service": service, "line": settings.line, "sbe_stats": describe(keeper, sender)}
+
+            app.add_api_route("/stats", stats)
+            if settings.api_secret is not None:
+                log.info("api_secret is not used: nothing that this role asks for is signed")
+            async with AsyncExitStack() as listening:
+                if settings.metrics_port not in (0, settings.http_port):
+                    alone = create_app(health)
+                    await listening.enter_async_context(serve(alone, health, settings.http_host, settings.metrics_port))
+                await listening.enter_async_context(
+                    serve(app, health, settings.http_host, settings.http_port, settings.probe_port)
+                )
+                await _work(keeper, sender, redis, stop, health)
+        return sender.given_up
+    finally:
+        await redis.aclose()
+
+
+async def _work(keeper: Keeper, sender: Sender, redis: Redis, stop: asyncio.Event, health: Health) -> None:
+    """Run all parts; once told to stop, the connection ends first and the queue is emptied after it."""
+    closed = asyncio.Event()
+
+    async def keep() -> None:
+        await keeper.run(stop, health)
+        closed.set()
+
+    async def drain() -> None:
+        await stop.wait()
+        log.info("stopping: closing the connection, then sending what waits")
+        health.draining = True
+
+    async def send() -> None:
+        await sender.run(closed)
+        for task in side:
+            task.cancel()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            side = [
+                group.create_task(publish_gaps(redis, keeper.gaps)),
+                group.create_task(measure_rate(keeper.intake.numbers)),
+                group.create_task(drain()),
+            ]
+            group.create_task(keep())
+            group.create_task(send())
+    except* RedisError as refused:
+        raise first_of(refused) from None
+
+
+def first_of(group: BaseExceptionGroup[RedisError]) -> BaseException:
+    """Give the one error that a person has to see, without the groups around it."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

@@ -1,0 +1,167 @@
+"""Frames as they arrive: checked, counted, and queued per symbol. Never waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client import Counter
+
+from sheetanchor._decoder import validate_frame
+from sheetanchor.binance.connection_policy import SequenceWatch
+from sheetanchor.binance.sbe import DECODE_ERROR_KINDS, DecodeError
+from sheetanchor.ingest.send_buffer import RESEND_BYTES_MAX, Outbox
+from sheetanchor.runtime import metrics
+
+log = logging.getLogger(__name__)
+
+TRADE: Final = 10000
+BEST_BID_ASK: Final = 10001
+DEPTH: Final = 10003
+STREAM_NAMES: Final = {TRADE: "trade", BEST_BID_ASK: "bestBidAsk", 10002: "depth20", DEPTH: "depth", 0: "unreadable"}
+CHAINED: Final = frozenset({TRADE, DEPTH})
+"""Templates whose ids follow each other; the exchange leaves best prices out under load, so their ids jump."""
+
+SHED_STREAMS: Final = ("bestBidAsk", "other")
+
+RATE_SPAN_S: Final = 10.0
+
+REFUSED_MAX: Final = 10
+"""So many frames in a row that the decoder refuses are no odd frames any more: it does not fit the feed."""
+
+
+@dataclass(slots=True)
+class Numbers:
+    """What has been counted, for health and `/stats`."""
+
+    messages: int = 0
+    decode_errors: int = 0
+    refused_in_row: int = 0
+    decode_s: float = 0.0
+    last_message_s: float | None = None
+    sequence_gaps: int = 0
+    reconnects: int = 0
+    sent: int = 0
+    failed: int = 0
+    send_s: float = 0.0
+    shed: int = 0
+    foreign: int = 0
+    rate_per_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Channel:
+    """Where the frames of one symbol go, with its counters looked up once."""
+
+    symbol: str
+    outbox: Outbox
+    received: dict[int, Counter] = field(default_factory=dict)
+    shedding: bool = False
+
+    def count(self, template: int) -> None:
+        """Count a frame."""
+        counter = self.received.get(template)
+        if counter is None:
+            counter = self.received[template] = metrics.SBE_MESSAGES.labels(self.symbol, STREAM_NAMES[template])
+        counter.inc()
+
+
+class Intake:
+    """Takes frames from connections, checks and counts them, and queues them per symbol.
+
+    Args:
+        symbols: Trading pairs that are subscribed to.
+        bytes_max: Bytes that may wait for Redis, all symbols together.
+    """
+
+    def __init__(self, symbols: Sequence[str], bytes_max: int) -> None:
+        self.outboxes = {
+            symbol: Outbox(bytes_max // len(symbols), RESEND_BYTES_MAX // len(symbols)) for symbol in symbols
+        }
+        self.numbers = Numbers()
+        self.arrived = asyncio.Event()
+        self._channels = {symbol: Channel(symbol, outbox) for symbol, outbox in self.outboxes.items()}
+        self._first = symbols[0]
+        self._show_zeros()
+
+    def _show_zeros(self) -> None:
+        """Have every series begin at zero: one that begins with its first event never shows that as an increase."""
+        for kind in DECODE_ERROR_KINDS:
+            metrics.SBE_DECODE_ERRORS.labels(kind)
+        for symbol in self._channels:
+            for stream in SHED_STREAMS:
+                metrics.FRAMES_SHED.labels(symbol, stream)
+            for template in CHAINED:
+                metrics.SBE_SEQUENCE_GAPS.labels(symbol, STREAM_NAMES[template])
+
+    def take(self, frame: bytes, received_us: int, watch: SequenceWatch) -> None:
+        """Take one frame.
+
+        A frame that cannot be read is passed on all the same, so that what was received can be replayed to the letter.
+        Nobody knows whose it is: it goes with the line's first symbol.
+
+        Args:
+            frame: As it came.
+            received_us: When it came.
+            watch: The ids of the connection that brought it.
+        """
+        numbers = self.numbers
+        numbers.messages += 1
+        numbers.last_message_s = time.monotonic()
+        started = time.perf_counter()
+        try:
+            template, symbol, _, first_id, last_id, count = validate_frame(frame)
+        except DecodeError as error:
+            numbers.decode_errors += 1
+            numbers.refused_in_row += 1
+            metrics.SBE_DECODE_ERRORS.labels(error.kind).inc()
+            template, symbol, first_id, last_id, count = 0, self._first, 0, 0, 0
+        else:
+            numbers.refused_in_row = 0
+        spent_s = time.perf_counter() - started
+        numbers.decode_s += spent_s
+        metrics.SBE_DECODE_DURATION.observe(spent_s)
+        channel = self._channels.get(symbol)
+        if channel is None:
+            self._count_foreign(symbol)
+            return
+        channel.count(template)
+        if watch.streams is not None and template:
+            watch.streams.note(symbol, STREAM_NAMES[template], numbers.last_message_s)
+        if template in CHAINED and count and watch.jumped(symbol, template, first_id, last_id):
+            numbers.sequence_gaps += 1
+            metrics.SBE_SEQUENCE_GAPS.labels(symbol, STREAM_NAMES[template]).inc()
+        self._put(channel, frame, received_us, template)
+        self.arrived.set()
+
+    def _count_foreign(self, symbol: str) -> None:
+        self.numbers.foreign += 1
+        metrics.FOREIGN_FRAMES.inc()
+        if self.numbers.foreign == 1:
+            log.warning("a frame of %s, not subscribed to, was dropped; more are only counted", symbol)
+
+    def _put(self, channel: Channel, frame: bytes, received_us: int, template: int) -> None:
+        shed = channel.outbox.put(received_us, frame, template == BEST_BID_ASK)
+        if not shed.spare and not shed.other:
+            channel.shedding = channel.shedding and 2 * channel.outbox.bytes_waiting > channel.outbox.bytes_max
+            return
+        if not channel.shedding:
+            log.error("%s: the queue is full, best prices are dropped first, then the oldest frames", channel.symbol)
+        channel.shedding = True
+        self.numbers.shed += shed.spare + shed.other
+        for stream, count in zip(SHED_STREAMS, (shed.spare, shed.other), strict=True):
+            metrics.FRAMES_SHED.labels(channel.symbol, stream).inc(count)
+
+
+async def measure_rate(numbers: Numbers) -> None:
+    """Keep the rate of messages up to date; until cancelled."""
+    while True:
+        before, began_s = numbers.messages, time.monotonic()
+        await asyncio.sleep(1.0)
+        rate_per_s = (numbers.messages - before) / (time.monotonic() - began_s)
+        share = 1.0 / RATE_SPAN_S if numbers.rate_per_s else 1.0
+        numbers.rate_per_s += share * (rate_per_s - numbers.rate_per_s)

@@ -1,0 +1,186 @@
+"""Queued frames on their way into Redis: at once when idle, else at most every few milliseconds.
+
+Whatever happens to Redis, nothing here is lost before the bounded queue is full: a batch leaves the hand only when
+Redis has taken it. Readers know duplicates by their ids, so a batch whose reply was lost is simply sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import Final
+
+from redis.asyncio import Redis
+
+from sheetanchor.contract import line_stream
+from sheetanchor.errors import RedisError, RedisOutOfMemory, RedisUnavailable
+from sheetanchor.ingest.frame_receiver import Intake
+from sheetanchor.ingest.send_buffer import Batch
+from sheetanchor.runtime import metrics
+from sheetanchor.runtime.reliability import Backoff, TokenBucket
+from sheetanchor.store.redis_client import LineWriter, server_identity
+
+log = logging.getLogger(__name__)
+
+FLUSH_MIN_S: Final = 1e-4
+"""Less than an append takes: no limit at all."""
+
+REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
+LOOK_INTERVAL_S: Final = 1.0
+"""Well inside the 15 s that are appended again."""
+
+ROUNDS_SAVED_MAX: Final = 10
+"""Rounds that go out at once after a lull: messages of one moment of the market come as a handful, not as one."""
+
+FLUSH_AT_END_S: Final = 5.0
+"""What Redis has not taken by then is given up; a pod is killed after 30 s."""
+
+
+class Sender:
+    """Brings what is queued into Redis.
+
+    Args:
+        redis: Client to append with.
+        line: Name of the line.
+        intake: Where frames wait.
+        flush_s: Longest time that a frame waits for company, in seconds; also the mean time between rounds under load.
+    """
+
+    def __init__(self, redis: Redis, line: str, intake: Intake, flush_s: float) -> None:
+        self._redis = redis
+        self._intake = intake
+        self._flush_s = flush_s
+        self._writers = {symbol: LineWriter(redis, symbol, line) for symbol in intake.outboxes}
+        self._records = {symbol: metrics.RECORDS_SENT.labels(line_stream(symbol, line)) for symbol in intake.outboxes}
+        self._in_hand: dict[str, Batch] = {}
+        self._replication_id = ""
+        self._look_due = True
+        self._waits = False
+        self._emptied = asyncio.Event()
+        self.given_up = 0
+        self.connected = False
+
+    @property
+    def waiting(self) -> int:
+        """Frames that Redis does not have yet."""
+        queued = sum(len(outbox) for outbox in self._intake.outboxes.values())
+        return queued + sum(batch.count for batch in self._in_hand.values())
+
+    @property
+    def bytes_waiting(self) -> int:
+        """Bytes of the frames that wait in the queues."""
+        return sum(outbox.bytes_waiting for outbox in self._intake.outboxes.values())
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Send until told to stop, then what still waits, for a few seconds at most.
+
+        Raises:
+            RedisRefused: A wrong password, a missing permission, or a key of another type.
+        """
+        self._intake.arrived.set()  # the first look: a wrong password is told although no frame has come yet
+        sending = asyncio.create_task(self._send_for_ever())
+        stopping, looking = asyncio.create_task(stop.wait()), asyncio.create_task(self._ask_for_looks())
+        try:
+            await asyncio.wait([sending, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                await self._drain(sending)
+            if sending.done():
+                await sending
+        finally:
+            for task in (sending, stopping, looking):
+                task.cancel()
+            await asyncio.gather(sending, stopping, looking, return_exceptions=True)
+
+    async def _drain(self, sending: asyncio.Task[None]) -> None:
+        self._emptied.clear()
+        self._intake.arrived.set()
+        emptied = asyncio.create_task(self._emptied.wait())
+        await asyncio.wait([sending, emptied], timeout=FLUSH_AT_END_S, return_when=asyncio.FIRST_COMPLETED)
+        emptied.cancel()
+        self.given_up = self.waiting
+        if self.given_up:
+            log.error("%d frames are given up: Redis has not taken them in %g s", self.given_up, FLUSH_AT_END_S)
+
+    async def _send_for_ever(self) -> None:
+        delays = REDIS_BACKOFF.delays(random.random)
+        rounds = TokenBucket(1 / max(self._flush_s, FLUSH_MIN_S), ROUNDS_SAVED_MAX, clock=time.monotonic)
+        while True:
+            await self._intake.arrived.wait()
+            if not rounds.take():
+                await asyncio.sleep(rounds.wait_s())
+                rounds.take(min(1.0, rounds.available))  # a timer may ring a little early
+            self._intake.arrived.clear()
+            try:
+                await self._send_all()
+            except (RedisUnavailable, RedisOutOfMemory) as error:
+                await self._failed(error)
+                await asyncio.sleep(next(delays))
+                continue
+            if self._waits:
+                log.info("Redis takes frames again")
+                delays = REDIS_BACKOFF.delays(random.random)
+            self._waits, self.connected = False, True
+            if not self.waiting:
+                self._emptied.set()
+
+    async def _failed(self, error: RedisError) -> None:
+        if not self._waits:
+            log.warning("frames wait for Redis: %s", error)
+        self._waits, self.connected = True, False
+        self._look_due = True  # whatever answers next may be another server
+        self._intake.numbers.failed += 1
+        metrics.QUEUE_BYTES.set(self.bytes_waiting)
+        self._intake.arrived.set()
+        if isinstance(error, RedisOutOfMemory):
+            await self._make_room()
+
+    async def _make_room(self) -> None:
+        """Cut what is past its age: appending does that otherwise, but appending is what fails."""
+        for writer in self._writers.values():
+            try:
+                await writer.trim_age()
+            except RedisError as error:
+                log.debug("no room was made: %s", error)
+
+    async def _send_all(self) -> None:
+        if self._look_due:
+            await self._look()
+        for symbol, outbox in self._intake.outboxes.items():
+            while (batch := self._in_hand.get(symbol) or outbox.take()) is not None:
+                self._in_hand[symbol] = batch
+                await self._send(symbol, batch)
+                outbox.sent(batch, time.time_ns() // 1_000)
+                del self._in_hand[symbol]
+        metrics.QUEUE_BYTES.set(self.bytes_waiting)
+
+    async def _send(self, symbol: str, batch: Batch) -> None:
+        started = time.perf_counter()
+        await self._writers[symbol].append_packed(batch.count, batch.first_received_us, batch.packed)
+        numbers = self._intake.numbers
+        numbers.sent += 1
+        numbers.send_s += time.perf_counter() - started
+        self._records[symbol].inc()
+        metrics.INGEST_DELAY.observe(max(0.0, time.time() - batch.first_received_us / 1e6))
+
+    async def _look(self) -> None:
+        """Append what was sent of late again when Redis turns out to hold another data set.
+
+        Done between two appends, never beside them, so that a stream holds frames in their order.
+        """
+        found = (await server_identity(self._redis)).replication_id
+        if self._replication_id not in ("", found):
+            log.warning("Redis' replication id has changed: appending the last 15 s again")
+            for symbol, outbox in self._intake.outboxes.items():
+                for batch in outbox.recent():
+                    await self._writers[symbol].append_packed(batch.count, batch.first_received_us, batch.packed)
+            metrics.RECOVERY_ATTEMPTS.labels("append_again", "success").inc()
+        # Only now: an attempt that stopped half-way has to be made again.
+        self._replication_id, self._look_due = found, False
+
+    async def _ask_for_looks(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            self._look_due = True
+            self._intake.arrived.set()

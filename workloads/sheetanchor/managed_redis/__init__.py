@@ -1,0 +1,1 @@
+"""`sheetanchor redis`: one server of a replicated Redis, or its Sentinel."""

@@ -1,0 +1,1 @@
+"""Models: features, data sets, training, the registry, running one."""

@@ -1,0 +1,1 @@
+"""Decisions that workloads and operator share: gap rules, re-anchor scheduling. Pure."""

@@ -1,0 +1,1 @@
+"""`sheetanchor process`: from the lines' streams to the hot keys, and the gaps between them."""

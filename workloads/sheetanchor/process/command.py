@@ -1,0 +1,292 @@
+"""`sheetanchor process`: the processor of one or more symbols.
+
+One process writes a symbol's hot keys, others stay warm and take over within a second or two of its last sign of life.
+Gaps go to the stream `gaps:{S}`; who starts a re-anchor then is a coordinator elsewhere. Only when none has started one
+within `self_reanchor_after_s` does this process run the same program itself, as a child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.asyncio import Redis
+
+from sheetanchor.contract import STALE_AFTER_US
+from sheetanchor.errors import BadSettings, RedisError, RedisUnavailable
+from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Thresholds
+from sheetanchor.policy.reanchor_scheduler import Seen
+from sheetanchor.process.rest_health import RestStanding
+from sheetanchor.process.self_reanchor import SelfHelp, Wish, newest_receipt
+from sheetanchor.process.state_endpoint import state_route
+from sheetanchor.process.symbol_processor import Cadence, Role, SymbolWriter
+from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy
+from sheetanchor.runtime.settings import ProcessSettings
+from sheetanchor.store.hot_state import HotState
+from sheetanchor.store.redis_client import check_connection, redis_client
+from sheetanchor.web.background_task import Kept
+from sheetanchor.web.server import Check, CheckResult, Health, Status, create_app, serve
+
+if TYPE_CHECKING:
+    from sheetanchor.process.reanchor_requests import Requests
+
+log = logging.getLogger(__name__)
+
+FRESH_S: Final = 5.0
+"""A last write older than this is a failed check; the beat is every 100 ms."""
+
+LOCK_LOOK_S: Final = 0.5
+"""How often the answer to `/state` learns who holds the lock."""
+
+
+def thresholds_of(settings: ProcessSettings) -> Thresholds:
+    """Give the gap rules their thresholds."""
+    return Thresholds(
+        gap_threshold=settings.gap_threshold,
+        gap_wait_us=settings.gap_wait_ms * 1_000,
+        time_gap_us=round(settings.time_gap_s * 1e6),
+        volume_sigmas=settings.volume_sigmas,
+        price_jump=settings.price_jump,
+        suppressed=frozenset(settings.suppress_rules),
+    )
+
+
+def writer_name() -> str:
+    """Make the name of this process; no other has had it."""
+    return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+async def watch_runs(redis: Redis, writer: SymbolWriter, lock_holders: dict[str, str], rest: RestStanding) -> None:
+    """Keep an eye on who holds the lock of a symbol, and on what the runs tell of the exchange; until cancelled."""
+    symbol = writer.symbol
+    hot = HotState(redis, symbol)
+    known = ""
+    while True:
+        try:
+            lock_holders[symbol] = await hot.lock_holder()
+            entry_id, receipt = await newest_receipt(redis, symbol)
+            if entry_id != known and receipt is not None:
+                rest.take(receipt)
+                writer.heed_run(entry_id, receipt)
+            known = entry_id
+        except RedisError as error:
+            log.debug("%s: the lock cannot be looked at: %s", symbol, error)
+        await asyncio.sleep(LOCK_LOOK_S)
+
+
+@asynccontextmanager
+async def asking(
+    settings: ProcessSettings, writers: list[SymbolWriter], shared: Redis, kept: Kept
+) -> AsyncIterator[None]:
+    """Ask the cluster for re-anchors while the block runs, if the settings say so.
+
+    Raises:
+        BadSettings: It is not known where the cluster's API is, or which namespace this is.
+    """
+    if settings.reanchor_requests == "none":
+        yield
+        return
+    # Imported here: a processor without a cluster needs no HTTP client.
+    from sheetanchor.process.reanchor_requests import (
+        DELAY_MAX_S,
+        KubernetesApi,
+        Requests,
+        api_url,
+        owner_of,
+        speaks_against,
+    )
+
+    owner = owner_of(settings)
+    delays = Backoff(initial_s=settings.retry_initial_delay_ms / 1000, max_s=DELAY_MAX_S)
+    policy = RetryPolicy(settings.retry_max_attempts, delays)
+    breaker = CircuitBreaker(
+        "kubernetes",
+        settings.circuit_breaker_threshold,
+        settings.circuit_breaker_timeout_seconds,
+        counts=speaks_against,
+    )
+    async with KubernetesApi(api_url(settings, dict(os.environ)), settings.service_account_dir) as api:
+        requests = [
+            partial(
+                Requests, shared, writer.symbol, owner, writer.name, _is_active(writer), api.create, policy, breaker
+            )
+            for writer in writers
+        ]
+        tasks = [asyncio.create_task(kept.keep("reanchor_requests", _running(make))) for make in requests]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _running(make: Callable[[], Requests]) -> Callable[[], Awaitable[None]]:
+    """Give what makes requests afresh each time and runs them."""
+    return lambda: make().run()
+
+
+def _is_active(writer: SymbolWriter) -> Callable[[], bool]:
+    return lambda: writer.role is Role.WRITER
+
+
+def seen_by(writer: SymbolWriter) -> Callable[[bool], tuple[Seen, int] | None]:
+    """Make the question how a symbol stands; nobody but the active processor is asked."""
+
+    def seen(lock_held: bool) -> tuple[Seen, int] | None:
+        if writer.role is not Role.WRITER or not (writer.connected and writer.clock.known):
+            return None
+        anchor, age_us = writer.anchor, writer.event_age_us
+        fresh = age_us is not None and age_us < STALE_AFTER_US
+        since_us = anchor.suspect_at if anchor.state == "suspect" else 0
+        return Seen(anchor.state, anchor.epoch, fresh, lock_held, since_us), writer.now_us
+
+    return seen
+
+
+def checks_of(writers: list[SymbolWriter], rest: RestStanding, kept: Kept) -> list[Check]:
+    """What the health answers look at: cached state only."""
+
+    async def redis() -> CheckResult:
+        symbols = {writer.symbol: writer.connected for writer in writers}
+        connected = all(symbols.values())
+        return CheckResult("healthy" if connected else "unhealthy", {"connected": connected, "symbols": symbols})
+
+    async def anchored() -> CheckResult:
+        states = {writer.symbol: _state_of(writer) for writer in writers}
+        good = all(state["state"] == "anchored" for state in states.values())
+        return CheckResult("healthy" if good else "degraded", {"symbols": states})
+
+    async def lines() -> CheckResult:
+        ages = {writer.symbol: _age_ms(writer) for writer in writers}
+        lacking = {writer.symbol: told for writer in writers if (told := writer.lines_behind())}
+        good = not lacking and all(age is not None and age < FRESH_S * 1000 for age in ages.values())
+        return CheckResult("healthy" if good else "degraded", {"last_event_age_ms": ages, "lacking": lacking})
+
+    async def detector() -> CheckResult:
+        reports = {writer.symbol: writer.detector_report() for writer in writers}
+        good = all(report["status"] == "monitoring" for report in reports.values())
+        status: Status = "healthy" if good else "unhealthy"
+        if len(reports) == 1:
+            return CheckResult(status, next(iter(reports.values())))
+        return CheckResult(status, {"status": "monitoring" if good else "blind", "symbols": reports})
+
+    return [
+        Check("redis", redis),
+        Check("anchor", anchored, critical=False),
+        Check("lines", lines, critical=False),
+        Check("gap_detector", detector, critical=False, component=True),
+        Check("binance_rest", rest.check, critical=False),
+        Check("tasks", kept.check, critical=False),
+    ]
+
+
+def _state_of(writer: SymbolWriter) -> dict[str, Any]:
+    role = "writer" if writer.role is Role.WRITER else "warm"
+    anchor = writer.anchor
+    return {"role": role, "state": anchor.state, "epoch": anchor.epoch, "term": anchor.term, "reason": anchor.reason}
+
+
+def _age_ms(writer: SymbolWriter) -> int | None:
+    age_us = writer.event_age_us
+    return None if age_us is None else age_us // 1_000
+
+
+async def run(settings: ProcessSettings) -> int:
+    """Run the processor until SIGTERM or SIGINT.
+
+    Returns:
+        0 after a clean end.
+
+    Raises:
+        BadSettings: If a setting cannot be used.
+        RedisRefused: If Redis wants another password.
+    """
+    unknown = sorted(set(settings.suppress_rules) - set(GAP_DETECTION_RULES))
+    if unknown:
+        known = ", ".join(sorted(GAP_DETECTION_RULES))
+        raise BadSettings(f"suppress_rules = {', '.join(unknown)}: expected some of {known}")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    name = writer_name()
+    clients = [
+        redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
+        for _ in (*settings.symbol, "shared")
+    ]
+    shared = clients[-1]
+    health = Health(settings.service_name or "sheetanchor-process", [], settings.health_check_interval_seconds)
+    wishes = {symbol: Wish() for symbol in settings.symbol}
+    cadence = Cadence(round(settings.write_interval_ms * 1e3), round(settings.book_interval_s * 1e6))
+    writers = [
+        SymbolWriter(
+            shared,
+            reading,
+            symbol,
+            name,
+            thresholds_of(settings),
+            cadence,
+            wanted=wishes[symbol].set,
+            beat=partial(health.beat, symbol),
+        )
+        for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)
+    ]
+    rest, kept = RestStanding(), Kept()
+    health.checks = checks_of(writers, rest, kept)
+    lock_holders: dict[str, str] = {}
+    app = create_app(health)
+    app.add_api_route("/state", state_route(name, writers, lock_holders))
+    try:
+        async with (
+            serve(app, health, settings.http_host, settings.http_port, settings.probe_port),
+            asking(settings, writers, shared, kept),
+        ):
+            await check_if_reachable(shared)
+            helpers = [
+                SelfHelp(settings, shared, writer.symbol, wishes[writer.symbol], seen_by(writer)).run
+                for writer in writers
+            ]
+            looks = [partial(watch_runs, shared, writer, lock_holders, rest) for writer in writers]
+            await _work(writers, kept, {"self_help": helpers, "runs": looks}, stop)
+            health.draining = True
+    finally:
+        for client in clients:
+            await client.aclose()
+    log.info("Shutdown complete")
+    return 0
+
+
+async def check_if_reachable(redis: Redis) -> None:
+    """Find out now about a wrong password; a server that is not up yet is waited for later."""
+    try:
+        await check_connection(redis)
+    except RedisUnavailable as error:
+        log.warning("Redis does not answer yet: %s", error)
+
+
+async def _work(
+    writers: list[SymbolWriter],
+    kept: Kept,
+    beside: Mapping[str, Sequence[Callable[[], Awaitable[None]]]],
+    stop: asyncio.Event,
+) -> None:
+    tasks = [asyncio.create_task(kept.keep(name, work)) for name, works in beside.items() for work in works]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for writer in writers:
+                group.create_task(writer.run(stop))
+    except* RedisError as refused:
+        raise refused.exceptions[0] from None
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

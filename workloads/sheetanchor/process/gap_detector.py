@@ -1,0 +1,308 @@
+"""What a processor looks out for: gap rules and soundness of a market as it moves. Pure; time is an argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sheetanchor._decoder import Market
+from sheetanchor.policy import soundness
+from sheetanchor.policy.gap_rules import (
+    EDGE_CUT_OFF_MIN,
+    EDGE_LEVELS,
+    SILENT_LINE_US,
+    VOLUME_BUCKET_US,
+    Edge,
+    Finding,
+    Price,
+    Progress,
+    Sequence,
+    Silence,
+    Thresholds,
+    Volume,
+    hole_is_final,
+)
+
+DAY_US: Final = 86_400_000_000
+
+LEVELS_CHECKED: Final = 10
+"""Levels a side that are checked for order and sign: those that the hot state shows."""
+
+RULES_OF_REASONS: Final = {"missing": "stream_missing", "late": "feed_late", "clock": "clock_jump"}
+"""Gap rules that tell of reasons for unsoundness; others have rules of their own or concern this process alone."""
+
+EDGE_EVERY_US: Final = 100_000
+"""Levels are counted this often: diffs come no more often than that in bulk, and counting at each would cost more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What surrounds a market at a moment, on a steady clock.
+
+    Attributes:
+        now_us: The moment.
+        frames_us: Stamp of the newest entry of any line; 0 before the first.
+        live_lines: Bit per line that has spoken lately.
+        caught_up: False while entries of some line may still be unread: a hole may be filled by one of them.
+        undated: Whether it is not known when the newest entries were appended.
+        validated_us: When the last validation began that found the exchange's trade ids to be ours; 0 for never.
+        clock_jumps: How often Redis' clock was found to have jumped.
+    """
+
+    now_us: int
+    frames_us: int
+    live_lines: int
+    caught_up: bool
+    undated: bool = False
+    validated_us: int = 0
+    clock_jumps: int = 0
+
+
+def observed(market: Market, scene: Scene) -> soundness.Observed:
+    """See a market as its soundness is judged by."""
+    pulses = {name: soundness.Pulse(*pulse[:4]) for name, pulse in market.pulses().items()}
+    bids, asks = market.top(LEVELS_CHECKED)
+    unit = 10.0**market.price_exponent
+    told = market.told_best
+    return soundness.Observed(
+        now_us=scene.now_us,
+        pulses=pulses,
+        update_id=market.update_id,
+        bba_id=market.bba_id,
+        book_best=(bids[0][0] * unit, asks[0][0] * unit) if bids and asks else None,
+        told_best=(told[0] * unit, told[1] * unit) if told else None,
+        levels=soundness.levels_fault(bids, asks),
+        best_agreed=market.best_agreed,
+        trade_id=market.trade_id,
+        trades_missing=market.missing_trades(scene.now_us, soundness.WINDOW_US),
+        end_us=market.event_us + max(0, scene.now_us - market.stamp_us),
+        clock_sets=market.clock_sets,
+        clock_doubted=market.clock_doubted,
+        odd_trades=market.odd_trades,
+        trade_price=market.last_trade_price,
+        has_book=market.has_book,
+        read_us=scene.now_us,
+        undated=scene.undated,
+        validated_us=scene.validated_us,
+    )
+
+
+def live_lines(last_entry_us: dict[int, int], now_us: int) -> int:
+    """Give a bit per line that has brought an entry of late."""
+    return sum(1 << line for line, at_us in last_entry_us.items() if now_us - at_us <= SILENT_LINE_US)
+
+
+@dataclass(slots=True)
+class Lookout:
+    """The state of all rules for one symbol.
+
+    Args:
+        thresholds: When the rules apply.
+        since_us: When watching began; silence is counted from here.
+
+    Attributes:
+        event_stamp_us: When the newest message came that moved any id.
+        memory: What soundness is judged by.
+        verdict: What was last found of it.
+        behind: Per line and stream that lags behind another line, since when.
+    """
+
+    thresholds: Thresholds
+    since_us: int
+    event_stamp_us: int = 0
+    memory: soundness.Memory = field(default_factory=soundness.Memory)
+    verdict: soundness.Verdict = field(default_factory=lambda: soundness.judge(soundness.Memory(), 0))
+    behind: dict[tuple[int, str], int] = field(default_factory=dict)
+    _lines: set[int] = field(default_factory=set)
+    _line_stamps: dict[tuple[int, str], int] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
+    _asked_us: int = 0
+    _clock_jumps: int = 0
+    _gaps_today: int = 0
+    _day: int = 0
+    _depth: Sequence = field(default_factory=Sequence)
+    _trades: Sequence = field(default_factory=Sequence)
+    _silence: Silence = field(default_factory=Silence)
+    _price: Price = field(default_factory=Price)
+    _edge: Edge = field(default_factory=Edge)
+    _edge_at_us: int = 0
+    _volume: Volume = field(default_factory=Volume)
+    _progress: Progress = field(default_factory=Progress)
+    _bucket_end_us: int = 0
+    _crossed: bool = False
+    _mismatches: int = 0
+
+    def reload(self, market: Market, now_us: int) -> None:
+        """Begin anew with a rebuilt or loaded market; what was learnt about volume stays."""
+        self._depth, self._trades = Sequence(), Sequence()
+        self._price, self._progress = Price(), Progress()
+        self._edge, self._edge_at_us = Edge(), 0
+        self._crossed = False
+        self._mismatches = market.counters()["depth20_mismatches"]
+        self.since_us = now_us
+        self.memory = soundness.reloaded(self.memory, market.trade_id, now_us)
+        self._lines.clear()
+        self._line_stamps.clear()
+        self.behind.clear()
+
+    def look(self, market: Market, scene: Scene) -> list[Finding]:
+        """Apply every rule.
+
+        Final holes are skipped in the market, whether they make a gap or not.
+
+        Returns:
+            What was found, the suppressed rules left out.
+        """
+        marks = (market.update_id, market.bba_id, market.trade_id)
+        found = self._holes(market, scene)
+        if market.has_book:  # before the first anchor there is nothing that could be lost or stand still
+            found += [
+                self._look_at_time(marks, scene),
+                self._look_at_silence(scene),
+                self._look_at_price(market, scene),
+            ]
+            found += [self._look_at_crossing(market), self._look_at_top(market), self._look_at_edge(market, scene)]
+        found.append(self._look_at_volume(market))
+        found += self._look_at_soundness(market, scene)
+        return [finding for finding in found if finding and finding.rule not in self.thresholds.suppressed]
+
+    def _holes(self, market: Market, scene: Scene) -> list[Finding | None]:
+        if not scene.caught_up:
+            return []
+        found: list[Finding | None] = []
+        self._depth = self._follow("depth", self._depth, market, scene, found)
+        self._trades = self._follow("trade", self._trades, market, scene, found)
+        return found
+
+    def _follow(
+        self, stream: str, sequence: Sequence, market: Market, scene: Scene, found: list[Finding | None]
+    ) -> Sequence:
+        """Pass every final hole of a stream; behind one there may be another."""
+        passed = False
+        while hole := market.depth_hole if stream == "depth" else market.trade_hole:
+            if not hole_is_final(hole, scene.live_lines, scene.now_us, self.thresholds.gap_wait_us):
+                return sequence
+            sequence, finding = sequence.hole(stream, hole, self.thresholds.gap_threshold)
+            found.append(finding)
+            if stream == "depth":
+                market.skip_depth_hole()
+            else:
+                market.skip_trade_hole()
+                self.memory = soundness.holed(self.memory, scene.now_us)
+            passed = True
+        return sequence if passed else sequence.sound()
+
+    def _look_at_time(self, marks: tuple[int, int, int], scene: Scene) -> Finding | None:
+        if not scene.caught_up:  # a replay after a rebuild brings seconds of frames whose ids are known
+            return None
+        self._progress, finding = self._progress.look(marks, scene.frames_us)
+        return finding
+
+    def _look_at_silence(self, scene: Scene) -> Finding | None:
+        last_us = max(scene.frames_us, self.since_us)
+        self._silence, finding = self._silence.look(last_us, scene.now_us, self.thresholds.time_gap_us)
+        return finding
+
+    def _look_at_price(self, market: Market, scene: Scene) -> Finding | None:
+        self._price, finding = self._price.look(market.mid, scene.now_us, self.thresholds.price_jump)
+        return finding
+
+    def _look_at_crossing(self, market: Market) -> Finding | None:
+        before, self._crossed = self._crossed, market.crossed
+        if not self._crossed or before:
+            return None
+        (bid,), (ask,) = market.top(1)
+        return Finding("book_crossed", f"book crossed: best bid {bid[0]} at or above best ask {ask[0]} (mantissas)")
+
+    def _look_at_top(self, market: Market) -> Finding | None:
+        mismatches = market.counters()["depth20_mismatches"]
+        before, self._mismatches = self._mismatches, mismatches
+        if mismatches <= before:
+            return None
+        return Finding("book_mismatch", f"the top 20 levels of the feed differ from the book at {market.update_id}")
+
+    def _look_at_edge(self, market: Market, scene: Scene) -> Finding | None:
+        if market.cut_off < EDGE_CUT_OFF_MIN or 0 <= scene.now_us - self._edge_at_us < EDGE_EVERY_US:
+            return None
+        self._edge_at_us = scene.now_us
+        self._edge, finding = self._edge.look(market.known_levels(EDGE_LEVELS))
+        return finding
+
+    def _look_at_volume(self, market: Market) -> Finding | None:
+        event_us = market.event_us
+        if event_us < self._bucket_end_us or event_us < 0:
+            return None
+        last_end_us = self._bucket_end_us
+        self._bucket_end_us = event_us - event_us % VOLUME_BUCKET_US + VOLUME_BUCKET_US
+        if last_end_us == 0 or self._bucket_end_us - last_end_us > VOLUME_BUCKET_US:
+            return None  # the first span is cut short, and spans without a view say nothing
+        volume = market.volume_between(last_end_us - VOLUME_BUCKET_US, last_end_us)
+        self._volume, finding = self._volume.look(volume, self.thresholds.volume_sigmas)
+        return finding
+
+    def _look_at_soundness(self, market: Market, scene: Scene) -> list[Finding]:
+        """Take in what is seen; tell each kind of reason once until it has gone."""
+        if scene.caught_up:  # half a replay is no state of the market
+            self.memory = soundness.look(self.memory, observed(market, scene))
+            if not scene.undated:
+                self.event_stamp_us = max(self.event_stamp_us, self.memory.moved_us)
+            self._look_at_lines(market, scene.now_us)
+        self.judge(scene.now_us)
+        if not market.has_book:
+            return []
+        found = {
+            RULES_OF_REASONS[reason.kind]: Finding(RULES_OF_REASONS[reason.kind], reason.text)
+            for reason in reversed(self.verdict.reasons)
+            if reason.kind in RULES_OF_REASONS
+        }
+        if scene.clock_jumps > self._clock_jumps:
+            found["clock_jump"] = Finding("clock_jump", "Redis' clock was set, or a server with another clock answers")
+        self._clock_jumps = scene.clock_jumps
+        told, self._told = self._told, set(found)
+        new = [finding for rule, finding in found.items() if rule not in told]
+        if self.verdict.ask and (not self._asked_us or scene.now_us - self._asked_us >= soundness.RECHECK_US):
+            self._asked_us = scene.now_us
+            new.append(Finding("trades_quiet", self.verdict.ask))
+        return new
+
+    def judge(self, now_us: int, unwritten: str = "") -> soundness.Verdict:
+        """Say what is wrong at a moment.
+
+        Args:
+            now_us: The moment.
+            unwritten: Why the state cannot be written, "" if it can.
+        """
+        self.verdict = soundness.judge(self.memory, now_us, unwritten)
+        return self.verdict
+
+    def _look_at_lines(self, market: Market, now_us: int) -> None:
+        """Note since when a line has brought nothing of a stream that has moved on another line."""
+        pulses = market.pulses()
+        self._lines |= {line for *_, stamps in pulses.values() for line, stamp_us in enumerate(stamps) if stamp_us}
+        for name, (_, _, _, newest_us, stamps) in pulses.items():
+            for line in self._lines:
+                place = (line, name)
+                if stamps[line] >= newest_us:
+                    self.behind.pop(place, None)
+                elif stamps[line] != self._line_stamps.get(place, -1):
+                    self.behind[place] = now_us
+                self._line_stamps[place] = stamps[line]
+
+    def count_gap(self, now_us: int) -> None:
+        """Take note that a gap has been told; the count begins anew at midnight UTC."""
+        self._gaps_today = self._told_today(now_us) + 1
+        self._day = now_us // DAY_US
+
+    def _told_today(self, now_us: int) -> int:
+        return self._gaps_today if now_us // DAY_US == self._day else 0
+
+    def report(self, market: Market, now_us: int) -> dict[str, Any]:
+        """Describe the detector for health answers."""
+        checked = datetime.fromtimestamp(now_us / 1e6, UTC)
+        return {
+            "status": "monitoring",
+            "last_check_time": checked.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "gaps_detected_today": self._told_today(now_us),
+            "last_sequence_id": market.update_id,
+        }

@@ -1,0 +1,262 @@
+"""What a processor does when a re-anchor is wanted and nobody begins it: it runs the same program itself, as a child.
+
+A doubt about the state is a wish that stands until the state is anchored again. What only asks for a rebuild, without a
+doubt, is judged by the rules that every coordinator goes by (`reanchor_scheduler`), so that budget and cool-downs hold
+here too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from sheetanchor.contract import Gap, Receipt, keys
+from sheetanchor.errors import RedisError
+from sheetanchor.policy import reanchor_scheduler
+from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, VALIDATION
+from sheetanchor.policy.reanchor_scheduler import EXIT_LOCK_HELD, EXIT_SUPERSEDED
+from sheetanchor.runtime.command_line import VARIABLE_PREFIX, variable_of
+from sheetanchor.runtime.settings import ProcessSettings, ReanchorSettings
+from sheetanchor.store.hot_state import HotState
+from sheetanchor.store.redis_client import clear_errors
+
+log = logging.getLogger(__name__)
+
+LOOK_S: Final = 1.0
+GAPS_READ: Final = 100
+RECEIPTS_READ: Final = 20
+OWN_FILES: Final = (VARIABLE_PREFIX + "CONFIG", "CONFIG_FILE")
+"""Name the settings file of this role, which a re-anchor does not understand."""
+
+
+@dataclass(slots=True)
+class Wish:
+    """A rebuild that is wanted and since when.
+
+    Attributes:
+        trigger: Gap rule, `start` or `suspect`; "" when nothing is wanted.
+        since_s: Monotonic seconds.
+    """
+
+    trigger: str = ""
+    reason: str = ""
+    since_s: float = 0.0
+
+    def set(self, trigger: str, reason: str) -> None:
+        """Want something, or nothing; a standing wish keeps its time."""
+        if trigger and not self.trigger:
+            self.since_s = time.monotonic()
+        self.trigger, self.reason = trigger, reason
+
+
+@dataclass(slots=True)
+class Unmet:
+    """What was asked for about a state that is not in doubt, and has not been begun. Pure; times are Redis'.
+
+    Attributes:
+        after_us: How long others have to begin it.
+    """
+
+    after_us: int
+    policy: reanchor_scheduler.Policy = reanchor_scheduler.DEFAULT_POLICY
+    _state: reanchor_scheduler.State = field(default_factory=reanchor_scheduler.State)
+    _due_since_us: int = 0
+
+    def take_gap(self, gap: Gap) -> None:
+        """Take in what a rule, here or in an ingestor, has asked for; a validation and a doubt are for others."""
+        rule = GAP_DETECTION_RULES.get(gap.rule)
+        if (
+            gap.action == VALIDATION
+            or gap.action not in reanchor_scheduler.URGENCY
+            or (rule is not None and rule.suspects)
+        ):
+            return
+        self._state, _ = reanchor_scheduler.ask(self._state, reanchor_scheduler.Request.of_gap(gap), self.policy)
+
+    def take_receipt(self, receipt: Receipt) -> None:
+        """Take in that somebody has run: what was asked before its beginning is answered, if it did not fail."""
+        self._due_since_us = 0
+        state = replace(self._state, ended_us=max(self._state.ended_us, receipt.finished_at_us))
+        if receipt.exit_code == 0 and receipt.result != "dry_run":
+            state = replace(state, covered_us=max(state.covered_us, receipt.started_at_us))
+        if receipt.result == "swapped":
+            state = replace(
+                state, rebuilt_us=(*state.rebuilt_us, receipt.finished_at_us)[-self.policy.rebuilds_per_hour :]
+            )
+        self._state = state
+
+    def due(self, seen: reanchor_scheduler.Seen, now_us: int) -> reanchor_scheduler.Start | None:
+        """Say what to begin here, because it could have been begun for so long and was not."""
+        while self._state.pending:
+            self._state, decision = reanchor_scheduler.decide(self._state, seen, now_us, self.policy)
+            if isinstance(decision, reanchor_scheduler.Skip):
+                continue
+            if not isinstance(decision, reanchor_scheduler.Start):
+                break
+            self._due_since_us = self._due_since_us or now_us
+            if now_us - self._due_since_us < self.after_us:
+                return None
+            self._state = replace(self._state, pending=())
+            self._due_since_us = 0
+            return decision
+        self._due_since_us = 0
+        return None
+
+
+def reanchor_environment(settings: ProcessSettings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Give a re-anchor child the settings that this process has, those named `reanchor_…` first."""
+    shared = {name: value for name, value in environ.items() if name not in OWN_FILES}
+    for name, info in ReanchorSettings.model_fields.items():
+        value = getattr(settings, f"reanchor_{name}", getattr(settings, name, None))
+        if value is not None and name != "symbol":
+            shared[variable_of(name, info)] = str(value)
+    return shared
+
+
+async def reanchor_as_child(settings: ProcessSettings, hot: HotState, symbol: str, trigger: str, reason: str) -> int:
+    """Run a re-anchor and wait for it; give its lock back if it was killed.
+
+    Returns:
+        Its exit code.
+
+    Raises:
+        RedisError: If the state could not be looked at, or the lock of a killed run not be given back.
+    """
+    request_id = f"process-{uuid.uuid4().hex[:12]}"
+    command = [sys.executable, "-m", "sheetanchor", "reanchor", "--symbol", symbol, "--reason", reason]
+    # Whoever else was asked may be slow to start: what he has rebuilt by then is not to be rebuilt again.
+    doubted_epoch = (await hot.anchor()).epoch
+    command += ["--trigger", trigger, "--request-id", request_id, "--doubted-epoch", str(doubted_epoch)]
+    environment = reanchor_environment(settings, dict(os.environ))
+    child = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        code = await child.wait()
+    finally:
+        if child.returncode is None:
+            child.terminate()
+            await child.wait()
+    holder = await hot.lock_holder()
+    if request_id in holder:
+        await hot.unlock(holder)
+    return code
+
+
+async def newest_receipt(redis: Redis, symbol: str) -> tuple[str, Receipt | None]:
+    """Give the newest receipt of any re-anchor of a symbol with its stream id, "" and None if there is none.
+
+    Raises:
+        RedisError: If Redis does not answer.
+    """
+    stream = keys(symbol).receipts
+    with clear_errors(f"XREVRANGE {stream}"):
+        newest: Any = await redis.xrevrange(stream, count=1)
+    return (newest[0][0].decode(), receipt_in(newest[0][1])) if newest else ("", None)
+
+
+def receipt_in(fields: Mapping[bytes, bytes]) -> Receipt | None:
+    """Read a receipt from an entry; None if it is of another version."""
+    try:
+        return Receipt.from_json(fields.get(b"receipt", b"").decode())
+    except ValueError:
+        return None
+
+
+class SelfHelp:
+    """Watches over one symbol while this processor is the active one.
+
+    Args:
+        settings: Of the processor.
+        redis: Client of the pipeline's Redis.
+        symbol: Trading pair.
+        wish: What the writer wants because of a doubt.
+        seen: How the symbol stands, and Redis' clock; None while that is not known or another processor is active.
+    """
+
+    def __init__(
+        self,
+        settings: ProcessSettings,
+        redis: Redis,
+        symbol: str,
+        wish: Wish,
+        seen: Callable[[bool], tuple[reanchor_scheduler.Seen, int] | None],
+    ) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._symbol = symbol
+        self._wish = wish
+        self._seen = seen
+        self._hot = HotState(redis, symbol)
+        self._unmet = Unmet(round(settings.self_reanchor_after_s * 1e6))
+        self._receipt_id = self._gap_id = ""
+
+    async def run(self) -> None:
+        """Run wanted re-anchors that nobody else has begun in time; until cancelled."""
+        if self._settings.self_reanchor_after_s <= 0:
+            await asyncio.Event().wait()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await self._look()
+            except RedisError as error:
+                log.warning("%s: re-anchor not begun: %s", self._symbol, error)
+
+    async def _look(self) -> None:
+        wish = self._wish
+        news = await self._read_receipts()
+        await self._read_gaps()
+        held = bool(await self._hot.lock_holder())
+        # A run may be over between two looks; its receipt shows that somebody takes care.
+        if wish.trigger and (news or held):
+            wish.since_s = time.monotonic()
+        if wish.trigger:
+            if time.monotonic() - wish.since_s >= self._settings.self_reanchor_after_s:
+                await self._begin(wish.trigger, wish.reason)
+                wish.since_s = time.monotonic()
+            return
+        seen = self._seen(held)
+        due = None if seen is None else self._unmet.due(*seen)
+        if due is not None:
+            await self._begin(due.trigger, due.reason)
+
+    async def _begin(self, trigger: str, reason: str) -> None:
+        log.warning("%s: nobody has begun the re-anchor for %s: running it here", self._symbol, trigger)
+        code = await reanchor_as_child(self._settings, self._hot, self._symbol, trigger, reason)
+        if code not in (0, EXIT_LOCK_HELD, EXIT_SUPERSEDED):
+            log.error("%s: the re-anchor ended with %d", self._symbol, code)
+
+    async def _read_receipts(self) -> bool:
+        """Take in new receipts; say whether there are any."""
+        before = self._receipt_id
+        entries = await self._after(keys(self._symbol).receipts, before, RECEIPTS_READ)
+        for entry_id, fields in entries:
+            self._receipt_id = entry_id
+            receipt = receipt_in(fields)
+            if receipt is not None:
+                self._unmet.take_receipt(receipt)
+        return bool(entries)
+
+    async def _read_gaps(self) -> None:
+        for entry_id, raw in await self._after(keys(self._symbol).gaps, self._gap_id, GAPS_READ):
+            self._gap_id = entry_id
+            try:
+                self._unmet.take_gap(Gap.parse({name.decode(): value.decode() for name, value in raw.items()}))
+            except (KeyError, ValueError) as error:
+                log.warning("%s: a gap record is not understood: %r", self._symbol, error)
+
+    async def _after(self, stream: str, entry_id: str, count: int) -> list[tuple[str, dict[bytes, bytes]]]:
+        """Read a stream on; the first time only what there is last, for what came before has been seen to."""
+        with clear_errors(f"XRANGE {stream}"):
+            if entry_id:
+                found: Any = await self._redis.xrange(stream, min=f"({entry_id}", count=count)
+            else:
+                found = await self._redis.xrevrange(stream, count=1)
+        return [(one.decode(), fields) for one, fields in found]

@@ -1,0 +1,56 @@
+"""What a processor answers to `GET /state`: how its symbols stand, from what it holds in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from sheetanchor.process.symbol_processor import Role, SymbolWriter
+
+
+def standing(writer: SymbolWriter, lock_holder: str) -> dict[str, Any]:
+    """Say how a symbol stands.
+
+    Args:
+        writer: Its processor.
+        lock_holder: Who held the lock when it was last looked at; "" if nobody did.
+    """
+    known = writer.connected and writer.clock.known
+    now_us = writer.now_us if known else 0
+    anchor, active = writer.anchor, writer.role is Role.WRITER
+    beat_us = writer.last_write_us if active else anchor.beat_us
+    event_age_us = writer.event_age_us if known else None
+    suspect = anchor.state == "suspect"
+    return {
+        "active": active,
+        "state": anchor.state if known else "unknown",
+        "reason": anchor.reason if suspect else "",
+        "unsound": "; ".join(str(reason) for reason in writer.lookout.verdict.reasons) if known else "",
+        "quiet": writer.lookout.verdict.quiet if known else "",
+        "epoch": anchor.epoch,
+        "term": anchor.term,
+        "writer": anchor.writer,
+        "suspect_since_us": anchor.suspect_at if suspect else 0,
+        "event_age_ms": None if event_age_us is None else event_age_us // 1_000,
+        "beat_age_ms": _age_ms(beat_us, now_us),
+        "lock_held": bool(lock_holder),
+        "lock_holder": lock_holder,
+        "connected": writer.connected,
+        "now_us": now_us,
+    }
+
+
+def _age_ms(stamp_us: int, now_us: int) -> int | None:
+    return max(0, now_us - stamp_us) // 1_000 if stamp_us and now_us else None
+
+
+def state_route(
+    replica: str, writers: Sequence[SymbolWriter], lock_holders: Mapping[str, str]
+) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """Make the function behind the route."""
+
+    async def state() -> dict[str, Any]:
+        symbols = {writer.symbol: standing(writer, lock_holders.get(writer.symbol, "")) for writer in writers}
+        return {"replica": replica, "symbols": symbols}
+
+    return state

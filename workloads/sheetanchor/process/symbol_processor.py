@@ -1,0 +1,574 @@
+"""The processor of one symbol: from line entries to hot keys, as the writer or ready to become it.
+
+Owns the market in memory and the decision when to write. It never waits for anything but Redis. When Redis is gone it
+keeps what it holds and comes back by itself; whether its next write is still wanted is decided by the fences in Redis,
+never here. A start, a takeover and a finished rebuild are the same thing: load the stored book, replay the lines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from sheetanchor._decoder import Market
+from sheetanchor.binance import id_continuity
+from sheetanchor.contract import BEAT_INTERVAL_US, CHECK_OF_TRADES, STREAM_TYPES, TAKEOVER_AFTER_US, Receipt
+from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
+from sheetanchor.policy.gap_rules import CONSEQUENCES, GAP_DETECTION_RULES, VALIDATION, Finding, Thresholds, gap_of
+from sheetanchor.policy.soundness import REASON_KINDS
+from sheetanchor.process.frame_delays import FrameDelays
+from sheetanchor.process.gap_detector import Lookout
+from sheetanchor.process.market_follower import NOTHING, Follower
+from sheetanchor.runtime import metrics
+from sheetanchor.runtime.reliability import Backoff
+from sheetanchor.store.hot_state import Anchor, ApplyReply, ApplyStatus, HotState, TakeStatus, Vouch
+from sheetanchor.store.redis_client import Batch, LineReader, ServerIdentity, server_identity
+from sheetanchor.store.server_clock import RedisClock
+
+log = logging.getLogger(__name__)
+
+READ_COUNT: Final = 256
+"""Entries per line and read: at one entry every 5 ms, more than a second's worth."""
+
+REPLAY_US: Final = 10_000_000
+"""Windows reach back five seconds; twice that covers what a line may lag."""
+
+FAILOVER_REWIND_US: Final = 30_000_000
+"""Twice what ingestors append again after a failover."""
+
+IDENTITY_INTERVAL_US: Final = 1_000_000
+WARM_LOOK_US: Final = 200_000
+"""A warm processor looks at the writer's beat five times within the second that it waits for."""
+
+WARM_READ_US: Final = 20_000
+"""A warm processor reads this often: it has nothing to write, and keeps up all the same."""
+
+HOLE_LOOK_US: Final = 10_000
+"""While a hole waits for another line, nobody has to speak for its time to run out."""
+
+LOAD_TRIES: Final = 3
+"""A rebuild may be swapped in between two reads; twice in a row it is not."""
+
+BEHIND_MAX_US: Final = 3_000_000
+"""A replay is done within this; an update id that is still below the stored one then is from another world."""
+
+BLIND_AFTER_S: Final = 2.0
+"""The rules are applied ten times a second and more."""
+
+REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
+
+
+class Role(Enum):
+    """Whether this process writes."""
+
+    WARM = 0
+    WRITER = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """How often things are written, in µs."""
+
+    flush_us: int
+    book_us: int
+
+
+def monotonic_us() -> int:
+    """Give this process' monotonic clock in µs."""
+    return time.monotonic_ns() // 1_000
+
+
+class SymbolWriter:
+    """Keeps one symbol's hot state.
+
+    Args:
+        redis: Client for writes.
+        reading: Client whose connection may block in reads.
+        symbol: Trading pair.
+        name: Unique name of this process, the writer's name in Redis.
+        thresholds: When the gap rules apply.
+        cadence: How often to write.
+        wanted: Told when a rebuild is wanted (with its rule and reason) and when it no longer is ("", "").
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        reading: Redis,
+        symbol: str,
+        name: str,
+        thresholds: Thresholds,
+        cadence: Cadence,
+        *,
+        wanted: Callable[[str, str], None] = lambda rule, reason: None,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.symbol = symbol
+        self.name = name
+        self.role = Role.WARM
+        self.clock = RedisClock()
+        self.follower = Follower(Market(symbol), Lookout(thresholds, 0), self.clock)
+        self.anchor = Anchor()
+        self.connected = False
+        self.last_write_us = 0
+        self._redis = redis
+        self._hot = HotState(redis, symbol)
+        self._reader = LineReader(reading, symbol)
+        self._clock_jumps = 0
+        self._judged_us = 0
+        self._lacking: dict[str, list[str]] = {}
+        self._cadence = cadence
+        self._wanted = wanted
+        self._beat = beat
+        self._term = 0
+        self._epoch = 0
+        self._identity: ServerIdentity | None = None
+        self._findings: list[Finding] = []
+        self._told: set[str] = set()
+        self._loaded = False
+        self._dirty = False
+        self._delays = FrameDelays()
+        self._applied_us = self._booked_us = self._looked_us = self._identified_us = 0
+        self._behind_since_us = 0
+        self._counted: dict[str, int] = {}
+
+    # The loop
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until told to stop; then write the book once more.
+
+        Raises:
+            RedisRefused: A wrong password or a missing permission: trying again will not help.
+        """
+        delays = REDIS_BACKOFF.delays(random.random)
+        while not stop.is_set():
+            self._beat()
+            try:
+                await self._turn()
+                if not self.connected:
+                    self.connected = True
+                    delays = REDIS_BACKOFF.delays(random.random)
+            except (RedisUnavailable, RedisOutOfMemory) as error:
+                if self.connected or not self._loaded:
+                    log.warning("%s: waiting for Redis: %s", self.symbol, error)
+                self.connected = False
+                self._identified_us = 0  # who answers next has to be asked who it is
+                await asyncio.sleep(next(delays))
+        await self._last_words()
+
+    async def _last_words(self) -> None:
+        if self.role is not Role.WRITER or not self.market.has_book:
+            return
+        try:
+            self._booked_us = 0
+            await self._write(monotonic_us())
+        except (RedisUnavailable, RedisOutOfMemory) as error:
+            log.warning("%s: the book could not be written at the end: %s", self.symbol, error)
+
+    async def _turn(self) -> None:
+        await self._identify()
+        if not self._loaded:
+            await self.load()
+        await self._let_gather()
+        asked_us, skipped = monotonic_us(), self._reader.skipped
+        batches = await self._reader.read(self._block_ms(), READ_COUNT, now_us=asked_us)
+        self._feed(batches, asked_us, self._reader.skipped - skipped)
+        now_us = monotonic_us()
+        if self.role is Role.WARM and now_us - self._looked_us >= WARM_LOOK_US:
+            await self._look_at_writer()
+        await self._judge(asked_us)
+        if self._due(now_us):
+            await self._write(now_us)
+
+    async def _let_gather(self) -> None:
+        """Leave entries where they are while nothing may be written: one read then does the work of many."""
+        if not self._caught_up:
+            return
+        is_writer = self.role is Role.WRITER
+        wait_us = self._applied_us + self._cadence.flush_us - monotonic_us() if is_writer else WARM_READ_US
+        if wait_us > 0:
+            await asyncio.sleep(wait_us / 1e6)
+
+    def _block_ms(self) -> int:
+        if not self._caught_up:
+            return 0
+        if self._dirty:  # the timer has fired a little early: what is held must not wait for the next entry
+            return 1
+        longest_us = BEAT_INTERVAL_US
+        if self.role is Role.WRITER:
+            longest_us -= monotonic_us() - self._applied_us
+        if self.market.depth_hole or self.market.trade_hole:
+            longest_us = min(longest_us, HOLE_LOOK_US)
+        return max(1, longest_us // 1_000)
+
+    def _due(self, now_us: int) -> bool:
+        if self.role is not Role.WRITER or not self._caught_up:
+            return self.role is Role.WRITER and now_us - self._applied_us >= BEAT_INTERVAL_US
+        since_us = now_us - self._applied_us
+        return since_us >= BEAT_INTERVAL_US * 9 // 10 or (self._dirty and since_us >= self._cadence.flush_us)
+
+    # Reading
+
+    def _feed(self, batches: list[Batch], asked_us: int, skipped: int) -> None:
+        counts: dict[str, int] = {}
+        got_us = monotonic_us()
+        for batch in batches:
+            counts[batch.line] = counts.get(batch.line, 0) + 1
+            try:
+                frames = self.follower.take(batch, got_us)
+            except ValueError as error:
+                metrics.DECODE_ERRORS.labels(self.symbol, "envelope").inc()
+                log.error("%s: entry %s of line %s skipped: %s", self.symbol, batch.entry_id, batch.line, error)
+                continue
+            metrics.FRAMES_PROCESSED.labels(self.symbol, batch.line).inc(frames)
+            self._delays.take(batch, writes=self.role is Role.WRITER)
+        self._dirty = self._dirty or bool(batches)
+        # A line that gave as much as was asked for has more: until then a hole may still be filled.
+        complete = all(count + skipped < READ_COUNT for count in counts.values())
+        self.follower.read(asked_us, self._reader.ids.keys(), complete=complete)
+        if complete:
+            self._delays.keeps_up(self.now_us)
+
+    @property
+    def market(self) -> Market:
+        """What this process holds."""
+        return self.follower.market
+
+    @property
+    def lookout(self) -> Lookout:
+        """The rules that it is judged by."""
+        return self.follower.lookout
+
+    @property
+    def _caught_up(self) -> bool:
+        return self.follower.caught_up
+
+    async def load(self) -> None:
+        """Load the stored book and go back on the lines to where it ends, or ten seconds, whichever is earlier.
+
+        Raises:
+            RedisError: If Redis does not answer.
+        """
+        self._loaded = False
+        anchor, packed = await self._read_book()
+        self._epoch = anchor.epoch
+        market = Market(self.symbol)
+        self._counted = {}
+        self._findings = []
+        ids: dict[str, str] = {}
+        if packed is not None:
+            ids = self._load_book(market, packed, anchor)
+        elif anchor.epoch > 0:
+            self._find(Finding("book_unreadable", "the stored book is missing"))
+        await self._rewind(ids, REPLAY_US)
+        await id_continuity.leave_out(self._redis, self._reader, market, ids)
+        self._loaded = True
+        self._told.clear()
+        self.follower.begin(market, monotonic_us())
+        log.info("%s: loaded epoch %d at update %d", self.symbol, anchor.epoch, self.market.update_id)
+
+    async def _read_book(self) -> tuple[Anchor, bytes | None]:
+        """Read anchor and book as they belong together."""
+        anchor = await self._read_anchor()
+        for _ in range(LOAD_TRIES):
+            packed = await self._hot.book() if anchor.epoch > 0 else None
+            before, anchor = anchor, await self._read_anchor()
+            if anchor.epoch == before.epoch:
+                break
+        return anchor, packed
+
+    def _load_book(self, market: Market, packed: bytes, anchor: Anchor) -> dict[str, str]:
+        try:
+            epoch, ids = market.load_book(packed)
+        except ValueError as error:
+            self._find(Finding("book_unreadable", f"the stored book is damaged: {error}"))
+            return {}
+        # The book keeps the epoch it was packed in; a swap renames a book that was packed for the epoch it makes.
+        if epoch != anchor.epoch:
+            self._find(Finding("book_unreadable", f"the stored book is of epoch {epoch}, expected {anchor.epoch}"))
+        return ids
+
+    async def _rewind(self, ids: dict[str, str], back_us: int) -> None:
+        self._reader.seek_time((self.now_us - back_us) // 1_000)
+        await self._reader.discover()
+        by_time = self._reader.ids
+        earlier = {line: ids[line] for line in ids if line in by_time and _order(ids[line]) < _order(by_time[line])}
+        self._reader.seek(earlier)
+        for trimmed in await self._reader.check_trimmed():
+            log.warning("%s: line %s begins at %s only", self.symbol, trimmed.line, trimmed.first_id or "nothing")
+        self.follower.rewound()
+        self._delays.replay()
+
+    @property
+    def now_us(self) -> int:
+        """Redis' clock."""
+        return self.clock.now_us(monotonic_us())
+
+    @property
+    def event_age_us(self) -> int | None:
+        """Time since the last message that moved an id; None before the first."""
+        return self.follower.event_age_us(monotonic_us())
+
+    def heed_run(self, entry_id: str, receipt: Receipt) -> None:
+        """Take note of a re-anchor run that has ended.
+
+        Args:
+            entry_id: Id of its receipt's entry: when it ended, on Redis' clock.
+            receipt: What it did.
+        """
+        if receipt.result != "validated" or CHECK_OF_TRADES not in receipt.checks or not self.clock.known:
+            return
+        took_us = max(0, receipt.finished_at_us - receipt.started_at_us)  # by one clock, whichever it is
+        self.follower.validated(_order(entry_id)[0] * 1_000 - took_us, took_us)
+
+    def detector_report(self) -> dict[str, Any]:
+        """Describe the gap detector for health answers: blind while it does not look, or cannot see all there is."""
+        looked_s = (monotonic_us() - self._judged_us) / 1e6
+        if not self.connected or not self.clock.known:
+            blind = "Redis does not answer"
+        elif not self._judged_us or looked_s > BLIND_AFTER_S:
+            blind = "the rules have not been applied for a while"
+        elif not self._caught_up:
+            blind = "entries of the lines are still unread"
+        else:
+            return self.lookout.report(self.market, self.now_us)
+        return {"status": "blind", "message": blind}
+
+    def lines_behind(self) -> dict[str, list[str]]:
+        """Name the lines that have long lacked a stream which another line brings, and the streams."""
+        return self.follower.lines_behind(monotonic_us())
+
+    async def _read_anchor(self) -> Anchor:
+        sent_us = monotonic_us()
+        read = await self._hot.read()
+        self.clock.learn(sent_us, monotonic_us(), read.now_us)
+        self.anchor = Anchor.parse(read.anchor)
+        self._term = max(self._term, self.anchor.term)
+        return self.anchor
+
+    async def _identify(self) -> None:
+        now_us = monotonic_us()
+        if self._identified_us and now_us - self._identified_us < IDENTITY_INTERVAL_US:
+            return
+        identity = await server_identity(self._redis)
+        self._identified_us = now_us
+        self._count()
+        before = self._identity
+        if before is None or before.replication_id == identity.replication_id:
+            self._identity = identity
+            return
+        log.warning("%s: Redis' replication id has changed", self.symbol)
+        self._find(Finding("redis_failover", "Redis' replication id has changed: acknowledged writes may be gone"))
+        positions = self._reader.ids
+        await self._rewind({}, FAILOVER_REWIND_US)
+        await id_continuity.leave_out(self._redis, self._reader, self.market, positions)
+        await self._look_at_writer()
+        self._identity = identity  # only now: all of this has to be done again if Redis went away during it
+
+    # Becoming and being the writer
+
+    async def _look_at_writer(self) -> None:
+        """Take the pen if its holder has gone; follow it into a new epoch if not."""
+        self._looked_us = monotonic_us()
+        highest = self._term
+        anchor = await self._read_anchor()
+        if anchor.epoch > self._epoch and self.role is Role.WARM:
+            await self.load()
+            return
+        held = self.role is Role.WRITER and anchor.writer == self.name and anchor.term == highest
+        alive = anchor.writer not in ("", self.name) and abs(self.now_us - anchor.beat_us) <= TAKEOVER_AFTER_US
+        if held or alive:
+            return
+        reply = await self._hot.take(self._term + 1, self.name, anchor.term, anchor.writer)
+        if reply.status is not TakeStatus.OK:
+            return
+        self._term = reply.term
+        self.role = Role.WRITER
+        self._told.clear()
+        log.info("%s: writing under term %d", self.symbol, reply.term)
+        if not self.market.has_book and anchor.epoch == self._epoch > 0:
+            await self.load()  # what could not be read at the start may have been written since
+        if (await self._read_anchor()).epoch < self._epoch:
+            # Redis has gone back in time: it holds less than it has acknowledged, and epochs never fall.
+            self._find(Finding("redis_failover", "Redis holds an older state than it has acknowledged"))
+        if self.anchor.state == "suspect":
+            self._wanted("start" if self._epoch == 0 else "suspect", self.anchor.reason or "nothing anchored yet")
+
+    def _find(self, finding: Finding) -> None:
+        """Keep a finding until it has been declared: one of each rule, with the highest id that cures them all."""
+        for at, known in enumerate(self._findings):
+            if known.rule == finding.rule:
+                self._findings[at] = replace(known, cure_id=max(known.cure_id, finding.cure_id))
+                return
+        self._findings.append(finding)
+
+    async def _judge(self, asked_us: int) -> None:
+        """Apply the gap rules, and say what they find.
+
+        A warm processor does not speak: what makes it doubt its state it says when it takes over.
+
+        Args:
+            asked_us: Local monotonic time when the last read was asked for. What was appended until then has been read;
+                of what came later, after a pause of this process say, nothing is known yet.
+        """
+        if not self.clock.known:
+            return
+        self._judged_us = monotonic_us()
+        for finding in self.follower.look(asked_us):
+            if self.role is Role.WRITER or GAP_DETECTION_RULES[finding.rule].suspects:
+                self._find(finding)
+        while self._findings and self.role is Role.WRITER:
+            # Declared first and forgotten then: Redis may be gone in between.
+            if await self._declare(self._findings[0]):
+                self._findings.pop(0)
+
+    async def _declare(self, finding: Finding) -> bool:
+        """Make the state suspect if the rule says so, and tell the stream of gaps.
+
+        Returns:
+            False if this process turned out not to be the writer any more.
+        """
+        rule = GAP_DETECTION_RULES[finding.rule]
+        if rule.suspects:
+            reply = await self._hot.suspect(self._term, self.name, self._epoch, finding.cure_id, finding.reason)
+            if not reply.ok:
+                self._step_back(reply.term)
+                return False
+            self._note_state(reply.state, finding.reason, reply.now_us)
+            if finding.rule in self._told or (self._told and finding.rule in CONSEQUENCES):
+                return True  # still the same doubt; it has only grown
+        await self._hot.add_gap(gap_of(finding, self.symbol, "process", self.now_us, self._epoch))
+        log.warning("%s: %s: %s", self.symbol, finding.rule, finding.reason)
+        metrics.GAPS.labels(self.symbol, finding.rule, rule.action).inc()
+        self.lookout.count_gap(self.now_us)
+        if rule.suspects:
+            self._told.add(finding.rule)
+        if rule.action != VALIDATION:
+            self._wanted(finding.rule, finding.reason)
+        return True
+
+    def _note_state(self, state: str, reason: str, now_us: int) -> None:
+        """Keep what the last reply says of the state; a doubt keeps its first reason and time."""
+        if state != "suspect":
+            reason, now_us = "", 0
+        elif self.anchor.state == "suspect" and self.anchor.suspect_at:
+            reason, now_us = self.anchor.reason, self.anchor.suspect_at
+        self.anchor = replace(self.anchor, state=state, reason=reason, suspect_at=now_us)
+
+    def _step_back(self, term: int) -> None:
+        if self.role is Role.WRITER:
+            log.warning("%s: no longer the writer: term %d is another's", self.symbol, term)
+        self.role = Role.WARM
+        self._looked_us = 0
+
+    # Writing
+
+    async def _write(self, now_us: int) -> None:
+        """Write the hot keys, or only a sign of life while there is nothing to write."""
+        behind = self.market.update_id < self.anchor.update_id
+        sound = self.market.has_book and not behind
+        lists, unwritten = self.follower.hot(now_us) if sound else (NOTHING, "the book is not led up to what is stored")
+        vouch = self._vouch(now_us, unwritten)
+        book = b""
+        # While frames wait beyond a hole, what has been read is more than what the book has.
+        whole = self.market.depth_hole is None and self.market.trade_hole is None
+        if sound and whole and now_us - self._booked_us >= self._cadence.book_us:
+            book = self.market.pack_book(self._epoch, self._reader.ids)
+        update_id = self.anchor.update_id if behind else self.market.update_id
+        stamp_us = 0 if unwritten else self.follower.event_redis_us()
+        sent_us = monotonic_us()
+        self._dirty = False
+        reply = await self._hot.apply(
+            self._term, self.name, self._epoch, update_id, stamp_us, *lists, book=book, vouch=vouch
+        )
+        self.clock.learn(sent_us, monotonic_us(), reply.now_us)
+        metrics.HOT_WRITES.labels(self.symbol, reply.status).inc()
+        self._applied_us = now_us
+        if reply.status is ApplyStatus.OK:
+            self._booked_us = now_us if book else self._booked_us
+            self._written(reply, behind, hot=not unwritten)
+        else:
+            await self._refused(reply)
+
+    def _vouch(self, now_us: int, unwritten: str) -> Vouch:
+        """Say until when what is written is sound, and why it is not."""
+        verdict = self.follower.verdict(now_us, unwritten)
+        for kind in REASON_KINDS:
+            metrics.UNSOUND.labels(self.symbol, kind).set(any(reason.kind == kind for reason in verdict.reasons))
+        if not verdict.sound:
+            return Vouch(0, 0, "; ".join(str(reason).replace(";", ",") for reason in verdict.reasons))
+        until_us = max(self.clock.steady_us(now_us), verdict.until_us)
+        return Vouch(self.clock.of_steady(until_us), until_us - self.clock.steady_us(now_us))
+
+    def _written(self, reply: ApplyReply, behind: bool, hot: bool) -> None:
+        self.last_write_us = reply.now_us
+        for delay_s in self._delays.written(reply.now_us) if hot else ():
+            metrics.FRAME_TO_HOT.labels(self.symbol).observe(delay_s)
+        if reply.state != self.anchor.state:
+            self._note_state(reply.state, "somebody else doubts the state", reply.now_us)
+            if reply.state == "suspect":
+                self._wanted("suspect", "somebody else doubts the state")
+        metrics.ANCHORED.labels(self.symbol).set(reply.state == "anchored")
+        if reply.state == "anchored":
+            self._told.clear()
+            self._wanted("", "")
+        now_us = monotonic_us()
+        if not behind or self._behind_since_us == 0:
+            self._behind_since_us = now_us if behind else 0
+        elif now_us - self._behind_since_us > BEHIND_MAX_US and self._caught_up:
+            self._behind_since_us = now_us
+            reason = f"the lines end at update {self.market.update_id}, the stored state at {self.anchor.update_id}"
+            self._find(Finding("sequence_reset", reason))
+
+    async def _refused(self, reply: ApplyReply) -> None:
+        if reply.status is ApplyStatus.FENCED:
+            self._step_back(reply.term)
+        elif reply.status is ApplyStatus.EPOCH and reply.epoch > self._epoch:
+            log.info("%s: rebuilt: epoch %d", self.symbol, reply.epoch)
+            await self.load()
+        elif reply.status is ApplyStatus.EPOCH:
+            self._find(Finding("redis_failover", f"Redis is at epoch {reply.epoch}, it has acknowledged {self._epoch}"))
+        else:
+            await self._read_anchor()
+
+    def _count(self) -> None:
+        """Export what the market has counted since last time."""
+        counters = self.market.counters()
+        for name, count in counters.items():
+            if name.startswith("decode_error.") or name in ("bad_value", "foreign_symbol", "pending_overflow"):
+                grown, kind = max(0, count - self._counted.get(name, 0)), name.removeprefix("decode_error.")
+                metrics.DECODE_ERRORS.labels(self.symbol, kind).inc(grown)  # by zero too: a series begins there
+                if grown:
+                    log.warning("%s: %d frames left out: %s", self.symbol, grown, kind)
+        self._counted = counters
+        metrics.CLOCK_JUMPS.labels(self.symbol).inc(self.clock.jumps - self._clock_jumps)
+        self._clock_jumps = self.clock.jumps
+        self._tell_lines()
+        metrics.EPOCH.labels(self.symbol).set(self._epoch)
+        metrics.TERM.labels(self.symbol).set(self._term)
+        metrics.WRITER.labels(self.symbol).set(self.role.value)
+
+    def _tell_lines(self) -> None:
+        """Say which line is covered by another one: nothing is wrong yet, but nothing more may be lost."""
+        lacking = self.lines_behind()
+        for line in self.follower.lines:
+            for stream in STREAM_TYPES:
+                metrics.LINE_BEHIND.labels(self.symbol, line, stream).set(stream in lacking.get(line, ()))
+        for line in lacking.keys() - self._lacking.keys():
+            streams = ", ".join(lacking[line])
+            log.warning("%s: line %s brings no %s any more; another line covers it", self.symbol, line, streams)
+        self._lacking = lacking
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    """Give a stream id as something that compares."""
+    first, _, second = entry_id.partition("-")
+    return int(first), int(second or 0)

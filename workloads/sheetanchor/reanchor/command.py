@@ -1,0 +1,107 @@
+"""`sheetanchor reanchor`: rebuild the hot state of a symbol from the exchange's REST interface and swap it in.
+
+Nothing but Redis and the exchange is needed. Each run prints its receipt as one line of JSON on stdout, and why it
+failed as one line on stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from functools import partial
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from sheetanchor.binance.rest_client import Exchange, speaks_against
+from sheetanchor.contract import Receipt
+from sheetanchor.reanchor.outcome import EXIT_STOPPED, worst
+from sheetanchor.reanchor.phases import Reanchor
+from sheetanchor.reanchor.receipts import Order, write_receipt
+from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy
+from sheetanchor.runtime.settings import ReanchorSettings
+from sheetanchor.store.redis_client import redis_client
+
+__all__ = ["Order", "Reanchor", "run"]
+
+
+async def run(settings: ReanchorSettings) -> int:
+    """Re-anchor every symbol of the settings at the same time; give the worst exit code.
+
+    Raises:
+        BadSettings: The Redis URL or password file cannot be used.
+    """
+    redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
+    try:
+        async with _exchange(settings) as exchange:
+            return await _stoppable(_all(settings, redis, exchange))
+    finally:
+        await redis.aclose()
+
+
+def _exchange(settings: ReanchorSettings) -> Exchange:
+    return Exchange(
+        settings.rest_url,
+        timeout_s=settings.fetch_timeout_s,
+        retry_policy=RetryPolicy(
+            retries=settings.retry_max_attempts, backoff=Backoff(settings.retry_initial_delay_ms / 1000)
+        ),
+        breaker=CircuitBreaker(
+            "rest",
+            settings.circuit_breaker_threshold,
+            settings.circuit_breaker_timeout_seconds,
+            counts=speaks_against,
+        ),
+    )
+
+
+def order_of(settings: ReanchorSettings, symbol: str) -> Order:
+    """Say what the settings mean for one symbol."""
+    return Order(
+        symbol=symbol,
+        reason=settings.reason,
+        trigger=settings.trigger,
+        request_id=settings.request_id,
+        unlock_for=tuple(settings.unlock_for),
+        doubted_epoch=settings.doubted_epoch,
+        validate_only=settings.validate_only,
+        dry_run=settings.dry_run,
+        depth_limit=settings.depth_limit,
+        timeout_s=settings.timeout_s,
+        price_deviation_max=settings.price_deviation_max,
+        catch_up_s=settings.catch_up_s,
+    )
+
+
+async def _all(settings: ReanchorSettings, redis: Redis, exchange: Exchange) -> int:
+    report = partial(tell, receipt_file=settings.receipt_file)
+    runs = (Reanchor(order_of(settings, symbol), redis, exchange).run(report) for symbol in settings.symbol)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one) for one in runs]
+    return worst([task.result().exit_code for task in tasks])
+
+
+async def _stoppable(work: Coroutine[None, None, int]) -> int:
+    """Do the work until it is done or SIGTERM or SIGINT comes; either way everything is cleaned up."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return EXIT_STOPPED
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def tell(receipt: Receipt, receipt_file: Path | None = None) -> None:
+    """Print a receipt; what went wrong goes to stderr in words."""
+    print(receipt.to_json(), flush=True)
+    if receipt_file is not None:
+        write_receipt(receipt, receipt_file)
+    if receipt.exit_code != 0:
+        print(f"sheetanchor reanchor: Re-anchor failed for {receipt.symbol}: {receipt.message}", file=sys.stderr)

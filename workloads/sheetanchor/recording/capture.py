@@ -1,0 +1,203 @@
+"""`sheetanchor capture`: record the raw frames that flow through Redis to a file.
+
+The file begins with the stored book and goes on with every frame after it, each once although two lines carry it.
+`sheetanchor train` learns from it and `sheetanchor exchange` plays it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import signal
+import time
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Final
+
+from redis.asyncio import Redis
+
+from sheetanchor._decoder import Market, validate_frame
+from sheetanchor.binance.sbe import DecodeError, DepthSnapshot
+from sheetanchor.contract import pack_frames, unpack_frames
+from sheetanchor.errors import BadRecording, BadSettings, RedisRefused
+from sheetanchor.recording.recording_file import Recording, save
+from sheetanchor.runtime.settings import CaptureSettings
+from sheetanchor.store.hot_state import HotState
+from sheetanchor.store.redis_client import LineReader, redis_client
+
+log = logging.getLogger(__name__)
+
+_SNAPSHOT: Final = 10002
+_DIFF: Final = 10003
+_TRADES: Final = 10000
+
+BLOCK_MS: Final = 200
+PROGRESS_S: Final = 10.0
+
+
+@dataclass(slots=True)
+class Collected:
+    """Messages by kind and id, each once, whichever line brings it and however late.
+
+    A line may run ahead of another and have lost what that one still brings, so the order is made at the end.
+
+    Args:
+        depth_id: Update id that the starting book ends at; diffs up to it are left out.
+        skipped: Entries whose frames could not be told apart.
+    """
+
+    symbol: str
+    depth_id: int
+    skipped: int = 0
+    _found: dict[int, dict[int, tuple[int, bytes]]] = field(default_factory=dict)
+    _others: dict[bytes, dict[str, list[int]]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._found.values())) + len(self._others)
+
+    def add(self, received_us: int, frame: bytes, line: str = "") -> None:
+        """Take a frame; only another symbol's is left out.
+
+        A frame that cannot be read, or has no id to be known by, is known by its content: of two lines the one that
+        brought it more often counts.
+        """
+        try:
+            template, symbol, _, _, last_id, count = validate_frame(frame)
+        except DecodeError:
+            template, symbol, last_id, count = _SNAPSHOT, self.symbol, 0, 0
+        if symbol != self.symbol:
+            return
+        if template == _SNAPSHOT or (template == _TRADES and count == 0):
+            self._others.setdefault(frame, {}).setdefault(line, []).append(received_us)
+            return
+        if template == _DIFF and last_id <= self.depth_id:
+            return
+        of_kind = self._found.setdefault(template, {})
+        known = of_kind.get(last_id)
+        if known is None or received_us < known[0]:
+            of_kind[last_id] = (received_us, frame)
+
+    def events(self) -> list[tuple[int, bytes]]:
+        """Give the frames by time of receipt; within a kind the order of ids comes first."""
+        kinds = []
+        for of_kind in self._found.values():
+            latest_us, ordered = 0, []
+            for _, (received_us, frame) in sorted(of_kind.items()):
+                latest_us = max(latest_us, received_us)
+                ordered.append((latest_us, frame))
+            kinds.append(ordered)
+        for frame, lines in self._others.items():
+            times = sorted(lines.values(), key=lambda brought: len(brought))[-1]
+            kinds.append([(received_us, frame) for received_us in sorted(times)])
+        return list(heapq.merge(*kinds, key=itemgetter(0)))
+
+
+async def begin(redis: Redis, symbol: str) -> tuple[Recording, dict[str, str]]:
+    """Take the stored book as the start of a recording.
+
+    Returns:
+        The recording without events, and where to read on, per line.
+
+    Raises:
+        RedisRefused: If there is no sound book to begin with.
+    """
+    packed = await HotState(redis, symbol).book()
+    if packed is None:
+        raise RedisRefused(f"{symbol}: there is no stored book to begin a recording with; is the pipeline anchored?")
+    market = Market(symbol)
+    try:
+        _, ids = market.load_book(packed)
+    except ValueError as error:
+        raise RedisRefused(f"{symbol}: the stored book is damaged: {error}") from error
+    bids, asks = market.levels()
+    now_us = time.time_ns() // 1_000
+    snapshot = DepthSnapshot(
+        event_time_us=max(0, market.event_us),
+        symbol=symbol,
+        price_exponent=market.price_exponent,
+        qty_exponent=market.qty_exponent,
+        book_update_id=market.update_id,
+        bids=tuple(bids),
+        asks=tuple(asks),
+    )
+    return Recording(symbol, snapshot, now_us, []), ids
+
+
+async def follow(redis: Redis, recording: Recording, ids: dict[str, str], seconds: float, stop: asyncio.Event) -> None:
+    """Add every frame after the starting book until the time is over."""
+    reader = LineReader(redis, recording.symbol)
+    await reader.discover()
+    reader.seek(ids)
+    collected = Collected(recording.symbol, recording.snapshot.book_update_id)
+    started = told = time.monotonic()
+    while not stop.is_set() and time.monotonic() - started < seconds:
+        for batch in await reader.read(BLOCK_MS, now_us=time.monotonic_ns() // 1_000):
+            try:
+                frames = list(unpack_frames(batch.frames))
+            except ValueError as error:
+                collected.skipped += 1
+                if collected.skipped == 1:
+                    log.warning("entry %s of line %s left out: %s", batch.entry_id, batch.line, error)
+                continue
+            for received_us, frame in frames:
+                collected.add(received_us, frame, batch.line)
+        if time.monotonic() - told >= PROGRESS_S:
+            told = time.monotonic()
+            log.info("%s: %d frames in %.0f s", recording.symbol, len(collected), told - started)
+    recording.events.extend(collected.events())
+
+
+def hole_in(recording: Recording) -> str:
+    """Say what is missing from a recording because no line had it; "" if nothing is."""
+    snapshot = recording.snapshot
+    market = Market(recording.symbol)
+    market.load_snapshot(
+        snapshot.book_update_id,
+        snapshot.price_exponent,
+        snapshot.qty_exponent,
+        list(snapshot.bids),
+        list(snapshot.asks),
+        recording.snapshot_us,
+    )
+    market.feed(0, pack_frames(recording.events), recording.snapshot_us)
+    for name, hole in (("update", market.depth_hole), ("trade", market.trade_hole)):
+        if hole is not None:
+            return f"{name} {hole[0]} is missing, {hole[1]} follows"
+    return ""
+
+
+async def run(settings: CaptureSettings) -> int:
+    """Record one symbol for the time that was asked for, or until SIGINT; then write the file.
+
+    Raises:
+        BadRecording: If there was nothing to record.
+        BadSettings: If the settings name several symbols or a file that cannot be written.
+        RedisRefused: If there is nothing to begin with.
+    """
+    if len(settings.symbol) != 1:
+        raise BadSettings(f"symbol = {', '.join(settings.symbol)}: expected one symbol, a file holds one market")
+    if not Path(settings.out).parent.is_dir():
+        raise BadSettings(f"out = {str(settings.out)!r}: expected a file in a folder that exists")
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
+    try:
+        recording, ids = await begin(redis, settings.symbol[0])
+        await follow(redis, recording, ids, settings.seconds, stop)
+    finally:
+        await redis.aclose()
+    if not recording.events:
+        raise BadRecording(f"{recording.symbol}: no frame came in {settings.seconds:g} s; is an ingestor running?")
+    # The book was stored a little before the recording began, and the lines are read on from there.
+    recording = replace(recording, snapshot_us=min(recording.snapshot_us, recording.events[0][0]))
+    try:
+        save(recording, settings.out)
+    except OSError as error:
+        raise BadSettings(f"out = {str(settings.out)!r}: {error.strerror}") from error
+    log.info("%s: %d frames written to %s", recording.symbol, len(recording.events), settings.out)
+    if hole := hole_in(recording):
+        log.warning("%s: the recording has a hole: %s; training stops there", recording.symbol, hole)
+    return 0

@@ -1,0 +1,5 @@
+"""`sheetanchor exchange`: a recorded market served over the real protocols, with faults to order.
+
+Read in this order: `playback` (the market: when, what, round and round, and the state behind the answers), `faults`,
+`limits` and `control` (rules), `venue` (the tick), `sessions`, `rest` and `app` (the network).
+"""

@@ -1,0 +1,1 @@
+"""The market that the simulator plays, and what has been traded. Pure."""

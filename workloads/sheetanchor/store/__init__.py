@@ -1,0 +1,1 @@
+"""Redis: connections, frame streams and the hot state."""

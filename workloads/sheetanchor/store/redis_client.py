@@ -1,0 +1,506 @@
+"""The streams of raw frames, and the one way to reach Redis.
+
+Owns connections, time-outs and the trimming of `sbe:{S}:<line>`. It never looks inside a frame. When Redis is gone
+every call raises `RedisUnavailable` within seconds; nothing is queued here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+
+from sheetanchor import errors
+from sheetanchor.contract import (
+    STREAM_AGE_MAX_MS,
+    STREAM_BYTES_MAX,
+    keys,
+    line_stream,
+    pack_frames,
+    parse_entry,
+)
+from sheetanchor.runtime import metrics, redis_url, sentinel_url
+from sheetanchor.store import sentinel_pool
+from sheetanchor.store.line_register import LineRegister
+from sheetanchor.store.redis_connection import clear_error as clear_error
+from sheetanchor.store.redis_connection import clear_errors as clear_errors
+from sheetanchor.store.redis_connection import packing_in_c
+
+SOCKET_TIMEOUT_S: Final = 2.0
+"""One prediction slot: whoever waits longer for Redis has missed it."""
+
+CONNECT_TIMEOUT_S: Final = 2.0
+RETRIES: Final = 2
+RETRY_BASE_S: Final = 0.02
+RETRY_CAP_S: Final = 0.2
+HEALTH_CHECK_INTERVAL_S: Final = 15
+CONNECTIONS_MAX: Final = 32
+
+ENTRY_OVERHEAD_BYTES: Final = 96
+"""What Redis keeps per stream entry beside the batch itself: id, field names, packing."""
+
+TRIM_EVERY_MS: Final = 1_000
+TRIM_EVERY_SHARE: Final = 64
+"""A stream may exceed its size by one part in so many before it is trimmed."""
+
+LINES_REFRESH_US: Final = 2_000_000
+"""A new line may go unread this long; its older entries are not lost by it."""
+
+BLOCK_MAX_MS: Final = 1_000
+"""Half the socket's time-out: a read that waits for entries must not look like a dead connection."""
+
+START: Final = "0-0"
+SEQUENCE_MAX: Final = 2**64 - 1
+"""Largest second half of a stream id; only `seek_time` makes such ids."""
+
+
+def redis_client(
+    url: str,
+    password_file: Path | None = None,
+    *,
+    ca_file: Path | None = None,
+    socket_timeout_s: float = SOCKET_TIMEOUT_S,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
+) -> Redis:
+    """Make a client; it connects at its first command.
+
+    Args:
+        url: `redis://`, `rediss://`, `unix://`, or `sentinel://` for whichever server the Sentinels say is the master.
+        password_file: File that holds the password; wins over one in the URL. It is that of the Sentinels too.
+        ca_file: File with the certificate authority of a server that speaks TLS; default the machine's authorities.
+        socket_timeout_s: Seconds to wait for a reply before the connection is given up.
+        connect_timeout_s: Seconds to wait for a connection.
+
+    Raises:
+        BadSettings: If the URL or a file cannot be used.
+    """
+    options: dict[str, Any] = {
+        "socket_timeout": socket_timeout_s,
+        "socket_connect_timeout": connect_timeout_s,
+        "client_name": "sheetanchor",
+    }
+    lasting: dict[str, Any] = {"health_check_interval": HEALTH_CHECK_INTERVAL_S, "max_connections": CONNECTIONS_MAX}
+    password = _read_password(password_file)
+    tls = _tls_options(url, ca_file)
+    try:
+        url = redis_url.check(url)
+        if sentinel_url.is_sentinel_url(url):
+            client = _sentinel_client(sentinel_url.parse(url), password, options | tls, lasting)
+        else:
+            client = Redis.from_url(url, retry=_retry(RETRIES), **options, **lasting, **tls)
+            # A password in the URL would win if it were handed to `from_url` along with it.
+            client.connection_pool.connection_kwargs.update(password)
+    except ValueError as error:
+        raise errors.BadSettings(f"redis_url: {error}") from error
+    return packing_in_c(client)
+
+
+def _retry(retries: int) -> Retry:
+    return Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_S, base=RETRY_BASE_S), retries)
+
+
+def _sentinel_client(
+    url: sentinel_url.SentinelUrl, password: dict[str, Any], options: dict[str, Any], lasting: dict[str, Any]
+) -> Redis:
+    login = {"username": url.user or None, "password": url.password or None, **password}
+
+    tls = {name: value for name, value in options.items() if name.startswith("ssl_")}
+
+    def make_sentinel(host: str, port: int) -> Redis:
+        return client_of(host, port, ssl=url.tls, **login, **tls, timeout_s=sentinel_pool.ASK_TIMEOUT_S)
+
+    connect_timeout_s = min(options["socket_connect_timeout"], sentinel_pool.CONNECT_TIMEOUT_S)
+    own = options | {"socket_connect_timeout": connect_timeout_s}
+    pool = sentinel_pool.master_pool(
+        url.sentinels, url.service, make_sentinel, tls=url.tls, retry=_retry(RETRIES), **login, **own, **lasting
+    )
+    return Redis.from_pool(pool)
+
+
+def client_of(host: str, port: int, *, timeout_s: float, **login: Any) -> Redis:
+    """Make a client of one certain server or Sentinel that never tries twice.
+
+    Args:
+        host: Its name or address.
+        port: Its port.
+        timeout_s: Seconds for a connection and for an answer.
+        login: User, password and TLS as redis-py takes them.
+    """
+    timeouts: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    return packing_in_c(Redis(host=host, port=port, retry=_retry(0), client_name="sheetanchor", **timeouts, **login))
+
+
+def _read_password(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return {"password": path.read_text(encoding="utf-8").strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.BadSettings(f"redis_password_file: cannot read {path}: {error}") from error
+
+
+def _tls_options(url: str, ca_file: Path | None) -> dict[str, Any]:
+    if url.partition("://")[0] not in ("rediss", "sentinels"):
+        if ca_file is None:
+            return {}
+        raise errors.BadSettings("redis_ca_file: expected none, since redis_url is not rediss:// or sentinels://")
+    # Said outright: not every version of the client checks the host's name unless told so.
+    checked: dict[str, Any] = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+    if ca_file is None:
+        return checked
+    if not ca_file.is_file():
+        raise errors.BadSettings(f"redis_ca_file: expected a readable file of certificates, not {str(ca_file)!r}")
+    return checked | {"ssl_ca_certs": str(ca_file)}
+
+
+async def check_connection(redis: Redis) -> None:
+    """Make sure that Redis answers and is new enough.
+
+    Raises:
+        RedisUnavailable: If it does not answer just now.
+        RedisRefused: If it wants another password, or lacks functions.
+    """
+    with clear_errors("PING"):
+        await redis.ping()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerIdentity:
+    """Which data set a server holds; another one means that acknowledged writes may be gone.
+
+    Attributes:
+        replication_id: Changes when a replica is promoted and when a server starts empty.
+        run_id: Changes whenever the server process starts.
+    """
+
+    replication_id: str
+    run_id: str
+    role: str
+
+
+async def server_identity(redis: Redis) -> ServerIdentity:
+    """Ask a server which data set it holds.
+
+    Raises:
+        RedisError: If it does not say.
+    """
+    with clear_errors("INFO"):
+        replication = await redis.info("replication")
+        server = await redis.info("server")
+    return ServerIdentity(
+        replication_id=str(replication.get("master_replid", "")),
+        run_id=str(server.get("run_id", "")),
+        role=str(replication.get("role", "")),
+    )
+
+
+class LineWriter:
+    """Appends batches of frames to one line's stream and keeps it within its age and size.
+
+    The size is known without asking: what was appended is summed up here, with a mark (stream id, bytes so far) at each
+    trimming, and the stream is cut at the last mark that has to go.
+
+    Args:
+        redis: Client to append with.
+        symbol: Trading pair.
+        line: Name of the line, for instance `a`.
+        bytes_max: Largest size of the stream in bytes.
+        age_max_ms: Oldest entry to keep, in milliseconds.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        symbol: str,
+        line: str,
+        *,
+        bytes_max: int = STREAM_BYTES_MAX,
+        age_max_ms: int = STREAM_AGE_MAX_MS,
+    ) -> None:
+        self._redis = redis
+        self._line = line
+        self._lines_key = keys(symbol).lines
+        self._stream = line_stream(symbol, line)
+        self._bytes_max = bytes_max
+        self._age_max_ms = age_max_ms
+        self._marks: deque[tuple[str, int]] = deque()
+        self._bytes = -1  # not known before the first append
+        self._bytes_cut = 0
+        self._bytes_at_trim = 0
+        self._trimmed_ms = 0
+
+    async def append(self, frames: Iterable[tuple[int, bytes]]) -> str:
+        """Append one batch.
+
+        Args:
+            frames: `(receive time in µs, frame)` pairs in order of arrival; at least one.
+
+        Returns:
+            Id of the stream entry.
+
+        Raises:
+            RedisError: If it could not be appended. When only the reply was lost it has been; readers ignore
+                duplicates.
+        """
+        batch = list(frames)
+        return await self.append_packed(len(batch), batch[0][0], pack_frames(batch))
+
+    async def append_packed(self, count: int, first_received_us: int, packed: bytes) -> str:
+        """Append a batch that is packed already.
+
+        Raises:
+            RedisError: As `append`.
+        """
+        fields: dict[Any, Any] = {"n": count, "t": first_received_us, "f": packed}
+        with clear_errors(f"XADD {self._stream}"):
+            if self._bytes < 0:
+                await self._measure()
+            entry_id = _text(await self._redis.xadd(self._stream, fields))
+            self._bytes += len(packed) + ENTRY_OVERHEAD_BYTES
+            now_ms = _order(entry_id)[0]
+            much = self._bytes - self._bytes_at_trim >= self._bytes_max // TRIM_EVERY_SHARE
+            if much or abs(now_ms - self._trimmed_ms) >= TRIM_EVERY_MS:
+                await self._trim(entry_id, now_ms)
+        return entry_id
+
+    async def trim_age(self) -> None:
+        """Cut what is too old without appending anything, for a server that has no memory left to append with.
+
+        Raises:
+            RedisError: If it could not be cut.
+        """
+        with clear_errors(f"XTRIM {self._stream}"):
+            seconds, _ = await self._redis.time()
+            oldest = f"{max(0, seconds * 1000 - self._age_max_ms)}-0"
+            await self._redis.xtrim(self._stream, minid=oldest, approximate=True)
+
+    async def _measure(self) -> None:
+        """Count what an earlier run left, as if it had been written evenly over its time."""
+        size = int(await self._redis.memory_usage(self._stream) or 0)
+        if size:
+            info: dict[str, Any] = await self._redis.xinfo_stream(self._stream)
+            first_ms = _order(_text(info["first-entry"][0]))[0] if info["first-entry"] else 0
+            span_ms = _order(_text(info["last-generated-id"]))[0] - first_ms
+            self._marks.extend((f"{first_ms + span_ms * i // 16}-0", size * i // 16) for i in range(1, 17))
+        self._bytes = size
+
+    async def _trim(self, entry_id: str, now_ms: int) -> None:
+        """Cut what is too old or too much, and register the line: the set may have gone with a server's data."""
+        self._marks.append((entry_id, self._bytes))
+        cut = f"{max(0, now_ms - self._age_max_ms)}-0"
+        while self._marks and (
+            self._bytes - self._bytes_cut > self._bytes_max or _order(self._marks[0][0]) < _order(cut)
+        ):
+            mark, self._bytes_cut = self._marks.popleft()
+            cut = max(cut, mark, key=_order)
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.sadd(self._lines_key, self._line)
+        pipeline.xtrim(self._stream, minid=cut, approximate=True)
+        # Nobody trims the stream of a line that has gone for good.
+        pipeline.pexpire(self._stream, 2 * self._age_max_ms)
+        await pipeline.execute()
+        self._bytes_at_trim = self._bytes
+        self._trimmed_ms = now_ms
+
+
+class Batch(NamedTuple):
+    """One stream entry.
+
+    Attributes:
+        line: Line it came by.
+        entry_id: Its id in the line's stream.
+        frame_count: Frames in it, as its writer says.
+        first_received_us: When the first of them arrived, by the ingestor's clock, in µs.
+        frames: Packed frames, see `contract.unpack_frames`.
+    """
+
+    line: str
+    entry_id: str
+    frame_count: int
+    first_received_us: int
+    frames: bytes
+
+    @property
+    def stamp_us(self) -> int:
+        """When it was appended, by Redis' clock, in µs."""
+        return int(self.entry_id.partition("-")[0]) * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """A line no longer holds the entry that should be read next: what lay between is lost.
+
+    Attributes:
+        asked_id: Id after which entries were asked for.
+        first_id: Oldest id that is still there, "" if none.
+    """
+
+    line: str
+    asked_id: str
+    first_id: str
+
+
+class LineReader:
+    """Reads the streams of all lines of a symbol, each from its own place.
+
+    Lines that appear later are found within two seconds and read from their beginning, or from the time last sought.
+    What ingestors write is not trusted: an entry whose envelope is malformed is skipped and counted, and so is a
+    registered line whose name is none, whose key is no stream, or that is one too many. A reader that ended because of
+    one would meet it again at every start.
+
+    Args:
+        redis: Client to read with.
+        symbol: Trading pair.
+        lines: Lines to read; None reads whatever lines are registered.
+    """
+
+    def __init__(self, redis: Redis, symbol: str, lines: Iterable[str] | None = None) -> None:
+        self._redis = redis
+        self._symbol = symbol
+        self._lines_key = keys(symbol).lines
+        self._fixed = lines is not None
+        self._start = START
+        self._ids: dict[str, str] = dict.fromkeys(lines or (), START)
+        self._refreshed_us: int | None = None
+        self._register = LineRegister(redis, symbol)
+        self.skipped = 0
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Give each line's last id read."""
+        return dict(self._ids)
+
+    def seek(self, ids: Mapping[str, str]) -> None:
+        """Read on after these ids; lines that are not named begin where they stand.
+
+        Args:
+            ids: Line name to the last stream id that was consumed.
+        """
+        self._ids.update(ids)
+
+    def seek_time(self, redis_ms: int) -> None:
+        """Read everything appended at or after a moment, on lines known now and later.
+
+        Args:
+            redis_ms: Milliseconds since the epoch, by Redis' clock.
+        """
+        moment = max(0, redis_ms)
+        # Entries after the last possible one of the millisecond before.
+        self._start = f"{moment - 1}-{SEQUENCE_MAX}" if moment > 0 else START
+        self._ids = dict.fromkeys(self._ids, self._start)
+
+    async def discover(self) -> tuple[str, ...]:
+        """Look up the registered lines at once and name all that are read.
+
+        Raises:
+            RedisError: If Redis does not answer.
+        """
+        if not self._fixed:
+            with clear_errors(f"SMEMBERS {self._lines_key}"):
+                lines = await self._register.lines(tuple(self._ids))
+            self._ids = {line: self._ids.get(line, self._start) for line in lines}
+        return tuple(self._ids)
+
+    def _skip(self, line: str, entry_id: bytes, error: ValueError) -> None:
+        self.skipped += 1
+        metrics.DECODE_ERRORS.labels(self._symbol, "envelope").inc()
+        stream = line_stream(self._symbol, line)
+        shown = entry_id.decode("ascii", "replace")[:40]
+        self._register.tell(stream, f"entry {shown} skipped (further ones are counted): {error}")
+
+    async def check_trimmed(self) -> list[Trimmed]:
+        """Name the lines that have lost entries after the place they are to be read from.
+
+        Ask before the first read after a `seek`; a reader that keeps up need not ask again.
+
+        Raises:
+            RedisError: If Redis does not answer.
+        """
+        lost: list[Trimmed] = []
+        for line, asked_id in self._ids.items():
+            first_id = None if asked_id == START else await self._first_id_if_lost(line, asked_id)
+            if first_id is not None:
+                lost.append(Trimmed(line, asked_id, first_id))
+        return lost
+
+    async def _first_id_if_lost(self, line: str, asked_id: str) -> str | None:
+        stream = line_stream(self._symbol, line)
+        place = _order(asked_id)
+        by_time = place[1] == SEQUENCE_MAX
+        with clear_errors(f"XINFO STREAM {stream}"):
+            try:
+                info: dict[str, Any] = await self._redis.xinfo_stream(stream)
+            except exceptions.ResponseError as error:
+                if "no such key" in str(error):
+                    return None if by_time else ""
+                raise
+        first = info["first-entry"]
+        first_id = _text(first[0]) if first else ""
+        if not by_time and place > _order(_text(info["last-generated-id"])):
+            return first_id  # a younger data set: what was read does not exist in it
+        if int(info["entries-added"]) == int(info["length"]):
+            return None
+        return first_id if not first_id or place < _order(first_id) else None
+
+    async def read(self, block_ms: int, count: int = 64, *, now_us: int = 0) -> list[Batch]:
+        """Read what is next on every line.
+
+        Args:
+            block_ms: Milliseconds to wait when there is nothing, at most a second; 0 does not wait.
+            count: Most entries per line.
+            now_us: Any clock in µs that only goes forward; lines are looked up again when it has moved two seconds.
+
+        Returns:
+            Entries, per line in order; empty when there were none in time.
+
+        Raises:
+            RedisError: If Redis does not answer.
+        """
+        if self._refreshed_us is None or now_us - self._refreshed_us >= LINES_REFRESH_US or not self._ids:
+            await self.discover()
+            self._refreshed_us = now_us
+        if not self._ids:
+            return []
+        streams: dict[Any, Any] = {line_stream(self._symbol, line): last for line, last in self._ids.items()}
+        names = {line_stream(self._symbol, line): line for line in self._ids}
+        with clear_errors(f"XREAD {' '.join(names)}"):
+            try:
+                answer = await self._redis.xread(streams, count=count, block=min(block_ms, BLOCK_MAX_MS) or None)
+            except exceptions.ResponseError as error:
+                if not str(error).startswith("WRONGTYPE"):
+                    raise
+                self._ids = {line: self._ids[line] for line in await self._register.streams(tuple(self._ids))}
+                return []
+        batches: list[Batch] = []
+        for stream, entries in _stream_items(answer):
+            line = names[_text(stream)]
+            for entry_id, fields in entries:
+                try:
+                    batches.append(Batch(line, *parse_entry(entry_id, fields)))
+                except ValueError as error:
+                    self._skip(line, entry_id, error)
+            self._ids[line] = _text(entries[-1][0])
+        return batches
+
+
+def _stream_items(answer: Any) -> Iterable[tuple[Any, Any]]:
+    """Give `(stream, entries)` pairs of an XREAD answer under either protocol version."""
+    if isinstance(answer, dict):
+        return [(stream, entries[0] if len(entries) == 1 else entries) for stream, entries in answer.items()]
+    return [(stream, entries) for stream, entries in answer or ()]
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

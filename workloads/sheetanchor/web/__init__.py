@@ -1,0 +1,1 @@
+"""HTTP of every long-running process: health and what it is made of, metrics, errors, listeners."""
