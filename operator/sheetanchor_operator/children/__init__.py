@@ -1,0 +1,1 @@
+"""The objects that a pipeline consists of, as manifests. Pure."""

@@ -1,0 +1,1 @@
+"""`kubectl reanchor`: asks for re-anchors and shows how pipelines are."""
