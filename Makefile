@@ -40,7 +40,7 @@ check: .venv/.dev-ready ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=.ci $(BIN)/lint-imports
 
 format: .venv/.dev-ready ## put the code into its form
 	$(BIN)/ruff format .
