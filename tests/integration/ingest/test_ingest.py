@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import pytest
 from pydantic import SecretStr
 from websockets.asyncio.server import ServerConnection
@@ -544,17 +543,16 @@ async def test_a_peer_that_answers_no_ping_is_noticed(brisk: LocalExchange) -> N
     async def unanswered(origin: str, within_s: float) -> bool:
         url = stream_url(origin, ["BTCUSDT"], ["trade", "bestBidAsk", "depth"])
         connection = Connection(url, API_KEY, "a", lambda frame, at_us: None, ping_interval_s=0.3)
-        async with aiohttp.ClientSession() as session:
-            task = asyncio.create_task(connection.run(session))
-            await eventually(lambda: _true(connection.vitals.healthy), within_s=5, what="the first message")
-            deadline_s = time.monotonic() + within_s
-            pinged_s = 0.0
-            while time.monotonic() < deadline_s and pinged_s < 0.25:
-                since_s = connection.vitals.unanswered_s
-                pinged_s = 0.0 if since_s is None else time.monotonic() - since_s
-                await asyncio.sleep(0.01)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        task = asyncio.create_task(connection.run())
+        await eventually(lambda: _true(connection.vitals.healthy), within_s=5, what="the first message")
+        deadline_s = time.monotonic() + within_s
+        pinged_s = 0.0
+        while time.monotonic() < deadline_s and pinged_s < 0.25:
+            since_s = connection.vitals.unanswered_s
+            pinged_s = 0.0 if since_s is None else time.monotonic() - since_s
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         return pinged_s >= 0.25
 
     async with deaf_peer() as origin:

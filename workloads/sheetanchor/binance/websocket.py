@@ -1,19 +1,29 @@
 """One connection to the exchange's SBE stream.
 
-Owns the socket. Hands every binary frame on as it came, answers pings, and ends when the other side ends it or its task
-is cancelled; either way the exchange is sent a CLOSE frame. It decides nothing about reconnecting.
+Owns the socket. Hands every binary frame on as soon as it is read, answers pings, and ends when the other side ends it
+or its task is cancelled; either way the exchange is sent a CLOSE frame. It decides nothing about reconnecting.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
-from urllib.parse import quote
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
 
-import aiohttp
+import aiohappyeyeballs
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidStatus, ProtocolError, WebSocketException
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import Event, State
+from websockets.uri import WebSocketURI, parse_uri
 
 from sheetanchor import __version__
 from sheetanchor.binance import rate_limits
@@ -23,35 +33,19 @@ from sheetanchor.errors import ExchangeError, ExchangeRefused, ExchangeUnavailab
 
 log = logging.getLogger(__name__)
 
+library_log: Final = logging.getLogger(f"{__name__}.library")
+library_log.setLevel(logging.INFO)  # at DEBUG the library logs the headers of its request, the API key among them
+
 FRAME_BYTES_MAX: Final = 4 * 1024 * 1024
 """A diff of the most levels that its counts allow has 2 MiB."""
 
 CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
+NEXT_ADDRESS_AFTER_S: Final = 0.25
+"""Where a name has several addresses, the next is tried beside one that has not answered by then (RFC 8305)."""
+
 RETRY_AFTER_DEFAULT_S: Final = 60.0
 """Limits of the exchange are counted by the minute."""
-
-
-async def refuse_redirects(
-    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """Let no answer lead a request to another address; for the session that connections are made with.
-
-    An upgrade would be sent there with the API key, perhaps in clear, and its frames be taken for the market. The
-    client itself only keeps back headers that it knows to be secret.
-
-    Raises:
-        ExchangeUnavailable: The answer is a redirect.
-    """
-    response = await handler(request)
-    if 300 <= response.status < 400:
-        response.close()
-        raise ExchangeUnavailable(
-            f"the exchange answered {response.status} to the WebSocket upgrade: redirects are not followed, "
-            f"for the API key is only for {request.url.origin()}"
-        )
-    return response
-
 
 OnFrame = Callable[[bytes, int], None]
 """(frame, receive time in µs since 1970)"""
@@ -64,7 +58,7 @@ class Connection:
         url: `ws://…/stream?streams=…`, see `stream_url`.
         api_key: Sent as `X-MBX-APIKEY`.
         line: Name of the line, part of the User-Agent.
-        on_frame: Told every binary frame.
+        on_frame: Told every binary frame. It must not block: nothing is read while it runs.
         ping_interval_s: Seconds between two pings of ours while it speaks.
         ask_after_s: Seconds without a sign of life after which a ping asks for one, again and again.
     """
@@ -80,11 +74,14 @@ class Connection:
         ask_after_s: float = Policy().ask_after_s,
     ) -> None:
         self._url = url
-        self._headers = {"X-MBX-APIKEY": api_key, "User-Agent": f"sheetanchor/{__version__} line={line}"}
+        self._key_header = {"X-MBX-APIKEY": api_key}
+        self._user_agent = f"sheetanchor/{__version__} line={line}"
         self._on_frame = on_frame
         self._ping_interval_s = ping_interval_s
         self._ask_after_s = ask_after_s
         self._budget = message_budget(time.monotonic)
+        self._ended = asyncio.Event()
+        self._failure: Exception | None = None
         self._opened_s: float | None = None
         self._last_message_s: float | None = None
         self._last_sign_s: float | None = None
@@ -110,7 +107,7 @@ class Connection:
             self._answers or not self._asked or not self._is_pinged,
         )
 
-    async def run(self, session: aiohttp.ClientSession) -> str:
+    async def run(self) -> str:
         """Connect, and receive until the connection ends.
 
         Returns:
@@ -121,82 +118,84 @@ class Connection:
             RateLimited: Too many connections or requests.
             ExchangeUnavailable: No connection could be made.
         """
-        socket = await self._connect(session)
+        opened = await self._connect()
         self._opened_s = self._last_ping_s = time.monotonic()
-        asking = asyncio.create_task(self._ask(socket))
+        asking = asyncio.create_task(self._ask(opened))
         try:
-            return await self._receive(socket)
-        except (aiohttp.ClientError, OSError) as error:  # a pong finds the connection gone before a read does
-            return f"broken: {error or type(error).__name__}"
+            await self._ended.wait()
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-            await _close(socket)
+            await _close(opened)
+        if self._failure is not None:
+            raise self._failure
+        return _how_it_ended(opened)
 
-    async def _connect(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
-        timeout = aiohttp.ClientWSTimeout(ws_receive=None, ws_close=CLOSE_TIMEOUT_S)
+    async def _connect(self) -> ClientConnection:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                return await session.ws_connect(
-                    self._url, headers=self._headers, autoping=False, max_msg_size=FRAME_BYTES_MAX, timeout=timeout
+                uri = parse_uri(self._url)
+                return await _ConnectHereOnly(
+                    self._url,
+                    sock=await _tcp_connection(uri),
+                    ssl=_tls() if uri.secure else None,
+                    additional_headers=self._key_header,
+                    user_agent_header=self._user_agent,
+                    compression=None,
+                    proxy=None,  # the environment's proxy would see the API key
+                    open_timeout=None,
+                    ping_interval=None,  # when to ping, and what a missing answer means, is the policy's
+                    close_timeout=None,
+                    logger=library_log,
+                    create_connection=self._make,  # type: ignore[arg-type]  # its documentation allows a wrapper
                 )
-        except aiohttp.WSServerHandshakeError as error:
-            told = [error.headers.get(name, "") if error.headers else "" for name in ("Retry-After", "Date")]
-            raise upgrade_error(error.status, *told) from error
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except InvalidStatus as error:
+            raise _refusal(self._url, error.response) from error
+        except (WebSocketException, OSError, TimeoutError, UnicodeError) as error:
             text = str(error) or f"no answer within {CONNECT_TIMEOUT_S:g} s"
-            raise ExchangeUnavailable(f"no connection to the exchange: {text}") from error
+            raise ExchangeUnavailable(f"no connection to the exchange at {_origin(self._url)}: {text}") from error
 
-    async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> str:
-        while True:
-            message = await socket.receive()
-            self._last_sign_s = time.monotonic()
-            if message.type is aiohttp.WSMsgType.BINARY:
-                self._last_message_s = self._last_sign_s
-                self._on_frame(message.data, time.time_ns() // 1_000)
-            elif message.type is aiohttp.WSMsgType.PING:
-                self._is_pinged = True
-                await self._pong(socket, message.data)
-            elif message.type is aiohttp.WSMsgType.TEXT:
-                self._on_text(message.data)
-            elif message.type is aiohttp.WSMsgType.PONG:
-                self._unanswered_s = None
-                self._answers = True
-            elif message.type is aiohttp.WSMsgType.ERROR:
-                return f"protocol error: {message.data or socket.exception()}"
-            else:
-                return f"closed with code {socket.close_code}"
+    def _make(self, protocol: ClientProtocol, **options: Any) -> ClientConnection:
+        return ClientConnection(_Protocol(protocol.uri, self), **options)
 
-    async def _ask(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        """Ping now and then, and whenever nothing has come for a while; until cancelled, or the connection is gone."""
-        while True:
-            now_s = time.monotonic()
-            heard_s = self._last_sign_s or self._opened_s or now_s
-            silent = now_s - heard_s >= self._ask_after_s and now_s - self._last_ping_s >= self._ask_after_s
-            # The first one shows whether this peer answers pings at all.
-            first = not self._asked and now_s - self._last_ping_s >= self._ask_after_s
-            if first or silent or now_s - self._last_ping_s > self._ping_interval_s:
-                try:
-                    await self._ping(socket)
-                except (aiohttp.ClientError, OSError) as error:
-                    log.debug("no ping: %s", error)  # whoever reads will find the connection gone
-                    return
-            await asyncio.sleep(min(self._ask_after_s, self._ping_interval_s) / 4)
+    # -- what comes ---------------------------------------------------------------------------------------------------
 
-    async def _ping(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        # One token is left for the pong that the exchange may want within the same second.
-        if self._budget.available >= 2 and self._budget.take():
-            self._asked = True
-            self._last_ping_s = time.monotonic()
-            self._unanswered_s = self._unanswered_s or self._last_ping_s
-            await socket.ping()
+    def take(self, opcode: Opcode, message: bytes) -> None:
+        """Take in a whole message, or the sign of life that a control frame is.
 
-    async def _pong(self, socket: aiohttp.ClientWebSocketResponse, payload: bytes) -> None:
-        # The exchange closes a connection that does not copy the payload, or that sends more than it may.
-        if self._budget.take():
-            await socket.pong(payload)
-        else:
+        Raises:
+            ProtocolError: A text is not UTF-8.
+        """
+        self._last_sign_s = time.monotonic()
+        if opcode is Opcode.BINARY:
+            self._last_message_s = self._last_sign_s
+            self._on_frame(message, time.time_ns() // 1_000)
+        elif opcode is Opcode.TEXT:
+            try:
+                self._on_text(message.decode())
+            except UnicodeDecodeError as error:
+                raise ProtocolError("a text that is not UTF-8") from error
+        elif opcode is Opcode.PING:
+            self._is_pinged = True
+        elif opcode is Opcode.PONG:
+            self._unanswered_s = None
+            self._answers = True
+
+    def may_pong(self) -> bool:
+        """Say whether a ping may be answered now: the exchange closes a connection that sends more than it may."""
+        allowed = self._budget.take()
+        if not allowed:
             log.warning("ping left unanswered: more than five messages within a second would close the connection")
+        return allowed
+
+    def end(self, failure: Exception | None = None) -> None:
+        """Take note that nothing more comes.
+
+        Args:
+            failure: What went wrong on our side, for whoever runs the connection.
+        """
+        self._failure = self._failure or failure
+        self._ended.set()
 
     def _on_text(self, text: str) -> None:
         if '"serverShutdown"' in text:
@@ -207,27 +206,174 @@ class Connection:
         if self.unknown_texts == 1:
             log.warning("unexpected text from the exchange (further ones are only counted): %.200s", text)
 
+    # -- what is sent -------------------------------------------------------------------------------------------------
 
-async def _close(socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _ask(self, opened: ClientConnection) -> None:
+        """Ping now and then, and whenever nothing has come for a while; until cancelled, or the connection is gone."""
+        while True:
+            now_s = time.monotonic()
+            heard_s = self._last_sign_s or self._opened_s or now_s
+            silent = now_s - heard_s >= self._ask_after_s and now_s - self._last_ping_s >= self._ask_after_s
+            # The first one shows whether this peer answers pings at all.
+            first = not self._asked and now_s - self._last_ping_s >= self._ask_after_s
+            if first or silent or now_s - self._last_ping_s > self._ping_interval_s:
+                try:
+                    await self._ping(opened)
+                except (WebSocketException, OSError) as error:
+                    log.debug("no ping: %s", error)  # the connection's end is noticed by reading
+                    return
+            await asyncio.sleep(min(self._ask_after_s, self._ping_interval_s) / 4)
+
+    async def _ping(self, opened: ClientConnection) -> None:
+        # One token is left for the pong that the exchange may want within the same second.
+        if self._budget.available >= 2 and self._budget.take():
+            self._asked = True
+            self._last_ping_s = time.monotonic()
+            self._unanswered_s = self._unanswered_s or self._last_ping_s
+            opened.pending_pings.clear()  # the library keeps each until its pong, which some peers never send
+            await opened.ping()
+
+
+class _ConnectHereOnly(connect):
+    """The library's `connect` without redirects.
+
+    An upgrade would be sent to the other address with the API key, perhaps in clear, and its frames be taken for the
+    market.
+    """
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+class _Protocol(ClientProtocol):
+    """The library's protocol, with what comes handed on while it is read instead of queued.
+
+    A queue would cost every frame more time than its parsing does; it would have to be emptied at the end; and the
+    library stops reading while it is full, so that a CLOSE behind it would not be seen.
+
+    Args:
+        uri: Of the exchange.
+        connection: Told all that comes.
+    """
+
+    def __init__(self, uri: WebSocketURI, connection: Connection) -> None:
+        super().__init__(uri, max_size=FRAME_BYTES_MAX, logger=library_log)
+        self._connection = connection
+        self._kind = Opcode.BINARY
+        self._parts = bytearray()
+
+    def events_received(self) -> list[Event]:
+        """Hand on what was read; the library is left the answer to the upgrade, and pongs."""
+        left: list[Event] = []
+        try:
+            for event in super().events_received():
+                if isinstance(event, Frame):
+                    self._take(event)
+                else:
+                    left.append(event)
+        except ProtocolError as error:
+            self.parser_exc = error
+            self.fail(CloseCode.INVALID_DATA, str(error))
+        except Exception as error:  # noqa: BLE001 - handed to whoever runs the connection
+            self._connection.end(error)
+            self.fail(CloseCode.INTERNAL_ERROR)
+        if self.close_expected():
+            self._connection.end()
+        return left
+
+    def _take(self, frame: Frame) -> None:
+        if frame.opcode is not Opcode.CONT and frame.fin:
+            self._connection.take(frame.opcode, bytes(frame.data))
+            return
+        if frame.opcode is not Opcode.CONT:
+            self._kind, self._parts = frame.opcode, bytearray()
+        self._parts += frame.data  # their sum is bounded by the protocol
+        if frame.fin:
+            self._connection.take(self._kind, bytes(self._parts))
+            self._parts = bytearray()
+
+    def receive_eof(self) -> None:
+        """Take note that the other side sends no more, or that the connection is gone."""
+        super().receive_eof()
+        self._connection.end()
+
+    def send_frame(self, frame: Frame) -> None:
+        """Send a frame, unless it is the answer to one ping too many."""
+        if frame.opcode is not Opcode.PONG or self._connection.may_pong():
+            super().send_frame(frame)
+
+
+async def _addresses(uri: WebSocketURI) -> Sequence[aiohappyeyeballs.AddrInfoType]:
+    return await asyncio.get_running_loop().getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
+
+
+async def _tcp_connection(uri: WebSocketURI) -> socket.socket:
+    """Connect to the first address of the exchange that answers.
+
+    The event loop would try one after the other, and wait for a dead one until no time is left.
+    """
+    return await aiohappyeyeballs.start_connection(await _addresses(uri), happy_eyeballs_delay=NEXT_ADDRESS_AFTER_S)
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Make the TLS settings, once: to read the certificates takes milliseconds in which nothing else is done."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])  # HTTP/2 knows no such upgrade
+    return context
+
+
+async def _close(opened: ClientConnection) -> None:
     """Send a CLOSE frame and wait for the answer, but not for ever: a peer may go on sending instead."""
+    if opened.state is not State.OPEN:
+        opened.transport.close()  # the last frame is out; a peer that leaves it open would hold up the next connection
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await socket.close()
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        log.debug("the connection ended without an answer to our CLOSE: %s", error)
+            await opened.close()
+    except TimeoutError:
+        log.debug("the connection ended without an answer to our CLOSE")
+    finally:
+        opened.transport.abort()
 
 
-def upgrade_error(status: int, retry_after: str = "", date: str = "") -> ExchangeError:
+def _how_it_ended(opened: ClientConnection) -> str:
+    broken, received = opened.protocol.parser_exc, opened.protocol.close_rcvd
+    if broken is not None and not isinstance(broken, EOFError):
+        return f"protocol error: {broken}"
+    return f"closed with code {int(received.code if received else CloseCode.ABNORMAL_CLOSURE)}"
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _refusal(url: str, response: Response) -> ExchangeError:
+    """Say what an answer to an upgrade other than 101 means."""
+    status = response.status_code
+    if 300 <= status < 400:
+        return ExchangeUnavailable(
+            f"the exchange answered {status} to the WebSocket upgrade: redirects are not followed, "
+            f"for the API key is only for {_origin(url)}"
+        )
+    # A header may come twice, as often as whoever answers likes.
+    retry_after, date = (next(iter(response.headers.get_all(name)), "") for name in ("Retry-After", "Date"))
+    text = bytes(response.body[: rate_limits.TEXT_MAX]).decode(errors="replace")
+    return upgrade_error(status, retry_after, date, text)
+
+
+def upgrade_error(status: int, retry_after: str = "", date: str = "", text: str = "") -> ExchangeError:
     """Say what the exchange's answer to an upgrade means.
 
     Args:
         status: HTTP status.
         retry_after: The header of that name, "" without one.
         date: The header of that name, "" without one.
+        text: Body of the answer, which may name the end of a ban.
     """
     told = f"the exchange answered {status} to the WebSocket upgrade"
-    if status in rate_limits.TOO_MANY:  # the library does not give the text of such an answer
-        wait_s = rate_limits.silence_s(retry_after, date, "", time.time(), RETRY_AFTER_DEFAULT_S)
+    if status in rate_limits.TOO_MANY:
+        wait_s = rate_limits.silence_s(retry_after, date, text, time.time(), RETRY_AFTER_DEFAULT_S)
         return RateLimited(f"{told}: too many requests", retry_after_s=wait_s, status=status)
     if status in (401, 403):
         return ExchangeRefused(f"{told}: it does not accept the API key, which must be an Ed25519 key")

@@ -14,11 +14,10 @@ from collections import deque
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-import aiohttp
 from redis.asyncio import Redis
 
 from sheetanchor.binance.connection_policy import Policy
-from sheetanchor.binance.websocket import refuse_redirects, stream_url
+from sheetanchor.binance.websocket import stream_url
 from sheetanchor.contract import Gap
 from sheetanchor.errors import BadSettings, RedisError, RedisOutOfMemory, RedisUnavailable
 from sheetanchor.ingest.connection_supervisor import Keeper
@@ -183,30 +182,24 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> int:
     sender = Sender(redis, settings.line, intake, settings.linger_ms / 1000)
     url = stream_url(settings.ws_url, settings.symbol, settings.streams)
     try:
-        # Connecting has a time-out of its own; the session's would count the connection's whole life.
-        async with aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=None), middlewares=(refuse_redirects,)
-        ) as session:
-            keeper = Keeper(
-                url, settings.line, settings.symbol, api_key, session, intake, policy_of(settings), settings.streams
+        keeper = Keeper(url, settings.line, settings.symbol, api_key, intake, policy_of(settings), settings.streams)
+        health.checks = checks_of(keeper, sender)
+        app = create_app(health)
+
+        async def stats() -> dict[str, Any]:
+            return {"service": service, "line": settings.line, "sbe_stats": describe(keeper, sender)}
+
+        app.add_api_route("/stats", stats)
+        if settings.api_secret is not None:
+            log.info("api_secret is not used: nothing that this role asks for is signed")
+        async with AsyncExitStack() as listening:
+            if settings.metrics_port not in (0, settings.http_port):
+                alone = create_app(health)
+                await listening.enter_async_context(serve(alone, health, settings.http_host, settings.metrics_port))
+            await listening.enter_async_context(
+                serve(app, health, settings.http_host, settings.http_port, settings.probe_port)
             )
-            health.checks = checks_of(keeper, sender)
-            app = create_app(health)
-
-            async def stats() -> dict[str, Any]:
-                return {"service": service, "line": settings.line, "sbe_stats": describe(keeper, sender)}
-
-            app.add_api_route("/stats", stats)
-            if settings.api_secret is not None:
-                log.info("api_secret is not used: nothing that this role asks for is signed")
-            async with AsyncExitStack() as listening:
-                if settings.metrics_port not in (0, settings.http_port):
-                    alone = create_app(health)
-                    await listening.enter_async_context(serve(alone, health, settings.http_host, settings.metrics_port))
-                await listening.enter_async_context(
-                    serve(app, health, settings.http_host, settings.http_port, settings.probe_port)
-                )
-                await _work(keeper, sender, redis, stop, health)
+            await _work(keeper, sender, redis, stop, health)
         return sender.given_up
     finally:
         await redis.aclose()

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import aiohttp
-
 from sheetanchor.binance.connection_policy import (
     Outage,
     Policy,
@@ -80,7 +78,6 @@ class Keeper:
     line: str
     symbols: Sequence[str]
     api_key: str
-    session: aiohttp.ClientSession
     intake: Intake
     policy: Policy
     streams: Sequence[str] = STREAM_TYPES
@@ -154,7 +151,7 @@ class Keeper:
             lambda frame, at_us: self.intake.take(frame, at_us, watch),
             ask_after_s=self.policy.ask_after_s,
         )
-        self._live.append(Live(connection, asyncio.create_task(connection.run(self.session)), streams))
+        self._live.append(Live(connection, asyncio.create_task(connection.run()), streams))
 
     def _welcome(self, live: Live, now_s: float) -> None:
         """A connection has given its first sign of life: it takes over from any other."""
