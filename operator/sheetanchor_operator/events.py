@@ -17,6 +17,8 @@ class Event:
         name: Name of the object it speaks of; its namespace is the pipeline's.
         uid: Its uid.
         type: Normal, or Warning where somebody may have to do something.
+        cause: Name of the ReAnchor whose status tells it as well, "" if none does: as long as that is not written,
+            nothing has happened yet.
     """
 
     kind: str
@@ -25,3 +27,4 @@ class Event:
     type: Literal["Normal", "Warning"]
     reason: EventReason
     message: str
+    cause: str = ""

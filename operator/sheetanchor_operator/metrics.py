@@ -54,6 +54,11 @@ QUEUE_DEPTH: Final = Gauge(
 QUEUE_RETRIES: Final = Counter(
     "sheetanchor_operator_queue_retries_total", "Reconciliations put off after a failure.", registry=REGISTRY
 )
+EVENTS_LEFT_OUT: Final = Counter(
+    "sheetanchor_operator_events_left_out_total",
+    "Kubernetes Events that were not published, since too many of their namespace waited.",
+    registry=REGISTRY,
+)
 LEADER: Final = Gauge(
     "sheetanchor_operator_leader", "1 on the operator that acts, 0 on those that stand by.", registry=REGISTRY
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from sheetanchor_operator.api.pipeline import Pipeline, parse
@@ -34,25 +35,36 @@ class Looker:
         publisher, workloads = Publisher(cluster, "one"), Workloads(cluster)
         self.reconciler = Reconciler(cluster, self.cache, workloads, publisher, Measures(), DEFAULTS)
         self.leader = Leader(cluster, self.cache, self.reconciler, [where], nodes=False, workers=1)
+        self.took_s = 0.0
+        """How long the last look took."""
 
     async def look(self, times: int = 1) -> None:
-        """Look at the pipeline as a leader does that has just listed everything."""
+        """Look at the pipeline until nothing is left for want of time, as often as asked."""
         for _ in range(times):
-            self.cache.put(pipeline_of(self.server, self.where))
-            for kind in (*CHILDREN, KINDS["ReAnchor"], KINDS["Job"]):
-                listed: set[Where] = set()
-                version = ""
-                async for whole, items in self.cluster.pages(kind, self.where, metadata_only=kind in METADATA_ONLY):
-                    version = whole
-                    for body in items:
-                        self.leader.seen("LISTED", body)
-                        listed.add((self.where, body["metadata"]["name"]))
-                self.leader.swept(Place(kind, self.where), listed, int(version))
-            await self.leader._look((self.where, "btc"))
+            await self.look_once()
+            while self.reconciler._keeper.is_late((self.where, "btc")):
+                await self.look_once()
+
+    async def look_once(self) -> None:
+        """Look at the pipeline as a leader does that has just listed everything."""
+        self.cache.put(pipeline_of(self.server, self.where))
+        for kind in (*CHILDREN, KINDS["ReAnchor"], KINDS["Job"]):
+            listed: set[Where] = set()
+            version = ""
+            async for whole, items in self.cluster.pages(kind, self.where, metadata_only=kind in METADATA_ONLY):
+                version = whole
+                for body in items:
+                    self.leader.seen("LISTED", body)
+                    listed.add((self.where, body["metadata"]["name"]))
+            self.leader.swept(Place(kind, self.where), listed, int(version))
+        begun_s = time.monotonic()
+        await self.leader._look((self.where, "btc"))
+        self.took_s = time.monotonic() - begun_s
+        await self.reconciler.publisher.publish_waiting()
 
     def try_again(self) -> None:
         """Forget what was refused, as after some seconds."""
-        for refusals in (self.reconciler._keeper.refusals, self.reconciler._refusals):
+        for refusals in (self.reconciler._keeper.refusals, self.reconciler._writer.refusals):
             refusals.forget((self.where, "btc"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from sheetanchor_operator.api.timestamps import micros_of, text_of
 from sheetanchor_operator.children.object_meta import Defaults
 from sheetanchor_operator.observation import Answer, Observed
 from sheetanchor_operator.reanchors.decide import plan
-from sheetanchor_operator.reanchors.plan import Plan
+from sheetanchor_operator.reanchors.plan import Plan, put_off
 
 SECOND = 1_000_000
 BEGIN_US = 1_800_000_000 * SECOND
@@ -98,9 +98,15 @@ class World:
         )
         return plan(parse(body), observed, Defaults(image="example/sheetanchor:1"))
 
-    def step(self, actions: int = 1_000_000) -> Plan:
-        """Plan and act; a crash after so many actions is a lower number of them."""
+    def step(self, actions: int = 1_000_000, has_time: Callable[[], bool] = lambda: True) -> Plan:
+        """Plan and act; a crash after so many actions is a lower number of them.
+
+        Args:
+            actions: How many.
+            has_time: Whether one more status that can wait is written.
+        """
         made = self.look()
+        made = put_off(made, {one.name for one in made.patch if one.can_wait and not has_time()}, self.now_us)
         acts: list[Any] = [("create", one) for one in made.create]
         acts += [("start", one) for one in made.start]
         acts += [("patch", one) for one in made.patch]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -28,6 +28,9 @@ HOLD_S: Final = 180.0
 """A change waits this long for one before it: a roll-out of Redis takes a minute, one of the others ten seconds."""
 
 CONFLICT: Final = 409
+LATE: Final[Mapping[str, Any]] = {}
+"""Stands for a child that is left to the next look."""
+
 _CONTENTS: Final = frozenset(kind.name for kind in METADATA_ONLY)
 
 
@@ -54,6 +57,7 @@ class _Known:
         agreed: How each child was last found to agree with its manifest.
         content: Version and content of the Secrets that were made here; nowhere else is it kept, and it is never told.
         holding: Whether a change waits for its turn.
+        late: Whether the last look had no time for all that was to be written.
         awaited: What is waited for, and since when.
         passed_over: What was waited for in vain: it never comes to an end, and nobody waits for it any more.
     """
@@ -61,6 +65,7 @@ class _Known:
     agreed: dict[Place, _Agreed] = field(default_factory=dict)
     content: dict[Place, tuple[str, dict[str, str]]] = field(default_factory=dict, repr=False)
     holding: bool = False
+    late: bool = False
     awaited: tuple[Place, float] | None = None
     passed_over: set[Place] = field(default_factory=set)
 
@@ -75,8 +80,13 @@ class Keeper:
     refusals: Refusals = field(default_factory=Refusals)
     _known: dict[Key, _Known] = field(default_factory=dict, repr=False)
 
-    async def keep(self, pipeline: Pipeline, observed: Observed) -> Observed:
+    async def keep(self, pipeline: Pipeline, observed: Observed, has_time: Callable[[], bool]) -> Observed:
         """Make the children be as they should.
+
+        Args:
+            pipeline: What is wanted.
+            observed: What is there.
+            has_time: Whether one more child may be written by this look; the others are left to the next.
 
         Returns:
             What is there then, and what the API server would not do.
@@ -87,7 +97,8 @@ class Keeper:
         desired = [stamped(manifest) for manifest in children(pipeline, observed, self.defaults)]
         live, refusals = dict(observed.children), []
         held = self._held_back(pipeline, desired, live)
-        unwritten: set[Place] = set()
+        known, unwritten = self._known_of(pipeline), set[Place]()
+        known.late = False
         for manifest in desired:
             place = place_of(manifest)
             if place in held:
@@ -97,15 +108,19 @@ class Keeper:
                 unwritten.add(place)
                 continue
             try:
-                done = await self._apply(pipeline, manifest, observed)
+                done = await self._apply(pipeline, manifest, observed, has_time)
             except ApiRefused as error:
                 done = Refusal(*place, error.code, str(error), error.reason)
             if isinstance(done, Refusal):
                 refusals.append(done)
                 unwritten.add(place)
+            elif done is LATE:
+                known.late = True
+                unwritten.add(place)
             elif done is not None:
                 live[place] = done
-        refusals += await self._take_away(pipeline, desired, observed, live)
+        if not known.late:
+            refusals += await self._take_away(pipeline, desired, observed, live)
         return replace(observed, refusals=(*observed.refusals, *refusals), children=live)
 
     async def _take_away(
@@ -132,6 +147,10 @@ class Keeper:
     def is_holding(self, key: Key) -> bool:
         """Say whether a change waits for its turn."""
         return key in self._known and self._known[key].holding
+
+    def is_late(self, key: Key) -> bool:
+        """Say whether the last look had no time for all that was to be written."""
+        return key in self._known and self._known[key].late
 
     def forget(self, key: Key) -> None:
         """Drop what is remembered of a pipeline that is no more."""
@@ -175,7 +194,7 @@ class Keeper:
         return now.held
 
     async def _apply(
-        self, pipeline: Pipeline, manifest: Manifest, observed: Observed
+        self, pipeline: Pipeline, manifest: Manifest, observed: Observed, has_time: Callable[[], bool]
     ) -> Refusal | Mapping[str, Any] | None:
         """Write a child if it needs it; gives it as written, or why not, None if there was nothing to do."""
         place, live = place_of(manifest), observed.child(*place_of(manifest))
@@ -196,6 +215,8 @@ class Keeper:
         agreed = known.agreed.get(place, _Agreed("", ""))
         if live is not None and (agreed.digest, agreed.version) == (digest, _version(live)):
             return None
+        if not has_time():
+            return LATE
         try:
             written = await self._write(pipeline, manifest, known_there=live is not None)
         except ApiRefused as error:

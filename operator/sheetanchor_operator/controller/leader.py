@@ -118,6 +118,7 @@ class Leader:
                 for _ in range(self._workers):
                     group.create_task(self._work())
                 group.create_task(self._audit())
+                group.create_task(self._reconciler.publisher.run())
         finally:
             self.synced = False
 

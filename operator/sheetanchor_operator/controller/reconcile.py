@@ -6,9 +6,10 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Final
 
 from sheetanchor.errors import shortened
@@ -17,13 +18,12 @@ from sheetanchor_operator.api.pipeline import BadSpec, Pipeline, parse
 from sheetanchor_operator.api.reanchor_spec import TERMINAL_PHASES
 from sheetanchor_operator.api.timestamps import text_of
 from sheetanchor_operator.apply.installation_claim import TAKE_OVER_AFTER_S, Heard, decide, heard
-from sheetanchor_operator.apply.ownership import is_run_of
-from sheetanchor_operator.apply.rollout_order import place_of
-from sheetanchor_operator.children.object_meta import Defaults, Manifest, owner_of
+from sheetanchor_operator.children.object_meta import Defaults
 from sheetanchor_operator.children.prerequisites import claims_needed, config_maps_needed, secrets_needed
-from sheetanchor_operator.controller.apply_children import CONFLICT, Keeper
+from sheetanchor_operator.controller.apply_children import Keeper
 from sheetanchor_operator.controller.pipeline_metrics import Measures
-from sheetanchor_operator.controller.refusals import Refusals
+from sheetanchor_operator.controller.plan_writes import PlanWriter
+from sheetanchor_operator.controller.processor_wait import processor_wait_s
 from sheetanchor_operator.controller.seen_requests import SeenWishes
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.kube.api_client import (
@@ -40,13 +40,13 @@ from sheetanchor_operator.kube.api_client import (
 )
 from sheetanchor_operator.kube.cache import Cache, Key, content_hash, secret_hash
 from sheetanchor_operator.kube.event_recorder import Publisher
+from sheetanchor_operator.kube.look_time import LOOK, LookTime
 from sheetanchor_operator.kube.workload_probe import Workloads
 from sheetanchor_operator.names import OPERATOR_ANNOTATION, EventReason
 from sheetanchor_operator.observation import Observed, Refusal
 from sheetanchor_operator.reanchors.decide import plan
-from sheetanchor_operator.reanchors.plan import WRITES_MAX, Patch, Plan, without
+from sheetanchor_operator.reanchors.plan import Plan
 from sheetanchor_operator.status.conditions import PLANNED_FROM
-from sheetanchor_operator.status.refusal_causes import NAME_TAKEN_REASON
 from sheetanchor_operator.status.summary import NO_PLAN, refused_status, status_of, transitions
 from sheetanchor_operator.zones.schedulable_zones import usable_zones
 
@@ -57,9 +57,6 @@ UNSOUND_S: Final = 3.0
 
 PER_PIPELINE_S: Final = 0.05
 """With many pipelines each is looked at less often: at most twenty a second are, whatever their number."""
-
-WRITES_AT_ONCE: Final = 8
-"""One after another, a look with many writes takes over a second; more at once would crowd out other pipelines."""
 
 PLANNED_HERE_MAX: Final = 200
 """Re-anchors that are decided upon within some milliseconds."""
@@ -92,16 +89,16 @@ class Reconciler:
     """Namespace and name of our Lease, by which pipelines say who looks after them; "" asks and tells nobody."""
 
     _keeper: Keeper = field(init=False, repr=False)
+    _writer: PlanWriter = field(init=False, repr=False)
     _heard: dict[Key, Heard] = field(default_factory=dict)
     _kept_off: dict[Key, str] = field(default_factory=dict)
     """Pipelines that another installation looks after, each with its name."""
 
     _unsound: set[Key] = field(default_factory=set)
-    _refusals: Refusals = field(default_factory=Refusals)
-    """Of ReAnchors and Jobs; the keeper has those of children."""
 
     def __post_init__(self) -> None:
         self._keeper = Keeper(self.cluster, self.cache, self.defaults)
+        self._writer = PlanWriter(self.cluster, self.cache, self.measures)
 
     async def reconcile(self, key: Key) -> float | None:
         """Look at a pipeline once.
@@ -114,10 +111,20 @@ class Reconciler:
             ApiRefused: It will not do it.
             Exception: A defect of ours, which the pipeline's status tells.
         """
+        look, before_s = LookTime(time.monotonic()), processor_wait_s()
+        LOOK.set(look)
+        try:
+            return await self._reconcile(key, look)
+        finally:
+            look.starved_s += processor_wait_s() - before_s
+            if words := look.words(time.monotonic()):
+                log.warning("pipeline %s/%s: %s", *key, words)
+
+    async def _reconcile(self, key: Key, look: LookTime) -> float | None:
         body = self.cache.get(PIPELINE.name, *key)
         if body is None:
             self._forget(key)
-            return None if await self._tell_orphans(key) else 0.0
+            return None if await self._tell_orphans(key, look) else 0.0
         if "deletionTimestamp" in body["metadata"]:
             return self.resync_s
         body = await self._claimed(key, body)
@@ -129,7 +136,7 @@ class Reconciler:
             await self._refuse(key, body, str(error))
             return self.resync_s
         try:
-            return await self._look(key, pipeline, body)
+            return await self._look(key, pipeline, body, look)
         except ApiError:
             raise
         except Exception as error:
@@ -186,35 +193,46 @@ class Reconciler:
             f"kubectl -n {key[0]} annotate pp {key[1]} --overwrite {OPERATOR_ANNOTATION}={self.installation}"
         )
         log.warning("pipeline %s/%s: %s", *key, told)
-        await self._tell(key[0], (Event(PIPELINE.name, key[1], uid, "Warning", EventReason.KEPT_OFF, told),))
+        self._tell(key[0], (Event(PIPELINE.name, key[1], uid, "Warning", EventReason.KEPT_OFF, told),))
 
-    async def _look(self, key: Key, pipeline: Pipeline, body: Mapping[str, Any]) -> float:
+    async def _look(self, key: Key, pipeline: Pipeline, body: Mapping[str, Any], look: LookTime) -> float:
         observed = await self._observe(pipeline, self.cache.of(key))
         # What may be deleted or changed by now must not be made again as it was.
         if not pipeline.paused and PIPELINE.name not in observed.blind:
-            observed = await self._keeper.keep(pipeline, observed)
+            observed = await self._keeper.keep(pipeline, observed, lambda: look.may_begin(time.monotonic(), at_least=1))
         decided = NO_PLAN
         refusals: tuple[Refusal, ...] = ()
         if not PLANNED_FROM & observed.blind.keys():
-            decided = await self._plan(pipeline, observed)
-            decided, refusals = await self._carry_out(key, pipeline, decided)
+            decided = await self._plan(pipeline, observed, look)
+            decided, refusals = await self._writer.carry_out(key, pipeline, decided, look, _now_us())
         observed = replace(observed, refusals=(*observed.refusals, *refusals))
         # What happened to the ReAnchors is written by now: another look would not find it new.
-        await self._tell(pipeline.namespace, decided.events)
+        self._tell(pipeline.namespace, decided.events)
         status = status_of(pipeline, observed, decided)
         events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
         if await self._write_status(body, status):
-            await self._tell(pipeline.namespace, events)
+            self._tell(pipeline.namespace, events)
             if not refusals and decided is not NO_PLAN and not pipeline.paused:
                 self.wishes.done(key, observed.overwritten)
-        self.measures.take(key, status, observed.reanchors, announced=pipeline.spec.maintenance.enabled)
+        # Of what was planned the status tells how runs have ended; without a plan only what is kept does.
+        told = observed.reanchors if decided.outcomes is None else ()
+        self.measures.take(key, status, told, announced=pipeline.spec.maintenance.enabled)
         return self._next_look(key, decided, status, refused=bool(refusals))
 
-    async def _plan(self, pipeline: Pipeline, observed: Observed) -> Plan:
+    async def _plan(self, pipeline: Pipeline, observed: Observed, look: LookTime) -> Plan:
         """Decide about re-anchors; with many of them in a thread, since the Lease is renewed in this one's loop."""
         if len(observed.reanchors) <= PLANNED_HERE_MAX:
             return plan(pipeline, observed, self.defaults)
-        return await asyncio.to_thread(plan, pipeline, observed, self.defaults)
+
+        def planned() -> tuple[Plan, float]:
+            before_s = processor_wait_s()
+            return plan(pipeline, observed, self.defaults), processor_wait_s() - before_s
+
+        before_s = processor_wait_s()
+        made, waited_s = await asyncio.to_thread(planned)
+        # What this thread waited meanwhile is counted with the rest of the look.
+        look.starved_s += max(0.0, waited_s - (processor_wait_s() - before_s))
+        return made
 
     async def _refuse(self, key: Key, body: Mapping[str, Any], message: str) -> None:
         """Tell that a pipeline's spec cannot be used; its children stay as they are."""
@@ -222,40 +240,32 @@ class Reconciler:
         metadata = body["metadata"]
         events = transitions(body.get("status") or {}, status, metadata["name"], metadata["uid"])
         if await self._write_status(body, status):
-            await self._tell(metadata["namespace"], events)
+            self._tell(metadata["namespace"], events)
         # What cannot be read announces nothing, so it mutes nothing either.
         mine = self.cache.of(key)
         reanchors = [one for (kind, _), one in mine.items() if kind == REANCHOR.name]
         self.measures.take(key, status, reanchors, announced=False)
 
-    async def _tell_orphans(self, key: Key) -> bool:
+    async def _tell_orphans(self, key: Key, look: LookTime) -> bool:
         """Tell ReAnchors of a pipeline that does not exist that they wait for one; owned ones go with their owner.
 
         Returns:
-            Whether all have been told; a look tells no more than some.
+            Whether all have been told; a look tells no more than it has time for.
         """
-        left = WRITES_MAX
         namespace, name = key
         change = {
             "phase": "Pending",
             "message": f"waits: there is no PredictionPipeline {name} in namespace {namespace}",
         }
-        for (kind, one), body in self.cache.of(key).items():
+
+        def untold(body: Mapping[str, Any]) -> bool:
             status = body.get("status") or {}
-            if (
-                kind != REANCHOR.name
-                or body["metadata"].get("ownerReferences")
-                or status.get("phase") in TERMINAL_PHASES
-            ):
-                continue
-            if any(status.get(field) != value for field, value in change.items()):
-                left -= 1
-                if left < 0:
-                    return False
-                written = await self.cluster.merge(REANCHOR, namespace, one, {"status": change}, "status")
-                if written is not None:
-                    self.cache.put(written)
-        return True
+            if body["metadata"].get("ownerReferences") or status.get("phase") in TERMINAL_PHASES:
+                return False
+            return any(status.get(field) != value for field, value in change.items())
+
+        names = [one for (kind, one), body in self.cache.of(key).items() if kind == REANCHOR.name and untold(body)]
+        return await self._writer.tell_orphans(key, change, names, look)
 
     def _forget(self, key: Key) -> None:
         self.wishes.forget(key)
@@ -264,7 +274,7 @@ class Reconciler:
             metrics.KEPT_OFF.remove(*key)
         self.measures.forget(key)
         self._keeper.forget(key)
-        self._refusals.forget(key)
+        self._writer.refusals.forget(key)
         self._unsound.discard(key)
 
     def _next_look(self, key: Key, decided: Plan, status: Mapping[str, Any], *, refused: bool) -> float:
@@ -274,6 +284,8 @@ class Reconciler:
         wait_s = max(self.resync_s if sound else UNSOUND_S, least_s) * (0.9 + 0.2 * random.random())
         if self._keeper.is_holding(key):
             wait_s = min(wait_s, UNSOUND_S)
+        if self._keeper.is_late(key):
+            wait_s = 0.0
         if decided.wake_at_us is not None:
             wake_s = (decided.wake_at_us - _now_us()) / 1e6
             # A pipeline that is in doubt wants a look every second: many of them take turns.
@@ -286,8 +298,14 @@ class Reconciler:
     # Observing
 
     async def _observe(self, pipeline: Pipeline, mine: Mapping[tuple[str, str], Mapping[str, Any]]) -> Observed:
-        pods = tuple(body for (kind, _), body in sorted(mine.items()) if kind == POD.name)
-        answers, needs = await asyncio.gather(self.workloads.ask(pods, pipeline.spec.symbols), self._needs(pipeline))
+        # A flood makes them many: they are sorted by kind and name once.
+        kinds: dict[str, list[Mapping[str, Any]]] = {}
+        for kind, name in sorted(mine):
+            kinds.setdefault(kind, []).append(mine[kind, name])
+        pods = tuple(kinds.get(POD.name, ()))
+        answers, needs, events = await asyncio.gather(
+            self.workloads.ask(pods, pipeline.spec.symbols), self._needs(pipeline), self._warnings(pipeline, mine)
+        )
         zones, nodes = self.cache.node_zones(), self.cache.nodes().values()
         return Observed(
             now_us=_now_us(),
@@ -298,135 +316,65 @@ class Reconciler:
             node_zones=zones,
             blind=self.blind(pipeline.namespace),
             overwritten=self.wishes.of((pipeline.namespace, pipeline.name)),
-            reanchors=tuple(body for (kind, _), body in sorted(mine.items()) if kind == REANCHOR.name),
-            jobs=tuple(body for (kind, _), body in sorted(mine.items()) if kind == JOB.name),
+            reanchors=tuple(kinds.get(REANCHOR.name, ())),
+            jobs=tuple(kinds.get(JOB.name, ())),
             states=answers.states,
             predictions=answers.predictions,
             health=answers.health,
-            events=await self._warnings(pipeline, mine),
+            events=events,
             **needs,
         )
 
     async def _needs(self, pipeline: Pipeline) -> dict[str, Any]:
         """Look at what people have to provide. Of a Secret only the names of its entries are kept."""
+
+        async def look_at(kind: str, name: str) -> Body | Refusal | None:
+            try:
+                return await self.cluster.get(KINDS[kind], pipeline.namespace, name)
+            except ApiRefused as error:
+                return Refusal(kind, name, error.code, str(error), error.reason)
+
+        places = [("Secret", name) for name in secrets_needed(pipeline)]
+        places += [("ConfigMap", name) for name in config_maps_needed(pipeline)]
+        places += [("PersistentVolumeClaim", name) for name in claims_needed(pipeline)]
+        # At once: a look waits for the slowest of the answers instead of for all of them.
+        answers = await asyncio.gather(*(look_at(*place) for place in places))
         secrets, versions, config_maps, claims = {}, {}, {}, {}
-        refusals: list[Refusal] = []
-
-        async def looked_at(kind: str, names: Iterable[str]) -> AsyncIterator[tuple[str, Body | None]]:
-            for name in names:
-                try:
-                    yield name, await self.cluster.get(KINDS[kind], pipeline.namespace, name)
-                except ApiRefused as error:
-                    refusals.append(Refusal(kind, name, error.code, str(error), error.reason))
-
-        async for name, found in looked_at("Secret", secrets_needed(pipeline)):
-            secrets[name] = None if found is None else frozenset(found.get("data") or {})
-            if found is not None:
-                versions[name] = secret_hash(found)
-        async for name, found in looked_at("ConfigMap", config_maps_needed(pipeline)):
-            keys = {} if found is None else {**(found.get("data") or {}), **(found.get("binaryData") or {})}
-            config_maps[name] = None if found is None else {**dict.fromkeys(keys, ""), "": content_hash(found)}
-        async for name, found in looked_at("PersistentVolumeClaim", claims_needed(pipeline)):
-            claims[name] = found is not None
+        for (kind, name), found in zip(places, answers, strict=True):
+            if isinstance(found, Refusal):
+                continue
+            if kind == "Secret":
+                secrets[name] = None if found is None else frozenset(found.get("data") or {})
+                if found is not None:
+                    versions[name] = secret_hash(found)
+            elif kind == "ConfigMap":
+                keys = {} if found is None else {**(found.get("data") or {}), **(found.get("binaryData") or {})}
+                config_maps[name] = None if found is None else {**dict.fromkeys(keys, ""), "": content_hash(found)}
+            else:
+                claims[name] = found is not None
         return {
             "secrets": secrets,
             "secret_versions": versions,
             "config_maps": config_maps,
             "volume_claims": claims,
-            "refusals": tuple(refusals),
+            "refusals": tuple(one for one in answers if isinstance(one, Refusal)),
         }
 
     async def _warnings(self, pipeline: Pipeline, mine: Mapping[tuple[str, str], Any]) -> tuple[Body, ...]:
         """Read why a StatefulSet makes no pods, while it does not: unlike a Deployment it does not say so itself."""
-        found = []
-        for (kind, name), body in sorted(mine.items()):
-            wanted = int((body.get("spec") or {}).get("replicas", 1)) if kind == "StatefulSet" else 0
-            if int((body.get("status") or {}).get("replicas", 0)) < wanted:
-                with suppress(ApiRefused):  # without the right to read Events only their words are missing
-                    found += await self.cluster.warnings(pipeline.namespace, kind, name, body["metadata"]["uid"])
-        return tuple(found)
 
-    # Re-anchors
+        async def read(kind: str, name: str, uid: str) -> list[Body]:
+            with suppress(ApiRefused):  # without the right to read Events only their words are missing
+                return await self.cluster.warnings(pipeline.namespace, kind, name, uid)
+            return []
 
-    async def _carry_out(self, key: Key, pipeline: Pipeline, decided: Plan) -> tuple[Plan, tuple[Refusal, ...]]:
-        """Do what was planned; gives what is left of it, and the refusals of what could not be made."""
-        refused: list[Refusal] = []
-        for manifest in decided.create:
-            if (refusal := await self._create(key, manifest)) is not None:
-                refused.append(refusal)
-        failed = {}
-        for start in decided.start:
-            if (refusal := await self._create(key, start.manifest)) is not None:
-                failed[start.reanchor] = replace(refusal, name=start.reanchor)
-        decided = without(decided, {name: one.message for name, one in failed.items()})
-        if refused:
-            decided = replace(decided, last_request=str(pipeline.status.get("lastReanchorRequest") or ""))
-        for write in (self._write_statuses, self._adopt, self._delete):
-            try:
-                await write(pipeline, decided)
-            except ApiRefused as error:
-                # One tells for all: the others of the same kind would be refused as well.
-                refused.append(Refusal(REANCHOR.name, pipeline.name, error.code, str(error), error.reason))
-        return decided, (*refused, *failed.values())
-
-    async def _write_statuses(self, pipeline: Pipeline, decided: Plan) -> None:
-        async def write(patch: Patch) -> None:
-            before = self.cache.get(REANCHOR.name, pipeline.namespace, patch.name)
-            change = {"status": dict(patch.status)}
-            written = await self.cluster.merge(REANCHOR, pipeline.namespace, patch.name, change, "status")
-            if written is not None:
-                self.cache.put(written)
-                self.measures.changed(before or {}, written)
-                for receipt in decided.receipts.get(patch.name, ()):
-                    self.measures.count(key_of_pipeline(pipeline), receipt)
-
-        await _some_at_once(write, decided.patch)
-
-    async def _adopt(self, pipeline: Pipeline, decided: Plan) -> None:
-        async def adopt(name: str) -> None:
-            owner = {"metadata": {"ownerReferences": [owner_of(pipeline)]}}
-            adopted = await self.cluster.merge(REANCHOR, pipeline.namespace, name, owner)
-            if adopted is not None:
-                self.cache.put(adopted)
-
-        await _some_at_once(adopt, decided.adopt)
-
-    async def _delete(self, pipeline: Pipeline, decided: Plan) -> None:
-        await _some_at_once(lambda name: self.cluster.delete(REANCHOR, pipeline.namespace, name), decided.delete)
-
-    async def _create(self, key: Key, manifest: Manifest) -> Refusal | None:
-        """Create an object of a re-anchor, unless that was refused a moment ago; gives the refusal, if there is one."""
-        kind, name = place = place_of(manifest)
-        # There is one manifest for each name: what was refused is refused whatever it held.
-        refusal = self._refusals.of(key, place, kind, time.monotonic())
-        if refusal is not None:
-            return refusal
-        try:
-            created = await self.cluster.create(manifest)
-        except ApiRefused as error:
-            log.warning("%s %s/%s was refused: %s", kind, key[0], name, error)
-            return self._refusals.add(
-                key, place, kind, Refusal(kind, name, error.code, str(error), error.reason), time.monotonic()
-            )
-        if created is None:
-            return await self._existing(key, manifest)
-        self.cache.put(created)
-        log.info("%s %s/%s created", kind, key[0], name)
-        return None
-
-    async def _existing(self, key: Key, manifest: Manifest) -> Refusal | None:
-        """Look at what has the name of an object of a re-anchor: it may be the one, or somebody else's."""
-        kind, name = place = place_of(manifest)
-        found = await self.cluster.get(KINDS[kind], key[0], name)
-        if found is None:
-            return None  # gone meanwhile: the next look makes it
-        found = {**found, "kind": kind, "apiVersion": KINDS[kind].api_version}
-        if is_run_of(found, manifest):
-            self.cache.put(found)
-            return None
-        words = "there is one of this name that is not the operator's"
-        refusal = Refusal(kind, name, CONFLICT, words, NAME_TAKEN_REASON)
-        return self._refusals.add(key, place, kind, refusal, time.monotonic())
+        silent = [
+            (kind, name, body["metadata"]["uid"])
+            for (kind, name), body in sorted(mine.items())
+            if kind == "StatefulSet"
+            and int((body.get("status") or {}).get("replicas", 0)) < int((body.get("spec") or {}).get("replicas", 1))
+        ]
+        return tuple(chain.from_iterable(await asyncio.gather(*(read(*one) for one in silent))))
 
     # Telling
 
@@ -445,22 +393,9 @@ class Reconciler:
         self.cache.put(written)
         return True
 
-    async def _tell(self, namespace: str, events: tuple[Event, ...]) -> None:
+    def _tell(self, namespace: str, events: Iterable[Event]) -> None:
         for event in events:
-            await self.publisher.publish(namespace, event)
-
-
-async def _some_at_once(write: Callable[[Any], Awaitable[None]], items: Sequence[Any]) -> None:
-    """Write several items, `WRITES_AT_ONCE` at a time.
-
-    Raises:
-        ApiError: The first failure; what was begun beside it has ended by then, what comes after it is not begun.
-    """
-    for start in range(0, len(items), WRITES_AT_ONCE):
-        ended = await asyncio.gather(*map(write, items[start : start + WRITES_AT_ONCE]), return_exceptions=True)
-        for error in ended:
-            if isinstance(error, BaseException):
-                raise error
+            self.publisher.publish(namespace, event)
 
 
 def _whole(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from kubernetes.aio.config import ConfigException
 
 from sheetanchor.errors import shortened
 from sheetanchor_operator import metrics
+from sheetanchor_operator.kube.look_time import LOOK
 from sheetanchor_operator.names import API_VERSION, FIELD_MANAGER, PIPELINE_KIND, REANCHOR_KIND
 
 Body = dict[str, Any]
@@ -194,12 +196,16 @@ class Cluster:
             timeout_s = min(timeout_s, FENCED_TIMEOUT_S)
         url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
         headers = await self._headers(f"{method} {path}", content_type, accept)
+        asked_s = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await self._client.call_api(method, url, headers, body, _request_timeout=timeout_s)
                 raw = await answer.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise _unanswered(f"{method} {path}", error) from error
+        finally:
+            if (look := LOOK.get()) is not None:
+                look.answered(f"{method} {path}", time.monotonic() - asked_s)
         if answer.status < 300:
             return _json(raw)
         raise _not_granted(method, path, answer.status, raw, answer.headers.get("Retry-After", ""))

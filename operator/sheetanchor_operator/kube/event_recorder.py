@@ -1,7 +1,11 @@
-"""Kubernetes Events, as `events.k8s.io/v1`; the same words about the same object are not said again for a while."""
+"""Kubernetes Events, as `events.k8s.io/v1`; the same words about the same object are not said again for a while.
+
+Nobody waits for an Event: whoever has one puts it on a queue, and the leader publishes what is there.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -10,8 +14,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from sheetanchor.errors import shortened
+from sheetanchor_operator import metrics
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.kube.api_client import ApiError, Cluster
+from sheetanchor_operator.kube.event_queue import WAITING_MAX, EventQueue
 from sheetanchor_operator.names import API_VERSION
 
 log = logging.getLogger(__name__)
@@ -21,6 +27,9 @@ SAME_AFTER_S: Final = 300.0
 KNOWN_MAX: Final = 5_000
 NOTE_MAX: Final = 1_024
 """Longest note that the API server takes, in bytes."""
+
+AT_ONCE: Final = 2
+"""Looks come first: Events take no more of the API server than two requests at a time."""
 
 _ACTIONS: Final = "Reconcile"
 
@@ -37,16 +46,48 @@ class Publisher:
         self._cluster = cluster
         self._instance = instance[:128]
         self._known: OrderedDict[tuple[str, str, str], float] = OrderedDict()
+        self._queue = EventQueue()
+        self._news = asyncio.Event()
 
-    async def publish(self, namespace: str, event: Event) -> None:
-        """Publish an Event. One that cannot be published is logged: what it tells is in the status as well."""
-        said, now_s = (event.uid or event.name, str(event.reason), event.message), time.monotonic()
+    def publish(self, namespace: str, event: Event) -> None:
+        """Have an Event published. One for which there is no room is logged: the status tells the same."""
+        said, now_s = _said(event), time.monotonic()
         if now_s - self._known.get(said, float("-inf")) < SAME_AFTER_S:
+            return
+        log.info("%s %s/%s: %s: %s", event.kind, namespace, event.name, event.reason, event.message)
+        if not self._queue.put(namespace, event):
+            metrics.EVENTS_LEFT_OUT.inc()
+            log.warning(
+                "this Event about %s %s/%s is left out, since %d of the namespace wait to be published",
+                event.kind,
+                namespace,
+                event.name,
+                WAITING_MAX,
+            )
             return
         self._known[said] = now_s
         self._known.move_to_end(said)
         while len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
+        self._news.set()
+
+    async def run(self) -> None:
+        """Publish what waits, `AT_ONCE` at a time, until cancelled."""
+        while True:
+            await self.publish_waiting()
+            self._news.clear()
+            await self._news.wait()
+
+    async def publish_waiting(self) -> None:
+        """Publish what waits now, and what comes meanwhile."""
+
+        async def work() -> None:
+            while (waiting := self._queue.take()) is not None:
+                await self._send(*waiting)
+
+        await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+
+    async def _send(self, namespace: str, event: Event) -> None:
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         body = {
             "apiVersion": "events.k8s.io/v1",
@@ -67,12 +108,16 @@ class Publisher:
                 "uid": event.uid,
             },
         }
-        log.info("%s %s/%s: %s: %s", event.kind, namespace, event.name, event.reason, event.message)
         try:
             await self._cluster.ask("POST", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body=body)
         except ApiError as error:
-            self._known.pop(said, None)
+            self._known.pop(_said(event), None)
             log.warning("an Event about %s %s/%s could not be published: %s", event.kind, namespace, event.name, error)
+
+
+def _said(event: Event) -> tuple[str, str, str]:
+    """Give what makes two Events the same."""
+    return event.uid or event.name, str(event.reason), event.message
 
 
 def _note(message: str) -> str:

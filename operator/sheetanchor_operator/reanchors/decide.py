@@ -121,7 +121,10 @@ def _finished_plan(draft: Draft) -> Plan:
         raw = before[name]
         news = {key: value for key, value in status.items() if raw.get(key) != value}
         if news:
-            changed.append(Patch(name, {**news, "observedGeneration": draft.known[name].generation}))
+            one = draft.known[name]
+            changed.append(Patch(name, {**news, "observedGeneration": one.generation}, can_wait=not one.attempts))
+    # What passed over a flood comes last: there is no end to it, and nobody waits for it.
+    changed.sort(key=lambda patch: (patch.can_wait, patch.name in draft.passed_over))
     delete = () if pipeline.paused else _forget(draft)
     gone = frozenset(delete)
     homeless = (one.name for one in draft.known.values() if not one.owned and one.name not in gone)
@@ -161,9 +164,12 @@ def _greet(draft: Draft, one: ReAnchor) -> None:
 
 def _take_in_runs(draft: Draft, one: ReAnchor) -> None:
     """Write down how the newest run of a ReAnchor stands."""
-    if one.final:
-        return
     runs = draft.runs[one.name]
+    if one.final:
+        # A look that had no time, or was cut off, may have written its end and not whom it answers.
+        for name in runs[-1].answers if runs else ():
+            _attach(draft, name, one.name)
+        return
     run = runs[-1] if runs and runs[-1].attempt >= one.attempts else None
     if run is None:
         if one.phase == "Running" and draft.now_us - one.started_us > JOB_MISSING_GRACE_US:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -20,7 +20,8 @@ from sheetanchor_operator.reanchors.durable_record import Answered, Outcomes, re
 from sheetanchor_operator.reanchors.runs import ReAnchor, Run
 
 WRITES_MAX: Final = 30
-"""Requests of one look that can wait for the next: greeting, skipping, adopting and forgetting. A look stays short."""
+"""Requests of one look that can wait for the next: greeting, skipping, adopting and forgetting. How many of them are
+sent is for `look_time` to say; more than these are not even planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,16 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Fields to merge into a ReAnchor's status; None removes one."""
+    """Fields to merge into a ReAnchor's status; None removes one.
+
+    Attributes:
+        can_wait: Whether the next look finds the same again if this one has no time for it. What concerns a run does
+            not wait: there are few of them, and their ends are counted in the pipeline's status.
+    """
 
     name: str
     status: Manifest
+    can_wait: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +115,6 @@ def without(plan: Plan, refused: Mapping[str, str]) -> Plan:
     symbols = {start.symbol: start.reanchor for start in plan.start}
     symbols = {symbol: name for symbol, name in symbols.items() if name in refused}
     begun = (EventReason.REANCHOR_STARTED, EventReason.REANCHOR_RETRIED)
-
-    def stays(event: Event) -> bool:
-        if event.reason not in begun:
-            return True
-        return event.name not in refused and event.message.partition(":")[0] not in symbols
-
     facts = {
         symbol: replace(one, running="", pending=(symbols[symbol], *one.pending)) if symbol in symbols else one
         for symbol, one in plan.symbols.items()
@@ -131,9 +132,28 @@ def without(plan: Plan, refused: Mapping[str, str]) -> Plan:
             else one
             for one in plan.patch
         ),
-        events=tuple(filter(stays, plan.events)),
+        events=tuple(one for one in plan.events if one.reason not in begun or one.cause not in refused),
         symbols=facts,
         last_reanchor=None if last is not None and last.get("name") in refused else last,
+    )
+
+
+def put_off(plan: Plan, unwritten: Collection[str], now_us: int) -> Plan:
+    """Give what is left of a plan when statuses were not written: nobody is told of what is not written down yet.
+
+    Args:
+        plan: What was decided.
+        unwritten: Names of the ReAnchors.
+        now_us: The moment: the next look comes at once.
+    """
+    if not unwritten:
+        return plan
+    return replace(
+        plan,
+        patch=tuple(one for one in plan.patch if one.name not in unwritten),
+        delete=tuple(name for name in plan.delete if name not in unwritten),
+        events=tuple(one for one in plan.events if one.cause not in unwritten),
+        wake_at_us=now_us,
     )
 
 
@@ -204,10 +224,11 @@ class Draft:
     ) -> None:
         """Note an Event about a ReAnchor, and about the pipeline too if it matters to whoever looks at that."""
         if one is not None:
-            self.events.append(Event(REANCHOR_KIND, one.name, one.uid, kind, reason, message))
+            self.events.append(Event(REANCHOR_KIND, one.name, one.uid, kind, reason, message, one.name))
         if both or one is None:
             told = f"{one.symbol}: {message}" if one is not None else message
-            self.events.append(Event(PIPELINE_KIND, self.pipeline.name, self.pipeline.uid, kind, reason, told))
+            cause = one.name if one is not None else ""
+            self.events.append(Event(PIPELINE_KIND, self.pipeline.name, self.pipeline.uid, kind, reason, told, cause))
 
 
 def with_status(one: ReAnchor, status: Mapping[str, Any]) -> ReAnchor:

@@ -1,0 +1,60 @@
+"""How long a look takes: when it stops beginning what can wait, and what it has waited for. Time is an argument."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+BEGIN_WITHIN_S: Final = 0.5
+"""A look that is older than this begins nothing that can wait: the next look goes on, and others have their turn."""
+
+AT_LEAST: Final = 8
+"""So much is begun whatever the time, all at once: a look that has little time would get nothing done for ever."""
+
+LONG_S: Final = 1.0
+"""A look that takes longer is told in the log, with what it has waited for."""
+
+
+@dataclass(slots=True)
+class LookTime:
+    """The time of one look.
+
+    Attributes:
+        begun_s: When it began, by a steady clock.
+        starved_s: How long of it there was no processor for what it had to do.
+    """
+
+    begun_s: float
+    starved_s: float = 0.0
+    _begun: int = 0
+    _longest: tuple[float, str] = (0.0, "")
+
+    def may_begin(self, now_s: float, *, can_wait: bool = True, at_least: int = AT_LEAST) -> bool:
+        """Say whether one more request may be sent, and count it if so.
+
+        Args:
+            now_s: The time.
+            can_wait: Whether it can wait for the next look; what cannot is always sent.
+            at_least: So many are sent whatever the time; 1 for those that are sent one after another.
+        """
+        if can_wait and self._begun >= at_least and now_s - self.begun_s >= BEGIN_WITHIN_S:
+            return False
+        self._begun += 1
+        return True
+
+    def answered(self, what: str, took_s: float) -> None:
+        """Note how long the API server took to answer, or how long nobody did."""
+        self._longest = max(self._longest, (took_s, what))
+
+    def words(self, now_s: float) -> str:
+        """Say why the look took long; "" if it did not."""
+        took_s, (longest_s, what) = now_s - self.begun_s, self._longest
+        if took_s <= LONG_S:
+            return ""
+        waited = f"its longest wait for the API server was {longest_s:.3f} s: {what}" if what else "it asked nobody"
+        return f"this look took {took_s:.3f} s; for {self.starved_s:.3f} s it had no processor; {waited}"
+
+
+LOOK: Final[ContextVar[LookTime | None]] = ContextVar("LOOK", default=None)
+"""The look that a request to the API server is part of; None for what no look waits for."""
