@@ -36,7 +36,7 @@ from support.operator_process import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 FLOOD = int(os.environ.get("SHEETANCHOR_TEST_FLOOD", "1500"))
-"""With six thousand it takes six minutes, which is for whoever changes this to try."""
+"""With six thousand it takes some minutes, which is for whoever changes this to try."""
 
 LOOK_S_MAX = 1.0
 SERVED_WITHIN_S = 5.0
@@ -51,15 +51,6 @@ MACHINE_S = 0.4
 LONG_LOOK = re.compile(
     r"took ([0-9.]+) s; for ([0-9.]+) s it had no processor; its longest wait for the API server was ([0-9.]+) s"
 )
-
-WITHIN_S = 5.0
-"""A change of another pipeline is acted upon within this time, whatever floods."""
-
-SLOW_ANSWER_S = 0.4
-"""Thirty writes that take so long each, eight at once, take 1.6 s."""
-
-MACHINE_S = 0.4
-"""What a busy machine may add to a look."""
 
 WITHIN_S = 120 + FLOOD // 20
 

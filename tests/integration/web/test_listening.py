@@ -27,19 +27,36 @@ from sheetanchor.web.listeners import PROBES, READERS, Bounds, is_local, open_li
 from sheetanchor.web.server import Health, create_app, serve
 from support.role_parts import ROLES, Running, ask, running
 
+TESTS = Path(__file__).resolve().parents[2]
 IDLE = 1000
 WITHIN_S = 0.1
-KUBELET_WAITS_S = 1.0
 OWN_DESCRIPTORS = 128
 """What a role has open for itself: its log, Redis, the exchange, a model."""
 
 
 @contextlib.contextmanager
-def idle_connections(*ports: int) -> Iterator[None]:
-    """Hold a thousand connections to each port that send nothing, and make each anew as soon as it is dropped."""
+def enough_descriptors() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
-    held = {port: [_connect(port) for _ in range(IDLE)] for port in ports}
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextlib.contextmanager
+def idle_connections(*ports: int) -> Iterator[None]:
+    """Hold a thousand connections to each port that send nothing, and make each anew as soon as it is dropped."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(enough_descriptors())
+        held = {port: [stack.enter_context(_connect(port)) for _ in range(IDLE)] for port in ports}
+        stack.enter_context(renewed(held))
+        yield
+
+
+@contextlib.contextmanager
+def renewed(held: dict[int, list[socket.socket]]) -> Iterator[None]:
+    """Make each connection anew as soon as it is dropped, while the block runs."""
     stop = threading.Event()
 
     def renew() -> None:
@@ -60,11 +77,17 @@ def idle_connections(*ports: int) -> Iterator[None]:
         thread.join()
         for one in (one for sockets in held.values() for one in sockets):
             one.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _connect(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def _begin_to_connect(port: int) -> socket.socket:
+    one = socket.socket()
+    one.setblocking(False)
+    one.connect_ex(("127.0.0.1", port))
+    return one
 
 
 def _dropped(one: socket.socket) -> bool:
@@ -82,39 +105,59 @@ def role(request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Pa
         yield one
 
 
-@pytest.fixture
-def undisturbed() -> Iterator[int]:
-    """The probes of a process that nobody else talks to, which tells what this machine itself takes for an answer."""
-    code = "from sheetanchor.web.listeners import probes\n"
-    code += "with probes(bool, bool, 'localhost', 0) as port: print(port, flush=True), input()"
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+@contextlib.contextmanager
+def probed(role: Running) -> Iterator[list[dict[str, float]]]:
+    """Have another process probe a role while the block runs; the answers are there at its end."""
+    answers: list[dict[str, float]] = []
+    command = [sys.executable, "-m", "support.prober", str(role.probe_port), str(role.process.pid)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=TESTS) as process:
         assert process.stdout is not None
-        yield int(process.stdout.readline())
-        process.communicate("\n")
+        answers.append(json.loads(process.stdout.readline()))
+        try:
+            yield answers
+        finally:
+            process.terminate()
+            lines = process.stdout.read().splitlines(keepends=True)
+            answers.extend(json.loads(line) for line in lines if line.endswith("\n"))
 
 
-def test_a_thousand_silent_connections_keep_no_probe_out(role: Running, undisturbed: int) -> None:
-    """On every port of every role: probes answer in a tenth of a second, readers are answered, descriptors stay few.
+def slowest(answers: list[dict[str, float]]) -> float:
+    """Give what the slowest answer took, without the time for which there was no processor to make or to take it."""
+    worst = max(answers, key=lambda one: one["took_s"] - one["starved_s"])
+    print(f"of {len(answers)} answers the slowest: {worst}")
+    return worst["took_s"] - worst["starved_s"]
 
-    Nine of ten answers are held to that. A busy machine may have kept the others waiting: their bound is what
-    the kubelet waits for.
+
+def test_a_thousand_silent_connections_keep_no_probe_out(role: Running) -> None:
+    """On every port of every role, from the first to the last: every probe is answered in a tenth of a second.
+
+    Readers are answered, and descriptors stay few.
     """
-    with idle_connections(role.http_port, role.probe_port):
-        probed, read, machine_s = [], [], 0.0
+    read = []
+    with probed(role) as answers, idle_connections(role.http_port, role.probe_port):
         until_s = time.monotonic() + 6  # longer than a connection may stay silent
         while time.monotonic() < until_s:
-            probed.append(ask(role.probe_port))
-            machine_s = max(machine_s, ask(undisturbed)[1])
             read.append(ask(role.http_port)[0])
             assert role.descriptors() < READERS.most + PROBES.most + OWN_DESCRIPTORS
             time.sleep(0.05)
 
-    assert {200} == {status for status, _ in probed}
-    took = sorted(took for _, took in probed)
-    assert took[len(took) * 9 // 10] < WITHIN_S + machine_s
-    assert took[-1] < KUBELET_WAITS_S + machine_s
+    assert {200} == {one["status"] for one in answers}
+    assert len(answers) > 50
+    assert slowest(answers) < WITHIN_S
     assert {200} == set(read)
+
+
+def test_a_thousand_connections_at_once_keep_no_probe_out(role: Running) -> None:
+    """None is lost before it is accepted: whoever asks then would ask again after a second."""
+    with probed(role) as answers, enough_descriptors():
+        for _ in range(5):
+            held = [_begin_to_connect(port) for _ in range(IDLE) for port in (role.http_port, role.probe_port)]
+            time.sleep(0.5)
+            for one in held:
+                one.close()
+
+    assert {200} == {one["status"] for one in answers}
+    assert slowest(answers) < WITHIN_S
 
 
 def test_both_families_of_this_machine_are_answered_and_no_other_address(role: Running) -> None:

@@ -26,7 +26,13 @@ ANY: Final = "*"
 LOCAL: Final = "localhost"
 """This machine alone, by both families."""
 
-BACKLOG: Final = 128
+ACCEPTED_AT_ONCE: Final = 32
+"""Connections that one turn of an event loop accepts; what they ask is read some turns later."""
+
+BACKLOG: Final = 4096
+"""Connections that the kernel keeps until they are accepted, or as many as it allows. A connection for which there is
+no place is not answered, and whoever made it tries again after a second, which for a probe is too late."""
+
 PORT_TRIES: Final = 20
 
 REQUEST_TIMEOUT_S: Final = 5.0
@@ -127,7 +133,7 @@ class Bounds:
 
 READERS: Final = Bounds(384, 256)
 PROBES: Final = Bounds(256, 192)
-"""Both more than `BACKLOG` from one address: so many are accepted in one go, and what they ask is read only then.
+"""Both several times `ACCEPTED_AT_ONCE` from one address: so many are accepted before what the first asks is read.
 Together well below the thousand descriptors that a process has by default."""
 
 
@@ -270,6 +276,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            # asyncio takes one number for what it accepts at once and for what the kernel keeps meanwhile.
+            listener.listen(BACKLOG)
         self.up.set()
 
 
@@ -282,7 +291,7 @@ def _server(app: App, bounds: Bounds, bad_request: Callable[[], bytes] | None, e
         access_log=False,
         lifespan="off",
         server_header=False,
-        backlog=BACKLOG,
+        backlog=ACCEPTED_AT_ONCE,
         timeout_keep_alive=int(REQUEST_TIMEOUT_S),
         timeout_graceful_shutdown=end_s,
         ws="none",
