@@ -200,6 +200,34 @@ def _age_ms(writer: SymbolWriter) -> int | None:
     return None if age_us is None else age_us // 1_000
 
 
+def writers_of(
+    settings: ProcessSettings, clients: Sequence[Redis], wishes: Mapping[str, Wish], health: Health
+) -> list[SymbolWriter]:
+    """Make a writer for each symbol, each with its own heartbeat: what stands still must not hide behind the others.
+
+    Args:
+        settings: Of the processor.
+        clients: One for the reads of each symbol, in their order, and the last for the writes of all.
+        wishes: What to tell of each symbol that a rebuild is wanted.
+        health: What to tell that a loop turns.
+    """
+    name = writer_name()
+    cadence = Cadence(round(settings.write_interval_ms * 1e3), round(settings.book_interval_s * 1e6))
+    return [
+        SymbolWriter(
+            clients[-1],
+            reading,
+            symbol,
+            name,
+            thresholds_of(settings),
+            cadence,
+            wanted=wishes[symbol].set,
+            beat=partial(health.beat, symbol),
+        )
+        for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)
+    ]
+
+
 async def run(settings: ProcessSettings) -> int:
     """Run the processor until SIGTERM or SIGINT.
 
@@ -218,7 +246,6 @@ async def run(settings: ProcessSettings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    name = writer_name()
     clients = [
         redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
         for _ in (*settings.symbol, "shared")
@@ -226,25 +253,12 @@ async def run(settings: ProcessSettings) -> int:
     shared = clients[-1]
     health = Health(settings.service_name or "sheetanchor-process", [], settings.health_check_interval_seconds)
     wishes = {symbol: Wish() for symbol in settings.symbol}
-    cadence = Cadence(round(settings.write_interval_ms * 1e3), round(settings.book_interval_s * 1e6))
-    writers = [
-        SymbolWriter(
-            shared,
-            reading,
-            symbol,
-            name,
-            thresholds_of(settings),
-            cadence,
-            wanted=wishes[symbol].set,
-            beat=partial(health.beat, symbol),
-        )
-        for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)
-    ]
+    writers = writers_of(settings, clients, wishes, health)
     rest, kept = RestStanding(), Kept()
     health.checks = checks_of(writers, rest, kept)
     lock_holders: dict[str, str] = {}
     app = create_app(health)
-    app.add_api_route("/state", state_route(name, writers, lock_holders))
+    app.add_api_route("/state", state_route(writers[0].name, writers, lock_holders))
     try:
         async with (
             serve(app, health, settings.http_host, settings.http_port, settings.probe_port),
