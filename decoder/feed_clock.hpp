@@ -22,6 +22,12 @@ class FeedClock {
   // distances from their arrivals differ by no more than this.
   static constexpr int AGREEING_FRAMES = 4;
   static constexpr std::int64_t AGREEING_FOR_US = 1'000'000, AGREEING_WITHIN_US = 10'000'000;
+  // Times that are far behind without having gone back may be those of a feed that is late, or a wrong time was followed
+  // that no message of theirs has had. Only when nothing else has come for this long are they the clock's, or it would
+  // stay wrong for ever.
+  static constexpr std::int64_t BEHIND_FOR_US = 5'000'000;
+  // What nothing has agreed with for this long is forgotten when something else comes.
+  static constexpr std::int64_t DOUBT_KEPT_US = 10'000'000;
   // Over how long the pace is measured.
   static constexpr std::int64_t PACE_US = 2'000'000;
 
@@ -35,7 +41,7 @@ class FeedClock {
     lead_us_ = event_us - stamp_us;
   }
 
-  // What the exchange's clock shows at a time of the arrival clock.
+  // What the exchange's clock shows at a time of the arrival clock: it never goes back.
   std::int64_t at(std::int64_t now_us) const { return event_us_ + std::max<std::int64_t>(0, now_us - stamp_us_); }
 
   // The time to date a change by that a frame has brought: its own, unless that is not believed (yet).
@@ -60,15 +66,22 @@ class FeedClock {
     if (event_us > event_us_) {
       // What makes up for being late runs ahead too, but comes no sooner after its event than others have.
       const bool catches_up = keeps_pace_ && event_us - stamp_us <= lead_us_ + SLACK_US;
-      const bool ahead = event_us - at(stamp_us) > (keeps_pace_ ? SLACK_US : UNPACED_AHEAD_US);
-      if (ahead && !catches_up) return is_news ? doubt(event_us, stamp_us) : 0;
+      // A line that is read after another brings what came before: the clock showed less then.
+      const auto shown_us = keeps_pace_ ? event_us_ + stamp_us - stamp_us_ : at(stamp_us);
+      const bool ahead = event_us - shown_us > (keeps_pace_ ? SLACK_US : UNPACED_AHEAD_US);
+      if (ahead && !catches_up) return is_news ? doubt(event_us, stamp_us, AGREEING_FOR_US) : 0;
       agreeing_ = 0;
       advance(event_us, stamp_us);
-    } else if (event_us_ - event_us <= behind_us()) {
-      agreeing_ = 0;
-    } else if (is_news && goes_back) {
-      return doubt(event_us, stamp_us);
+      return 0;
     }
+    if (is_news && goes_back) return doubt(event_us, stamp_us, AGREEING_FOR_US);
+    if (event_us_ - event_us <= behind_us()) {
+      agreeing_ = 0;
+      return 0;
+    }
+    if (!is_news) return 0;
+    if (event_us_ - event_us > UNPACED_BEHIND_US) return doubt(event_us, stamp_us, BEHIND_FOR_US);
+    if (agreeing_ > 0 && stamp_us - agreed_us_ > DOUBT_KEPT_US) agreeing_ = 0;
     return 0;
   }
 
@@ -86,15 +99,16 @@ class FeedClock {
     mark_stamp_us_ = stamp_us;
   }
 
-  std::int64_t doubt(std::int64_t event_us, std::int64_t stamp_us) {
+  std::int64_t doubt(std::int64_t event_us, std::int64_t stamp_us, std::int64_t for_us) {
     const auto lead_us = event_us - stamp_us;
     if (agreeing_ == 0 || std::abs(lead_us - doubted_event_us_ + doubted_stamp_us_) > AGREEING_WITHIN_US) {
       agreeing_ = 0;
       doubted_event_us_ = event_us;
       doubted_stamp_us_ = stamp_us;
     }
+    agreed_us_ = stamp_us;
     const auto lasts_us = std::max(event_us - doubted_event_us_, stamp_us - doubted_stamp_us_);
-    if (++agreeing_ < AGREEING_FRAMES || lasts_us < AGREEING_FOR_US) return 0;
+    if (++agreeing_ < AGREEING_FRAMES || lasts_us < for_us) return 0;
     const auto set_by_us = event_us - at(stamp_us);
     begin(event_us, stamp_us);
     return set_by_us;
@@ -105,7 +119,8 @@ class FeedClock {
   std::int64_t lead_us_ = 0;  // the largest event time less arrival
   bool keeps_pace_ = false;
   int agreeing_ = 0;
-  std::int64_t doubted_event_us_ = 0, doubted_stamp_us_ = 0;
+  std::int64_t doubted_event_us_ = 0, doubted_stamp_us_ = 0;  // of the first frame that agrees
+  std::int64_t agreed_us_ = 0;                                // arrival of the last one
 };
 
 }  // namespace sheetanchor

@@ -18,9 +18,10 @@ namespace sheetanchor {
 // since its frame came; with no event yet they end at `now_us`.
 inline HotState Market::hot_state(std::int64_t now_us) const {
   check_time(now_us, "now_us");
-  if (!has_book_ || !book_.has_both_sides()) throw std::invalid_argument("Empty order book data");
+  const auto best = best_prices();
+  if (!has_book_ || !book_.has_both_sides() || !best) throw std::invalid_argument("Empty order book data");
   const auto end_us = clock_.event_us() < 0 ? now_us : clock_.at(now_us);
-  const auto [bid, ask] = *best_prices();
+  const auto [bid, ask] = *best;
   const auto one = window_stats(history_.trades(), end_us, 1'000'000);
   const auto five = window_stats(history_.trades(), end_us, 5'000'000);
   const auto bids = book_.bids.best_levels(HOT_DEPTH), asks = book_.asks.best_levels(HOT_DEPTH);

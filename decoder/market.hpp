@@ -146,9 +146,11 @@ class Market {
     packed.qty_exponent = qty_exponent_;
     packed.epoch = epoch;
     packed.update_id = update_id_;
-    packed.best_id = best_id_;
-    packed.bid = bid_;
-    packed.ask = ask_;
+    if (best_has_both_sides()) {  // that a side is empty is of use to nobody who takes the book over later
+      packed.best_id = best_id_;
+      packed.bid = bid_;
+      packed.ask = ask_;
+    }
     packed.trade_id = trade_id_;
     packed.event_us = event_us();
     packed.stamp_us = stamp_us();
@@ -282,10 +284,13 @@ class Market {
     // Right before the first one of the window, one with an odd time may belong to it.
     for (const auto id : odd)
       if (id == first - 1) first = id;
-    return last < 0 ? 0 : last - first + 1 - count;
+    if (last < 0) return 0;
+    // One that was lost right before the first of the window may have happened within it.
+    const bool lost_before = trades.front().id < first && !history_.holds(first - 1);
+    return last - first + 1 - count + (lost_before ? 1 : 0);
   }
   const Pulse& pulse(Stream stream) const { return pulses_[static_cast<std::size_t>(stream)]; }
-  // Best bid and ask as the newest bestBidAsk says, whatever the book has.
+  // Best bid and ask as the newest bestBidAsk says, whatever the book has; zeros for a side without orders.
   std::optional<std::pair<Level, Level>> told_best() const {
     if (best_id_ < 0) return std::nullopt;
     return std::pair{bid_, ask_};
@@ -448,15 +453,15 @@ class Market {
   bool on_best(const sbe::Frame& frame) {
     const auto factors = adopt(frame.price_exponent, frame.qty_exponent);
     Level bid{}, ask{};
-    if (!factors || !is_id(frame.last_update_id) || !convert(frame.bid, *factors, bid) ||
-        !convert(frame.ask, *factors, ask) || bid.qty == 0 || ask.qty == 0)
+    if (!factors || !is_id(frame.last_update_id) || !convert_best(frame.bid, *factors, bid) ||
+        !convert_best(frame.ask, *factors, ask))
       return false;
     const bool is_news = frame.last_update_id > best_id_;
     note_event(frame.event_time_us, is_news, is_news && goes_back(Stream::best, frame.event_time_us));
     note_pulse(Stream::best, frame.last_update_id, frame.event_time_us);
     if (frame.last_update_id <= best_id_) {
       ++counters_.bba_stale;
-      if (frame.last_update_id <= refill_best_id_ && frame.event_time_us <= event_us() &&
+      if (frame.last_update_id <= refill_best_id_ && frame.event_time_us <= event_us() && bid.qty > 0 && ask.qty > 0 &&
           mids_.is_newer(frame.event_time_us))
         mids_.note(frame.event_time_us, bid.price + ask.price, event_us());
       return true;
@@ -572,10 +577,13 @@ class Market {
     hole.lines_past |= source.lines;
   }
 
+  bool best_has_both_sides() const { return bid_.qty > 0 && ask_.qty > 0; }
+
   // The best prices of whichever knows the later update: bestBidAsk or the depth book.
   std::optional<std::pair<Level, Level>> best_prices() const {
     const bool deep = has_book_ && book_.has_both_sides();
-    if (best_id_ >= 0 && (!has_book_ || best_id_ > update_id_)) return std::pair{bid_, ask_};
+    if (best_id_ >= 0 && (!has_book_ || best_id_ > update_id_))
+      return best_has_both_sides() ? std::optional(std::pair{bid_, ask_}) : std::nullopt;
     if (!deep) return std::nullopt;
     return std::pair{book_.bids.best(), book_.asks.best()};
   }

@@ -34,6 +34,12 @@ inline bool convert(const Level& wire, Factors factors, Level& out) {
          Int128{price} * qty <= PRODUCT_MAX;
 }
 
+// The best of a side; a side without orders is sent as zeros, and stays so.
+inline bool convert_best(const Level& wire, Factors factors, Level& out) {
+  if (wire.price == 0 && wire.qty == 0) return true;
+  return convert(wire, factors, out) && out.qty > 0;
+}
+
 inline bool convert_trade(PastTrade& trade, Factors factors) {
   Level level{};
   if (trade.qty == 0 || !convert({trade.price, trade.qty}, factors, level)) return false;

@@ -88,6 +88,12 @@ class TradeHistory {
     return trades_;
   }
 
+  bool holds(std::int64_t id) const {
+    settle();
+    const auto at = position(id);
+    return at < trades_.size() && trades_[at].id == id;
+  }
+
   void append(PastTrade trade, std::int64_t event_us) {
     place(trade, event_us);
     forget(event_us);

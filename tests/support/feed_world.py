@@ -16,7 +16,7 @@ from itertools import combinations
 
 from sheetanchor._decoder import Market
 from sheetanchor.contract import STALE_AFTER_US, STREAM_TYPES, pack_frames
-from sheetanchor.infer.prediction import State, doubts_of
+from sheetanchor.infer.prediction import Heard, State, doubts_of
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, IMMEDIATE, SCHEDULED, VALIDATION, Finding, Thresholds
 from sheetanchor.policy.soundness import ANSWER_US, LATE_US, OWED_AFTER_US
 from sheetanchor.process.gap_detector import Lookout
@@ -194,6 +194,13 @@ class Outcome:
     looks: int = 0
 
 
+def _newest_us(entries: list[Entry], stream: str, now_us: int) -> int:
+    """When the newest message of a stream came first."""
+    of_stream = [entry for entry in entries if entry.stream == stream]
+    newest_id = max((entry.last_id for entry in of_stream), default=0)
+    return min((entry.at_us for entry in of_stream if entry.last_id == newest_id), default=now_us)
+
+
 class World:
     """Plays one feed.
 
@@ -220,6 +227,7 @@ class World:
         self.rebuild: tuple[int, int, Market] | None = None
         self.validated_us = -(10**12)
         self.written: Written | None = None
+        self.heard = Heard()
         self.outcome = Outcome()
         self.log: list[tuple[float, str, str]] = []
 
@@ -360,6 +368,7 @@ class World:
         written = self.written
         if written is None:
             return
+        self.heard = self.heard.again(written.beat_us, now_us)
         state = State(
             now_us=redis_us(self.faults, now_us),
             epoch=1,
@@ -371,6 +380,7 @@ class World:
             beat_us=written.beat_us,
             sound_until_us=written.until_us,
             unsound=written.unsound,
+            unmoved_us=now_us - self.heard.at_us,
         )
         doubts = doubts_of(state)
         self.outcome.sound_at_end = not doubts
@@ -393,7 +403,9 @@ class World:
         told = float(written.fields["best_bid"]), float(written.fields["best_ask"])
         if not best[0] or not best[1] or told != (best[0][0][0] / 100, best[1][0][0] / 100):
             yield f"best prices {told} at update {max(written.update_id, written.bba_id)}"
-        book_delay_us = self._delay_us(now_us)
+        book_delay_us = LATE_US + OWED_AFTER_US + SLACK_US
+        if written.update_id < feed.update_at(now_us - book_delay_us) and not self._goes_on_without_depth(now_us):
+            book_delay_us = LATE_US + STALE_AFTER_US + SLACK_US
         if written.update_id < (owed := feed.update_at(now_us - book_delay_us)):
             yield f"book at update {written.update_id}, the exchange at {owed} {book_delay_us / SECOND:g} s ago"
         trade_delay_us = max(book_delay_us, written.quiet_after_us + ANSWER_US + SLACK_US)
@@ -401,21 +413,30 @@ class World:
             yield f"trades up to {written.trade_id}, the exchange at {owed} {trade_delay_us / SECOND:g} s ago"
         yield from self._window_differences(written)
 
-    def _delay_us(self, now_us: int) -> int:
-        """How old a book may be: a stream of three that stops is missed sooner than all of them."""
-        moving = any(
-            entry.at_us >= now_us - OWED_AFTER_US
+    def _goes_on_without_depth(self, now_us: int) -> bool:
+        """Whether trades have come for long enough since the newest diff: then it is missed sooner than by its age."""
+        read = [
+            entry
             for line, entries in enumerate(self.lines)
-            for entry in entries[max(0, self.places[line] - 1) : self.places[line]]
-        )
-        return LATE_US + (OWED_AFTER_US if moving else STALE_AFTER_US) + SLACK_US
+            for entry in entries[max(0, self.places[line] - READ_COUNT) : self.places[line]]
+        ]
+        depth_us = _newest_us(read, "depth", now_us)
+        known_id = max((e.last_id for e in read if e.stream == "trade" and e.at_us <= depth_us), default=0)
+        trades_us = [e.at_us for e in read if e.stream == "trade" and e.last_id > known_id]
+        return min(trades_us, default=now_us) <= now_us - OWED_AFTER_US - SLACK_US
+
+    def _steps_of_second(self, at_us: int) -> set[int]:
+        """By how much the exchange's clock has been off within a second."""
+        sets = [f for f in self.faults if f.kind == "exchange_clock"]
+        edges = [edge_us for f in sets for edge_us in (f.start_us, f.end_us) if at_us - SECOND <= edge_us <= at_us]
+        return {stepped_us(self.faults, "exchange_clock", moment_us) for moment_us in (at_us - SECOND, at_us, *edges)}
 
     def _window_differences(self, written: Written) -> Iterator[str]:
         """Windows hold exactly the trades before their end, which is about now."""
         feed = self.truth
+        second = range(written.at_us - SECOND, written.at_us + 1, 10_000)
         offs = {
-            EXCHANGE_OFF_US + stepped_us(self.faults, "exchange_clock", at_us)
-            for at_us in (written.at_us, written.at_us - SECOND)
+            EXCHANGE_OFF_US + stepped_us(self.faults, "exchange_clock", at_us) for at_us in (*second, written.at_us)
         }
         found = ""
         for off_us in offs:

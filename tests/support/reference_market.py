@@ -248,6 +248,10 @@ class Market(Facts):
             out.append((price * factors[0], qty * factors[1]))
         return tuple(out)
 
+    def converted_best(self, side: Pair, factors: Pair) -> Pair:
+        self.require(side == (0, 0) or side[1] > 0)
+        return side if side == (0, 0) else self.converted((side,), factors)[0]
+
     # --- trades
 
     def take_trades(self, message: sbe.Trades) -> None:
@@ -313,16 +317,15 @@ class Market(Facts):
 
     def take_best(self, message: sbe.BestBidAsk) -> None:
         factors = self.adopt(message.price_exponent, message.qty_exponent)
-        self.require(0 <= message.book_update_id < ID_LIMIT and message.bid_qty > 0 and message.ask_qty > 0)
-        sides = ((message.bid_price, message.bid_qty), (message.ask_price, message.ask_qty))
-        bid, ask = self.converted(sides, factors)
+        self.require(0 <= message.book_update_id < ID_LIMIT)
+        bid, ask = (self.converted_best(side, factors) for side in windows.best_sides(message))
         self.note_event(message.event_time_us, "bestBidAsk", is_news=message.book_update_id > self.bba_id)
         self.streams["bestBidAsk"].note(message.book_update_id, message.event_time_us, self.entry_stamp_us, self.lines)
         if message.book_update_id <= self.bba_id:
             self.counts["bba_stale"] += 1
             time_us = message.event_time_us
             newer = time_us <= self.event_us and (not self.mids or time_us > self.mids[-1][0])
-            if message.book_update_id <= self.refill_bba_id and newer:
+            if message.book_update_id <= self.refill_bba_id and newer and bid[1] and ask[1]:
                 self.note_sum(time_us, bid[0] + ask[0])
             return
         date_us = self.clock.date(message.event_time_us, self.entry_stamp_us)
@@ -336,7 +339,7 @@ class Market(Facts):
 
     def best(self) -> tuple[Pair, Pair] | None:
         if self.bba_id >= 0 and (not self.has_book or self.bba_id > self.update_id):
-            return self.bba
+            return self.bba if self.bba[0][1] and self.bba[1][1] else None
         bids, asks = self.top(1)
         return (bids[0], asks[0]) if self.has_book and bids and asks else None
 
@@ -529,10 +532,6 @@ class Market(Facts):
     def mid(self) -> float | None:
         best = self.best()
         return scaled(best[0][0] + best[1][0], self.price_exponent) / 2 if best else None
-
-    @property
-    def last_trade_price(self) -> float | None:
-        return scaled(self.trades[-1].price, self.price_exponent) if self.trades else None
 
     def volume_between(self, start_event_us: int, end_event_us: int) -> float:
         inside = [t.qty for t in self.trades if start_event_us < t.time_us <= end_event_us]

@@ -14,7 +14,10 @@ def pack(market: Any, epoch: int, line_ids: dict[str, str]) -> bytes:
     if not market.has_book:
         raise ValueError("no book")
     (bid, bid_qty), (ask, ask_qty) = market.bba
-    numbers = (epoch, market.update_id, market.bba_id, bid, bid_qty, ask, ask_qty)
+    bba_id = market.bba_id
+    if not (bid_qty and ask_qty):
+        bba_id, bid, bid_qty, ask, ask_qty = -1, 0, 0, 0, 0
+    numbers = (epoch, market.update_id, bba_id, bid, bid_qty, ask, ask_qty)
     numbers += (market.trade_id, market.event_us, market.stamp_us, market.bid_edge, market.ask_edge, market.cut_off)
     bids, asks = market.levels()
     out = b"SAbk" + struct.pack("<Hbb13q", 2, market.price_exponent, market.qty_exponent, *numbers)

@@ -77,7 +77,9 @@ def missing(trades: list[Past], end_us: int, span_us: int) -> int:
         odd = max(trade.time_us - end_us, trade.reach_us - trade.time_us) > 1_000_000
         if odd and trade.id == first - 1:
             first = trade.id
-    return max(ids) - first + 1 - len(inside)
+    held = {trade.id for trade in trades}
+    before = min(held) < first and first - 1 not in held
+    return max(ids) - first + 1 - len(inside) + before
 
 
 def scaled(mantissa: int, exponent: int) -> float:
@@ -145,28 +147,39 @@ class FeedClock:
         if self.event_us < 0:
             self.begin(event_us, stamp_us)
             return 0
-        is_newer = event_us > self.event_us
-        slack_us = 1_000_000 if self.keeps_pace else 150_000_000 if is_newer else 10_000_000
-        beyond_us = event_us - self.at(stamp_us) if is_newer else self.event_us - event_us
-        catches_up = is_newer and self.keeps_pace and event_us - stamp_us <= self.lead_us + 1_000_000
-        if beyond_us > slack_us and not catches_up:
-            return self.doubt(event_us, stamp_us) if is_news and (is_newer or goes_back) else 0
+        if event_us <= self.event_us:
+            return self.note_older(event_us, stamp_us, is_news, goes_back)
+        catches_up = self.keeps_pace and event_us - stamp_us <= self.lead_us + 1_000_000
+        shown_us = self.event_us + stamp_us - self.stamp_us if self.keeps_pace else self.at(stamp_us)
+        if event_us - shown_us > (1_000_000 if self.keeps_pace else 150_000_000) and not catches_up:
+            return self.doubt(event_us, stamp_us, 1_000_000) if is_news else 0
         self.doubted = []
-        if is_newer:
-            self.event_us, self.stamp_us = event_us, stamp_us
-            self.lead_us = max(self.lead_us, event_us - stamp_us)
-            passed_us = event_us - self.mark[0]
-            if passed_us >= 2_000_000:
-                self.keeps_pace = abs(passed_us - (stamp_us - self.mark[1])) <= 1_000_000
-                self.mark = event_us, stamp_us
+        self.event_us, self.stamp_us = event_us, stamp_us
+        self.lead_us = max(self.lead_us, event_us - stamp_us)
+        passed_us = event_us - self.mark[0]
+        if passed_us >= 2_000_000:
+            self.keeps_pace = abs(passed_us - (stamp_us - self.mark[1])) <= 1_000_000
+            self.mark = event_us, stamp_us
         return 0
 
-    def doubt(self, event_us: int, stamp_us: int) -> int:
+    def note_older(self, event_us: int, stamp_us: int, is_news: bool, goes_back: bool) -> int:
+        behind_us = self.event_us - event_us
+        if is_news and goes_back:
+            return self.doubt(event_us, stamp_us, 1_000_000)
+        if behind_us <= (1_000_000 if self.keeps_pace else 10_000_000):
+            self.doubted = []
+        elif is_news and behind_us > 10_000_000:
+            return self.doubt(event_us, stamp_us, 5_000_000)
+        elif is_news and self.doubted and stamp_us - self.doubted[-1][1] > 10_000_000:
+            self.doubted = []
+        return 0
+
+    def doubt(self, event_us: int, stamp_us: int, for_us: int) -> int:
         if self.doubted and abs(event_us - stamp_us - self.doubted[0][0] + self.doubted[0][1]) > 10_000_000:
             self.doubted = []
         self.doubted.append((event_us, stamp_us))
         first_event_us, first_stamp_us = self.doubted[0]
-        lasts = max(event_us - first_event_us, stamp_us - first_stamp_us) >= 1_000_000
+        lasts = max(event_us - first_event_us, stamp_us - first_stamp_us) >= for_us
         if len(self.doubted) < 4 or not lasts:
             return 0
         set_by_us = event_us - self.at(stamp_us)
@@ -216,6 +229,10 @@ def window_fields(
     }
 
 
+def best_sides(message: sbe.BestBidAsk) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (message.bid_price, message.bid_qty), (message.ask_price, message.ask_qty)
+
+
 def hole(at: int, pending: dict[int, Any], lines: int) -> tuple[int, int, int, int]:
     for waiting in pending.values():
         lines |= waiting.lines
@@ -248,6 +265,7 @@ class Facts:
     bid_edge: int
     ask_edge: int
     counts: dict[str, int]
+    price_exponent: int
 
     def top(self, depth: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         raise NotImplementedError
@@ -287,6 +305,10 @@ class Facts:
     @property
     def crossed(self) -> bool:
         return bool(self.bids and self.asks) and max(self.bids) >= min(self.asks)
+
+    @property
+    def last_trade_price(self) -> float | None:
+        return scaled(self.trades[-1].price, self.price_exponent) if self.trades else None
 
     def counters(self) -> dict[str, int]:
         return dict(self.counts)

@@ -79,7 +79,7 @@ def test_one_odd_time_moves_no_window(off_us: int, kind: str) -> None:
 @given(
     st.dictionaries(
         st.tuples(st.integers(30, 150), st.sampled_from(["diff", "best", "depth20"])),
-        st.integers(-2 * HOUR_US, 2 * HOUR_US).filter(lambda off_us: abs(off_us) > 1_100_000),
+        st.one_of(st.integers(-2 * HOUR_US, -1_100_001), st.integers(1_100_001, 2 * HOUR_US)),
         max_size=40,
     )
 )
@@ -122,6 +122,56 @@ def test_a_clock_that_is_set_and_set_back() -> None:
 
     assert [] == [found for found in seen[60:] if found[1] < 25]
     assert CLEAN[160:] == seen[160:]
+
+
+@pytest.mark.parametrize("off_us", [2_500_000, 20_000_000, HOUR_US])
+@pytest.mark.parametrize("kind", [_decoder.Market, reference_market.Market])
+def test_a_line_that_is_read_after_another_moves_nothing(kind: Any, off_us: int) -> None:
+    """After a pause two seconds of one line come first, then the same of the other; they begin with an odd time."""
+    market = fresh(kind)
+    play(market, 50, lambda number, of: 0)
+    rounds = range(51, 75)
+
+    for line in (0, 1):
+        for number in rounds:
+            now_us = T0 + number * STEP_US
+            event_us = now_us - 3_000 + (off_us if number == 51 else 0)
+            market.feed(line, batch(message("diff", number, event_us, event_us)), now_us)
+
+    assert T0 + rounds[-1] * STEP_US - 3_000 == market.event_us
+
+
+@pytest.mark.parametrize("off_us", [HOUR_US, 30_000_000, 20_000_000])
+@pytest.mark.parametrize("kind", [_decoder.Market, reference_market.Market])
+def test_a_wrong_time_is_not_kept_for_ever(kind: Any, off_us: int) -> None:
+    """Followed with a stream that is silent from then on: no other's times have gone back, and they are right."""
+    market = fresh(kind)
+    for number in range(1, 30):
+        now_us = T0 + number * STEP_US
+        market.feed(0, batch(message("best", number, now_us + off_us, 0)), now_us)
+    assert market.event_us > T0 + off_us
+
+    for number in range(30, 100):
+        now_us = T0 + number * STEP_US
+        market.feed(0, batch(message("diff", number - 29, now_us - 3_000, 0)), now_us)
+
+    assert (T0 + 99 * STEP_US - 3_000, False) == (market.event_us, market.clock_doubted)
+
+
+@pytest.mark.parametrize("kind", [_decoder.Market, reference_market.Market])
+def test_a_doubt_that_nothing_agrees_with_is_forgotten(kind: Any) -> None:
+    """One frame far ahead, and then a feed that has fallen behind: it is late, its clock is not in question."""
+    market = fresh(kind)
+    play(market, 50, lambda number, of: 0)
+    at_us = T0 + 51 * STEP_US
+    market.feed(0, batch(message("diff", 51, at_us + HOUR_US, 0)), at_us)
+    assert market.clock_doubted
+
+    for number in range(52, 170):
+        now_us = T0 + number * STEP_US
+        market.feed(0, batch(message("best", number, now_us - 3_000 - (number - 50) * STEP_US, 0)), now_us)
+
+    assert not market.clock_doubted
 
 
 @pytest.mark.parametrize("off_us", [HOUR_US, -HOUR_US])

@@ -285,6 +285,33 @@ def test_stale_best_prices(market: Market) -> None:
     assert 59786.75 == market.mid
 
 
+@pytest.mark.parametrize("gone", [0, 1])
+def test_best_prices_of_an_empty_side(market: Market, gone: int) -> None:
+    """A side without orders is sent as zeros: nothing can be said until a newer bestBidAsk has both sides again."""
+    sides = [(5978660, 1000), (5978690, 2000)]
+    sides[gone] = (0, 0)
+
+    market.feed(0, batch(sbe.BestBidAsk(T0, "BTCUSDT", -2, -5, 101, *sides[0], *sides[1])), 1000)
+
+    assert (101, tuple(price for price, _ in sides)) == (market.bba_id, market.told_best)
+    assert market.mid is None
+    with pytest.raises(ValueError, match="Empty order book data"):
+        market.hot_state(1000)
+    market.feed(0, batch(best(102, 5978660, 5978690)), 2000)
+    assert "59786.60" == hot(market)[0]["best_bid"]
+
+
+def test_an_empty_side_is_not_packed(market: Market, make: Any) -> None:
+    """Who takes the book over has it from the book itself, or from the next bestBidAsk."""
+    market.feed(0, batch(sbe.BestBidAsk(T0, "BTCUSDT", -2, -5, 101, 0, 0, 5978690, 2000)), 1000)
+    other = make("BTCUSDT")
+
+    other.load_book(market.pack_book(7, {}))
+
+    assert (-1, None) == (other.bba_id, other.told_best)
+    assert 59786.775 == other.mid
+
+
 # --- bad input
 
 

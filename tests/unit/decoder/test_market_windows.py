@@ -215,6 +215,24 @@ def test_a_trade_gap_after_loading(market: Market, make: Any) -> None:
     assert (3, 4, 3000, 1) == other.trade_hole
 
 
+@pytest.mark.parametrize(("age_us", "missing"), [(5_500_000, 1), (4_500_000, 2), (6_000_001, 0)])
+def test_a_trade_lost_at_the_edge_of_a_window_is_missed(market: Market, age_us: int, missing: int) -> None:
+    """Number 2 happened between 1 and 3, and so perhaps within the window though 1 did not."""
+    market.feed(0, batch(trades((1, 10000, 5, False), at=T0)), 1000)
+    market.feed(0, batch(trades((3, 10000, 5, False), at=T0 + 1_000_000)), 1_001_000)
+    market.skip_trade_hole()
+    market.feed(0, batch(trades((4, 10000, 5, False), at=T0 + age_us)), 1000 + age_us)
+
+    assert min(missing, 1) == market.missing_trades(1000 + age_us, 5_000_000)
+
+
+def test_what_came_before_a_history_is_not_missing(market: Market) -> None:
+    """A market that begins with number 7 lacks nothing, however it began."""
+    market.feed(0, batch(trades((7, 10000, 5, False))), 1000)
+
+    assert 0 == market.missing_trades(1000, 5_000_000)
+
+
 @pytest.mark.parametrize("place", [0, 4, 5, 6, 8, 20, 88, 96, 99, 120, -5, -1])
 def test_damaged_books_are_refused(market: Market, place: int) -> None:
     """One changed byte anywhere makes a packed book useless, and the market stays as it was."""

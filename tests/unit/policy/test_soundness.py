@@ -281,6 +281,37 @@ def test_best_prices_that_cross_disagree() -> None:
     assert ["disagree"] == feed.run(0.1, ("depth",)).kinds()
 
 
+@pytest.mark.parametrize("told", [(0.0, 101.0), (100.0, 0.0), (0.0, 0.0)])
+def test_an_empty_side_that_the_book_has_not_reached_disagrees(told: tuple[float, float]) -> None:
+    """And where the book has been is not widened by it."""
+    feed = sound()
+    feed.ids["bestBidAsk"] += 10
+    feed.told = told
+
+    assert ["disagree"] == feed.run(0.1, ("depth",)).kinds()
+    assert min(low for _, low, _ in feed.memory.ranges) > 0
+
+
+@pytest.mark.parametrize(
+    ("late_us", "ahead_us", "kinds"),
+    [
+        (0, 900_000, []),
+        (0, 1_200_000, ["clock"]),
+        (0, -2_900_000, []),
+        (0, -3_200_000, ["clock"]),
+        (1_500_000, 2_300_000, []),
+        (1_500_000, 2_700_000, ["clock"]),
+    ],
+)
+def test_windows_end_where_the_newest_message_says(late_us: int, ahead_us: int, kinds: list[str]) -> None:
+    """Ahead of it by what it is late and a second; behind by what a stream may be late."""
+    feed = sound().run(2.5, late_us=late_us)
+
+    feed.memory = look(feed.memory, feed.observed(end_us=feed.end_us() + ahead_us))
+
+    assert kinds == feed.kinds()
+
+
 def test_a_processor_that_does_not_keep_up_says_so() -> None:
     """A second after all that was appended had last been read."""
     feed = sound()

@@ -37,6 +37,15 @@ def test_no_wrong_state_is_told_as_sound(first: int) -> None:
     assert [] == wrong
 
 
+@pytest.mark.parametrize("seed", [1443, 1778, 2367, 2897, 3340, 3844, 4318, 5437, 5821, 6428, 7719])
+def test_feeds_that_once_were_wrong_or_never_healed(seed: int) -> None:
+    """An odd time on the line read last, a wrong clock kept for ever, a side told to be empty, a loss at an edge,
+    a processor that stops right before Redis' clock is set back."""
+    world = World(seed)
+
+    assert [] == wrong_of(world, world.run())
+
+
 def sizes(kind: str) -> st.SearchStrategy[float]:
     bounds = {"lag": (0.1, 12), "loss": (0.01, 1), "reorder": (0.01, 0.9), "redis_clock": (-900, 900)}
     if kind in bounds:

@@ -31,6 +31,9 @@ AHEAD_MAX_US: Final = 1_000_000
 SILENT_WRITER_US: Final = 2_000_000
 """A writer speaks every 100 ms, and another takes over after a second."""
 
+UNMOVED_WRITER_US: Final = 1_800_000
+"""The same by the clock of a reader, who looks about every two seconds: Redis' clock may have been set back."""
+
 ANSWER_DOUBTS: Final = frozenset({"symbols", "model", "features"})
 """Doubts about the answer alone; every other one is about the state, and so about the price."""
 
@@ -72,6 +75,7 @@ class State:
         beat_us: Redis' clock at the last sign of life of whoever writes; 0 if there was none.
         sound_until_us: Until when the writer vouches for the state, on Redis' clock; None if it says nothing of it.
         unsound: Why it is not sound by its writer, reasons joined by `; `.
+        unmoved_us: For how long by its own clock the reader has seen no other sign of life than this one.
     """
 
     now_us: int
@@ -85,6 +89,7 @@ class State:
     beat_us: int = 0
     sound_until_us: int | None = None
     unsound: str = ""
+    unmoved_us: int = 0
 
     @property
     def price(self) -> float | None:
@@ -95,6 +100,18 @@ class State:
     def age_us(self) -> int | None:
         """Time since the last market event; None if there was none."""
         return max(0, self.now_us - self.stamp_us) if self.stamp_us else None
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The last sign of life of a writer, and when a reader saw it first, on a clock that is never set."""
+
+    beat_us: int = -1
+    at_us: int = 0
+
+    def again(self, beat_us: int, at_us: int) -> Heard:
+        """Take in what was read."""
+        return self if beat_us == self.beat_us else Heard(beat_us, at_us)
 
 
 def nothing_read(now_us: int, failure: str) -> State:
@@ -145,8 +162,8 @@ def _doubts_of_writer(state: State) -> list[Doubt]:
     for reason in filter(None, state.unsound.split("; ")):
         kind, _, text = reason.partition(": ")
         found.append(Doubt(kind, text) if kind in REASON_KINDS else Doubt("unproven", reason))
-    silent_us = state.now_us - state.beat_us
-    if silent_us > SILENT_WRITER_US:
+    silent_us = max(state.now_us - state.beat_us, state.unmoved_us)
+    if silent_us > SILENT_WRITER_US or state.unmoved_us > UNMOVED_WRITER_US:
         told = f"for {silent_us / 1e6:.1f} s" if state.beat_us else "yet"
         found.append(Doubt("writer", f"no processor has spoken {told}"))
     return found

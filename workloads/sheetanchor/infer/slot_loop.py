@@ -30,6 +30,7 @@ from sheetanchor.infer.prediction import (
     NO_DATA_AFTER_US,
     Answer,
     Doubt,
+    Heard,
     Prediction,
     State,
     aged,
@@ -98,6 +99,7 @@ class Forecast:
         self.last_failure = ""
         self.state: State | None = None
         self.last_slot: int | None = None
+        self._heard = Heard()
         self._redis = redis
         self._hot = HotState(redis, symbol)
         self._replica = replica
@@ -221,7 +223,7 @@ class Forecast:
             started = time.perf_counter()
             try:
                 read = await self._timed(self._hot.read, lambda read: read.now_us)
-                state = _state_of(read)
+                state = self._state_of(read)
             except RedisError as error:
                 failure = str(error)
                 self._lost(failure)
@@ -240,6 +242,24 @@ class Forecast:
                 before = self.state or nothing_read(self.now_us, failure)
                 return aged(before, self.now_us, failure)
             await asyncio.sleep(RETRY_S * (1 + random.random()))
+
+    def _state_of(self, read: HotRead) -> State:
+        anchor = read.anchor
+        beat_us, monotonic_us = int(anchor.get("beat_us", 0)), time.monotonic_ns() // 1_000
+        self._heard = self._heard.again(beat_us, monotonic_us)
+        return State(
+            now_us=read.now_us,
+            epoch=read.epoch,
+            anchored=anchor.get("state") == "anchored",
+            suspect_reason=anchor.get("reason", ""),
+            incomplete=read.incomplete,
+            stamp_us=int(anchor.get("stamp_us", 0)),
+            hashes={"ob": read.ob, "tr_1s": read.tr_1s, "tr_5s": read.tr_5s, "feat": read.feat},
+            beat_us=beat_us,
+            sound_until_us=int(anchor["sound_until_us"]) if "sound_until_us" in anchor else None,
+            unsound=anchor.get("unsound", ""),
+            unmoved_us=monotonic_us - self._heard.at_us,
+        )
 
     async def _answer(self, slot: int, state: State) -> Answer:
         doubts = doubts_of(state)
@@ -407,22 +427,6 @@ def _show(gauge: Gauge, value: float | None, *labels: str) -> None:
             gauge.remove(*labels)
     else:
         gauge.labels(*labels).set(value)
-
-
-def _state_of(read: HotRead) -> State:
-    anchor = read.anchor
-    return State(
-        now_us=read.now_us,
-        epoch=read.epoch,
-        anchored=anchor.get("state") == "anchored",
-        suspect_reason=anchor.get("reason", ""),
-        incomplete=read.incomplete,
-        stamp_us=int(anchor.get("stamp_us", 0)),
-        hashes={"ob": read.ob, "tr_1s": read.tr_1s, "tr_5s": read.tr_5s, "feat": read.feat},
-        beat_us=int(anchor.get("beat_us", 0)),
-        sound_until_us=int(anchor["sound_until_us"]) if "sound_until_us" in anchor else None,
-        unsound=anchor.get("unsound", ""),
-    )
 
 
 def _parse(raw: dict[bytes, bytes]) -> Prediction | None:

@@ -101,7 +101,7 @@ class Observed:
         update_id: Update of the book.
         bba_id: Update of the newest bestBidAsk; -1 for none.
         book_best: The book's own best bid and ask; None while a side is empty.
-        told_best: Best bid and ask of the newest bestBidAsk; None before the first.
+        told_best: Best bid and ask of the newest bestBidAsk, 0 for a side without orders; None before the first.
         levels: What is wrong with the best levels, "" if nothing.
         best_agreed: How many bestBidAsk the book has come to agree with.
         trade_id: Newest trade without a hole before it.
@@ -425,7 +425,7 @@ def _unheard(unheard: Mapping[str, int], paces: Mapping[str, Pace], seen: Observ
 
 
 def _ranges(ranges: tuple[tuple[int, float, float], ...], seen: Observed) -> tuple[tuple[int, float, float], ...]:
-    best = [prices for prices in (seen.book_best, seen.told_best) if prices is not None]
+    best = [prices for prices in (seen.book_best, seen.told_best) if prices is not None and min(prices) > 0]
     if not best:
         return ranges
     second_us = seen.now_us - seen.now_us % MOMENT_US
@@ -510,7 +510,9 @@ def _late(memory: Memory, seen: Observed, now_us: int) -> list[Reason]:
     # What came while this process was stopped in its read may be newer than the moment that it judges.
     passed_us = max(0, seen.now_us - newest.pulse.arrival_us)
     ahead_us = seen.end_us - newest.pulse.event_us - passed_us
-    if newest.pulse.event_us >= 0 and newest.late_us <= LATE_US and abs(ahead_us) > LATE_US + STEP_US:
+    # Windows may end ahead of a message that is late, by as much; all the rest is a clock that they should not go by.
+    in_time = newest.pulse.event_us >= 0 and newest.late_us <= LATE_US
+    if in_time and not -LATE_US - STEP_US <= ahead_us <= newest.late_us + STEP_US:
         ahead_s = ahead_us / 1e6
         reasons.append(Reason("clock", f"windows end {ahead_s:+.1f} s from the newest message"))
     return reasons
@@ -520,9 +522,12 @@ def _disagreeing(memory: Memory, seen: Observed, now_us: int) -> list[Reason]:
     reasons = []
     if seen.levels:
         reasons.append(Reason("disagree", seen.levels))
-    if seen.told_best is not None and seen.bba_id > seen.update_id and seen.told_best[0] >= seen.told_best[1]:
+    if seen.told_best is not None and seen.bba_id > seen.update_id:
         bid, ask = seen.told_best
-        reasons.append(Reason("disagree", f"best bid {bid} at or above best ask {ask}"))
+        if min(bid, ask) <= 0:
+            reasons.append(Reason("disagree", "the newest bestBidAsk says that a side of the book is empty"))
+        elif bid >= ask:
+            reasons.append(Reason("disagree", f"best bid {bid} at or above best ask {ask}"))
     trade_us = memory.paces["trade"].pulse.arrival_us
     if seen.trade_price is not None and memory.ranges and now_us - trade_us <= WINDOW_US:
         low = min(entry[1] for entry in memory.ranges) * (1 - RANGE_MARGIN)
