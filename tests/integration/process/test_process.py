@@ -394,10 +394,12 @@ async def test_a_damaged_book_is_doubted_and_healed(stage: Stage) -> None:
 async def test_what_others_write_over_the_hot_keys_gives_way(stage: Stage) -> None:
     """Keys of another type are written anew; an epoch that is no number is a state that cannot be trusted."""
     processor = await stage.started()
+    processor.signal(signal.SIGSTOP)  # it writes ten times a second: what others have written would be gone at the read
     await stage.redis.set(KEYS.ob, "junk")
     await stage.redis.delete(KEYS.tr_1s)
     await stage.redis.rpush(KEYS.tr_1s, "junk")
     damaged = await stage.hot.read()
+    processor.signal(signal.SIGCONT)
 
     async def is_whole() -> bool:
         read = await stage.hot.read()
