@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run on every Redis-compatible server this machine has."""
+"""Fixtures of tests that run on every Redis-compatible server this machine has, or on an API server."""
 
 from __future__ import annotations
 
@@ -11,6 +11,31 @@ from redis.asyncio import Redis
 from conftest import RedisServer, server_binary
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
+from sheetanchor_operator.kube.api_client import Cluster
+from support.apiserver import ApiServer
+from support.operator_looks import connected
+from support.operator_parts import define, namespace
+
+
+@pytest.fixture(scope="session")
+def server(apiserver: ApiServer) -> ApiServer:
+    """An API server that knows the definitions."""
+    define(apiserver)
+    return apiserver
+
+
+@pytest.fixture
+def where(server: ApiServer) -> Iterator[str]:
+    """A namespace of its own on a server that knows the definitions."""
+    with namespace(server) as name:
+        yield name
+
+
+@pytest.fixture
+async def cluster(server: ApiServer) -> AsyncIterator[Cluster]:
+    """A connection to the API server as an operator has it that may do everything."""
+    async with connected(server.kubeconfig, Cluster) as made:
+        yield made
 
 
 def server_binaries() -> list[str]:

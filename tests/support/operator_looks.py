@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kubernetes.aio import config
+from kubernetes.aio.client import Configuration
 
 from sheetanchor_operator.api.pipeline import Pipeline, parse
 from sheetanchor_operator.apply.rollout_order import place_of
@@ -24,6 +30,21 @@ from support.pipeline_parts import DEFAULTS, password
 
 Manifest = dict[str, Any]
 Where = tuple[str, str]
+
+
+Connection = TypeVar("Connection", bound=Cluster)
+
+
+@asynccontextmanager
+async def connected(kubeconfig: Path, kind: type[Connection]) -> AsyncIterator[Connection]:
+    """Connect to an API server, with the rights of whoever a kubeconfig is for."""
+    configuration = Configuration()
+    await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
+    cluster = kind(configuration)
+    try:
+        yield cluster
+    finally:
+        await cluster.aclose()
 
 
 class Looker:

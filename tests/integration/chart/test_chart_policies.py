@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from support.apiserver import ApiServer
-from support.operator_parts import define, namespace, set_status
+from support.operator_parts import set_status
 from support.operator_process import apply_pipeline
 from support.rendered_parts import Manifest, rendered_chart
 
@@ -22,14 +22,6 @@ pytestmark = pytest.mark.timeout(180)
 def named(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
     """Give the manifests of a kind by name."""
     return {one["metadata"]["name"]: one for one in manifests if one["kind"] == kind}
-
-
-@pytest.fixture
-def where(apiserver: ApiServer) -> Iterator[str]:
-    """A namespace of its own."""
-    define(apiserver)
-    with namespace(apiserver) as name:
-        yield name
 
 
 @pytest.fixture

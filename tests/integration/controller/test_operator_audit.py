@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
 import pytest
-from kubernetes.aio import config
-from kubernetes.aio.client import Configuration
 
 from sheetanchor.runtime.settings import REDIS_USERS
 from sheetanchor.web.listeners import open_listeners, serving
@@ -26,27 +24,14 @@ from sheetanchor_operator.kube.event_recorder import Publisher
 from sheetanchor_operator.kube.watch import Place
 from sheetanchor_operator.kube.workload_probe import Answers, Workloads
 from support.apiserver import ApiServer
-from support.operator_parts import define, namespace
 from support.operator_process import apply_pipeline, pipeline_of
 
 
 @pytest.fixture
-def where(apiserver: ApiServer) -> Iterator[str]:
+def where(apiserver: ApiServer, where: str) -> str:
     """A namespace with a pipeline."""
-    define(apiserver)
-    with namespace(apiserver) as name:
-        apply_pipeline(apiserver, name)
-        yield name
-
-
-@pytest.fixture
-async def cluster(apiserver: ApiServer) -> AsyncIterator[Cluster]:
-    """A connection as the operator has it."""
-    found = Configuration()
-    await config.load_kube_config(config_file=str(apiserver.kubeconfig), client_configuration=found)
-    cluster = Cluster(found)
-    yield cluster
-    await cluster.aclose()
+    apply_pipeline(apiserver, where)
+    return where
 
 
 def leader_of(cluster: Cluster, cache: Cache, where: str) -> Leader:

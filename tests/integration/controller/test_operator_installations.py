@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from support.apiserver import ApiServer
-from support.operator_parts import define, namespace
 from support.operator_process import (
     OperatorProcess,
     apply_pipeline,
@@ -24,14 +23,6 @@ from support.operator_process import (
 
 pytestmark = pytest.mark.timeout(180)
 WITHIN_S = 40
-
-
-@pytest.fixture
-def where(apiserver: ApiServer) -> Iterator[str]:
-    """A namespace."""
-    define(apiserver)
-    with namespace(apiserver) as name:
-        yield name
 
 
 @pytest.fixture

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from copy import deepcopy
 
 import pytest
-from kubernetes.aio import config
-from kubernetes.aio.client import Configuration
 
 from sheetanchor_operator.apply.ownership import depends_on
 from sheetanchor_operator.kube.api_client import Cluster
 from sheetanchor_operator.names import API_VERSION
 from support.apiserver import ApiServer
 from support.operator_looks import Looker, Manifest, create, pipeline_in, rendered, there
-from support.operator_parts import define, make_pipeline, namespace, reanchors
+from support.operator_parts import make_pipeline, reanchors
 from support.operator_process import children_of, condition_of
 
 pytestmark = pytest.mark.timeout(120)
 MINE = {"app": "mine"}
-
-
-@pytest.fixture
-def where(apiserver: ApiServer) -> Iterator[str]:
-    """A namespace."""
-    define(apiserver)
-    with namespace(apiserver) as name:
-        yield name
-
-
-@pytest.fixture
-async def cluster(apiserver: ApiServer) -> AsyncIterator[Cluster]:
-    """A connection as the operator has it."""
-    found = Configuration()
-    await config.load_kube_config(config_file=str(apiserver.kubeconfig), client_configuration=found)
-    cluster = Cluster(found)
-    yield cluster
-    await cluster.aclose()
 
 
 async def look(cluster: Cluster, server: ApiServer, where: str, times: int = 1) -> None:

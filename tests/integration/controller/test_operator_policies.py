@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from kubernetes.aio import config
-from kubernetes.aio.client import Configuration
 
 from sheetanchor_operator.kube.api_client import Cluster
 from support.apiserver import ApiServer
-from support.operator_looks import Looker, pipeline_in, there
+from support.operator_looks import Looker, connected, pipeline_in, there
 from support.operator_parts import define, namespace
 from support.operator_process import apply_pipeline, children_of, condition_of
 
@@ -48,11 +46,8 @@ def where(policed: ApiServer) -> Iterator[str]:
 
 @pytest.fixture
 async def looker(policed: ApiServer, where: str) -> AsyncIterator[Looker]:
-    found = Configuration()
-    await config.load_kube_config(config_file=str(policed.kubeconfig), client_configuration=found)
-    cluster = Cluster(found)
-    yield Looker(policed, cluster, where)
-    await cluster.aclose()
+    async with connected(policed.kubeconfig, Cluster) as cluster:
+        yield Looker(policed, cluster, where)
 
 
 def in_force(server: ApiServer, where: str, kind: str, spec: dict[str, Any], version: str = "v1") -> None:
@@ -71,6 +66,31 @@ def in_force(server: ApiServer, where: str, kind: str, spec: dict[str, Any], ver
 def no_more(server: ApiServer, where: str, kind: str) -> None:
     server.kubectl("delete", f"{kind}Binding", f"{where}-{kind.lower()}")
     server.kubectl("delete", kind, f"{where}-{kind.lower()}")
+
+
+def change_workloads(
+    server: ApiServer, where: str, expression: str, is_changed: Callable[[dict[str, Any]], bool]
+) -> None:
+    """Have a policy change each workload that is written, and wait until it does."""
+    strategy = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}
+    spec = {
+        "matchConstraints": rules_for("apps", "deployments", "statefulsets"),
+        "failurePolicy": "Fail",
+        "reinvocationPolicy": "Never",
+        "mutations": [strategy],
+    }
+    in_force(server, where, "MutatingAdmissionPolicy", spec, "v1beta1")
+    path = f"/apis/apps/v1/namespaces/{where}/deployments?dryRun=All"
+    server.wait(
+        lambda: is_changed(server.ask(path, method="POST", body=ANY_DEPLOYMENT)),
+        within_s=20,
+        what="the policy is in force",
+    )
+
+
+def make_immutable(server: ApiServer, where: str) -> None:
+    path = f"/api/v1/namespaces/{where}/configmaps/btc-settings"
+    server.ask(path, method="PATCH", body={"immutable": True}, content_type=MERGE)
 
 
 def rules_for(group: str, *resources: str, operations: tuple[str, ...] = ("CREATE", "UPDATE")) -> dict[str, Any]:
@@ -107,14 +127,13 @@ async def test_pods_wait_for_the_map_that_they_read(policed: ApiServer, where: s
     pipeline_in(policed, where)
     await looker.look(2)
     before = hashes(policed, where)
-    path = f"/api/v1/namespaces/{where}/configmaps/btc-settings"
     if how == "policy":
         frozen = {"expression": "false", "message": "frozen until Monday"}
         spec = {"matchConstraints": rules_for("", "configmaps"), "validations": [frozen]}
         in_force(policed, where, "ValidatingAdmissionPolicy", spec)
         policed.wait(lambda: is_denied(policed, where), within_s=20, what="the policy is in force")
     else:
-        policed.ask(path, method="PATCH", body={"immutable": True}, content_type=MERGE)
+        make_immutable(policed, where)
 
     apply_pipeline(policed, where, logLevel="debug")
     await looker.look(3)
@@ -147,8 +166,7 @@ async def test_what_waits_may_still_come_to_rest(policed: ApiServer, where: str,
     """A pipeline whose map may not be changed can be suspended all the same."""
     pipeline_in(policed, where)
     await looker.look(2)
-    path = f"/api/v1/namespaces/{where}/configmaps/btc-settings"
-    policed.ask(path, method="PATCH", body={"immutable": True}, content_type=MERGE)
+    make_immutable(policed, where)
 
     apply_pipeline(policed, where, logLevel="debug", suspend=True)
     await looker.look()
@@ -168,6 +186,17 @@ Object{spec: Object.spec{template: Object.spec.template{spec: Object.spec.templa
   })
 }}}}
 """
+
+
+ANY_DEPLOYMENT = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "probe", "labels": {"a": "b"}},
+    "spec": {
+        "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
+    },
+}
 
 
 def serve(server: ApiServer, where: str) -> None:
@@ -197,30 +226,9 @@ def generations(server: ApiServer, where: str) -> dict[str, int]:
 
 async def test_what_a_policy_makes_of_a_workload_is_no_change(policed: ApiServer, where: str, looker: Looker) -> None:
     """Workloads that a policy changes at each write are written once, and rolled one after another."""
-    strategy = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": CHANGES}}
-    spec = {
-        "matchConstraints": rules_for("apps", "deployments", "statefulsets"),
-        "failurePolicy": "Fail",
-        "reinvocationPolicy": "Never",
-        "mutations": [strategy],
-    }
-    in_force(policed, where, "MutatingAdmissionPolicy", spec, "v1beta1")
-    probe = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": "probe"},
-        "spec": {
-            "selector": {"matchLabels": {"a": "b"}},
-            "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
-        },
-    }
-    path = f"/apis/apps/v1/namespaces/{where}/deployments?dryRun=All"
-
-    def changes() -> bool:
-        made = policed.ask(path, method="POST", body=probe)
-        return bool(made["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 77)
-
-    policed.wait(changes, within_s=20, what="the policy is in force")
+    change_workloads(
+        policed, where, CHANGES, lambda made: made["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 77
+    )
     pipeline_in(policed, where)
     await looker.look(2)
     serve(policed, where)
@@ -257,24 +265,11 @@ async def test_an_operator_that_begins_anew_learns_what_a_policy_does(
 ) -> None:
     """After a new start what a policy keeps otherwise is written once more at the most, and nothing is held up."""
     change = 'Object{metadata: Object.metadata{labels: {"app.kubernetes.io/part-of": "platform"}}}'
-    strategy = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": change}}
-    spec = {
-        "matchConstraints": rules_for("apps", "deployments", "statefulsets"),
-        "failurePolicy": "Fail",
-        "reinvocationPolicy": "Never",
-        "mutations": [strategy],
-    }
-    in_force(policed, where, "MutatingAdmissionPolicy", spec, "v1beta1")
+    change_workloads(
+        policed, where, change, lambda made: made["metadata"]["labels"].get("app.kubernetes.io/part-of") == "platform"
+    )
     pipeline_in(policed, where)
-
-    def changed() -> bool:
-        label = {"metadata": {"labels": {"x": "y"}}}
-        path = f"/apis/apps/v1/namespaces/{where}/deployments/btc-infer?dryRun=All"
-        made = policed.ask(path, method="PATCH", body=label, content_type=MERGE)
-        return bool(made["metadata"]["labels"]["app.kubernetes.io/part-of"] == "platform")
-
     await looker.look(2)
-    policed.wait(changed, within_s=20, what="the policy is in force")
     apply_pipeline(policed, where, image="registry.example/x:2")
     await looker.look(2)
     before = generations(policed, where)

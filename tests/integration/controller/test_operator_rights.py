@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from kubernetes.aio import config
-from kubernetes.aio.client import Configuration
 
 from sheetanchor_operator import metrics
 from sheetanchor_operator.kube.api_client import Cluster
 from support.apiserver import ApiServer
-from support.operator_looks import Looker, pipeline_in
-from support.operator_parts import define, namespace, token_of
+from support.operator_looks import Looker, connected, pipeline_in
+from support.operator_parts import token_of
 from support.operator_process import apply_pipeline, children_of, condition_of, pipeline_of
 from support.rights import give_rights, rules
 
@@ -30,24 +28,13 @@ UNTOLD = {"predictionpipelines/status", "events"}
 
 
 @pytest.fixture
-def where(apiserver: ApiServer) -> Iterator[str]:
-    """A namespace."""
-    define(apiserver)
-    with namespace(apiserver) as name:
-        yield name
-
-
-@pytest.fixture
 async def looker(apiserver: ApiServer, where: str, tmp_path: Path) -> AsyncIterator[Looker]:
     """An operator with the account that a test gives rights to."""
     give_rights(apiserver, where, account_of=where)
     path = tmp_path / "restricted"
     path.write_text(apiserver.kubeconfig_text(token_of(apiserver, where, "operator")))
-    found = Configuration()
-    await config.load_kube_config(config_file=str(path), client_configuration=found)
-    cluster = Cluster(found)
-    yield Looker(apiserver, cluster, where)
-    await cluster.aclose()
+    async with connected(path, Cluster) as cluster:
+        yield Looker(apiserver, cluster, where)
 
 
 def forbidden() -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from support.apiserver import ApiServer, own_server
-from support.operator_parts import define, namespace, token_of
+from support.operator_parts import define, token_of
 from support.operator_process import (
     OperatorProcess,
     apply_pipeline,
@@ -35,13 +35,11 @@ EVERYTHING = ["get", "list", "watch", "create", "update", "patch", "delete"]
 
 
 @pytest.fixture
-def where(apiserver: ApiServer) -> Iterator[str]:
+def where(apiserver: ApiServer, where: str) -> str:
     """A namespace with a pipeline whose key is there."""
-    define(apiserver)
-    with namespace(apiserver) as name:
-        give_key(apiserver, name)
-        apply_pipeline(apiserver, name)
-        yield name
+    give_key(apiserver, where)
+    apply_pipeline(apiserver, where)
+    return where
 
 
 def give_key(server: ApiServer, where: str) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sheetanchor_operator.kube.leader_election import DURATION_S
 from support.apiserver import ApiServer
-from support.operator_parts import define, namespace
 from support.operator_process import (
     OperatorProcess,
     apply_pipeline,
@@ -28,12 +26,10 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
-def where(apiserver: ApiServer) -> Iterator[str]:
+def where(apiserver: ApiServer, where: str) -> str:
     """A namespace with a pipeline."""
-    define(apiserver)
-    with namespace(apiserver) as name:
-        apply_pipeline(apiserver, name)
-        yield name
+    apply_pipeline(apiserver, where)
+    return where
 
 
 def until_leading(operator: OperatorProcess, within_s: float = 30) -> None:

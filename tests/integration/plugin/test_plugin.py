@@ -22,7 +22,7 @@ from sheetanchor.policy.reanchor_object import Owner, reanchor_object
 from sheetanchor_operator.names import API_VERSION, PIPELINE_KIND, REANCHOR_ANNOTATION, REANCHOR_KIND
 from sheetanchor_operator.reanchors.requests import asks_of_wish, read_wish
 from support.apiserver import ApiServer
-from support.operator_parts import create, define, make_pipeline, namespace, reanchors, set_status, token_of
+from support.operator_parts import create, make_pipeline, namespace, reanchors, set_status, token_of
 
 pytestmark = pytest.mark.slow
 
@@ -38,13 +38,6 @@ SWAPPED = {
     "epochAfter": 4,
     "message": "epoch 4 at update 9",
 }
-
-
-@pytest.fixture(scope="module")
-def server(apiserver: ApiServer) -> ApiServer:
-    """An API server that knows the definitions."""
-    define(apiserver)
-    return apiserver
 
 
 @dataclass

@@ -21,19 +21,12 @@ from sheetanchor.policy.reanchor_object import Owner, gap_suffix, object_name, r
 from sheetanchor.process.reanchor_requests import Answer, KubernetesApi, Requests, ask_of_gap, verdict_of
 from sheetanchor.store.redis_client import redis_client
 from support.apiserver import ApiServer
-from support.operator_parts import define, make_pipeline, namespace, reanchors, token_folder
+from support.operator_parts import make_pipeline, namespace, reanchors, token_folder
 from support.process_parts import Stage, ended, until
 
 pytestmark = pytest.mark.slow
 
 SYMBOL = "BTCUSDT"
-
-
-@pytest.fixture(scope="module")
-def server(apiserver: ApiServer) -> ApiServer:
-    """An API server that knows the definitions."""
-    define(apiserver)
-    return apiserver
 
 
 @pytest.fixture

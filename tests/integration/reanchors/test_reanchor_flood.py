@@ -6,22 +6,20 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes.aio import config
-from kubernetes.aio.client import Configuration
 
 from sheetanchor_operator.api.reanchor_spec import TERMINAL_PHASES
 from sheetanchor_operator.kube.api_client import Body, Cluster
 from sheetanchor_operator.kube.look_time import BEGIN_WITHIN_S
 from sheetanchor_operator.reanchors.request_queue import QUEUE_MAX
 from support.apiserver import ApiServer
-from support.operator_looks import Looker
-from support.operator_parts import define, namespace, reanchors
+from support.operator_looks import Looker, connected
+from support.operator_parts import namespace, reanchors
 from support.operator_process import (
     CHILDREN_OF_ALL_KINDS,
     LEASE,
@@ -56,16 +54,10 @@ WITHIN_S = 120 + FLOOD // 20
 
 
 @pytest.fixture
-def where(apiserver: ApiServer) -> Iterator[str]:
+def where(apiserver: ApiServer, where: str) -> str:
     """A namespace with a pipeline whose budget is one rebuild an hour, and none left."""
-    define(apiserver)
-    with namespace(apiserver) as name:
-        flooded(apiserver, name)
-        yield name
-
-
-def flooded(server: ApiServer, where: str) -> None:
-    apply_pipeline(server, where, reanchor={"rebuildsPerHour": 1, "history": {"successful": 1, "failed": 1}})
+    apply_pipeline(apiserver, where, reanchor={"rebuildsPerHour": 1, "history": {"successful": 1, "failed": 1}})
+    return where
 
 
 def ask(server: ApiServer, where: str, number: int) -> None:
@@ -167,11 +159,8 @@ class Slow(Cluster):
 
 @pytest.fixture
 async def looker(apiserver: ApiServer, where: str) -> AsyncIterator[tuple[Looker, Slow]]:
-    found = Configuration()
-    await config.load_kube_config(config_file=str(apiserver.kubeconfig), client_configuration=found)
-    cluster = Slow(found)
-    yield Looker(apiserver, cluster, where), cluster
-    await cluster.aclose()
+    async with connected(apiserver.kubeconfig, Slow) as cluster:
+        yield Looker(apiserver, cluster, where), cluster
 
 
 async def test_a_slow_server_makes_no_look_long(apiserver: ApiServer, where: str, looker: tuple[Looker, Slow]) -> None:

@@ -17,19 +17,12 @@ from sheetanchor_operator.observation import Answer, Observed
 from sheetanchor_operator.reanchors.decide import plan
 from sheetanchor_operator.reanchors.plan import Plan
 from support.apiserver import ApiServer
-from support.operator_parts import create, define, make_pipeline, namespace, reanchors, set_status
+from support.operator_parts import create, make_pipeline, namespace, reanchors, set_status
 
 pytestmark = pytest.mark.slow
 
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 SUSPECT = {"active": True, "state": "suspect", "epoch": 0, "term": 1, "suspect_since_us": 0, "connected": True}
-
-
-@pytest.fixture(scope="module")
-def server(apiserver: ApiServer) -> ApiServer:
-    """An API server that knows the definitions."""
-    define(apiserver)
-    return apiserver
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ssl import create_default_context
 from typing import Any
 from urllib.request import Request, urlopen
@@ -17,20 +17,12 @@ from sheetanchor_operator.observation import Observed, Refusal
 from sheetanchor_operator.status.problems import troubles_of
 from sheetanchor_operator.status.refusal_causes import REASONS, REMEDIES, Cause, cause_of
 from support.apiserver import ADMIN_TOKEN, ApiServer
-from support.operator_parts import define, namespace, token_of
+from support.operator_parts import token_of
 from support.pipeline_parts import DEFAULTS, pipeline, rendered, templates
 
 pytestmark = pytest.mark.timeout(120)
 Manifest = dict[str, Any]
 ADMISSION = "admissionregistration.k8s.io/v1"
-
-
-@pytest.fixture
-def where(apiserver: ApiServer) -> Iterator[str]:
-    """A namespace."""
-    define(apiserver)
-    with namespace(apiserver) as name:
-        yield name
 
 
 class Asker:
