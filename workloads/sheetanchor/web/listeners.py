@@ -26,12 +26,15 @@ ANY: Final = "*"
 LOCAL: Final = "localhost"
 """This machine alone, by both families."""
 
-ACCEPTED_AT_ONCE: Final = 32
-"""Connections that one turn of an event loop accepts; what they ask is read some turns later."""
+BACKLOG: Final = 128
+"""Connections that the kernel keeps until they are accepted, which may be all in one go."""
 
-BACKLOG: Final = 4096
-"""Connections that the kernel keeps until they are accepted, or as many as it allows. A connection for which there is
-no place is not answered, and whoever made it tries again after a second, which for a probe is too late."""
+PROBES_ACCEPTED_AT_ONCE: Final = 32
+"""Connections that one turn of the probes' event loop accepts; what they ask is read some turns later."""
+
+PROBES_BACKLOG: Final = 4096
+"""Probes that the kernel keeps, or as many as it allows. A connection for which there is no place is not answered, and
+whoever made it tries again after a second, which for a probe is too late."""
 
 PORT_TRIES: Final = 20
 
@@ -133,7 +136,8 @@ class Bounds:
 
 READERS: Final = Bounds(384, 256)
 PROBES: Final = Bounds(256, 192)
-"""Both several times `ACCEPTED_AT_ONCE` from one address: so many are accepted before what the first asks is read.
+"""Both more from one address than are accepted until what the first asks is read: `BACKLOG`, and some turns' of the
+probes' loop.
 Together well below the thousand descriptors that a process has by default."""
 
 
@@ -270,19 +274,22 @@ class _Bounded(H11Protocol):
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handling: a role stops its server itself, after its last work."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, backlog: int) -> None:
         super().__init__(config)
+        self._backlog = backlog
         self.up = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or ():
             # asyncio takes one number for what it accepts at once and for what the kernel keeps meanwhile.
-            listener.listen(BACKLOG)
+            listener.listen(self._backlog)
         self.up.set()
 
 
-def _server(app: App, bounds: Bounds, bad_request: Callable[[], bytes] | None, end_s: int) -> _Server:
+def _server(
+    app: App, bounds: Bounds, bad_request: Callable[[], bytes] | None, end_s: int, at_once: int, backlog: int
+) -> _Server:
     config = _Config(
         app,
         bounds,
@@ -291,12 +298,12 @@ def _server(app: App, bounds: Bounds, bad_request: Callable[[], bytes] | None, e
         access_log=False,
         lifespan="off",
         server_header=False,
-        backlog=ACCEPTED_AT_ONCE,
+        backlog=at_once,
         timeout_keep_alive=int(REQUEST_TIMEOUT_S),
         timeout_graceful_shutdown=end_s,
         ws="none",
     )
-    return _Server(config)
+    return _Server(config, backlog)
 
 
 @asynccontextmanager
@@ -311,7 +318,7 @@ async def serving(
         bad_request: Gives the body of the answer to what is no HTTP; absent leaves that to the server.
         bounds: How many connections, and for how long.
     """
-    server = _server(app, bounds, bad_request, end_s=5)
+    server = _server(app, bounds, bad_request, 5, BACKLOG, BACKLOG)
     task = asyncio.create_task(server._serve(listeners))
     await asyncio.wait([task, waiter := asyncio.create_task(server.up.wait())], return_when="FIRST_COMPLETED")
     try:
@@ -353,7 +360,7 @@ def probes(is_live: Callable[[], bool], is_ready: Callable[[], bool], host: str,
         app = _probe_app(
             {"/health/live": (is_live, "live", "stalled"), "/health/ready": (is_ready, "ready", "not ready")}
         )
-        server = _server(app, PROBES, None, PROBE_END_S)
+        server = _server(app, PROBES, None, PROBE_END_S, PROBES_ACCEPTED_AT_ONCE, PROBES_BACKLOG)
         running.append(server)
         task = asyncio.create_task(server._serve(listeners))
         await asyncio.wait([task, waiter := asyncio.create_task(server.up.wait())], return_when="FIRST_COMPLETED")
