@@ -14,7 +14,7 @@ CLUSTER_TESTS = $(if $(filter tests,$(TESTS)),tests/cluster,$(filter tests/clust
 BED := PYTHONPATH=tests $(PYTHON) -m cluster.bed
 SOURCES := pyproject.toml requirements.lock .ci/locked.py $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
-.PHONY: help setup run test check format bench soak-feeds fuzz model crds lock image cluster cluster-down krew clean
+.PHONY: help setup run test check format bench soak-feeds fuzz model crds lock image cluster cluster-down krew dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -77,6 +77,9 @@ cluster-down: ## remove that cluster and every trace of it
 
 krew: .venv/.dev-ready ## archive and manifest of kubectl reanchor for krew, into build/krew/; published at URI="…"
 	@$(BIN)/python operator/krew/build.py build/krew $(URI)
+
+dist: .venv/.dev-ready ## wheels, sdist, chart, krew archive and image of one version, into build/dist/; without the image with IMAGE=none
+	@IMAGE="$(if $(filter $(origin IMAGE),undefined),,$(IMAGE))" bash .ci/dist
 
 clean: ## remove everything that the other targets made
 	@[ ! -e build/cluster ] || $(BED) down

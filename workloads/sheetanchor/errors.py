@@ -29,7 +29,10 @@ from __future__ import annotations
 from typing import Final
 
 DECODER_MODULE: Final = "sheetanchor._decoder"
-DECODER_MISSING: Final = "the native decoder is missing or was built for another Python: `make setup` builds it"
+DECODER_MISSING: Final = (
+    "the native decoder is missing or was built for another Python: install the wheel for this kind of machine, "
+    "or build it with `make setup`"
+)
 
 TOLD_LENGTH_MAX: Final = 1_000
 """Of what a library or a server says: enough for whatever was seen of onnxruntime, Redis and the exchange."""
