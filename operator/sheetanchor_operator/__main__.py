@@ -28,9 +28,9 @@ from sheetanchor.web.listeners import is_local, open_listeners, probes, serving
 from sheetanchor_operator import metrics
 from sheetanchor_operator.children.object_meta import Defaults
 from sheetanchor_operator.controller.leader import Leader
-from sheetanchor_operator.controller.pipeline_metrics import Measures
+from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from sheetanchor_operator.controller.reconcile import Reconciler
-from sheetanchor_operator.health import LastStanding, Standing, app
+from sheetanchor_operator.health import LastHealth, OperatorHealth, app
 from sheetanchor_operator.kube.api_client import ApiError, Cluster
 from sheetanchor_operator.kube.cache import Cache
 from sheetanchor_operator.kube.event_recorder import Publisher
@@ -96,7 +96,7 @@ class Operator:
         )
         publisher = Publisher(acting, settings.pod_name)
         reconciler = Reconciler(
-            acting, self.cache, self.workloads, publisher, Measures(), defaults, settings.operator_resync_s
+            acting, self.cache, self.workloads, publisher, PipelineMetrics(), defaults, settings.operator_resync_s
         )
         reconciler.installation = f"{settings.pod_namespace}/{settings.operator_lease}"
         self.leader = Leader(
@@ -108,39 +108,39 @@ class Operator:
             workers=settings.operator_workers,
         )
 
-    def standing(self) -> Standing:
+    def operator_health(self) -> OperatorHealth:
         """Say how it is."""
-        age_s = self.clock() - self.election.looked_s
-        return Standing(
+        age_s = self.clock() - self.election.checked_s
+        return OperatorHealth(
             leading=self.election.leading.is_set(),
             synced=self.leader.synced,
-            deaf=self.leader.deaf,
+            stale_watch=self.leader.stale_watch,
             lease_age_s=age_s,
             pipelines=len(self.cache.pipelines()),
             serves=self.leader.serves,
-            refused={str(place): trouble.message for place, trouble in self.leader.troubles.items()},
+            refused={str(place): problem.message for place, problem in self.leader.problems.items()},
         )
 
     async def run(self, stop: asyncio.Event) -> int:
         """Stand by, lead, end; gives the exit code."""
-        standing_for = asyncio.create_task(self.election.run(), name="election")
+        candidacy = asyncio.create_task(self.election.run(), name="election")
         stopping = asyncio.create_task(stop.wait(), name="stop")
         elected = asyncio.create_task(self.election.leading.wait(), name="elected")
-        await asyncio.wait({standing_for, stopping, elected}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({candidacy, stopping, elected}, return_when=asyncio.FIRST_COMPLETED)
         code = 0 if stop.is_set() or elected.done() else EXIT_LOST
         if elected.done() and not stop.is_set():
             metrics.LEADER.set(1)
-            leading = asyncio.create_task(self.leader.run(), name="leading")
-            await asyncio.wait({standing_for, stopping, leading}, return_when=asyncio.FIRST_COMPLETED)
+            leader_task = asyncio.create_task(self.leader.run(), name="leading")
+            await asyncio.wait({candidacy, stopping, leader_task}, return_when=asyncio.FIRST_COMPLETED)
             code = 0 if stop.is_set() else EXIT_LOST
-            if leading.done() and leading.exception() is not None:
-                log.error("cannot lead any more: %s", _words(leading.exception()))
+            if leader_task.done() and leader_task.exception() is not None:
+                log.error("cannot lead any more: %s", _words(leader_task.exception()))
             # Nothing is written any more before the Lease is given back.
-            await _end(leading)
+            await _end(leader_task)
         metrics.LEADER.set(0)
-        if standing_for.done() and (trouble := standing_for.exception()) is not None:
-            log.error("cannot stand for election any more: %s", _words(trouble))
-        await _end(standing_for, stopping, elected)
+        if candidacy.done() and (problem := candidacy.exception()) is not None:
+            log.error("cannot stand for election any more: %s", _words(problem))
+        await _end(candidacy, stopping, elected)
         if not self.election.lost.is_set():
             try:
                 await self.election.release()
@@ -171,12 +171,12 @@ async def _served(operator: Operator, settings: OperatorSettings) -> AsyncIterat
         raise BadSettings(
             f"http_port = {settings.http_port}: cannot listen on {settings.http_host}: {error}"
         ) from error
-    answers = app(operator.standing)
+    answers = app(operator.operator_health)
     answers.state.answers.only_local = is_local(listeners)
     with contextlib.ExitStack() as stack:
         for listener in listeners:
             stack.enter_context(listener)
-        last = LastStanding(operator.standing, operator.clock)
+        last = LastHealth(operator.operator_health, operator.clock)
         try:
             probe_port = stack.enter_context(probes(last.live, last.ready, settings.http_host, settings.probe_port))
         except OSError as error:

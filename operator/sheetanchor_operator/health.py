@@ -24,13 +24,13 @@ LEASE_STALE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class OperatorHealth:
     """How the operator is.
 
     Attributes:
         leading: It holds the Lease.
         synced: It has seen everything that there is; only a leader looks.
-        deaf: What the watch of which has missed something for too long, "" for none.
+        stale_watch: What the watch of which has missed something for too long, "" for none.
         lease_age_s: Time since the Lease was last looked at.
         pipelines: How many it looks after.
         serves: Whether there is a namespace of which everything that is needed can be heard.
@@ -39,7 +39,7 @@ class Standing:
 
     leading: bool
     synced: bool
-    deaf: str
+    stale_watch: str
     lease_age_s: float
     pipelines: int
     serves: bool = True
@@ -48,7 +48,7 @@ class Standing:
     @property
     def live(self) -> bool:
         """False if only a new start can help. An API server that does not answer is nothing that a new start mends."""
-        return not self.deaf
+        return not self.stale_watch
 
     @property
     def ready(self) -> bool:
@@ -56,17 +56,17 @@ class Standing:
         return self.lease_age_s < LEASE_STALE_S and ((self.synced and self.serves) or not self.leading)
 
 
-class LastStanding:
+class LastHealth:
     """How the operator was just now, for the probes: they are asked in another thread.
 
     Args:
-        standing: Says how it is; asked in the event loop alone.
+        operator_health: Says how it is; asked in the event loop alone.
         clock: Seconds of any clock that only goes forward.
     """
 
-    def __init__(self, standing: Callable[[], Standing], clock: Callable[[], float]) -> None:
-        self._standing, self._clock = standing, clock
-        self._last = (standing(), clock())
+    def __init__(self, operator_health: Callable[[], OperatorHealth], clock: Callable[[], float]) -> None:
+        self._operator_health, self._clock = operator_health, clock
+        self._last = (operator_health(), clock())
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
@@ -80,39 +80,43 @@ class LastStanding:
 
     async def _keep(self) -> None:
         while True:
-            self._last = (self._standing(), self._clock())
+            self._last = (self._operator_health(), self._clock())
             await asyncio.sleep(TURN_EVERY_S)
 
     def live(self) -> bool:
         """Say whether a new start would not help; an event loop that does not turn any more needs one."""
-        standing, said_s = self._last
-        return standing.live and self._clock() - said_s < LOOP_STALL_MAX_S
+        operator_health, recorded_s = self._last
+        return operator_health.live and self._clock() - recorded_s < LOOP_STALL_MAX_S
 
     def ready(self) -> bool:
         """Say whether it acts, or could at once."""
-        standing, said_s = self._last
-        return standing.ready and self._clock() - said_s < CHECK_TIMEOUT_S
+        operator_health, recorded_s = self._last
+        return operator_health.ready and self._clock() - recorded_s < CHECK_TIMEOUT_S
 
 
-def app(standing: Callable[[], Standing]) -> FastAPI:
+def app(operator_health: Callable[[], OperatorHealth]) -> FastAPI:
     """Make the application that answers `/health`, `/health/live`, `/health/ready`, `/health/detailed`, `/metrics`."""
     started_s = time.monotonic()
 
     async def live() -> JSONResponse:
-        now = standing()
-        told = {"status": "alive"} if now.live else {"status": "deaf", "message": f"the watch of {now.deaf} is behind"}
-        return JSONResponse(told, status_code=200 if now.live else 503)
+        now = operator_health()
+        body = (
+            {"status": "alive"}
+            if now.live
+            else {"status": "stale", "message": f"the watch of {now.stale_watch} is behind"}
+        )
+        return JSONResponse(body, status_code=200 if now.live else 503)
 
     async def ready() -> JSONResponse:
-        sound = standing().ready
+        sound = operator_health().ready
         return JSONResponse({"status": "ready" if sound else "not ready"}, status_code=200 if sound else 503)
 
     async def health() -> JSONResponse:
-        now = standing()
+        now = operator_health()
         sound = now.live and now.ready
         status = ("degraded" if now.refused else "healthy") if sound else "unhealthy"
         status_of_watches = "degraded" if now.refused else "healthy"
-        told: dict[str, Any] = {
+        body: dict[str, Any] = {
             "status": status,
             "overall_status": status,
             "service": "sheetanchor-operator",
@@ -125,14 +129,14 @@ def app(standing: Callable[[], Standing]) -> FastAPI:
                     "leading": now.leading,
                 },
                 "watches": {
-                    "status": "unhealthy" if now.deaf or not now.serves else status_of_watches,
+                    "status": "unhealthy" if now.stale_watch or not now.serves else status_of_watches,
                     "synced": now.synced,
                     "refused": dict(now.refused),
                 },
             },
             "pipelines": now.pipelines,
         }
-        return JSONResponse(told, status_code=200 if sound else 503)
+        return JSONResponse(body, status_code=200 if sound else 503)
 
     async def metrics() -> Response:
         return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)

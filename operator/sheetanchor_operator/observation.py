@@ -30,7 +30,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PodResponse:
     """What a pod answered, or that it did not.
 
     Attributes:
@@ -51,7 +51,7 @@ def whole_number(value: Any) -> int | None:
     return value if isinstance(value, int) and 0 <= value < NUMBER_END else None
 
 
-def symbols_in(answer: Answer) -> Mapping[str, Any]:
+def symbols_in(answer: PodResponse) -> Mapping[str, Any]:
     """Give what a processor said of each symbol; nothing if that cannot be read, since any program may listen there."""
     symbols = answer.body.get("symbols") if isinstance(answer.body, Mapping) else None
     return symbols if isinstance(symbols, Mapping) else {}
@@ -77,7 +77,7 @@ class Observed:
         volume_claims: Whether each PersistentVolumeClaim that the pipeline names exists.
         events: Recent Warning events about the pipeline's children, newest last.
         refusals: What the API server would not do in this look.
-        blind: Why a kind cannot be listed or watched, by its name: what is known of it may be old.
+        unwatchable: Why a kind cannot be listed or watched, by its name: what is known of it may be old.
         usable_zones: Of the zones those in which the pipeline's pods can run; None if that was not looked at.
         states: `GET /state` of each processor, by pod name.
         predictions: `GET /predictions/{S}` by pod name and symbol.
@@ -98,11 +98,11 @@ class Observed:
     volume_claims: Mapping[str, bool] = field(default_factory=dict)
     events: tuple[Live, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-    blind: Mapping[str, Refusal] = field(default_factory=dict)
+    unwatchable: Mapping[str, Refusal] = field(default_factory=dict)
     usable_zones: tuple[str, ...] | None = None
-    states: Mapping[str, Answer] = field(default_factory=dict)
-    predictions: Mapping[tuple[str, str], Answer] = field(default_factory=dict)
-    health: Mapping[str, Answer] = field(default_factory=dict)
+    states: Mapping[str, PodResponse] = field(default_factory=dict)
+    predictions: Mapping[tuple[str, str], PodResponse] = field(default_factory=dict)
+    health: Mapping[str, PodResponse] = field(default_factory=dict)
 
     def child(self, kind: str, name: str) -> Live | None:
         """Give a live child, None if it does not exist."""

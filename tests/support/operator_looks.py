@@ -15,7 +15,7 @@ from sheetanchor_operator.api.pipeline import Pipeline, parse
 from sheetanchor_operator.apply.rollout_order import place_of
 from sheetanchor_operator.children.manifests import children
 from sheetanchor_operator.controller.leader import Leader
-from sheetanchor_operator.controller.pipeline_metrics import Measures
+from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from sheetanchor_operator.controller.reconcile import Reconciler
 from sheetanchor_operator.kube.api_client import CHILDREN, KINDS, METADATA_ONLY, Cluster
 from sheetanchor_operator.kube.cache import Cache
@@ -54,7 +54,7 @@ class Looker:
         self.server, self.cluster, self.where = server, cluster, where
         self.cache = Cache()
         publisher, workloads = Publisher(cluster, "one"), Workloads(cluster)
-        self.reconciler = Reconciler(cluster, self.cache, workloads, publisher, Measures(), DEFAULTS)
+        self.reconciler = Reconciler(cluster, self.cache, workloads, publisher, PipelineMetrics(), DEFAULTS)
         self.leader = Leader(cluster, self.cache, self.reconciler, [where], nodes=False, workers=1)
         self.took_s = 0.0
         """How long the last look took."""
@@ -63,7 +63,7 @@ class Looker:
         """Look at the pipeline until nothing is left for want of time, as often as asked."""
         for _ in range(times):
             await self.look_once()
-            while self.reconciler._keeper.is_late((self.where, "btc")):
+            while self.reconciler._applier.is_late((self.where, "btc")):
                 await self.look_once()
 
     async def look_once(self) -> None:
@@ -85,7 +85,7 @@ class Looker:
 
     def try_again(self) -> None:
         """Forget what was refused, as after some seconds."""
-        for refusals in (self.reconciler._keeper.refusals, self.reconciler._writer.refusals):
+        for refusals in (self.reconciler._applier.refusals, self.reconciler._writer.refusals):
             refusals.forget((self.where, "btc"))
 
 

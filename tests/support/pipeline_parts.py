@@ -11,8 +11,8 @@ from sheetanchor_operator.api.timestamps import text_of
 from sheetanchor_operator.children.manifests import children
 from sheetanchor_operator.children.object_meta import Defaults
 from sheetanchor_operator.names import Component, Condition, labels_of
-from sheetanchor_operator.observation import Answer, Observed
-from sheetanchor_operator.reanchors.plan import Plan
+from sheetanchor_operator.observation import Observed, PodResponse
+from sheetanchor_operator.reanchors.plan import ReanchorPlan
 from sheetanchor_operator.status.summary import condition_of, status_of
 
 NOW_US = 1_790_000_000_000_000
@@ -105,7 +105,7 @@ def crashed(
     return {"containerStatuses": [container]}
 
 
-def stands(**fields: Any) -> Answer:
+def stands(**fields: Any) -> PodResponse:
     """Give an answer of a processor about BTCUSDT."""
     symbol = {
         "active": True,
@@ -122,13 +122,13 @@ def stands(**fields: Any) -> Answer:
         "now_us": NOW_US,
         **fields,
     }
-    return Answer({"replica": "p", "symbols": {"BTCUSDT": symbol}})
+    return PodResponse({"replica": "p", "symbols": {"BTCUSDT": symbol}})
 
 
-def predicts(**fields: Any) -> Answer:
+def predicts(**fields: Any) -> PodResponse:
     """Give an answer of an inference replica about BTCUSDT."""
     told = {"slot": 1, "ts": NOW_US - 1_000_000, "degraded": False, "reason": "", "model": "mlp@12345678", **fields}
-    return Answer({"symbol": "BTCUSDT", **told})
+    return PodResponse({"symbol": "BTCUSDT", **told})
 
 
 def sound(**changes: Any) -> Observed:
@@ -153,7 +153,7 @@ def sound(**changes: Any) -> Observed:
 
 def judged(observed: Observed, spec: dict[str, Any] | None = None, **others: Any) -> dict[str, Any]:
     """Give the status of a pipeline that is seen so; `plan`, `status` and metadata as further arguments."""
-    plan = others.pop("plan", Plan())
+    plan = others.pop("plan", ReanchorPlan())
     return status_of(pipeline(spec, **others), observed, plan)
 
 

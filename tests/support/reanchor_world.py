@@ -12,9 +12,9 @@ from sheetanchor_operator.api.pipeline import parse
 from sheetanchor_operator.api.reanchor_spec import TERMINAL_PHASES, ReanchorSpec, ReanchorStatus
 from sheetanchor_operator.api.timestamps import micros_of, text_of
 from sheetanchor_operator.children.object_meta import Defaults
-from sheetanchor_operator.observation import Answer, Observed
+from sheetanchor_operator.observation import Observed, PodResponse
 from sheetanchor_operator.reanchors.decide import plan
-from sheetanchor_operator.reanchors.plan import Plan, put_off
+from sheetanchor_operator.reanchors.plan import ReanchorPlan, defer
 
 SECOND = 1_000_000
 BEGIN_US = 1_800_000_000 * SECOND
@@ -73,7 +73,7 @@ class World:
         kept[name] = {**copy.deepcopy(dict(body)), "kind": kind, "metadata": metadata}
         return True
 
-    def look(self) -> Plan:
+    def look(self) -> ReanchorPlan:
         """Plan, from nothing but what is kept."""
         told = {symbol: {**state, "now_us": self.now_us + self.redis_ahead_us} for symbol, state in self.states.items()}
         body = {
@@ -94,11 +94,11 @@ class World:
             overwritten=self.overwritten,
             jobs=tuple(self.jobs.values()),
             pods=tuple(self.pods.values()),
-            states={"btc-process-0": Answer({"symbols": told})} if self.answering else {},
+            states={"btc-process-0": PodResponse({"symbols": told})} if self.answering else {},
         )
         return plan(parse(body), observed, Defaults(image="example/sheetanchor:1"))
 
-    def step(self, actions: int = 1_000_000, has_time: Callable[[], bool] = lambda: True) -> Plan:
+    def step(self, actions: int = 1_000_000, has_time: Callable[[], bool] = lambda: True) -> ReanchorPlan:
         """Plan and act; a crash after so many actions is a lower number of them.
 
         Args:
@@ -106,7 +106,7 @@ class World:
             has_time: Whether one more status that can wait is written.
         """
         made = self.look()
-        made = put_off(made, {one.name for one in made.patch if one.can_wait and not has_time()}, self.now_us)
+        made = defer(made, {one.name for one in made.patch if one.can_wait and not has_time()}, self.now_us)
         acts: list[Any] = [("create", one) for one in made.create]
         acts += [("start", one) for one in made.start]
         acts += [("patch", one) for one in made.patch]
@@ -216,7 +216,7 @@ class World:
         """The status of a ReAnchor."""
         return dict(self.reanchors[name].get("status", {}))
 
-    def settle(self) -> Plan:
+    def settle(self) -> ReanchorPlan:
         """Step until nothing more is to be done at this moment."""
         for _ in range(20):
             made = self.step()

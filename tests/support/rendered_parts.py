@@ -11,7 +11,7 @@ import yaml
 
 from cluster.bed.tools import program
 from sheetanchor_operator.children.manifests import children
-from sheetanchor_operator.children.pod_template import Role, pod_template
+from sheetanchor_operator.children.pod_template import WorkloadRole, pod_template
 from sheetanchor_operator.names import Component
 from sheetanchor_operator.observation import Observed
 from support.pipeline_parts import DEFAULTS, NOW_US, OWN_EXCHANGE, ZONES, password, pipeline
@@ -96,7 +96,7 @@ def manifests_of(spec: dict[str, Any], namespace: str = "market") -> list[Manife
     """Render all children of a pipeline, and the Job of a re-anchor as its pod."""
     one = pipeline(spec, namespace=namespace)
     observed = Observed(NOW_US, zones=ZONES)
-    role = Role(Component.REANCHOR, one.spec.reanchor.resources, served=False)
+    role = WorkloadRole(Component.REANCHOR, one.spec.reanchor.resources, served=False)
     template = pod_template(one, observed, DEFAULTS, role)
     template["spec"]["restartPolicy"] = "Never"
     job: Manifest = {

@@ -45,7 +45,7 @@ class Pipeline:
         return self.annotations.get(PAUSED_ANNOTATION) == "true"
 
     @property
-    def at_rest(self) -> bool:
+    def scaled_to_zero(self) -> bool:
         """Whether the workloads are scaled to zero on purpose."""
         return self.spec.suspend or self.spec.maintenance.enabled
 

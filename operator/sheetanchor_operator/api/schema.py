@@ -154,8 +154,9 @@ def definition(
     }
     # The API server drops a priority of 0: whoever compares what is there with what was sent would see a difference.
     shown = [
-        {"name": name, "type": kind_of, "jsonPath": path, "description": told} | ({"priority": level} if level else {})
-        for name, kind_of, path, told, level in columns
+        {"name": name, "type": kind_of, "jsonPath": path, "description": description}
+        | ({"priority": level} if level else {})
+        for name, kind_of, path, description, level in columns
     ]
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

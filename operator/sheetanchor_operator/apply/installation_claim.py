@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from sheetanchor_operator.api.timestamps import micros_of
 
-SAY_AGAIN_US: Final = 120 * 1_000_000
+RENEW_CLAIM_US: Final = 120 * 1_000_000
 TAKE_OVER_AFTER_S: Final = 360.0
 """Three times what an installation at work lets pass; an upgrade or a change of leader takes some seconds."""
 
@@ -22,7 +22,7 @@ Decision = Literal["act", "claim", "keep-off"]
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ObservedClaim:
     """The claim of another installation as it was last seen.
 
     Attributes:
@@ -36,16 +36,16 @@ class Heard:
     since_s: float
 
 
-def heard(before: Heard | None, status: Mapping[str, Any], now_s: float) -> Heard:
+def observe_claim(before: ObservedClaim | None, status: Mapping[str, Any], now_s: float) -> ObservedClaim:
     """Take the claim in a status in."""
     claim = status.get("operator") or {}
     name, seen_at = str(claim.get("name") or ""), str(claim.get("seenAt") or "")
     if before is not None and (before.name, before.seen_at) == (name, seen_at):
         return before
-    return Heard(name, seen_at, now_s)
+    return ObservedClaim(name, seen_at, now_s)
 
 
-def decide(own: str, wanted: str, claim: Heard, now_us: int, now_s: float) -> Decision:
+def decide(own: str, wanted: str, claim: ObservedClaim, now_us: int, now_s: float) -> Decision:
     """Say what an installation does about a pipeline.
 
     Args:
@@ -58,7 +58,7 @@ def decide(own: str, wanted: str, claim: Heard, now_us: int, now_s: float) -> De
     if wanted and wanted != own:
         return "keep-off"
     if claim.name == own:
-        return "claim" if abs(now_us - micros_of(claim.seen_at)) >= SAY_AGAIN_US else "act"
+        return "claim" if abs(now_us - micros_of(claim.seen_at)) >= RENEW_CLAIM_US else "act"
     if wanted == own or not claim.name or now_s - claim.since_s > TAKE_OVER_AFTER_S:
         return "claim"
     return "keep-off"

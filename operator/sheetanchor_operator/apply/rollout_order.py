@@ -21,24 +21,24 @@ Place = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class RolloutStep:
     """Whose turn it is.
 
     Attributes:
-        held: Workloads whose change waits for another's end, by kind and name.
+        deferred: Workloads whose change waits for another's end, by kind and name.
         awaited: What they wait for; None if nothing is being renewed.
     """
 
-    held: frozenset[Place] = frozenset()
+    deferred: frozenset[Place] = frozenset()
     awaited: Place | None = None
 
 
-def turn(
+def rollout_step(
     desired: Sequence[Live],
     live: Mapping[Place, Live],
     settled: Collection[Place] = (),
     passed_over: Collection[Place] = (),
-) -> Turn:
+) -> RolloutStep:
     """Say which workloads may be written.
 
     Args:
@@ -48,7 +48,7 @@ def turn(
             or a policy of the cluster makes of it is no change that is still to come.
         passed_over: Workloads that nobody waits for any more, since they never come to an end.
     """
-    held: set[Place] = set()
+    deferred: set[Place] = set()
     awaited: Place | None = None
     for manifest in sorted(filter(_is_workload, desired), key=_rank):
         place = place_of(manifest)
@@ -57,18 +57,18 @@ def turn(
             continue
         changes = place not in settled and needs_apply(manifest, body)
         if changes and awaited is not None and serves(body) and manifest["spec"].get("replicas", 1):
-            held.add(place)
+            deferred.add(place)
         elif (changes or is_rolling(body)) and place not in passed_over:
             awaited = awaited or place
-    return Turn(frozenset(held), awaited)
+    return RolloutStep(frozenset(deferred), awaited)
 
 
-def held_back(desired: Sequence[Live], live: Mapping[Place, Live]) -> frozenset[Place]:
+def deferred_changes(desired: Sequence[Live], live: Mapping[Place, Live]) -> frozenset[Place]:
     """Name the workloads whose change waits for another's end, by kind and name."""
-    return turn(desired, live).held
+    return rollout_step(desired, live).deferred
 
 
-def may_go(body: Live, desired: Sequence[Live], live: Mapping[Place, Live]) -> bool:
+def can_delete(body: Live, desired: Sequence[Live], live: Mapping[Place, Live]) -> bool:
     """Say whether what is wanted no longer may be deleted: a serving workload only once those in its place serve.
 
     Args:

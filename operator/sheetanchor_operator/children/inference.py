@@ -8,7 +8,7 @@ from sheetanchor.contract import SLOT_MS
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.object_meta import Defaults, Manifest, disruption_budget, http_service, metadata_of
 from sheetanchor_operator.children.pod_template import (
-    Role,
+    WorkloadRole,
     apart_on_nodes,
     deployment_spec,
     pod_template,
@@ -45,7 +45,7 @@ def _model_volume(pipeline: Pipeline) -> tuple[tuple[Manifest, Manifest], ...]:
 def inference(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> list[Manifest]:
     """Render what belongs to inference."""
     name = child_name(pipeline.name, Component.INFER)
-    role = Role(
+    role = WorkloadRole(
         Component.INFER,
         pipeline.spec.inference.resources,
         grace_s=GRACE_S,
@@ -55,7 +55,7 @@ def inference(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> lis
     template = pod_template(pipeline, observed, defaults, role)
     template["spec"]["affinity"] = apart_on_nodes(pipeline, Component.INFER)
     template["spec"]["topologySpreadConstraints"] = spread_over_zones(pipeline, Component.INFER)
-    replicas = 0 if pipeline.at_rest else pipeline.spec.inference.replicas
+    replicas = 0 if pipeline.scaled_to_zero else pipeline.spec.inference.replicas
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

@@ -6,7 +6,7 @@ from typing import Final
 
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.object_meta import Defaults, Manifest, disruption_budget, metadata_of
-from sheetanchor_operator.children.pod_template import Role, apart_on_nodes, deployment_spec, pod_template
+from sheetanchor_operator.children.pod_template import WorkloadRole, apart_on_nodes, deployment_spec, pod_template
 from sheetanchor_operator.children.settings_files import NO_API_KEY, api_key_entry
 from sheetanchor_operator.names import TOPOLOGY_ZONE, Component, child_name, selector_of
 from sheetanchor_operator.observation import Observed
@@ -30,7 +30,7 @@ def _affinity(pipeline: Pipeline, line: Line) -> Manifest:
 
 def _deployment(pipeline: Pipeline, observed: Observed, defaults: Defaults, line: Line) -> Manifest:
     env = () if api_key_entry(pipeline) is not None else ({"name": "BINANCE_API_KEY", "value": NO_API_KEY},)
-    role = Role(
+    role = WorkloadRole(
         Component.INGEST,
         pipeline.spec.ingestion.resources,
         args=("--line", line.name),
@@ -47,7 +47,7 @@ def _deployment(pipeline: Pipeline, observed: Observed, defaults: Defaults, line
             pipeline, Component.INGEST, child_name(pipeline.name, Component.INGEST, line.name), line.name
         ),
         "spec": deployment_spec(
-            0 if pipeline.at_rest else 1,
+            0 if pipeline.scaled_to_zero else 1,
             selector_of(pipeline.name, Component.INGEST, line.name),
             template,
             OVERLAP_S,

@@ -57,7 +57,7 @@ SCRAPED: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
+class WorkloadRole:
     """What tells one role's pods from another's.
 
     Attributes:
@@ -166,7 +166,7 @@ def probes() -> Manifest:
     }
 
 
-def container(pipeline: Pipeline, defaults: Defaults, role: Role, mounts: list[Manifest]) -> Manifest:
+def container(pipeline: Pipeline, defaults: Defaults, role: WorkloadRole, mounts: list[Manifest]) -> Manifest:
     """Render a role's container."""
     rendered: Manifest = {
         "name": str(role.component),
@@ -206,7 +206,7 @@ def tolerations(pipeline: Pipeline) -> list[Manifest]:
     return lost + given
 
 
-def pod_spec(pipeline: Pipeline, defaults: Defaults, role: Role) -> Manifest:
+def pod_spec(pipeline: Pipeline, defaults: Defaults, role: WorkloadRole) -> Manifest:
     """Render a role's pod, without what spreads pods over nodes."""
     volumes = [*standard_volumes(pipeline, role.component), *role.volumes]
     return {
@@ -218,11 +218,11 @@ def pod_spec(pipeline: Pipeline, defaults: Defaults, role: Role) -> Manifest:
         "tolerations": tolerations(pipeline),
         "containers": [container(pipeline, defaults, role, [mount for _, mount in volumes])],
         "volumes": [volume for volume, _ in volumes],
-        **where_and_whence(pipeline, defaults),
+        **scheduling_fields(pipeline, defaults),
     }
 
 
-def where_and_whence(pipeline: Pipeline, defaults: Defaults) -> Manifest:
+def scheduling_fields(pipeline: Pipeline, defaults: Defaults) -> Manifest:
     """Give a pod's fields that say on which nodes it may run, its priority, and with what its image is pulled."""
     scheduling = pipeline.spec.scheduling
     pull_secrets = [one.name for one in pipeline.spec.image_pull_secrets] or list(defaults.pull_secrets)
@@ -279,7 +279,7 @@ def unless_missing(new: str, live: Live | None, *, missing: bool) -> str:
     return str((metadata.get("annotations") or {}).get(SETTINGS_HASH, "")) or new
 
 
-def pod_template(pipeline: Pipeline, observed: Observed, defaults: Defaults, role: Role) -> Manifest:
+def pod_template(pipeline: Pipeline, observed: Observed, defaults: Defaults, role: WorkloadRole) -> Manifest:
     """Render a role's pod template with the labels and annotations that all have."""
     live = observed.child("Deployment", child_name(pipeline.name, role.component, role.zone))
     missing = _lacks(pipeline, observed, role.component)

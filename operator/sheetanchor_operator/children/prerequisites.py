@@ -29,7 +29,7 @@ def secrets_needed(pipeline: Pipeline) -> dict[str, frozenset[str]]:
     return {name: frozenset(keys) for name, keys in needed.items()}
 
 
-def component_that_needs(pipeline: Pipeline, secret: str) -> str:
+def component_requiring(pipeline: Pipeline, secret: str) -> str:
     """Name the one component that reads a Secret, "" if several do."""
     readers = [role for role in ROLES if secret in {entry.name for entry in secret_entries(pipeline, role).values()}]
     return str(readers[0]) if len(readers) == 1 else ""

@@ -7,7 +7,7 @@ from typing import Final
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.object_meta import Defaults, Manifest, disruption_budget, http_service, metadata_of
 from sheetanchor_operator.children.pod_template import (
-    Role,
+    WorkloadRole,
     apart_on_nodes,
     deployment_spec,
     pod_template,
@@ -41,11 +41,11 @@ TOKEN: Final[tuple[Manifest, Manifest]] = (
 def processor(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> list[Manifest]:
     """Render what belongs to the processors."""
     name = child_name(pipeline.name, Component.PROCESS)
-    role = Role(Component.PROCESS, pipeline.spec.processor.resources, volumes=(TOKEN,))
+    role = WorkloadRole(Component.PROCESS, pipeline.spec.processor.resources, volumes=(TOKEN,))
     template = pod_template(pipeline, observed, defaults, role)
     template["spec"]["affinity"] = apart_on_nodes(pipeline, Component.PROCESS)
     template["spec"]["topologySpreadConstraints"] = spread_over_zones(pipeline, Component.PROCESS)
-    replicas = 0 if pipeline.at_rest else pipeline.spec.processor.replicas
+    replicas = 0 if pipeline.scaled_to_zero else pipeline.spec.processor.replicas
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

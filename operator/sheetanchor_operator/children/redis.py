@@ -21,9 +21,9 @@ from sheetanchor_operator.children.pod_template import (
     pod_security,
     pull_policy_of,
     resources_of,
+    scheduling_fields,
     tolerations,
     unless_missing,
-    where_and_whence,
 )
 from sheetanchor_operator.children.redis_access import REDIS_NODES, redis_hosts
 from sheetanchor_operator.names import (
@@ -194,7 +194,7 @@ def _template(pipeline: Pipeline, managed: ManagedRedis, observed: Observed, def
         ],
         "containers": [_server(pipeline, managed, defaults), _sentinel(pipeline, managed, defaults)],
         "volumes": volumes,
-        **where_and_whence(pipeline, defaults),
+        **scheduling_fields(pipeline, defaults),
     }
     return {
         "metadata": pod_metadata(

@@ -11,7 +11,7 @@ from typing import Any, Final
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.apply.drift import APPLIED, differences, stamped
 from sheetanchor_operator.apply.ownership import MANAGED_BY, belongs_to, depends_on, may_take_over
-from sheetanchor_operator.apply.rollout_order import WORKLOADS, Place, may_go, place_of, turn
+from sheetanchor_operator.apply.rollout_order import WORKLOADS, Place, can_delete, place_of, rollout_step
 from sheetanchor_operator.children.manifests import children
 from sheetanchor_operator.children.object_meta import Defaults, Manifest
 from sheetanchor_operator.children.redis import CREATE_ONLY
@@ -71,7 +71,7 @@ class _Known:
 
 
 @dataclass(slots=True)
-class Keeper:
+class ChildApplier:
     """Keeps the children of pipelines."""
 
     cluster: Cluster
@@ -96,14 +96,14 @@ class Keeper:
         """
         desired = [stamped(manifest) for manifest in children(pipeline, observed, self.defaults)]
         live, refusals = dict(observed.children), []
-        held = self._held_back(pipeline, desired, live)
+        deferred = self._deferred_changes(pipeline, desired, live)
         known, unwritten = self._known_of(pipeline), set[Place]()
         known.late = False
         for manifest in desired:
             place = place_of(manifest)
-            if place in held:
+            if place in deferred:
                 continue
-            if place[0] in observed.blind or (unwritten & depends_on(manifest) and not _rests(manifest)):
+            if place[0] in observed.unwatchable or (unwritten & depends_on(manifest) and not _is_scaled_down(manifest)):
                 # Whoever starts now would start with what it should not; what runs goes on with what it has.
                 unwritten.add(place)
                 continue
@@ -120,10 +120,10 @@ class Keeper:
             elif done is not None:
                 live[place] = done
         if not known.late:
-            refusals += await self._take_away(pipeline, desired, observed, live)
+            refusals += await self._delete_unwanted(pipeline, desired, observed, live)
         return replace(observed, refusals=(*observed.refusals, *refusals), children=live)
 
-    async def _take_away(
+    async def _delete_unwanted(
         self,
         pipeline: Pipeline,
         desired: Sequence[Manifest],
@@ -134,9 +134,9 @@ class Keeper:
         wanted = {place_of(manifest) for manifest in desired}
         refused = []
         for (kind, name), body in observed.children.items():
-            if (kind, name) in wanted or kind in observed.blind or not _may_delete(body, pipeline):
+            if (kind, name) in wanted or kind in observed.unwatchable or not _may_delete(body, pipeline):
                 continue
-            if may_go(body, desired, live):
+            if can_delete(body, desired, live):
                 log.info("%s %s/%s is not wanted any more", kind, pipeline.namespace, name)
                 try:
                     await self.cluster.delete(KINDS[kind], pipeline.namespace, name, body["metadata"]["uid"])
@@ -160,7 +160,7 @@ class Keeper:
     def _known_of(self, pipeline: Pipeline) -> _Known:
         return self._known.setdefault((pipeline.namespace, pipeline.name), _Known())
 
-    def _held_back(
+    def _deferred_changes(
         self, pipeline: Pipeline, desired: Sequence[Manifest], live: Mapping[Place, Mapping[str, Any]]
     ) -> frozenset[Place]:
         """Name what waits for its turn; nobody waits for ever, since what is awaited may never be done."""
@@ -171,10 +171,10 @@ class Keeper:
             if manifest["kind"] in WORKLOADS and _agrees(known, manifest, live.get(place_of(manifest)))
         }
         # What has come to its end meanwhile is waited for again the next time.
-        busy = {place for place in known.passed_over if turn(_only(desired, place), live, settled).awaited}
+        busy = {place for place in known.passed_over if rollout_step(_only(desired, place), live, settled).awaited}
         known.passed_over &= busy
-        now = turn(desired, live, settled, known.passed_over)
-        if not now.held or now.awaited is None:
+        now = rollout_step(desired, live, settled, known.passed_over)
+        if not now.deferred or now.awaited is None:
             known.holding, known.awaited = False, None
             return frozenset()
         if known.awaited is None or known.awaited[0] != now.awaited:
@@ -189,9 +189,9 @@ class Keeper:
             )
             known.passed_over.add(now.awaited)
             known.awaited = None
-            now = turn(desired, live, settled, known.passed_over)
-        known.holding = bool(now.held)
-        return now.held
+            now = rollout_step(desired, live, settled, known.passed_over)
+        known.holding = bool(now.deferred)
+        return now.deferred
 
     async def _apply(
         self, pipeline: Pipeline, manifest: Manifest, observed: Observed, has_time: Callable[[], bool]
@@ -320,7 +320,7 @@ def _only(desired: Sequence[Manifest], place: Place) -> list[Manifest]:
     return [manifest for manifest in desired if place_of(manifest) == place]
 
 
-def _rests(manifest: Manifest) -> bool:
+def _is_scaled_down(manifest: Manifest) -> bool:
     """Say whether a workload is to have no pods: then nothing starts with what it should not."""
     return manifest["kind"] in WORKLOADS and not manifest["spec"].get("replicas", 1)
 

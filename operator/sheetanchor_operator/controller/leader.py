@@ -23,7 +23,7 @@ from sheetanchor_operator.kube.api_client import (
     ApiUnavailable,
     Cluster,
 )
-from sheetanchor_operator.kube.cache import Cache, Entry, Key, version_of
+from sheetanchor_operator.kube.cache import Cache, CacheEntry, Key, version_of
 from sheetanchor_operator.kube.watch import LISTS_AT_ONCE, Place, Watch, places_of, selector_of
 from sheetanchor_operator.observation import Refusal
 
@@ -33,7 +33,7 @@ AUDIT_EVERY_S: Final = 30.0
 AUDIT_GRACE_S: Final = 5.0
 """What was listed must have been seen by the watch this much later."""
 
-DEAF_AFTER_S: Final = 60.0
+STALE_WATCH_AFTER_S: Final = 60.0
 """A watch that is behind for longer than this, though listed anew: the process has to start anew."""
 
 UNCHECKED_S: Final = 300.0
@@ -78,30 +78,32 @@ class Leader:
         self._checked_s: dict[Place, float] = {}
         self._schedule: Schedule[Key] = Schedule()
         self._news = asyncio.Event()
-        reconciler.blind = self.blind_in
+        reconciler.unwatchable = self.unwatchable_in
 
     @property
-    def deaf(self) -> str:
+    def stale_watch(self) -> str:
         """Name the place whose watch has been behind for too long, "" if none has."""
         now_s = self._now_s
-        return next((str(place) for place, since_s in self.behind_s.items() if now_s - since_s > DEAF_AFTER_S), "")
+        return next(
+            (str(place) for place, since_s in self.behind_s.items() if now_s - since_s > STALE_WATCH_AFTER_S), ""
+        )
 
     @property
-    def troubles(self) -> dict[Place, Refusal]:
+    def problems(self) -> dict[Place, Refusal]:
         """Give the places that cannot be heard, and why."""
-        return {place: watch.trouble for place, watch in self._watches.items() if watch.trouble is not None}
+        return {place: watch.problem for place, watch in self._watches.items() if watch.problem is not None}
 
     @property
     def serves(self) -> bool:
         """Whether there is a namespace of which everything that is needed can be heard."""
         where = {place.namespace for place in self._watches if place.kind.namespaced}
-        missing = {place.namespace for place in self.troubles if place.kind.name in ESSENTIAL}
+        missing = {place.namespace for place in self.problems if place.kind.name in ESSENTIAL}
         return bool(where - missing)
 
-    def blind_in(self, namespace: str) -> dict[str, Refusal]:
+    def unwatchable_in(self, namespace: str) -> dict[str, Refusal]:
         """Give the kinds that cannot be heard in a namespace, and why."""
         return {
-            place.kind.name: trouble for place, trouble in self.troubles.items() if place.namespace in ("", namespace)
+            place.kind.name: problem for place, problem in self.problems.items() if place.namespace in ("", namespace)
         }
 
     async def run(self) -> None:
@@ -147,12 +149,12 @@ class Leader:
             key = self._cache.drop(kind, namespace, name)
         else:
             if kind == PIPELINE.name:
-                self._reconciler.wishes.note(self._cache.get(kind, namespace, name), body)
+                self._reconciler.seen_requests.note(self._cache.get(kind, namespace, name), body)
             key = self._cache.take(body)
             if known is not None and known.uid == metadata.get("uid") and known.version >= version_of(body):
                 return
             if kind == PIPELINE.name and key is not None and (known is None or known.uid != metadata.get("uid")):
-                self._look_again(namespace, self._cache.strangers_of(key))
+                self._relist(namespace, self._cache.unowned_kinds(key))
         if kind == NODE.name:
             if nodes != self._cache.nodes():
                 self._wake_all()
@@ -160,7 +162,7 @@ class Leader:
             # A ReAnchor of no pipeline has to be told so; other objects of none are left over from one.
             self._wake(key, always=kind == REANCHOR.name and event != "DELETED")
 
-    def _look_again(self, namespace: str, kinds: Collection[str]) -> None:
+    def _relist(self, namespace: str, kinds: Collection[str]) -> None:
         """List anew what was known by name only, and may belong to a pipeline that has come after it."""
         for place, watch in self._watches.items():
             if place.kind.name in kinds and place.namespace in ("", namespace):
@@ -176,9 +178,9 @@ class Leader:
                 elif key is not None:
                     self._wake(key)
 
-    def turned(self, place: Place) -> None:
+    def reachability_changed(self, place: Place) -> None:
         """A place can be heard no longer, or again: whoever is concerned tells it."""
-        refused = place in self.troubles
+        refused = place in self.problems
         metrics.WATCH_REFUSED.labels(place.kind.name, place.namespace).set(refused)
         for key in self._cache.pipelines():
             if place.namespace in ("", key[0]):
@@ -191,7 +193,7 @@ class Leader:
         self._news.set()
 
     def _known(self) -> frozenset[Key]:
-        return frozenset(self._reconciler.measures.pipelines())
+        return frozenset(self._reconciler.pipeline_metrics.pipelines())
 
     def _wake_all(self) -> None:
         for key in self._cache.pipelines():
@@ -206,7 +208,7 @@ class Leader:
             if key is None:
                 await self._wait()
                 continue
-            await self._look(key)
+            await self._reconcile(key)
 
     async def _wait(self) -> None:
         next_s = self._schedule.next_s()
@@ -216,7 +218,7 @@ class Leader:
             async with asyncio.timeout(idle_s):
                 await self._news.wait()
 
-    async def _look(self, key: Key) -> None:
+    async def _reconcile(self, key: Key) -> None:
         started_s, result, least_s = self._now_s, "ok", 0.0
         try:
             again_s = await self._reconciler.reconcile(key)
@@ -250,12 +252,12 @@ class Leader:
         while True:
             await asyncio.sleep(AUDIT_EVERY_S * (0.9 + 0.2 * random.random()))
             await asyncio.gather(*(self._try_audit(place, AUDIT_GRACE_S) for place in self._watches))
-            self._measure()
+            self._record_watch_ages()
 
     async def _try_audit(self, place: Place, grace_s: float) -> None:
         """Check one place. A check that cannot be made has not passed: the place counts as one that is not heard."""
         watch = self._watches[place]
-        if watch.trouble is not None:  # it is told, and listed anew until that succeeds
+        if watch.problem is not None:  # it is told, and listed anew until that succeeds
             self.behind_s.pop(place, None)
             self._checked_s[place] = self._now_s
             return
@@ -283,7 +285,7 @@ class Leader:
                 for body in items
             }
 
-    def _places(self, place: Place) -> dict[Key, Entry]:
+    def _places(self, place: Place) -> dict[Key, CacheEntry]:
         known = self._cache.places(place.kind.name)
         return {at: entry for at, entry in known.items() if place.namespace in ("", at[0])}
 
@@ -314,7 +316,7 @@ class Leader:
         else:
             self.behind_s.pop(place, None)
 
-    def _measure(self) -> None:
+    def _record_watch_ages(self) -> None:
         """Tell how long the watch of each kind has been behind, or could not be checked, in its worst place."""
         ages: dict[str, float] = {}
         for place in self._watches:

@@ -42,7 +42,7 @@ _COMPONENTS: Final = {
 }
 
 
-class Measures:
+class PipelineMetrics:
     """Keeps the metrics of pipelines; a pipeline that is gone is measured no more."""
 
     def __init__(self) -> None:

@@ -15,13 +15,13 @@ from sheetanchor_operator.apply.ownership import is_run_of
 from sheetanchor_operator.apply.rollout_order import place_of
 from sheetanchor_operator.children.object_meta import Manifest, owner_of
 from sheetanchor_operator.controller.apply_children import CONFLICT
-from sheetanchor_operator.controller.pipeline_metrics import Measures
+from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from sheetanchor_operator.controller.refusals import Refusals
 from sheetanchor_operator.kube.api_client import KINDS, REANCHOR, ApiRefused, Cluster
 from sheetanchor_operator.kube.cache import Cache, Key
-from sheetanchor_operator.kube.look_time import AT_LEAST, LookTime
+from sheetanchor_operator.kube.reconcile_timer import AT_LEAST, ReconcileTimer
 from sheetanchor_operator.observation import Refusal
-from sheetanchor_operator.reanchors.plan import Patch, Plan, put_off, without
+from sheetanchor_operator.reanchors.plan import Patch, ReanchorPlan, defer, without
 from sheetanchor_operator.status.refusal_causes import NAME_TAKEN_REASON
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
-class Left(Generic[Item]):
+class Remaining(Generic[Item]):
     """What was not written.
 
     Attributes:
@@ -47,7 +47,7 @@ class Left(Generic[Item]):
 
 async def write_some(
     write: Callable[[Item], Awaitable[None]], items: Sequence[Item], may_begin: Callable[[Item], bool]
-) -> Left[Item]:
+) -> Remaining[Item]:
     """Write several items, `AT_ONCE` at a time, in their order, until one may not begin or is refused.
 
     What was begun has ended when this returns.
@@ -71,7 +71,7 @@ async def write_some(
         if not isinstance(error, ApiRefused):
             raise error
     refusal = next((error for _, error in failed if isinstance(error, ApiRefused)), None)
-    return Left((*(item for item, _ in failed), *waiting), refusal)
+    return Remaining((*(item for item, _ in failed), *waiting), refusal)
 
 
 @dataclass(slots=True)
@@ -80,14 +80,14 @@ class PlanWriter:
 
     cluster: Cluster
     cache: Cache
-    measures: Measures
+    pipeline_metrics: PipelineMetrics
     clock: Callable[[], float] = time.monotonic
     refusals: Refusals = field(default_factory=Refusals)
     """Of ReAnchors and Jobs; those of children are the keeper's."""
 
     async def carry_out(
-        self, key: Key, pipeline: Pipeline, decided: Plan, look: LookTime, now_us: int
-    ) -> tuple[Plan, tuple[Refusal, ...]]:
+        self, key: Key, pipeline: Pipeline, decided: ReanchorPlan, timer: ReconcileTimer, now_us: int
+    ) -> tuple[ReanchorPlan, tuple[Refusal, ...]]:
         """Do what was planned, what waits for runs first; gives what is left of it, and what was refused.
 
         Raises:
@@ -104,10 +104,10 @@ class PlanWriter:
             decided = replace(decided, last_request=str(pipeline.status.get("lastReanchorRequest") or ""))
 
         def has_time(_: str) -> bool:
-            return look.may_begin(self.clock())
+            return timer.may_begin(self.clock())
 
-        unwritten = await self._write_statuses(pipeline, decided, look)
-        decided = put_off(decided, [patch.name for patch in unwritten.items], now_us)
+        unwritten = await self._write_statuses(pipeline, decided, timer)
+        decided = defer(decided, [patch.name for patch in unwritten.items], now_us)
         unadopted = await write_some(lambda name: self._adopt(pipeline, name), decided.adopt, has_time)
         undeleted = await write_some(
             lambda name: self.cluster.delete(REANCHOR, pipeline.namespace, name), decided.delete, has_time
@@ -121,19 +121,21 @@ class PlanWriter:
                 refused.append(Refusal(REANCHOR.name, pipeline.name, error.code, str(error), error.reason))
         return decided, (*refused, *failed.values())
 
-    async def _write_statuses(self, pipeline: Pipeline, decided: Plan, look: LookTime) -> Left[Patch]:
+    async def _write_statuses(
+        self, pipeline: Pipeline, decided: ReanchorPlan, timer: ReconcileTimer
+    ) -> Remaining[Patch]:
         async def write(patch: Patch) -> None:
             before = self.cache.get(REANCHOR.name, pipeline.namespace, patch.name)
             change = {"status": dict(patch.status)}
             written = await self.cluster.merge(REANCHOR, pipeline.namespace, patch.name, change, "status")
             if written is not None:
                 self.cache.put(written)
-                self.measures.changed(before or {}, written)
+                self.pipeline_metrics.changed(before or {}, written)
                 for receipt in decided.receipts.get(patch.name, ()):
-                    self.measures.count((pipeline.namespace, pipeline.name), receipt)
+                    self.pipeline_metrics.count((pipeline.namespace, pipeline.name), receipt)
 
         return await write_some(
-            write, decided.patch, lambda patch: look.may_begin(self.clock(), can_wait=patch.can_wait)
+            write, decided.patch, lambda patch: timer.may_begin(self.clock(), can_wait=patch.can_wait)
         )
 
     async def _adopt(self, pipeline: Pipeline, name: str) -> None:
@@ -142,7 +144,7 @@ class PlanWriter:
         if adopted is not None:
             self.cache.put(adopted)
 
-    async def tell_orphans(self, key: Key, change: Manifest, names: Sequence[str], look: LookTime) -> bool:
+    async def report_orphans(self, key: Key, change: Manifest, names: Sequence[str], timer: ReconcileTimer) -> bool:
         """Write the same into the statuses of ReAnchors that no pipeline owns; false if there was no time for all.
 
         Raises:
@@ -155,7 +157,7 @@ class PlanWriter:
             if written is not None:
                 self.cache.put(written)
 
-        left = await write_some(write, names, lambda _: look.may_begin(self.clock()))
+        left = await write_some(write, names, lambda _: timer.may_begin(self.clock()))
         if left.refusal is not None:
             raise left.refusal
         return not left.items

@@ -17,14 +17,14 @@ from sheetanchor_operator import metrics
 from sheetanchor_operator.api.pipeline import BadSpec, Pipeline, parse
 from sheetanchor_operator.api.reanchor_spec import TERMINAL_PHASES
 from sheetanchor_operator.api.timestamps import text_of
-from sheetanchor_operator.apply.installation_claim import TAKE_OVER_AFTER_S, Heard, decide, heard
+from sheetanchor_operator.apply.installation_claim import TAKE_OVER_AFTER_S, ObservedClaim, decide, observe_claim
 from sheetanchor_operator.children.object_meta import Defaults
 from sheetanchor_operator.children.prerequisites import claims_needed, config_maps_needed, secrets_needed
-from sheetanchor_operator.controller.apply_children import Keeper
-from sheetanchor_operator.controller.pipeline_metrics import Measures
+from sheetanchor_operator.controller.apply_children import ChildApplier
+from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from sheetanchor_operator.controller.plan_writes import PlanWriter
 from sheetanchor_operator.controller.processor_wait import processor_wait_s
-from sheetanchor_operator.controller.seen_requests import SeenWishes
+from sheetanchor_operator.controller.seen_requests import SeenRequests
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.kube.api_client import (
     CHILDREN,
@@ -40,12 +40,12 @@ from sheetanchor_operator.kube.api_client import (
 )
 from sheetanchor_operator.kube.cache import Cache, Key, content_hash, secret_hash
 from sheetanchor_operator.kube.event_recorder import Publisher
-from sheetanchor_operator.kube.look_time import LOOK, LookTime
+from sheetanchor_operator.kube.reconcile_timer import CURRENT_TIMER, ReconcileTimer
 from sheetanchor_operator.kube.workload_probe import Workloads
 from sheetanchor_operator.names import OPERATOR_ANNOTATION, EventReason
 from sheetanchor_operator.observation import Observed, Refusal
 from sheetanchor_operator.reanchors.decide import plan
-from sheetanchor_operator.reanchors.plan import Plan
+from sheetanchor_operator.reanchors.plan import ReanchorPlan
 from sheetanchor_operator.status.conditions import PLANNED_FROM
 from sheetanchor_operator.status.summary import NO_PLAN, refused_status, status_of, transitions
 from sheetanchor_operator.zones.schedulable_zones import usable_zones
@@ -78,27 +78,27 @@ class Reconciler:
     cache: Cache
     workloads: Workloads
     publisher: Publisher
-    measures: Measures
+    pipeline_metrics: PipelineMetrics
     defaults: Defaults
     resync_s: float = 10.0
-    blind: Callable[[str], Mapping[str, Refusal]] = lambda _namespace: {}
+    unwatchable: Callable[[str], Mapping[str, Refusal]] = lambda _namespace: {}
     """Tells why a kind cannot be heard in a namespace, by its name."""
 
-    wishes: SeenWishes = field(default_factory=SeenWishes)
+    seen_requests: SeenRequests = field(default_factory=SeenRequests)
     installation: str = ""
     """Namespace and name of our Lease, by which pipelines say who looks after them; "" asks and tells nobody."""
 
-    _keeper: Keeper = field(init=False, repr=False)
+    _applier: ChildApplier = field(init=False, repr=False)
     _writer: PlanWriter = field(init=False, repr=False)
-    _heard: dict[Key, Heard] = field(default_factory=dict)
+    _claims: dict[Key, ObservedClaim] = field(default_factory=dict)
     _kept_off: dict[Key, str] = field(default_factory=dict)
     """Pipelines that another installation looks after, each with its name."""
 
     _unsound: set[Key] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._keeper = Keeper(self.cluster, self.cache, self.defaults)
-        self._writer = PlanWriter(self.cluster, self.cache, self.measures)
+        self._applier = ChildApplier(self.cluster, self.cache, self.defaults)
+        self._writer = PlanWriter(self.cluster, self.cache, self.pipeline_metrics)
 
     async def reconcile(self, key: Key) -> float | None:
         """Look at a pipeline once.
@@ -111,20 +111,20 @@ class Reconciler:
             ApiRefused: It will not do it.
             Exception: A defect of ours, which the pipeline's status tells.
         """
-        look, before_s = LookTime(time.monotonic()), processor_wait_s()
-        LOOK.set(look)
+        timer, before_s = ReconcileTimer(time.monotonic()), processor_wait_s()
+        CURRENT_TIMER.set(timer)
         try:
-            return await self._reconcile(key, look)
+            return await self._reconcile(key, timer)
         finally:
-            look.starved_s += processor_wait_s() - before_s
-            if words := look.words(time.monotonic()):
+            timer.starved_s += processor_wait_s() - before_s
+            if words := timer.words(time.monotonic()):
                 log.warning("pipeline %s/%s: %s", *key, words)
 
-    async def _reconcile(self, key: Key, look: LookTime) -> float | None:
+    async def _reconcile(self, key: Key, timer: ReconcileTimer) -> float | None:
         body = self.cache.get(PIPELINE.name, *key)
         if body is None:
             self._forget(key)
-            return None if await self._tell_orphans(key, look) else 0.0
+            return None if await self._report_orphans(key, timer) else 0.0
         if "deletionTimestamp" in body["metadata"]:
             return self.resync_s
         body = await self._claimed(key, body)
@@ -136,14 +136,14 @@ class Reconciler:
             await self._refuse(key, body, str(error))
             return self.resync_s
         try:
-            return await self._look(key, pipeline, body, look)
+            return await self._reconcile_parsed(key, pipeline, body, timer)
         except ApiError:
             raise
         except Exception as error:
             # What one pipeline holds must not stay untold, whatever it is; who called decides what becomes of it.
-            said = shortened(" ".join(f"{type(error).__name__}: {error}".split()), DEFECT_LENGTH_MAX)
+            defect = shortened(" ".join(f"{type(error).__name__}: {error}".split()), DEFECT_LENGTH_MAX)
             with suppress(ApiError):
-                await self._refuse(key, body, f"the operator fails on this pipeline, its log says where: {said}")
+                await self._refuse(key, body, f"the operator fails on this pipeline, its log says where: {defect}")
             raise
 
     async def _claimed(self, key: Key, body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -155,7 +155,7 @@ class Reconciler:
         if not self.installation:
             return body
         metadata, now_s = body["metadata"], time.monotonic()
-        known = self._heard[key] = heard(self._heard.get(key), body.get("status") or {}, now_s)
+        known = self._claims[key] = observe_claim(self._claims.get(key), body.get("status") or {}, now_s)
         wanted = str((metadata.get("annotations") or {}).get(OPERATOR_ANNOTATION, ""))
         decision = decide(self.installation, wanted, known, _now_us(), now_s)
         if decision == "keep-off":
@@ -186,52 +186,56 @@ class Reconciler:
         if self._kept_off.get(key) == other:
             return
         self._kept_off[key] = other
-        self.measures.forget(key)
-        told = (
+        self.pipeline_metrics.forget(key)
+        message = (
             f"installation {other} looks after this pipeline, and {self.installation} keeps off; it takes over once it "
             f"has heard nothing of it for {TAKE_OVER_AFTER_S / 60:g} minutes, or at once with "
             f"kubectl -n {key[0]} annotate pp {key[1]} --overwrite {OPERATOR_ANNOTATION}={self.installation}"
         )
-        log.warning("pipeline %s/%s: %s", *key, told)
-        self._tell(key[0], (Event(PIPELINE.name, key[1], uid, "Warning", EventReason.KEPT_OFF, told),))
+        log.warning("pipeline %s/%s: %s", *key, message)
+        self._publish(key[0], (Event(PIPELINE.name, key[1], uid, "Warning", EventReason.KEPT_OFF, message),))
 
-    async def _look(self, key: Key, pipeline: Pipeline, body: Mapping[str, Any], look: LookTime) -> float:
+    async def _reconcile_parsed(
+        self, key: Key, pipeline: Pipeline, body: Mapping[str, Any], timer: ReconcileTimer
+    ) -> float:
         observed = await self._observe(pipeline, self.cache.of(key))
         # What may be deleted or changed by now must not be made again as it was.
-        if not pipeline.paused and PIPELINE.name not in observed.blind:
-            observed = await self._keeper.keep(pipeline, observed, lambda: look.may_begin(time.monotonic(), at_least=1))
+        if not pipeline.paused and PIPELINE.name not in observed.unwatchable:
+            observed = await self._applier.keep(
+                pipeline, observed, lambda: timer.may_begin(time.monotonic(), at_least=1)
+            )
         decided = NO_PLAN
         refusals: tuple[Refusal, ...] = ()
-        if not PLANNED_FROM & observed.blind.keys():
-            decided = await self._plan(pipeline, observed, look)
-            decided, refusals = await self._writer.carry_out(key, pipeline, decided, look, _now_us())
+        if not PLANNED_FROM & observed.unwatchable.keys():
+            decided = await self._plan(pipeline, observed, timer)
+            decided, refusals = await self._writer.carry_out(key, pipeline, decided, timer, _now_us())
         observed = replace(observed, refusals=(*observed.refusals, *refusals))
         # What happened to the ReAnchors is written by now: another look would not find it new.
-        self._tell(pipeline.namespace, decided.events)
+        self._publish(pipeline.namespace, decided.events)
         status = status_of(pipeline, observed, decided)
         events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
         if await self._write_status(body, status):
-            self._tell(pipeline.namespace, events)
+            self._publish(pipeline.namespace, events)
             if not refusals and decided is not NO_PLAN and not pipeline.paused:
-                self.wishes.done(key, observed.overwritten)
+                self.seen_requests.done(key, observed.overwritten)
         # Of what was planned the status tells how runs have ended; without a plan only what is kept does.
-        told = observed.reanchors if decided.outcomes is None else ()
-        self.measures.take(key, status, told, announced=pipeline.spec.maintenance.enabled)
-        return self._next_look(key, decided, status, refused=bool(refusals))
+        counted = observed.reanchors if decided.outcomes is None else ()
+        self.pipeline_metrics.take(key, status, counted, announced=pipeline.spec.maintenance.enabled)
+        return self._next_reconcile_s(key, decided, status, refused=bool(refusals))
 
-    async def _plan(self, pipeline: Pipeline, observed: Observed, look: LookTime) -> Plan:
+    async def _plan(self, pipeline: Pipeline, observed: Observed, timer: ReconcileTimer) -> ReanchorPlan:
         """Decide about re-anchors; with many of them in a thread, since the Lease is renewed in this one's loop."""
         if len(observed.reanchors) <= PLANNED_HERE_MAX:
             return plan(pipeline, observed, self.defaults)
 
-        def planned() -> tuple[Plan, float]:
+        def planned() -> tuple[ReanchorPlan, float]:
             before_s = processor_wait_s()
             return plan(pipeline, observed, self.defaults), processor_wait_s() - before_s
 
         before_s = processor_wait_s()
         made, waited_s = await asyncio.to_thread(planned)
         # What this thread waited meanwhile is counted with the rest of the look.
-        look.starved_s += max(0.0, waited_s - (processor_wait_s() - before_s))
+        timer.starved_s += max(0.0, waited_s - (processor_wait_s() - before_s))
         return made
 
     async def _refuse(self, key: Key, body: Mapping[str, Any], message: str) -> None:
@@ -240,13 +244,13 @@ class Reconciler:
         metadata = body["metadata"]
         events = transitions(body.get("status") or {}, status, metadata["name"], metadata["uid"])
         if await self._write_status(body, status):
-            self._tell(metadata["namespace"], events)
+            self._publish(metadata["namespace"], events)
         # What cannot be read announces nothing, so it mutes nothing either.
         mine = self.cache.of(key)
         reanchors = [one for (kind, _), one in mine.items() if kind == REANCHOR.name]
-        self.measures.take(key, status, reanchors, announced=False)
+        self.pipeline_metrics.take(key, status, reanchors, announced=False)
 
-    async def _tell_orphans(self, key: Key, look: LookTime) -> bool:
+    async def _report_orphans(self, key: Key, timer: ReconcileTimer) -> bool:
         """Tell ReAnchors of a pipeline that does not exist that they wait for one; owned ones go with their owner.
 
         Returns:
@@ -265,26 +269,26 @@ class Reconciler:
             return any(status.get(field) != value for field, value in change.items())
 
         names = [one for (kind, one), body in self.cache.of(key).items() if kind == REANCHOR.name and untold(body)]
-        return await self._writer.tell_orphans(key, change, names, look)
+        return await self._writer.report_orphans(key, change, names, timer)
 
     def _forget(self, key: Key) -> None:
-        self.wishes.forget(key)
-        self._heard.pop(key, None)
+        self.seen_requests.forget(key)
+        self._claims.pop(key, None)
         if self._kept_off.pop(key, None) is not None:
             metrics.KEPT_OFF.remove(*key)
-        self.measures.forget(key)
-        self._keeper.forget(key)
+        self.pipeline_metrics.forget(key)
+        self._applier.forget(key)
         self._writer.refusals.forget(key)
         self._unsound.discard(key)
 
-    def _next_look(self, key: Key, decided: Plan, status: Mapping[str, Any], *, refused: bool) -> float:
+    def _next_reconcile_s(self, key: Key, decided: ReanchorPlan, status: Mapping[str, Any], *, refused: bool) -> float:
         sound = status.get("phase") in ("Running", "Suspended", "Maintenance", "Paused")
         (self._unsound.discard if sound else self._unsound.add)(key)
         least_s = PER_PIPELINE_S * len(self.cache.pipelines() if sound else self._unsound)
         wait_s = max(self.resync_s if sound else UNSOUND_S, least_s) * (0.9 + 0.2 * random.random())
-        if self._keeper.is_holding(key):
+        if self._applier.is_holding(key):
             wait_s = min(wait_s, UNSOUND_S)
-        if self._keeper.is_late(key):
+        if self._applier.is_late(key):
             wait_s = 0.0
         if decided.wake_at_us is not None:
             wake_s = (decided.wake_at_us - _now_us()) / 1e6
@@ -303,8 +307,10 @@ class Reconciler:
         for kind, name in sorted(mine):
             kinds.setdefault(kind, []).append(mine[kind, name])
         pods = tuple(kinds.get(POD.name, ()))
-        answers, needs, events = await asyncio.gather(
-            self.workloads.ask(pods, pipeline.spec.symbols), self._needs(pipeline), self._warnings(pipeline, mine)
+        answers, prerequisites, events = await asyncio.gather(
+            self.workloads.ask(pods, pipeline.spec.symbols),
+            self._prerequisites(pipeline),
+            self._warnings(pipeline, mine),
         )
         zones, nodes = self.cache.node_zones(), self.cache.nodes().values()
         return Observed(
@@ -314,21 +320,21 @@ class Reconciler:
             zones=tuple(sorted(set(zones.values()))),
             usable_zones=usable_zones(nodes, pipeline.spec.scheduling),
             node_zones=zones,
-            blind=self.blind(pipeline.namespace),
-            overwritten=self.wishes.of((pipeline.namespace, pipeline.name)),
+            unwatchable=self.unwatchable(pipeline.namespace),
+            overwritten=self.seen_requests.of((pipeline.namespace, pipeline.name)),
             reanchors=tuple(kinds.get(REANCHOR.name, ())),
             jobs=tuple(kinds.get(JOB.name, ())),
             states=answers.states,
             predictions=answers.predictions,
             health=answers.health,
             events=events,
-            **needs,
+            **prerequisites,
         )
 
-    async def _needs(self, pipeline: Pipeline) -> dict[str, Any]:
+    async def _prerequisites(self, pipeline: Pipeline) -> dict[str, Any]:
         """Look at what people have to provide. Of a Secret only the names of its entries are kept."""
 
-        async def look_at(kind: str, name: str) -> Body | Refusal | None:
+        async def read(kind: str, name: str) -> Body | Refusal | None:
             try:
                 return await self.cluster.get(KINDS[kind], pipeline.namespace, name)
             except ApiRefused as error:
@@ -338,7 +344,7 @@ class Reconciler:
         places += [("ConfigMap", name) for name in config_maps_needed(pipeline)]
         places += [("PersistentVolumeClaim", name) for name in claims_needed(pipeline)]
         # At once: a look waits for the slowest of the answers instead of for all of them.
-        answers = await asyncio.gather(*(look_at(*place) for place in places))
+        answers = await asyncio.gather(*(read(*place) for place in places))
         secrets, versions, config_maps, claims = {}, {}, {}, {}
         for (kind, name), found in zip(places, answers, strict=True):
             if isinstance(found, Refusal):
@@ -368,13 +374,13 @@ class Reconciler:
                 return await self.cluster.warnings(pipeline.namespace, kind, name, uid)
             return []
 
-        silent = [
+        without_pods = [
             (kind, name, body["metadata"]["uid"])
             for (kind, name), body in sorted(mine.items())
             if kind == "StatefulSet"
             and int((body.get("status") or {}).get("replicas", 0)) < int((body.get("spec") or {}).get("replicas", 1))
         ]
-        return tuple(chain.from_iterable(await asyncio.gather(*(read(*one) for one in silent))))
+        return tuple(chain.from_iterable(await asyncio.gather(*(read(*one) for one in without_pods))))
 
     # Telling
 
@@ -393,7 +399,7 @@ class Reconciler:
         self.cache.put(written)
         return True
 
-    def _tell(self, namespace: str, events: Iterable[Event]) -> None:
+    def _publish(self, namespace: str, events: Iterable[Event]) -> None:
         for event in events:
             self.publisher.publish(namespace, event)
 

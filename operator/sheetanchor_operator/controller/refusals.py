@@ -15,7 +15,7 @@ Place = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _ActiveRefusal:
     digest: str
     refusal: Refusal
     until_s: float
@@ -25,7 +25,7 @@ class _Held:
 class Refusals:
     """Refusals of each pipeline's objects, for as long as they are believed."""
 
-    _held: dict[Key, dict[Place, _Held]] = field(default_factory=dict)
+    _active: dict[Key, dict[Place, _ActiveRefusal]] = field(default_factory=dict)
 
     def of(self, key: Key, place: Place, digest: str, now_s: float) -> Refusal | None:
         """Give the refusal that still stands, None if the object may be tried.
@@ -36,16 +36,16 @@ class Refusals:
             digest: Tells whether it is the manifest that was refused.
             now_s: Time of a steady clock.
         """
-        held = self._held.get(key, {}).get(place)
-        return held.refusal if held is not None and held.digest == digest and now_s < held.until_s else None
+        known = self._active.get(key, {}).get(place)
+        return known.refusal if known is not None and known.digest == digest and now_s < known.until_s else None
 
     def add(self, key: Key, place: Place, digest: str, refusal: Refusal, now_s: float) -> Refusal:
         """Keep a refusal in mind; gives it."""
         # What nobody asks for again, as a ReAnchor that was refused for good, must not be kept for ever.
-        standing = {at: one for at, one in self._held.get(key, {}).items() if now_s < one.until_s}
-        self._held[key] = {**standing, place: _Held(digest, refusal, now_s + REFUSED_AGAIN_S)}
+        standing = {at: one for at, one in self._active.get(key, {}).items() if now_s < one.until_s}
+        self._active[key] = {**standing, place: _ActiveRefusal(digest, refusal, now_s + REFUSED_AGAIN_S)}
         return refusal
 
     def forget(self, key: Key) -> None:
         """Drop those of a pipeline that is no more."""
-        self._held.pop(key, None)
+        self._active.pop(key, None)

@@ -13,7 +13,7 @@ KEPT_MAX: Final = 20
 """More than people write between two looks; whoever writes faster is heard less."""
 
 
-class SeenWishes:
+class SeenRequests:
     """Keeps what the watch has shown of each pipeline's annotation between two looks."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from kubernetes.aio.config import ConfigException
 
 from sheetanchor.errors import shortened
 from sheetanchor_operator import metrics
-from sheetanchor_operator.kube.look_time import LOOK
+from sheetanchor_operator.kube.reconcile_timer import CURRENT_TIMER
 from sheetanchor_operator.names import API_VERSION, FIELD_MANAGER, PIPELINE_KIND, REANCHOR_KIND
 
 Body = dict[str, Any]
@@ -204,8 +204,8 @@ class Cluster:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise _unanswered(f"{method} {path}", error) from error
         finally:
-            if (look := LOOK.get()) is not None:
-                look.answered(f"{method} {path}", time.monotonic() - asked_s)
+            if (timer := CURRENT_TIMER.get()) is not None:
+                timer.answered(f"{method} {path}", time.monotonic() - asked_s)
         if answer.status < 300:
             return _json(raw)
         raise _not_granted(method, path, answer.status, raw, answer.headers.get("Retry-After", ""))
@@ -365,10 +365,10 @@ class Cluster:
             if not rest:
                 break
             query["continue"] = rest
-        return sorted(found, key=_told_at)
+        return sorted(found, key=_event_time)
 
 
-def _told_at(event: Body) -> str:
+def _event_time(event: Body) -> str:
     """Give when an Event was last seen, as text that sorts by time."""
     series = event.get("series") or {}
     return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")

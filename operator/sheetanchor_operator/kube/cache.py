@@ -18,7 +18,7 @@ from sheetanchor_operator.names import (
     Component,
     child_name,
 )
-from sheetanchor_operator.zones.schedulable_zones import Node, node_of
+from sheetanchor_operator.zones.schedulable_zones import ZoneNode, node_of
 
 Body = Mapping[str, Any]
 Key = tuple[str, str]
@@ -133,7 +133,7 @@ def may_be_of(body: Body, pipeline: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CacheEntry:
     """An object as it is kept: as JSON, which is a fifth of what the same takes as values.
 
     Attributes:
@@ -152,10 +152,10 @@ class Cache:
     """Objects by kind, namespace and name."""
 
     def __init__(self) -> None:
-        self._objects: dict[str, dict[Key, Entry]] = defaultdict(dict)
+        self._objects: dict[str, dict[Key, CacheEntry]] = defaultdict(dict)
         self._by_pipeline: dict[Key, set[tuple[str, str]]] = defaultdict(set)
-        self._nodes: dict[str, Node] = {}
-        self._strangers: dict[Key, set[str]] = defaultdict(set)
+        self._nodes: dict[str, ZoneNode] = {}
+        self._unowned_kinds: dict[Key, set[str]] = defaultdict(set)
         """Kinds of objects known by name only that carry the label of a pipeline, by that."""
 
     def take(self, body: Body) -> Key | None:
@@ -171,14 +171,14 @@ class Cache:
         if known is not None and known.uid == metadata.get("uid") and known.version > version_of(body):
             return known.key
         self.drop(kind, *place)
-        self._objects[kind][place] = Entry(metadata.get("uid", ""), version_of(body), None, b"")
+        self._objects[kind][place] = CacheEntry(metadata.get("uid", ""), version_of(body), None, b"")
         if key is not None:
-            self._strangers[key].add(kind)
+            self._unowned_kinds[key].add(kind)
         return None if known is None else known.key
 
-    def strangers_of(self, key: Key) -> frozenset[str]:
+    def unowned_kinds(self, key: Key) -> frozenset[str]:
         """Name the kinds of which a pipeline that has just come may own what is known by name only, once."""
-        return frozenset(self._strangers.pop(key, ()))
+        return frozenset(self._unowned_kinds.pop(key, ()))
 
     def _admits(self, body: Body, key: Key) -> bool:
         if key not in self._objects[PIPELINE_KIND] or not may_be_of(body, key[1]):
@@ -204,9 +204,9 @@ class Cache:
         text = json.dumps(slim(body), separators=(",", ":")).encode()
         if len(text) > TEXT_MAX and kind != PIPELINE_KIND:
             self.drop(kind, *place)
-            self._objects[kind][place] = Entry(uid, version, None, b"")
+            self._objects[kind][place] = CacheEntry(uid, version, None, b"")
             return None if known is None else known.key
-        self._objects[kind][place] = Entry(uid, version, key, text)
+        self._objects[kind][place] = CacheEntry(uid, version, key, text)
         if key is not None:
             self._by_pipeline[key].add((kind, place[1]))
         if kind == NODE_KIND:
@@ -231,11 +231,11 @@ class Cache:
         known = self._objects[kind].get((namespace, name))
         return None if known is None or not known.text else json.loads(known.text)
 
-    def entry(self, kind: str, namespace: str, name: str) -> Entry | None:
+    def entry(self, kind: str, namespace: str, name: str) -> CacheEntry | None:
         """Give what is known of an object without reading it, None if it is not known."""
         return self._objects[kind].get((namespace, name))
 
-    def places(self, kind: str) -> dict[Key, Entry]:
+    def places(self, kind: str) -> dict[Key, CacheEntry]:
         """Give what is known of all objects of a kind by namespace and name."""
         return dict(self._objects[kind])
 
@@ -248,7 +248,7 @@ class Cache:
         """Name all pipelines."""
         return list(self._objects[PIPELINE_KIND])
 
-    def nodes(self) -> Mapping[str, Node]:
+    def nodes(self) -> Mapping[str, ZoneNode]:
         """Give what is known of each node by its name; another mapping when any of it has changed."""
         return self._nodes
 

@@ -51,8 +51,8 @@ class Publisher:
 
     def publish(self, namespace: str, event: Event) -> None:
         """Have an Event published. One for which there is no room is logged: the status tells the same."""
-        said, now_s = _said(event), time.monotonic()
-        if now_s - self._known.get(said, float("-inf")) < SAME_AFTER_S:
+        event_key, now_s = _event_key(event), time.monotonic()
+        if now_s - self._known.get(event_key, float("-inf")) < SAME_AFTER_S:
             return
         log.info("%s %s/%s: %s: %s", event.kind, namespace, event.name, event.reason, event.message)
         if not self._queue.put(namespace, event):
@@ -65,8 +65,8 @@ class Publisher:
                 WAITING_MAX,
             )
             return
-        self._known[said] = now_s
-        self._known.move_to_end(said)
+        self._known[event_key] = now_s
+        self._known.move_to_end(event_key)
         while len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
         self._news.set()
@@ -111,11 +111,11 @@ class Publisher:
         try:
             await self._cluster.ask("POST", f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", body=body)
         except ApiError as error:
-            self._known.pop(_said(event), None)
+            self._known.pop(_event_key(event), None)
             log.warning("an Event about %s %s/%s could not be published: %s", event.kind, namespace, event.name, error)
 
 
-def _said(event: Event) -> tuple[str, str, str]:
+def _event_key(event: Event) -> tuple[str, str, str]:
     """Give what makes two Events the same."""
     return event.uid or event.name, str(event.reason), event.message
 

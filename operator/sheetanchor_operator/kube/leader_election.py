@@ -55,14 +55,14 @@ def seen(view: View, lease: dict[str, Any] | None, now_s: float) -> View:
     if lease is None:
         return View(changed_s=now_s)
     spec, version = lease.get("spec") or {}, str(lease["metadata"]["resourceVersion"])
-    told = View(
+    read = View(
         holder=spec.get("holderIdentity") or "",
         version=version,
         changed_s=now_s,
         duration_s=float(spec.get("leaseDurationSeconds") or DURATION_S),
         transitions=int(spec.get("leaseTransitions") or 0),
     )
-    return replace(told, changed_s=view.changed_s) if version == view.version else told
+    return replace(read, changed_s=view.changed_s) if version == view.version else read
 
 
 def decide(view: View, identity: str, now_s: float) -> Action:
@@ -93,7 +93,7 @@ class Election:
         self.identity = identity
         self.leading = asyncio.Event()
         self.lost = asyncio.Event()
-        self.looked_s = clock()
+        self.checked_s = clock()
         """When the Lease was last read or written."""
         self._cluster, self._namespace, self._name, self._clock = cluster, namespace, name, clock
         self._view = View(changed_s=clock())
@@ -126,7 +126,7 @@ class Election:
             if error.code != 404:
                 raise
             lease = None
-        now_s = self.looked_s = self._clock()
+        now_s = self.checked_s = self._clock()
         self._view = seen(self._view, lease, now_s)
         action = decide(self._view, self.identity, now_s)
         if action == "wait":

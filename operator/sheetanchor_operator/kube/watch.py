@@ -63,7 +63,7 @@ class Sink(Protocol):
     def swept(self, place: Place, listed: Collection[tuple[str, str]], version: int) -> None:
         """A place was listed as a whole, as it was at a version; what is older and not in the list is gone."""
 
-    def turned(self, place: Place) -> None:
+    def reachability_changed(self, place: Place) -> None:
         """A place can be heard no longer, or again."""
 
 
@@ -98,7 +98,7 @@ class Watch:
         self.place = place
         self.settled = asyncio.Event()
         """Set once the place was listed, or is known not to be heard."""
-        self.trouble: Refusal | None = None
+        self.problem: Refusal | None = None
         self._cluster, self._sink, self._lists = cluster, sink, lists
         self._following: asyncio.Task[None] | None = None
         self._failing_since_s: float | None = None
@@ -124,7 +124,7 @@ class Watch:
 
     def refuse(self, error: ApiRefused) -> None:
         """Take in that somebody else was refused to list the place; a stream that was granted before may go on."""
-        self._tell(self._refusal(error.code, error.reason, str(error)))
+        self._set_problem(self._refusal(error.code, error.reason, str(error)))
         self.again()
 
     async def _learn(self, error: BaseException | None) -> None:
@@ -134,17 +134,17 @@ class Watch:
         self._failures += 1
         if isinstance(error, ApiRefused):
             if error.code != EXPIRED:
-                self._tell(self._refusal(error.code, error.reason, str(error)))
+                self._set_problem(self._refusal(error.code, error.reason, str(error)))
             elif self._failures == 1:
                 return
             else:
-                self._unheard(str(error))
+                self._record_unreachable(str(error))
         elif isinstance(error, ApiUnavailable):
             log.warning("the watch of %s: %s", self.place, error)
-            self._unheard(str(error))
+            self._record_unreachable(str(error))
         else:
             log.error("the watch of %s fails", self.place, exc_info=error)
-            self._tell(self._refusal(0, "Defect", f"{type(error).__name__}: {error}"))
+            self._set_problem(self._refusal(0, "Defect", f"{type(error).__name__}: {error}"))
         least_s = error.retry_after_s if isinstance(error, ApiUnavailable) else 0.0
         wait_s = min(BACKOFF_S * 2.0 ** min(self._failures - 1, 10), BACKOFF_MAX_S)
         await asyncio.sleep(max(wait_s * (0.7 + 0.6 * random.random()), min(least_s, BACKOFF_MAX_S)))
@@ -152,23 +152,23 @@ class Watch:
     def _refusal(self, code: int, reason: str, message: str) -> Refusal:
         return Refusal(self.place.kind.name, self.place.namespace, code, message, reason)
 
-    def _unheard(self, message: str) -> None:
+    def _record_unreachable(self, message: str) -> None:
         now_s = asyncio.get_running_loop().time()
         if self._failing_since_s is None:
             self._failing_since_s = now_s
         elif now_s - self._failing_since_s >= UNHEARD_S:
-            self._tell(self._refusal(0, "Unavailable", message))
+            self._set_problem(self._refusal(0, "Unavailable", message))
 
-    def _tell(self, trouble: Refusal | None) -> None:
-        before, self.trouble = self.trouble, trouble
+    def _set_problem(self, problem: Refusal | None) -> None:
+        before, self.problem = self.problem, problem
         self.settled.set()
-        if (before is None) == (trouble is None):
+        if (before is None) == (problem is None):
             return
-        if trouble is None:
+        if problem is None:
             log.info("%s can be watched again", self.place)
         else:
-            log.error("%s cannot be watched: %s", self.place, trouble.message)
-        self._sink.turned(self.place)
+            log.error("%s cannot be watched: %s", self.place, problem.message)
+        self._sink.reachability_changed(self.place)
 
     async def _follow(self) -> None:
         version = await self._list()
@@ -190,7 +190,7 @@ class Watch:
                         self._sink.seen("LISTED", body)
                         listed.add((body["metadata"].get("namespace", ""), body["metadata"]["name"]))
         self._sink.swept(self.place, listed, int(version) if version.isdigit() else 0)
-        if self.trouble is None:
+        if self.problem is None:
             self.settled.set()
         return version
 
@@ -204,7 +204,7 @@ class Watch:
         async with aclosing(events):
             async for event, body in events:
                 if event == "OPENED":
-                    self._tell(None)
+                    self._set_problem(None)
                     self._failing_since_s = None
                     continue
                 heard, self._failures = True, 0

@@ -13,7 +13,7 @@ import aiohttp
 
 from sheetanchor_operator.kube.api_client import POD, ApiError, Cluster
 from sheetanchor_operator.names import COMPONENT_LABEL, HTTP_PORT, Component
-from sheetanchor_operator.observation import Answer
+from sheetanchor_operator.observation import PodResponse
 
 TIMEOUT_S: Final = 1.0
 """A workload answers within milliseconds; one that takes a second is no good witness."""
@@ -25,12 +25,12 @@ Live = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class PodResponses:
     """What pods answered, in the shape of `Observed`."""
 
-    states: dict[str, Answer] = field(default_factory=dict)
-    predictions: dict[tuple[str, str], Answer] = field(default_factory=dict)
-    health: dict[str, Answer] = field(default_factory=dict)
+    states: dict[str, PodResponse] = field(default_factory=dict)
+    predictions: dict[tuple[str, str], PodResponse] = field(default_factory=dict)
+    health: dict[str, PodResponse] = field(default_factory=dict)
 
 
 class Workloads:
@@ -52,9 +52,9 @@ class Workloads:
         if self._session is not None:
             await self._session.close()
 
-    async def ask(self, pods: Sequence[Live], symbols: Sequence[str]) -> Answers:
+    async def ask(self, pods: Sequence[Live], symbols: Sequence[str]) -> PodResponses:
         """Ask all pods of a pipeline at the same time; whoever does not answer within a second has not answered."""
-        answers = Answers()
+        answers = PodResponses()
         questions = []
         for pod in pods:
             if not _may_answer(pod):
@@ -72,11 +72,11 @@ class Workloads:
         await asyncio.gather(*questions)
         return answers
 
-    async def _note(self, answers: dict[Any, Answer], place: Any, pod: Live, path: str) -> None:
+    async def _note(self, answers: dict[Any, PodResponse], place: Any, pod: Live, path: str) -> None:
         async with self._places:
             answers[place] = await (self._proxied(pod, path) if self._through else self._direct(pod, path))
 
-    async def _direct(self, pod: Live, path: str) -> Answer:
+    async def _direct(self, pod: Live, path: str) -> PodResponse:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
         address = pod["status"]["podIP"]
@@ -86,26 +86,26 @@ class Workloads:
             async with self._session.get(f"http://{host}:{HTTP_PORT}{path}", allow_redirects=False) as response:
                 raw = await _read(response)
                 if raw is None:
-                    return Answer(error=f"an answer of more than {BYTES_MAX} bytes")
+                    return PodResponse(error=f"an answer of more than {BYTES_MAX} bytes")
                 body = json.loads(raw)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
-            return Answer(error=str(error) or type(error).__name__)
+            return PodResponse(error=str(error) or type(error).__name__)
         if not isinstance(body, dict):
-            return Answer(error="an answer that is no JSON object")
+            return PodResponse(error="an answer that is no JSON object")
         # The detailed health of an unhealthy line is a 503 that says why.
         if response.status >= 400 and "checks" not in body:
-            return Answer(error=f"HTTP {response.status}")
-        return Answer(body=body)
+            return PodResponse(error=f"HTTP {response.status}")
+        return PodResponse(body=body)
 
-    async def _proxied(self, pod: Live, path: str) -> Answer:
+    async def _proxied(self, pod: Live, path: str) -> PodResponse:
         metadata = pod["metadata"]
         place = POD.path(metadata["namespace"], metadata["name"])
         try:
-            return Answer(
+            return PodResponse(
                 body=await self._cluster.ask("GET", f"{place}:{HTTP_PORT}/proxy{path}", timeout_s=5 * TIMEOUT_S)
             )
         except ApiError as error:
-            return Answer(error=str(error))
+            return PodResponse(error=str(error))
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:

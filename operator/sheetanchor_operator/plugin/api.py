@@ -88,12 +88,12 @@ class Api:
                 raise
             raise PluginError(self._no_such(name, str(error)), EXIT_NOT_FOUND) from error
 
-    def _no_such(self, name: str, said: str) -> str:
+    def _no_such(self, name: str, detail: str) -> str:
         try:
             names = [one["metadata"]["name"] for one in self.pipelines()]
         except PluginError as error:
             if error.exit_code == EXIT_NOT_FOUND:
-                return f"this cluster has no PredictionPipelines: the operator is not installed ({said})"
+                return f"this cluster has no PredictionPipelines: the operator is not installed ({detail})"
             names = []
         there = f"there are {', '.join(sorted(names))}" if names else "there are none that can be listed"
         return f"no pipeline {name!r} in namespace {self.namespace}: {there}"
@@ -140,7 +140,7 @@ class Api:
         except _Exists:
             return None
 
-    def who_am_i(self) -> str:
+    def whoami(self) -> str:
         """Give the name that the API server knows the caller by, "" if it does not say."""
         try:
             answer: Any = client.AuthenticationV1Api(self._client).create_self_subject_review(
@@ -170,38 +170,38 @@ class Api:
             raise PluginError(f"the API server {server} does not answer: {_root(error)}", EXIT_UNREACHABLE) from error
 
     def _explain(self, error: ApiException, verb: str, plural: str) -> PluginError:
-        said = _message(error)
+        detail = _message(error)
         if error.status == UNAUTHORIZED:
             who = f"the credentials of context {self._access.context!r}" if self._access else "the pod's own token"
             return PluginError(
-                f"You must be logged in to the server ({said or 'Unauthorized'}): {who} are not accepted, they may "
+                f"You must be logged in to the server ({detail or 'Unauthorized'}): {who} are not accepted, they may "
                 "have expired: log in again",
                 EXIT_UNREACHABLE,
             )
-        if error.status == FORBIDDEN and f'User "{ANONYMOUS}"' in said:
+        if error.status == FORBIDDEN and f'User "{ANONYMOUS}"' in detail:
             return PluginError(
                 f"You must be logged in to the server: it takes you for {ANONYMOUS}, the kubeconfig's user has no "
-                f"credentials ({said})",
+                f"credentials ({detail})",
                 EXIT_UNREACHABLE,
             )
         if error.status == FORBIDDEN:
-            return PluginError(self._forbidden(verb, plural, said), EXIT_FORBIDDEN)
+            return PluginError(self._forbidden(verb, plural, detail), EXIT_FORBIDDEN)
         if error.status == NOT_FOUND:
-            return PluginError(said or "not found", EXIT_NOT_FOUND)
-        told = f"cannot {verb} {plural}: {error.status} {said or error.reason}"
+            return PluginError(detail or "not found", EXIT_NOT_FOUND)
+        message = f"cannot {verb} {plural}: {error.status} {detail or error.reason}"
         if error.status == CONFLICT and _reason(error) == "AlreadyExists":
-            return _Exists(told, EXIT_FAILED)
-        return PluginError(told, EXIT_UNREACHABLE if error.status in UNAVAILABLE else EXIT_FAILED)
+            return _Exists(message, EXIT_FAILED)
+        return PluginError(message, EXIT_UNREACHABLE if error.status in UNAVAILABLE else EXIT_FAILED)
 
-    def _forbidden(self, verb: str, plural: str, said: str) -> str:
-        if "is forbidden: User " not in said:  # a quota's words, or a policy's: no role helps
-            return f"the API server will not {verb} {plural} in namespace {self.namespace}: {said or 'forbidden'}"
-        you = self.who_am_i()
+    def _forbidden(self, verb: str, plural: str, detail: str) -> str:
+        if "is forbidden: User " not in detail:  # a quota's words, or a policy's: no role helps
+            return f"the API server will not {verb} {plural} in namespace {self.namespace}: {detail or 'forbidden'}"
+        you = self.whoami()
         return (
             f"you may not {verb} {plural}.{GROUP} in namespace {self.namespace}: "
             f"the ClusterRole {ROLE} of the chart allows it, have somebody bind it with "
             f"kubectl create rolebinding {ROLE} --clusterrole={ROLE} {_subject(you)} -n {self.namespace}"
-            f"{f' ({said})' if said else ''}"
+            f"{f' ({detail})' if detail else ''}"
         )
 
     @staticmethod
@@ -237,13 +237,13 @@ def _connect(access: Access | None) -> client.ApiClient:
     except ConfigException as error:
         raise PluginError(_no_kubeconfig(error, access), EXIT_UNREACHABLE) from error
     except (OSError, TypeError, ValueError, KeyError, AttributeError) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise PluginError(f"no usable kubeconfig: {told}", EXIT_UNREACHABLE) from error
+        message = f"{type(error).__name__}: {error}"
+        raise PluginError(f"no usable kubeconfig: {message}", EXIT_UNREACHABLE) from error
     users = access.config["users"] if access is not None else []
     if users and users[0]["user"] and not (made.api_key or made.cert_file or made.username):
         # The library leaves out what it cannot use and would go on as nobody.
-        told = f"user {users[0]['name']!r} of the kubeconfig: no credentials came of {', '.join(users[0]['user'])}"
-        raise PluginError(f"You must be logged in to the server: {told}", EXIT_UNREACHABLE)
+        message = f"user {users[0]['name']!r} of the kubeconfig: no credentials came of {', '.join(users[0]['user'])}"
+        raise PluginError(f"You must be logged in to the server: {message}", EXIT_UNREACHABLE)
     made.retries = 0  # whoever waits asks again; a person sees at once that nobody answers
     return client.ApiClient(made)
 

@@ -13,8 +13,8 @@ import yaml
 
 from sheetanchor_operator.plugin.api import Api, Target
 from sheetanchor_operator.plugin.errors import EXIT_DONE, EXIT_USAGE, PluginError
-from sheetanchor_operator.plugin.request import Wanted, ask, exit_code_of, wait
-from sheetanchor_operator.plugin.words import escaped, history, overview, row_of, say, summary, table
+from sheetanchor_operator.plugin.request import RequestOptions, ask, exit_code_of, wait
+from sheetanchor_operator.plugin.words import escaped, history, overview, print_line, row_of, summary, table
 
 __all__ = ["main"]
 
@@ -76,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = given.words[1:] if command in COMMANDS else given.words
     names = [_bare(name) for name in names]
     if len(names) > 1 or (not names and command != "status"):
-        say(f"usage: {USAGE}", sys.stderr)
+        print_line(f"usage: {USAGE}", sys.stderr)
         found = f"{len(names)} names" if names else "none"
-        say(f"kubectl reanchor: expected the name of one pipeline, found {found}", sys.stderr)
+        print_line(f"kubectl reanchor: expected the name of one pipeline, found {found}", sys.stderr)
         return EXIT_USAGE
     try:
         api = Api(Target(given.kubeconfig, given.context, given.namespace))
@@ -88,10 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _history(api, names[0], given)
         return _request(api, names[0], given)
     except PluginError as error:
-        say(f"kubectl reanchor: {' '.join(str(error).split())}", sys.stderr)
+        print_line(f"kubectl reanchor: {' '.join(str(error).split())}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        say("kubectl reanchor: interrupted; what was asked for stays asked for", sys.stderr)
+        print_line("kubectl reanchor: interrupted; what was asked for stays asked for", sys.stderr)
         return INTERRUPTED
 
 
@@ -130,21 +130,21 @@ def _request(api: Api, name: str, given: argparse.Namespace) -> int:
         raise PluginError(f"--reason has {len(reason)} characters: expected at most {REASON_LENGTH_MAX}", EXIT_USAGE)
     if given.timeout <= 0:
         raise PluginError(f"--timeout = {given.timeout:g}: expected more than 0 seconds", EXIT_USAGE)
-    asked = ask(api, Wanted(name, given.symbol, reason, given.request_id, given.dry_run, given.force))
-    if asked.note:
-        say(asked.note, sys.stderr)
+    submitted = ask(api, RequestOptions(name, given.symbol, reason, given.request_id, given.dry_run, given.force))
+    if submitted.note:
+        print_line(submitted.note, sys.stderr)
     if not given.wait:
-        told = {"pipeline": name, "namespace": api.namespace, "request": asked.request_id}
+        requested = {"pipeline": name, "namespace": api.namespace, "request": submitted.request_id}
         if given.output == "text":
-            for one in asked.names:
-                say(f"reanchor/{one} requested")
+            for one in submitted.names:
+                print_line(f"reanchor/{one} requested")
         else:
-            _print({**told, "reanchors": list(asked.names)}, given.output)
+            _print({**requested, "reanchors": list(submitted.names)}, given.output)
         return EXIT_DONE
-    done = wait(api, asked, given.timeout)
+    done = wait(api, submitted, given.timeout)
     if given.output == "text":
         rows = [row_of(one, _now_us(), message_max=1_000) for one in done]
-        say(table([["NAME", "PHASE", "RESULT", "TRIGGER", "AGE", "TOOK", "EPOCH", "MESSAGE"], *rows]))
+        print_line(table([["NAME", "PHASE", "RESULT", "TRIGGER", "AGE", "TOOK", "EPOCH", "MESSAGE"], *rows]))
     else:
         _print(_list_of(done), given.output)
     return exit_code_of(done)
@@ -156,15 +156,15 @@ def _status(api: Api, name: str, given: argparse.Namespace) -> int:
         if given.output != "text":
             _print(_list_of(pipelines), given.output)
         elif pipelines:
-            say(overview(pipelines, _now_us()))
+            print_line(overview(pipelines, _now_us()))
         else:
-            say(f"No pipelines in namespace {api.namespace}.")
+            print_line(f"No pipelines in namespace {api.namespace}.")
         return EXIT_DONE
     pipeline = api.pipeline(name)
     if given.output != "text":
         _print(_list_of([pipeline])["items"][0], given.output)
         return EXIT_DONE
-    say(summary(pipeline, _of_symbol(api.reanchors(name), given.symbol), _now_us()))
+    print_line(summary(pipeline, _of_symbol(api.reanchors(name), given.symbol), _now_us()))
     return EXIT_DONE
 
 
@@ -172,7 +172,7 @@ def _history(api: Api, name: str, given: argparse.Namespace) -> int:
     api.pipeline(name)
     reanchors = _of_symbol(api.reanchors(name), given.symbol)
     if given.output == "text":
-        say(history(reanchors, _now_us()))
+        print_line(history(reanchors, _now_us()))
     else:
         _print(_list_of(reanchors), given.output)
     return EXIT_DONE

@@ -62,7 +62,7 @@ def find(kubeconfig: str, context: str, environ: Mapping[str, str]) -> Access | 
         PluginError: A file cannot be read, or what it says is not enough.
     """
     paths = _paths(kubeconfig, environ)
-    merged = _merged([_load(path, wanted=bool(kubeconfig)) for path in paths])
+    merged = _merged([_load(path, options=bool(kubeconfig)) for path in paths])
     where = ", ".join(map(str, paths))
     if not any(merged[name] for name in LISTS):
         if kubeconfig or context:
@@ -79,12 +79,12 @@ def _paths(kubeconfig: str, environ: Mapping[str, str]) -> list[Path]:
     return [Path(name).expanduser() for name in named]
 
 
-def _load(path: Path, *, wanted: bool) -> Tree:
+def _load(path: Path, *, options: bool) -> Tree:
     """Read a file; one that is not there is as good as empty, unless it was asked for by name."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if wanted:
+        if options:
             raise unusable(f"stat {path}: no such file or directory") from None
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
@@ -201,12 +201,12 @@ def _base64(text: str) -> str:
 def _ask_helper(access: Access, environ: Mapping[str, str]) -> Tree:
     helper = access.helper
     command, version = str(helper.get("command") or ""), str(helper.get("apiVersion") or "")
-    told = f"getting credentials: exec: executable {command}"
+    message = f"getting credentials: exec: executable {command}"
     given = {str(one.get("name")): str(one.get("value", "")) for one in helper.get("env") or ()}
     variables = {**environ, **given}
     if shutil.which(command, path=variables.get("PATH")) is None:
         hint = " ".join(str(helper.get("installHint") or "").split())
-        raise unusable(f"{told} not found{': ' + hint if hint else ''}")
+        raise unusable(f"{message} not found{': ' + hint if hint else ''}")
     by_hand = sys.stdin.isatty() and sys.stderr.isatty() and helper.get("interactiveMode") != "Never"
     spec: Tree = {"interactive": by_hand}
     if helper.get("provideClusterInfo"):
@@ -223,24 +223,26 @@ def _ask_helper(access: Access, environ: Mapping[str, str]) -> Tree:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise unusable(f"{told} has not answered within {HELPER_TIMEOUT_S} s") from None
+        raise unusable(f"{message} has not answered within {HELPER_TIMEOUT_S} s") from None
     except OSError as error:
-        raise unusable(f"{told} cannot be run: {error.strerror}") from error
+        raise unusable(f"{message} cannot be run: {error.strerror}") from error
     if done.returncode != 0:
         words = " ".join((done.stderr or b"").decode(errors="replace").split())
-        raise unusable(f"{told} failed with exit code {done.returncode}{': ' + words if words else ''}")
-    return _status_in(done.stdout, version, told)
+        raise unusable(f"{message} failed with exit code {done.returncode}{': ' + words if words else ''}")
+    return _status_in(done.stdout, version, message)
 
 
-def _status_in(raw: bytes, version: str, told: str) -> Tree:
+def _status_in(raw: bytes, version: str, message: str) -> Tree:
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise unusable(f"{told}: decoding stdout: {error}") from error
+        raise unusable(f"{message}: decoding stdout: {error}") from error
     if not isinstance(answer, dict) or answer.get("kind") != "ExecCredential":
-        raise unusable(f"{told}: decoding stdout: expected an ExecCredential")
+        raise unusable(f"{message}: decoding stdout: expected an ExecCredential")
     if answer.get("apiVersion") != version:
-        raise unusable(f"{told}: configured to use API version {version}, returned version {answer.get('apiVersion')}")
+        raise unusable(
+            f"{message}: configured to use API version {version}, returned version {answer.get('apiVersion')}"
+        )
     status = answer.get("status")
     return status if isinstance(status, dict) else {}
 

@@ -22,14 +22,14 @@ from sheetanchor_operator.plugin.errors import (
     EXIT_UNREACHABLE,
     PluginError,
 )
-from sheetanchor_operator.plugin.words import condition, say
+from sheetanchor_operator.plugin.words import condition, print_line
 
 FINAL_PHASES: Final = ("Succeeded", "Failed", "Skipped")
 ACTION: Final = "immediate_reanchor"
 POLL_S: Final = 0.5
 MESSAGE_LENGTH_MAX: Final = 1_000
 UNSEEN: Final = "not seen by the operator yet"
-UNSEEN_TOLD_S: Final = 2.0
+UNSEEN_REPORTED_S: Final = 2.0
 UNSEEN_HINT_S: Final = 10.0
 """An operator that is there acts within a second or two."""
 
@@ -37,7 +37,7 @@ Object = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RequestOptions:
     """What is asked for.
 
     Attributes:
@@ -54,7 +54,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SubmittedRequest:
     """What was asked for: its id, and the names of the ReAnchors that it is."""
 
     request_id: str
@@ -62,7 +62,7 @@ class Asked:
     note: str = ""
 
 
-def ask(api: Api, wanted: Wanted) -> Asked:
+def ask(api: Api, options: RequestOptions) -> SubmittedRequest:
     """Create a ReAnchor for each symbol.
 
     Names come from the request's id: asked twice with the same one, a symbol has one ReAnchor.
@@ -70,14 +70,14 @@ def ask(api: Api, wanted: Wanted) -> Asked:
     Raises:
         PluginError: There is no such pipeline or symbol, nothing would come of it, or it is not allowed.
     """
-    pipeline = api.pipeline(wanted.name)
-    symbols = _symbols(pipeline, wanted)
-    _check_if_awake(pipeline, wanted)
-    request_id = wanted.request_id or f"kubectl-{uuid.uuid4().hex[:12]}"
-    owner = Owner(wanted.name, api.namespace, pipeline["metadata"].get("uid", ""))
-    by = api.who_am_i()
-    manifests = [reanchor_object(owner, _ask_for(symbol, request_id, by, wanted)) for symbol in symbols]
-    notes = [_throttle_note(pipeline, wanted)]
+    pipeline = api.pipeline(options.name)
+    symbols = _symbols(pipeline, options)
+    _check_if_awake(pipeline, options)
+    request_id = options.request_id or f"kubectl-{uuid.uuid4().hex[:12]}"
+    owner = Owner(options.name, api.namespace, pipeline["metadata"].get("uid", ""))
+    by = api.whoami()
+    manifests = [reanchor_object(owner, _ask_for(symbol, request_id, by, options)) for symbol in symbols]
+    notes = [_throttle_note(pipeline, options)]
     for done, manifest in enumerate(manifests):
         try:
             notes.append(_create(api, manifest, request_id))
@@ -87,22 +87,22 @@ def ask(api: Api, wanted: Wanted) -> Asked:
             made = ", ".join(one["metadata"]["name"] for one in manifests[:done])
             raise PluginError(f"{error}; asked for already: {made}", error.exit_code) from error
     names = tuple(str(one["metadata"]["name"]) for one in manifests)
-    return Asked(request_id, names, "; ".join(filter(None, notes)))
+    return SubmittedRequest(request_id, names, "; ".join(filter(None, notes)))
 
 
-def _ask_for(symbol: str, request_id: str, by: str, wanted: Wanted) -> Ask:
+def _ask_for(symbol: str, request_id: str, by: str, options: RequestOptions) -> Ask:
     return Ask(
         symbol=symbol,
         suffix=f"m{digest(request_id, symbol)}",
         action=ACTION,
-        reason=wanted.reason or "requested with kubectl reanchor",
+        reason=options.reason or "requested with kubectl reanchor",
         trigger="manual",
         # A policy may hold it against who asks: half of a name would be another's.
         requested_by=by if len(by) <= REQUESTED_BY_LENGTH_MAX else "",
         at_us=0,  # when the object is created, by the API server's clock
         request_id=request_id,
-        dry_run=wanted.dry_run,
-        force=wanted.force,
+        dry_run=options.dry_run,
+        force=options.force,
     )
 
 
@@ -121,64 +121,70 @@ def _asks_the_same(there: Object, manifest: Object) -> bool:
     return all(there["spec"].get(name) == manifest["spec"].get(name) for name in ("pipeline", "symbol", "requestID"))
 
 
-def _symbols(pipeline: Object, wanted: Wanted) -> Sequence[str]:
+def _symbols(pipeline: Object, options: RequestOptions) -> Sequence[str]:
     symbols: list[str] = pipeline["spec"]["symbols"]
-    if wanted.symbol and wanted.symbol not in symbols:
-        told = f"pipeline {wanted.name} has no symbol {wanted.symbol}: it has {', '.join(symbols)}"
-        raise PluginError(told, EXIT_NOT_FOUND)
-    return [wanted.symbol] if wanted.symbol else symbols
+    if options.symbol and options.symbol not in symbols:
+        message = f"pipeline {options.name} has no symbol {options.symbol}: it has {', '.join(symbols)}"
+        raise PluginError(message, EXIT_NOT_FOUND)
+    return [options.symbol] if options.symbol else symbols
 
 
-def _check_if_awake(pipeline: Object, wanted: Wanted) -> None:
+def _check_if_awake(pipeline: Object, options: RequestOptions) -> None:
     notes, spec = pipeline["metadata"].get("annotations") or {}, pipeline["spec"]
     if notes.get(PAUSED_ANNOTATION) == "true":
-        told = f"pipeline {wanted.name} is paused: kubectl annotate pp {wanted.name} {PAUSED_ANNOTATION}- ends that"
-        raise PluginError(told, EXIT_CHANGED_NOTHING)
-    if wanted.force:
+        message = (
+            f"pipeline {options.name} is paused: kubectl annotate pp {options.name} {PAUSED_ANNOTATION}- ends that"
+        )
+        raise PluginError(message, EXIT_CHANGED_NOTHING)
+    if options.force:
         return
     if spec.get("suspend"):
-        raise PluginError(f"pipeline {wanted.name} is suspended: set spec.suspend to false first", EXIT_CHANGED_NOTHING)
+        raise PluginError(
+            f"pipeline {options.name} is suspended: set spec.suspend to false first", EXIT_CHANGED_NOTHING
+        )
     if (spec.get("maintenance") or {}).get("enabled"):
         reason = spec["maintenance"].get("reason") or "no reason given"
-        raise PluginError(f"pipeline {wanted.name} is in maintenance: {reason}", EXIT_CHANGED_NOTHING)
+        raise PluginError(f"pipeline {options.name} is in maintenance: {reason}", EXIT_CHANGED_NOTHING)
     if not (spec.get("reanchor") or {}).get("enabled", True):
-        told = f"re-anchoring of pipeline {wanted.name} is switched off (spec.reanchor.enabled); --force overrides that"
-        raise PluginError(told, EXIT_CHANGED_NOTHING)
+        message = (
+            f"re-anchoring of pipeline {options.name} is switched off (spec.reanchor.enabled); --force overrides that"
+        )
+        raise PluginError(message, EXIT_CHANGED_NOTHING)
 
 
-def _throttle_note(pipeline: Object, wanted: Wanted) -> str:
+def _throttle_note(pipeline: Object, options: RequestOptions) -> str:
     throttled = condition(pipeline.get("status") or {}, "ReanchorThrottled")
-    if throttled.get("status") != "True" or wanted.force:
+    if throttled.get("status") != "True" or options.force:
         return ""
     return f"re-anchors are throttled now: {throttled.get('reason')}: {throttled.get('message')}"
 
 
-def wait(api: Api, asked: Asked, timeout_s: float) -> list[Object]:
+def wait(api: Api, submitted: SubmittedRequest, timeout_s: float) -> list[Object]:
     """Wait until every ReAnchor of a request is final, telling on stderr what it waits for.
 
     Raises:
         PluginError: Not within the time, or one is gone; says why, as far as that can be seen.
     """
-    begun_s, told = time.monotonic(), ""
+    begun_s, printed = time.monotonic(), ""
     final: dict[str, Object] = {}
     while True:
         waited_s = time.monotonic() - begun_s
-        words = _look(api, asked, final, waited_s)
-        if len(final) == len(asked.names):
-            return [final[name] for name in asked.names]
-        if words != told and (waited_s > UNSEEN_TOLD_S or UNSEEN not in words):
-            say(words, sys.stderr)
-            told = words
+        words = _poll(api, submitted, final, waited_s)
+        if len(final) == len(submitted.names):
+            return [final[name] for name in submitted.names]
+        if words != printed and (waited_s > UNSEEN_REPORTED_S or UNSEEN not in words):
+            print_line(words, sys.stderr)
+            printed = words
         if waited_s > timeout_s:
-            told = f"not done within {timeout_s:g} s: {words}; the request stays: kubectl get reanchors"
-            raise PluginError(told, EXIT_NOT_IN_TIME)
+            message = f"not done within {timeout_s:g} s: {words}; the request stays: kubectl get reanchors"
+            raise PluginError(message, EXIT_NOT_IN_TIME)
         time.sleep(POLL_S)
 
 
-def _look(api: Api, asked: Asked, final: dict[str, Object], waited_s: float) -> str:
+def _poll(api: Api, submitted: SubmittedRequest, final: dict[str, Object], waited_s: float) -> str:
     """Look at what is not final yet and note what is; gives in words what is waited for."""
     words = []
-    for name in asked.names:
+    for name in submitted.names:
         if name in final:
             continue
         try:

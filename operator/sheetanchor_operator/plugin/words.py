@@ -19,7 +19,7 @@ BAD_WHEN: Final = {"ReanchorInProgress": "", "ReanchorThrottled": "True", "Pause
 """Conditions that are sound when they are not True; of the others, anything but True is worth a line."""
 
 
-def say(text: str, file: TextIO | None = None) -> None:
+def print_line(text: str, file: TextIO | None = None) -> None:
     """Print lines. What objects, servers and helpers have written must not move the reader's cursor."""
     for line in text.split("\n"):
         print(clean(line), file=file)
@@ -91,7 +91,7 @@ def overview(pipelines: Sequence[Object], now_us: int) -> str:
     for one in pipelines:
         status = one.get("status") or {}
         last = status.get("lastReanchor") or {}
-        told = f"{last.get('result') or 'running'} {age(last.get('startedAt'), now_us)} ago" if last else "-"
+        last_cell = f"{last.get('result') or 'running'} {age(last.get('startedAt'), now_us)} ago" if last else "-"
         rows.append(
             [
                 one["metadata"]["name"],
@@ -100,7 +100,7 @@ def overview(pipelines: Sequence[Object], now_us: int) -> str:
                 condition(status, "Anchored").get("status", "Unknown"),
                 str(status.get("epoch", "-")),
                 age(status.get("lastPredictionAt"), now_us),
-                told,
+                last_cell,
             ]
         )
     return table(rows)

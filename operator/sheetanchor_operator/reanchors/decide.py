@@ -19,29 +19,29 @@ from sheetanchor_operator.children.object_meta import Defaults, Manifest
 from sheetanchor_operator.names import EventReason, Reason
 from sheetanchor_operator.observation import Live, Observed
 from sheetanchor_operator.reanchors.durable_record import comparisons, outcomes_of, remembered
-from sheetanchor_operator.reanchors.history import memory_of, next_try_us, policy_of, rebuilds_of
-from sheetanchor_operator.reanchors.job import Order, job
-from sheetanchor_operator.reanchors.plan import Draft, Patch, Plan, Start, SymbolFacts
+from sheetanchor_operator.reanchors.history import history_of, next_try_us, policy_of, rebuilds_of
+from sheetanchor_operator.reanchors.job import RunParameters, job
+from sheetanchor_operator.reanchors.plan import Draft, JobStart, Patch, ReanchorPlan, SymbolFacts
 from sheetanchor_operator.reanchors.request_queue import answer_again, bound_queue, skipped
 from sheetanchor_operator.reanchors.requests import (
     OPERATOR,
     BadRequest,
-    asks_of_schedule,
-    asks_of_wish,
     key_of,
-    read_wish,
+    read_request,
+    requests_of_annotation,
+    requests_of_schedule,
 )
 from sheetanchor_operator.reanchors.runs import (
     SECOND_US,
     UNKNOWN,
     Ended,
+    JobRun,
     ReAnchor,
-    Run,
-    Sight,
+    SymbolObservation,
     read_reanchor,
     redis_ahead_us,
     runs_of,
-    sights_of,
+    symbol_observations,
 )
 from sheetanchor_operator.reanchors.status_patch import finished, retried, running, waiting_for_lock
 
@@ -57,10 +57,10 @@ HELD_MAX: Final = 20
 KEEP_US: Final = 15 * SECOND_US
 """Whoever waits for a result finds it for at least this long."""
 
-LOOK_US: Final = SECOND_US
+SUSPECT_POLL_US: Final = SECOND_US
 """How often to look at a state that is in doubt."""
 
-RUN_LOOK_US: Final = 5 * SECOND_US
+RUN_POLL_US: Final = 5 * SECOND_US
 
 _THROTTLES: Final[Mapping[str, Reason]] = {
     "backoff": Reason.BACKING_OFF,
@@ -70,7 +70,7 @@ _THROTTLES: Final[Mapping[str, Reason]] = {
 }
 
 
-def plan(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> Plan:
+def plan(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> ReanchorPlan:
     """Decide about the re-anchors of a pipeline.
 
     Args:
@@ -78,7 +78,7 @@ def plan(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> Plan:
         observed: Its ReAnchors, their Jobs and pods, what processors say, and the time.
         defaults: What the operator's own settings say.
     """
-    sights = sights_of(observed.states)
+    sights = symbol_observations(observed.states)
     # One clock for everything that is compared, that of Redis; only when to look again is told by our own.
     ahead_us = redis_ahead_us(sights.values(), observed.now_us)
     observed = replace(observed, now_us=observed.now_us + ahead_us)
@@ -89,19 +89,19 @@ def plan(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> Plan:
     bound_queue(draft)
     for one in list(known.values()):
         if one.name not in draft.passed_over:
-            _greet(draft, one)
-            _take_in_runs(draft, one)
+            _acknowledge(draft, one)
+            _record_runs(draft, one)
     _answer_merged(draft)
     if not pipeline.paused and not pipeline.deleting:
-        _ask_for_wishes(draft)
+        _request_rebuilds(draft)
         for symbol in pipeline.spec.symbols:
             _decide(draft, symbol, sights.get(symbol, UNKNOWN))
-        _skip_strangers(draft)
+        _skip_unknown_symbols(draft)
     made = _finished_plan(draft)
     return made if made.wake_at_us is None else replace(made, wake_at_us=made.wake_at_us - ahead_us)
 
 
-def _runs_of_all(known: Mapping[str, ReAnchor], observed: Observed) -> dict[str, list[Run]]:
+def _runs_of_all(known: Mapping[str, ReAnchor], observed: Observed) -> dict[str, list[JobRun]]:
     """Read every ReAnchor's runs, each Job once."""
     jobs: dict[str, list[Live]] = {}
     for body in observed.jobs:
@@ -113,7 +113,7 @@ def _runs_of_all(known: Mapping[str, ReAnchor], observed: Observed) -> dict[str,
     }
 
 
-def _finished_plan(draft: Draft) -> Plan:
+def _finished_plan(draft: Draft) -> ReanchorPlan:
     pipeline = draft.pipeline
     changed = []
     before = {body["metadata"]["name"]: body.get("status") or {} for body in draft.observed.reanchors}
@@ -129,7 +129,7 @@ def _finished_plan(draft: Draft) -> Plan:
     gone = frozenset(delete)
     homeless = (one.name for one in draft.known.values() if not one.owned and one.name not in gone)
     known = list(draft.known.values())
-    plan = Plan(
+    plan = ReanchorPlan(
         create=tuple(draft.create),
         start=tuple(draft.start),
         patch=tuple(changed),
@@ -153,7 +153,7 @@ def _idle_facts(draft: Draft) -> dict[str, SymbolFacts]:
 # What has become of runs
 
 
-def _greet(draft: Draft, one: ReAnchor) -> None:
+def _acknowledge(draft: Draft, one: ReAnchor) -> None:
     """Say that a request has been seen."""
     if "phase" in one.raw or not draft.may_write(3):
         return
@@ -162,7 +162,7 @@ def _greet(draft: Draft, one: ReAnchor) -> None:
         draft.tell(one, "Warning", EventReason.GAP_FOUND, f"{one.trigger}: {one.reason}", both=True)
 
 
-def _take_in_runs(draft: Draft, one: ReAnchor) -> None:
+def _record_runs(draft: Draft, one: ReAnchor) -> None:
     """Write down how the newest run of a ReAnchor stands."""
     runs = draft.runs[one.name]
     if one.final:
@@ -174,14 +174,14 @@ def _take_in_runs(draft: Draft, one: ReAnchor) -> None:
     if run is None:
         if one.phase == "Running" and draft.now_us - one.started_us > JOB_MISSING_GRACE_US:
             gone = Ended(-1, "failed", "the run's Job has vanished", one.started_us, draft.now_us)
-            _take_in_end(draft, one, one.attempts, gone)
+            _record_end(draft, one, one.attempts, gone)
         return
     if run.attempt > one.attempts or one.phase == "Running":
         draft.write(one.name, running(one, run.name, run.attempt, run.created_us))
         for name in run.answers:
             _attach(draft, name, one.name)
         if run.ended is not None:
-            _take_in_end(draft, draft.known[one.name], run.attempt, run.ended)
+            _record_end(draft, draft.known[one.name], run.attempt, run.ended)
         elif run.message:
             draft.write(one.name, {"message": run.message})
 
@@ -192,7 +192,7 @@ def _attach(draft: Draft, name: str, lead: str) -> None:
         draft.write(name, {"phase": "Pending", "answeredBy": lead, "message": f"merged into {lead}"})
 
 
-def _take_in_end(draft: Draft, one: ReAnchor, attempt: int, ended: Ended) -> None:
+def _record_end(draft: Draft, one: ReAnchor, attempt: int, ended: Ended) -> None:
     if ended.receipt is not None:
         draft.receipts[one.name] = (ended.receipt,)
     if ended.exit_code == 0 or ended.exit_code == reanchor_scheduler.EXIT_SUPERSEDED:
@@ -202,9 +202,9 @@ def _take_in_end(draft: Draft, one: ReAnchor, attempt: int, ended: Ended) -> Non
         draft.tell(one, "Normal", good, f"{ended.result}: {ended.message}", both=phase == "Succeeded")
         return
     if ended.exit_code == reanchor_scheduler.EXIT_LOCK_HELD:
-        _take_in_held(draft, one, attempt, ended)
+        _record_lock_wait(draft, one, attempt, ended)
         return
-    before = memory_of(one.symbol, [k for k in draft.known.values() if k.name != one.name], {}, draft.now_us)
+    before = history_of(one.symbol, [k for k in draft.known.values() if k.name != one.name], {}, draft.now_us)
     asked_us = ended.receipt.retry_at_us if ended.receipt is not None else 0
     failed = attempt - one.held
     next_us = next_try_us(one, attempt, before.failures + failed, ended.finished_us, asked_us, draft.policy)
@@ -217,7 +217,7 @@ def _take_in_end(draft: Draft, one: ReAnchor, attempt: int, ended: Ended) -> Non
     draft.tell(one, "Warning", EventReason.REANCHOR_FAILED, again, both=True)
 
 
-def _take_in_held(draft: Draft, one: ReAnchor, attempt: int, ended: Ended) -> None:
+def _record_lock_wait(draft: Draft, one: ReAnchor, attempt: int, ended: Ended) -> None:
     """Wait for whoever holds the lock: that another run is at work is no failure, for counters and alerts alike."""
     held = one.held + 1
     if held >= HELD_MAX:
@@ -274,9 +274,9 @@ def _ask(draft: Draft, ask: Ask) -> None:
         draft.wakes.append(draft.now_us)
 
 
-def _ask_for_wishes(draft: Draft) -> None:
+def _request_rebuilds(draft: Draft) -> None:
     pipeline = draft.pipeline
-    asks, next_us = asks_of_schedule(pipeline, pipeline.created_us, draft.known.values(), draft.now_us)
+    asks, next_us = requests_of_schedule(pipeline, pipeline.created_us, draft.known.values(), draft.now_us)
     if next_us is not None:
         draft.wakes.append(next_us)
     value = pipeline.reanchor_request
@@ -285,7 +285,7 @@ def _ask_for_wishes(draft: Draft) -> None:
         values.append(value)
     for value in dict.fromkeys(values):
         try:
-            asks = [*asks, *asks_of_wish(read_wish(value, pipeline.spec.symbols), draft.now_us)]
+            asks = [*asks, *requests_of_annotation(read_request(value, pipeline.spec.symbols), draft.now_us)]
         except BadRequest as error:
             told = f"the annotation sheetanchor.dev/reanchor changes nothing: {error}"
             draft.tell(None, "Warning", EventReason.REANCHOR_SKIPPED, told, both=True)
@@ -302,12 +302,12 @@ def _last_request(draft: Draft) -> str:
 # What to start
 
 
-def _decide(draft: Draft, symbol: str, sight: Sight) -> None:
+def _decide(draft: Draft, symbol: str, sight: SymbolObservation) -> None:
     """Skip what changes nothing, and start at most one run."""
     sight = _after_swap(draft, symbol, sight)
-    dead = _dead_run(draft, symbol, sight)
+    dead = _ended_lock_holder(draft, symbol, sight)
     seen = sight.seen(bool(sight.lock_holder) and not dead)
-    memory = memory_of(symbol, list(draft.known.values()), draft.pipeline.status, draft.now_us)
+    memory = history_of(symbol, list(draft.known.values()), draft.pipeline.status, draft.now_us)
     waiting = [one for one in draft.of(symbol) if one.phase == "Pending" and not one.answered_by]
     waiting = [one for one in waiting if one.name not in draft.passed_over]
     waiting = [one for one in waiting if not _skip_if_moot(draft, one, memory, seen, sight)]
@@ -317,7 +317,7 @@ def _decide(draft: Draft, symbol: str, sight: Sight) -> None:
     rebuilds = [one for one in waiting if not one.dry_run]
     wait = None
     if at_work:
-        draft.wakes.append(draft.now_us + RUN_LOOK_US)
+        draft.wakes.append(draft.now_us + RUN_POLL_US)
     else:
         wait = _start_or_wait(draft, symbol, rebuilds, memory, seen, sight, dead)
         dry = [one for one in waiting if one.dry_run]
@@ -325,9 +325,9 @@ def _decide(draft: Draft, symbol: str, sight: Sight) -> None:
             _start(draft, dry[0], [], dead)
             wait = None
     if sight.known and seen.suspect:
-        draft.wakes.append(draft.now_us + LOOK_US)
+        draft.wakes.append(draft.now_us + SUSPECT_POLL_US)
     elif waiting and not sight.known:
-        draft.wakes.append(draft.now_us + RUN_LOOK_US)
+        draft.wakes.append(draft.now_us + RUN_POLL_US)
     draft.symbols[symbol] = _facts(draft, symbol, wait)
 
 
@@ -342,11 +342,11 @@ def _may_try(draft: Draft, dry: Sequence[ReAnchor], memory: reanchor_scheduler.S
         return True
     draft.wakes.append(wait.until_us or 0)
     for one in dry:
-        _tell_wait(draft, one, wait)
+        _record_wait(draft, one, wait)
     return False
 
 
-def _after_swap(draft: Draft, symbol: str, sight: Sight) -> Sight:
+def _after_swap(draft: Draft, symbol: str, sight: SymbolObservation) -> SymbolObservation:
     """Take a processor that has not noticed a swap of these seconds as if it had."""
     swapped = [one for one in draft.of(symbol) if one.result == "swapped"]
     newest = max(swapped, key=lambda one: one.finished_us, default=None)
@@ -357,7 +357,7 @@ def _after_swap(draft: Draft, symbol: str, sight: Sight) -> Sight:
     return replace(sight, state="anchored", epoch=newest.epoch_after, fresh=True, suspect_since_us=0)
 
 
-def _dead_run(draft: Draft, symbol: str, sight: Sight) -> str:
+def _ended_lock_holder(draft: Draft, symbol: str, sight: SymbolObservation) -> str:
     """Give the request id of a run that is known to have ended and may have left its lock, "" if there is none."""
     ended = {}
     for one in draft.of(symbol):
@@ -372,11 +372,15 @@ def _dead_run(draft: Draft, symbol: str, sight: Sight) -> str:
 
 
 def _skip_if_moot(
-    draft: Draft, one: ReAnchor, memory: reanchor_scheduler.State, seen: reanchor_scheduler.Seen, sight: Sight
+    draft: Draft,
+    one: ReAnchor,
+    memory: reanchor_scheduler.State,
+    seen: reanchor_scheduler.Seen,
+    sight: SymbolObservation,
 ) -> bool:
     if answer_again(draft, one):
         return True
-    reason = _rest(draft, one)
+    reason = _paused_reason(draft, one)
     if not reason and not one.dry_run and (sight.known or not one.validates):
         alone, skip = reanchor_scheduler.ask(memory, one.request, draft.policy)
         if skip is None:
@@ -390,7 +394,7 @@ def _skip_if_moot(
     return True
 
 
-def _rest(draft: Draft, one: ReAnchor) -> str:
+def _paused_reason(draft: Draft, one: ReAnchor) -> str:
     if draft.pipeline.spec.suspend and not one.force:
         return "the pipeline is suspended"
     if draft.pipeline.spec.maintenance.enabled and not one.force:
@@ -404,14 +408,14 @@ def _start_or_wait(
     waiting: Sequence[ReAnchor],
     memory: reanchor_scheduler.State,
     seen: reanchor_scheduler.Seen,
-    sight: Sight,
+    sight: SymbolObservation,
     dead: str,
 ) -> reanchor_scheduler.Wait | None:
     """Start a run for what waits, or ask for one if the state is in doubt and nobody else has."""
     state = memory
     for one in waiting:
         state, _ = reanchor_scheduler.ask(state, one.request, draft.policy)
-    if not waiting and (draft.pipeline.at_rest or not sight.known):
+    if not waiting and (draft.pipeline.scaled_to_zero or not sight.known):
         return reanchor_scheduler.Wait(None, "nothing is asked for")
     _, decision = reanchor_scheduler.decide(state, seen, draft.now_us, draft.policy)
     if isinstance(decision, reanchor_scheduler.Skip):
@@ -420,10 +424,10 @@ def _start_or_wait(
         if decision.until_us is not None:
             draft.wakes.append(decision.until_us)
         for one in waiting:
-            _tell_wait(draft, one, decision)
+            _record_wait(draft, one, decision)
         return decision
     if not waiting:
-        _ask(draft, _own_ask(draft, symbol, decision, memory, sight))
+        _ask(draft, _own_request(draft, symbol, decision, memory, sight))
         return None
     lead = draft.known[decision.request.id]
     merged = [one for one in waiting if one.name != lead.name and (decision.kind == "rebuild" or one.validates)]
@@ -431,7 +435,7 @@ def _start_or_wait(
     return None
 
 
-def _tell_wait(draft: Draft, one: ReAnchor, wait: reanchor_scheduler.Wait) -> None:
+def _record_wait(draft: Draft, one: ReAnchor, wait: reanchor_scheduler.Wait) -> None:
     status: Manifest = {"phase": "Pending"}
     if wait.kind in _THROTTLES and not one.attempts:
         status["message"] = f"waits: {wait.reason}"
@@ -440,8 +444,12 @@ def _tell_wait(draft: Draft, one: ReAnchor, wait: reanchor_scheduler.Wait) -> No
     draft.write(one.name, status)
 
 
-def _own_ask(
-    draft: Draft, symbol: str, start: reanchor_scheduler.Start, memory: reanchor_scheduler.State, sight: Sight
+def _own_request(
+    draft: Draft,
+    symbol: str,
+    start: reanchor_scheduler.Start,
+    memory: reanchor_scheduler.State,
+    sight: SymbolObservation,
 ) -> Ask:
     """Make the request that nobody has made for a state in doubt."""
     request = start.request
@@ -464,7 +472,7 @@ def _own_ask(
 def _start(draft: Draft, lead: ReAnchor, merged: Sequence[ReAnchor], dead: str) -> None:
     attempt = lead.attempts + 1
     more = f" (and {len(merged)} more)" if merged else ""
-    order = Order(
+    order = RunParameters(
         name=lead.name,
         uid=lead.uid,
         symbol=lead.symbol,
@@ -478,11 +486,11 @@ def _start(draft: Draft, lead: ReAnchor, merged: Sequence[ReAnchor], dead: str) 
         answers=tuple(one.name for one in merged),
     )
     manifest = job(draft.pipeline, draft.defaults, order)
-    draft.start.append(Start(lead.name, lead.symbol, manifest))
+    draft.start.append(JobStart(lead.name, lead.symbol, manifest))
     draft.write(lead.name, running(lead, manifest["metadata"]["name"], attempt, draft.now_us))
     for one in merged:
         _attach(draft, one.name, lead.name)
-    draft.wakes.append(draft.now_us + RUN_LOOK_US)
+    draft.wakes.append(draft.now_us + RUN_POLL_US)
     told = f"run {attempt} for {lead.trigger}: {order.reason}"
     begun = EventReason.REANCHOR_STARTED if attempt == 1 else EventReason.REANCHOR_RETRIED
     draft.tell(lead, "Normal", begun, told, both=True)
@@ -505,7 +513,7 @@ def _facts(draft: Draft, symbol: str, wait: reanchor_scheduler.Wait | None = Non
     )
 
 
-def _skip_strangers(draft: Draft) -> None:
+def _skip_unknown_symbols(draft: Draft) -> None:
     symbols = draft.pipeline.spec.symbols
     for one in list(draft.known.values()):
         waits = not one.final and one.phase != "Running" and one.name not in draft.passed_over

@@ -127,21 +127,21 @@ def outcomes_of(known: Iterable[ReAnchor], status: Mapping[str, Any], now_us: in
 
     One that another's run has answered, that was skipped or that was a dry run is no re-anchor that ran.
     """
-    told = status.get("reanchorRuns") or {}
-    good, bad = (set(_numbers(told.get(name))) for name in ("succeededMicros", "failedMicros"))
+    recorded = status.get("reanchorRuns") or {}
+    good, bad = (set(_numbers(recorded.get(name))) for name in ("succeededMicros", "failedMicros"))
     for one in known:
         if one.attempts and not one.dry_run and not one.answered_by and one.phase in ("Succeeded", "Failed"):
-            (good if one.phase == "Succeeded" else bad).add(_moment(one))
+            (good if one.phase == "Succeeded" else bad).add(_end_us(one))
     return _latest(good, now_us - RUNS_KEPT_US), _latest(bad, now_us - RUNS_KEPT_US)
 
 
-def _moment(one: ReAnchor) -> int:
+def _end_us(one: ReAnchor) -> int:
     """Give the end of a re-anchor; below the millisecond stands what tells two of the same moment apart."""
     return one.finished_us // 1_000 * 1_000 + int(digest(one.uid or one.name), 16) % 1_000
 
 
-def _latest(moments: Iterable[int], after_us: int) -> tuple[int, ...]:
-    return tuple(sorted(at_us for at_us in moments if at_us > after_us)[-RUNS_MAX:])
+def _latest(timestamps: Iterable[int], after_us: int) -> tuple[int, ...]:
+    return tuple(sorted(at_us for at_us in timestamps if at_us > after_us)[-RUNS_MAX:])
 
 
 def _numbers(given: Any) -> list[int]:
@@ -150,13 +150,13 @@ def _numbers(given: Any) -> list[int]:
 
 def comparisons(known: Iterable[ReAnchor], status: Mapping[str, Any], now_us: int) -> dict[str, tuple[int, ...]]:
     """Give by symbol the ends of the last hour's runs that swapped nothing: they ask the exchange for as much."""
-    told: dict[str, set[int]] = {}
+    recorded: dict[str, set[int]] = {}
     for entry in status.get("symbols") or ():
-        told.setdefault(str(entry.get("name")), set()).update(_numbers(entry.get("comparedMicros")))
+        recorded.setdefault(str(entry.get("name")), set()).update(_numbers(entry.get("comparedMicros")))
     for one in known:
         if _has_compared(one):
-            told.setdefault(one.symbol, set()).add(_moment(one))
-    young = {symbol: sorted(at_us for at_us in ends if at_us > now_us - HOUR_US) for symbol, ends in told.items()}
+            recorded.setdefault(one.symbol, set()).add(_end_us(one))
+    young = {symbol: sorted(at_us for at_us in ends if at_us > now_us - HOUR_US) for symbol, ends in recorded.items()}
     return {symbol: tuple(ends[-COMPARISONS_MAX:]) for symbol, ends in young.items()}
 
 

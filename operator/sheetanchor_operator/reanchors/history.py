@@ -45,16 +45,16 @@ def rebuilds_of(symbol: str, known: Iterable[ReAnchor], status: Mapping[str, Any
 
 def _rebuilds(known: Iterable[ReAnchor], status: Mapping[str, Any], now_us: int) -> list[tuple[str, int]]:
     """Give symbol and end of every rebuild of the last hour, in their order."""
-    told = {
+    found = {
         (str(entry.get("name")), int(at_us))
         for entry in status.get("symbols") or ()
         for at_us in entry.get("rebuiltMicros") or ()
     }
-    told.update((one.symbol, one.finished_us) for one in known if one.result == "swapped")
-    return sorted((one for one in told if one[1] > now_us - HOUR_US), key=lambda one: one[1])
+    found.update((one.symbol, one.finished_us) for one in known if one.result == "swapped")
+    return sorted((one for one in found if one[1] > now_us - HOUR_US), key=lambda one: one[1])
 
 
-def memory_of(symbol: str, known: Sequence[ReAnchor], status: Mapping[str, Any], now_us: int) -> State:
+def history_of(symbol: str, known: Sequence[ReAnchor], status: Mapping[str, Any], now_us: int) -> State:
     """Rebuild what a coordinator would remember of a symbol; what is pending or running is not in it.
 
     Args:

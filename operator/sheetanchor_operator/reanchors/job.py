@@ -8,7 +8,7 @@ from typing import Final
 from sheetanchor.policy.reanchor_object import bounded_name
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.object_meta import Defaults, Manifest
-from sheetanchor_operator.children.pod_template import Role, pod_metadata, pod_spec
+from sheetanchor_operator.children.pod_template import WorkloadRole, pod_metadata, pod_spec
 from sheetanchor_operator.names import API_VERSION, LABEL_LENGTH_MAX, REANCHOR_KIND, Component, labels_of
 from sheetanchor_operator.reanchors.runs import ANSWERS_ANNOTATION, ATTEMPT_ANNOTATION, REANCHOR_LABEL, TRIGGER_LABEL
 
@@ -26,7 +26,7 @@ ANSWERS_MAX: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class RunParameters:
     """What a run is to do.
 
     Attributes:
@@ -57,7 +57,7 @@ def job_name(reanchor: str, attempt: int) -> str:
     return bounded_name(reanchor, LABEL_LENGTH_MAX - len(tail)) + tail
 
 
-def _args(order: Order) -> tuple[str, ...]:
+def _args(order: RunParameters) -> tuple[str, ...]:
     # Joined by "=": what a reason begins with must not be taken for a flag.
     args = [
         f"--symbol={order.symbol}",
@@ -76,7 +76,7 @@ def _args(order: Order) -> tuple[str, ...]:
     return tuple(arg.replace("$", "$$") for arg in args)
 
 
-def job(pipeline: Pipeline, defaults: Defaults, order: Order) -> Manifest:
+def job(pipeline: Pipeline, defaults: Defaults, order: RunParameters) -> Manifest:
     """Render the Job of a run.
 
     Args:
@@ -90,7 +90,7 @@ def job(pipeline: Pipeline, defaults: Defaults, order: Order) -> Manifest:
     annotations = {ATTEMPT_ANNOTATION: str(order.attempt)}
     if order.answers:
         annotations[ANSWERS_ANNOTATION] = ",".join(order.answers[:ANSWERS_MAX])
-    role = Role(
+    role = WorkloadRole(
         Component.REANCHOR,
         pipeline.spec.reanchor.resources,
         args=_args(order),

@@ -17,15 +17,15 @@ from sheetanchor_operator.events import Event
 from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_KIND, EventReason, Reason
 from sheetanchor_operator.observation import Observed
 from sheetanchor_operator.reanchors.durable_record import Answered, Outcomes, remembered
-from sheetanchor_operator.reanchors.runs import ReAnchor, Run
+from sheetanchor_operator.reanchors.runs import JobRun, ReAnchor
 
 WRITES_MAX: Final = 30
 """Requests of one look that can wait for the next: greeting, skipping, adopting and forgetting. How many of them are
-sent is for `look_time` to say; more than these are not even planned."""
+sent is for `reconcile_timer` to say; more than these are not even planned."""
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class JobStart:
     """A Job to create for a ReAnchor."""
 
     reanchor: str
@@ -71,7 +71,7 @@ class SymbolFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ReanchorPlan:
     """What to do now, in this order: create, start, patch, adopt, delete.
 
     Attributes:
@@ -89,7 +89,7 @@ class Plan:
     """
 
     create: tuple[Manifest, ...] = ()
-    start: tuple[Start, ...] = ()
+    start: tuple[JobStart, ...] = ()
     patch: tuple[Patch, ...] = ()
     adopt: tuple[str, ...] = ()
     delete: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ class Plan:
     outcomes: Outcomes | None = None
 
 
-def without(plan: Plan, refused: Mapping[str, str]) -> Plan:
+def without(plan: ReanchorPlan, refused: Mapping[str, str]) -> ReanchorPlan:
     """Give what is left of a plan when Jobs could not be made: their runs have not begun, and nobody is told so.
 
     Args:
@@ -138,7 +138,7 @@ def without(plan: Plan, refused: Mapping[str, str]) -> Plan:
     )
 
 
-def put_off(plan: Plan, unwritten: Collection[str], now_us: int) -> Plan:
+def defer(plan: ReanchorPlan, unwritten: Collection[str], now_us: int) -> ReanchorPlan:
     """Give what is left of a plan when statuses were not written: nobody is told of what is not written down yet.
 
     Args:
@@ -165,10 +165,10 @@ class Draft:
     observed: Observed
     defaults: Defaults
     known: dict[str, ReAnchor]
-    runs: dict[str, list[Run]]
+    runs: dict[str, list[JobRun]]
     policy: reanchor_scheduler.Policy
     create: list[Manifest] = field(default_factory=list)
-    start: list[Start] = field(default_factory=list)
+    start: list[JobStart] = field(default_factory=list)
     patch: dict[str, Manifest] = field(default_factory=dict)
     wakes: list[int] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)

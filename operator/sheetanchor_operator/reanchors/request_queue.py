@@ -26,11 +26,11 @@ def bound_queue(draft: Draft) -> None:
     open_ones.sort(key=lambda one: (one.phase != "Running", not one.answered_by, not one.force, one.at_us, one.name))
     rest = [one for one in open_ones[QUEUE_MAX:] if one.phase != "Running"]
     draft.passed_over = frozenset(one.name for one in rest)
-    told = f"more than {QUEUE_MAX} requests wait: this one was passed over; ask again when fewer do"
+    message = f"more than {QUEUE_MAX} requests wait: this one was passed over; ask again when fewer do"
     for one in rest:
         if not draft.may_write():
             break
-        draft.write(one.name, skipped(draft, one, told))
+        draft.write(one.name, skipped(draft, one, message))
     text = f"more than {QUEUE_MAX} requests for re-anchors wait: the first are looked at, the rest is skipped"
     draft.tell(None, "Warning", EventReason.REANCHOR_SKIPPED, text, both=True)
 
@@ -48,8 +48,10 @@ def answer_again(draft: Draft, one: ReAnchor) -> bool:
         if (other.created_us, other.name) >= (one.created_us, one.name):
             break
         if one.created_us - other.created_us < IDS_KEPT_US and not other.final:
-            told = f"request {one.request_id} was made before, as {other.name}"
-            draft.write(one.name, {"phase": "Pending", "answeredBy": other.answered_by or other.name, "message": told})
+            message = f"request {one.request_id} was made before, as {other.name}"
+            draft.write(
+                one.name, {"phase": "Pending", "answeredBy": other.answered_by or other.name, "message": message}
+            )
             return True
     first = draft.answered.get(key_of_request(one.symbol, one.request_id))
     if first is None or first.name == one.name or one.created_us - first.made_us >= IDS_KEPT_US:

@@ -34,7 +34,7 @@ class BadRequest(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RebuildRequest:
     """What the annotation asks for.
 
     Attributes:
@@ -96,7 +96,7 @@ def _shown(entry: object) -> str:
     return text if len(text) <= SHOWN_LENGTH_MAX else f"{text[: SHOWN_LENGTH_MAX - 1]}…"
 
 
-def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
+def read_request(value: str, symbols: tuple[str, ...]) -> RebuildRequest:
     """Read a value of the annotation.
 
     Args:
@@ -110,7 +110,7 @@ def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
     if not tree:
         if value.lstrip().startswith("{"):
             raise BadRequest(f"{_shown(value)} is not a JSON object with entries: expected one, or plain text")
-        return Wish(
+        return RebuildRequest(
             one_line(_request_id_of(value), KEY_LENGTH_MAX), symbols, f"annotation {one_line(value, 100)}", "annotation"
         )
     unknown = sorted(set(tree) - {"id", "symbol", "reason", "by", "dryRun", "force"})
@@ -125,7 +125,7 @@ def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
     symbol = tree.get("symbol") or ""
     if symbol and symbol not in symbols:
         raise BadRequest(f"symbol = {_shown(symbol)}: expected one of {', '.join(symbols)}")
-    return Wish(
+    return RebuildRequest(
         request_id=one_line(_request_id_of(value), KEY_LENGTH_MAX),
         symbols=(symbol,) if symbol else symbols,
         reason=one_line(str(tree.get("reason") or "requested by hand"), 500),
@@ -135,7 +135,7 @@ def read_wish(value: str, symbols: tuple[str, ...]) -> Wish:
     )
 
 
-def asks_of_wish(wish: Wish, now_us: int) -> list[Ask]:
+def requests_of_annotation(wish: RebuildRequest, now_us: int) -> list[Ask]:
     """Make one request per symbol of what the annotation asks for."""
     return [
         Ask(
@@ -169,7 +169,7 @@ def due_time_us(schedule: str, now_us: int) -> tuple[int, int]:
     return round(last.timestamp() * 1e6), round(following.timestamp() * 1e6)
 
 
-def asks_of_schedule(
+def requests_of_schedule(
     pipeline: Pipeline, created_us: int, known: Iterable[ReAnchor], now_us: int
 ) -> tuple[list[Ask], int | None]:
     """Make the requests of the last scheduled time, if there are none yet; several missed times are one.

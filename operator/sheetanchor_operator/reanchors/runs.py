@@ -13,7 +13,7 @@ from sheetanchor.policy.reanchor_scheduler import EMERGENCY, IMMEDIATE, SCHEDULE
 from sheetanchor_operator.api.reanchor_spec import TERMINAL_PHASES
 from sheetanchor_operator.api.timestamps import micros_of
 from sheetanchor_operator.names import Component
-from sheetanchor_operator.observation import Answer, Live, symbols_in, whole_number
+from sheetanchor_operator.observation import Live, PodResponse, symbols_in, whole_number
 from sheetanchor_operator.reanchors.run_receipt import receipt_in
 
 REANCHOR_LABEL: Final = "sheetanchor.dev/reanchor"
@@ -169,7 +169,7 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class JobRun:
     """A Job of a ReAnchor.
 
     Attributes:
@@ -186,7 +186,7 @@ class Run:
     answers: tuple[str, ...] = ()
 
 
-def runs_of(reanchor: ReAnchor, jobs: Iterable[Live], pods: Iterable[Live], now_us: int) -> list[Run]:
+def runs_of(reanchor: ReAnchor, jobs: Iterable[Live], pods: Iterable[Live], now_us: int) -> list[JobRun]:
     """Read the runs of a ReAnchor, in their order."""
     pods = tuple(pods)
     own = [job for job in jobs if _belongs(job, reanchor)]
@@ -198,11 +198,11 @@ def _belongs(job: Live, reanchor: ReAnchor) -> bool:
     return any(owner.get("kind") == "ReAnchor" and owner.get("uid") == reanchor.uid for owner in owners)
 
 
-def _read_run(reanchor: ReAnchor, job: Live, pods: tuple[Live, ...], now_us: int) -> Run:
+def _read_run(reanchor: ReAnchor, job: Live, pods: tuple[Live, ...], now_us: int) -> JobRun:
     metadata = job["metadata"]
     notes = metadata.get("annotations") or {}
     own = _pods_of(job, pods)
-    return Run(
+    return JobRun(
         name=metadata["name"],
         attempt=_attempt_of(metadata["name"], notes),
         created_us=micros_of(metadata.get("creationTimestamp")),
@@ -340,7 +340,7 @@ def _waits_for_place(pod: Live) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class SymbolObservation:
     """How a symbol stands, as the best placed processor tells it.
 
     Attributes:
@@ -363,14 +363,14 @@ class Sight:
         return Seen(state, self.epoch, self.fresh, lock_held, since_us)
 
 
-UNKNOWN: Final = Sight()
+UNKNOWN: Final = SymbolObservation()
 
 
 CLOCK_AHEAD_MAX_US: Final = 24 * 3600 * SECOND_US
 """Whoever says that Redis' clock is further from ours than this is not believed."""
 
 
-def redis_ahead_us(sights: Iterable[Sight], now_us: int) -> int:
+def redis_ahead_us(sights: Iterable[SymbolObservation], now_us: int) -> int:
     """Say how far Redis' clock is ahead of this process'; 0 while nobody tells it.
 
     Receipts, gaps and doubts are stamped by Redis' clock, so what is compared with them has to be told by it too.
@@ -387,37 +387,37 @@ def redis_ahead_us(sights: Iterable[Sight], now_us: int) -> int:
 Rank = tuple[bool, int, int]
 
 
-def sights_of(states: Mapping[str, Answer]) -> dict[str, Sight]:
+def symbol_observations(states: Mapping[str, PodResponse]) -> dict[str, SymbolObservation]:
     """Read the processors' answers: of each symbol the active one's counts, of two the one with the higher term.
 
     Whatever cannot be read is no answer: any program may listen where a processor did.
     """
-    best: dict[str, tuple[Rank, Sight]] = {}
+    best: dict[str, tuple[Rank, SymbolObservation]] = {}
     for _, answer in sorted(states.items()):
-        for symbol, told in symbols_in(answer).items():
-            ranked = _sight_in(told)
+        for symbol, report in symbols_in(answer).items():
+            ranked = _sight_in(report)
             if ranked is not None and (symbol not in best or ranked[0] > best[symbol][0]):
                 best[symbol] = ranked
     return {symbol: sight for symbol, (_, sight) in best.items()}
 
 
-def _sight_in(told: Any) -> tuple[Rank, Sight] | None:
-    if not isinstance(told, Mapping) or told.get("state") not in ("anchored", "suspect"):
+def _sight_in(report: Any) -> tuple[Rank, SymbolObservation] | None:
+    if not isinstance(report, Mapping) or report.get("state") not in ("anchored", "suspect"):
         return None
-    numbers = [whole_number(told.get(name) or 0) for name in ("epoch", "term", "suspect_since_us", "now_us")]
-    age_ms, holder = told.get("event_age_ms"), told.get("lock_holder")
+    numbers = [whole_number(report.get(name) or 0) for name in ("epoch", "term", "suspect_since_us", "now_us")]
+    age_ms, holder = report.get("event_age_ms"), report.get("lock_holder")
     if None in numbers:
         return None
     epoch, term, since_us, now_us = (number or 0 for number in numbers)
     if not isinstance(age_ms, int | float | None) or not isinstance(holder, str | None):
         return None
-    sight = Sight(
+    sight = SymbolObservation(
         known=True,
-        state=told["state"],
+        state=report["state"],
         epoch=epoch,
         fresh=age_ms is not None and age_ms * 1_000 < STALE_AFTER_US,
-        lock_holder=holder or ("?" if told.get("lock_held") else ""),
+        lock_holder=holder or ("?" if report.get("lock_held") else ""),
         suspect_since_us=since_us,
         now_us=now_us,
     )
-    return (bool(told.get("active")), term, now_us), sight
+    return (bool(report.get("active")), term, now_us), sight

@@ -69,10 +69,10 @@ def waiting_for_lock(attempt: int, held: int, ended: Ended, next_us: int) -> Sta
 def answered_again(one: ReAnchor, first: Answered, now_us: int) -> Status:
     """Write down the answer that the first request of the same id got."""
     result = "repeated" if first.phase == "Succeeded" else first.result
-    told = f"request {one.request_id} was made before, as {first.name}: {first.message or first.result}"
+    message = f"request {one.request_id} was made before, as {first.name}: {first.message or first.result}"
     epochs = {"epochBefore": first.epoch_before, "epochAfter": first.epoch_after}
     return {
-        **finished(one, first.phase, Ended(0, result, told, 0, now_us)),
+        **finished(one, first.phase, Ended(0, result, message, 0, now_us)),
         **{name: epoch for name, epoch in epochs.items() if epoch is not None},
         "exitCode": None,
         "answeredBy": first.name,

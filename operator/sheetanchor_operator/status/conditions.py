@@ -1,4 +1,4 @@
-"""A pipeline's conditions: each from the troubles, from how the pipeline stands, and from what is wanted. Pure.
+"""A pipeline's conditions: each from the problems, from how the pipeline stands, and from what is wanted. Pure.
 
 A message says what is the case and what to do. It holds no number that changes while nothing else does, so that a
 pipeline that is as it was is not written again.
@@ -21,10 +21,10 @@ from sheetanchor_operator.names import (
     Condition,
     Reason,
 )
-from sheetanchor_operator.observation import Answer, Live, Observed
-from sheetanchor_operator.reanchors.plan import Plan
-from sheetanchor_operator.status.problems import Trouble, worst_of
-from sheetanchor_operator.status.workload_health import Standing
+from sheetanchor_operator.observation import Live, Observed, PodResponse
+from sheetanchor_operator.reanchors.plan import ReanchorPlan
+from sheetanchor_operator.status.problems import Problem, worst_of
+from sheetanchor_operator.status.workload_health import WorkloadHealth
 
 Truth = Literal["True", "False", "Unknown"]
 MESSAGE_MAX: Final = 1000
@@ -34,7 +34,7 @@ PLANNED_FROM: Final = frozenset({PIPELINE_KIND, REANCHOR_KIND, "Job", "Pod"})
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class EvaluatedCondition:
     """One condition without its times."""
 
     type: Condition
@@ -49,12 +49,12 @@ class Facts:
 
     pipeline: Pipeline
     observed: Observed
-    standing: Standing
-    troubles: tuple[Trouble, ...]
-    plan: Plan
+    workload_health: WorkloadHealth
+    problems: tuple[Problem, ...]
+    plan: ReanchorPlan
 
 
-def verdicts(facts: Facts) -> tuple[Verdict, ...]:
+def evaluated_conditions(facts: Facts) -> tuple[EvaluatedCondition, ...]:
     """Judge every condition."""
     parts = (_anchored(facts), _ingestion(facts), _redis(facts), _inference(facts))
     return (
@@ -66,7 +66,7 @@ def verdicts(facts: Facts) -> tuple[Verdict, ...]:
     )
 
 
-def at_rest(pipeline: Pipeline) -> tuple[Reason, str] | None:
+def scale_down_reason(pipeline: Pipeline) -> tuple[Reason, str] | None:
     """Say why a pipeline rests on purpose; None if it does not."""
     if pipeline.spec.maintenance.enabled:
         return Reason.MAINTENANCE, f"maintenance: {pipeline.spec.maintenance.reason}; workloads are scaled to zero"
@@ -75,16 +75,16 @@ def at_rest(pipeline: Pipeline) -> tuple[Reason, str] | None:
     return None
 
 
-def _ready(facts: Facts, parts: tuple[Verdict, ...]) -> Verdict:
-    def no(reason: Reason, message: str) -> Verdict:
-        return Verdict(Condition.READY, "False", reason, message)
+def _ready(facts: Facts, parts: tuple[EvaluatedCondition, ...]) -> EvaluatedCondition:
+    def no(reason: Reason, message: str) -> EvaluatedCondition:
+        return EvaluatedCondition(Condition.READY, "False", reason, message)
 
-    rest = at_rest(facts.pipeline)
-    if rest is not None:
-        return no(*rest)
+    paused_reason = scale_down_reason(facts.pipeline)
+    if paused_reason is not None:
+        return no(*paused_reason)
     anchored, ingestion, redis, inference = parts
     severed = ingestion.status != "True" and ingestion.reason is not Reason.LINE_LOST
-    cause = worst_of(facts.troubles, *Component)
+    cause = worst_of(facts.problems, *Component)
     for part, failed in (
         (redis, redis.status == "False"),
         (ingestion, severed),
@@ -94,10 +94,12 @@ def _ready(facts: Facts, parts: tuple[Verdict, ...]) -> Verdict:
         if failed:
             return no(cause.reason, cause.message) if cause is not None else no(part.reason, part.message)
     if cause is not None:
-        return Verdict(Condition.READY, "True", cause.reason, f"predictions flow, but {cause.message}")
+        return EvaluatedCondition(Condition.READY, "True", cause.reason, f"predictions flow, but {cause.message}")
     if _rolling_out(facts):
-        return Verdict(Condition.READY, "True", Reason.ROLLING_OUT, "predictions flow while a change is rolled out")
-    return Verdict(Condition.READY, "True", Reason.AS_EXPECTED, "predictions flow and are sound")
+        return EvaluatedCondition(
+            Condition.READY, "True", Reason.ROLLING_OUT, "predictions flow while a change is rolled out"
+        )
+    return EvaluatedCondition(Condition.READY, "True", Reason.AS_EXPECTED, "predictions flow and are sound")
 
 
 def _rolling_out(facts: Facts) -> bool:
@@ -120,52 +122,58 @@ def _moves(kind: str, live: Live) -> bool:
     return not status.get("updatedReplicas", 0) >= wanted >= status.get("replicas", 0)
 
 
-def _anchored(facts: Facts) -> Verdict:
-    def tell(status: Truth, reason: Reason, message: str) -> Verdict:
-        return Verdict(Condition.ANCHORED, status, reason, message)
+def _anchored(facts: Facts) -> EvaluatedCondition:
+    def condition(status: Truth, reason: Reason, message: str) -> EvaluatedCondition:
+        return EvaluatedCondition(Condition.ANCHORED, status, reason, message)
 
-    rest = at_rest(facts.pipeline)
-    if rest is not None:
-        return tell("Unknown", *rest)
-    symbols = facts.standing.symbols
+    paused_reason = scale_down_reason(facts.pipeline)
+    if paused_reason is not None:
+        return condition("Unknown", *paused_reason)
+    symbols = facts.workload_health.symbols
     new = [symbol.name for symbol in symbols if symbol.state == "suspect" and symbol.epoch == 0]
     suspect = [
         f"{symbol.name}: {symbol.reason or 'no reason given'}" for symbol in symbols if symbol.state == "suspect"
     ]
     unknown = [symbol.name for symbol in symbols if symbol.state == "unknown"]
     if new:
-        return tell("False", Reason.AWAITING_FIRST_ANCHOR, f"{', '.join(new)}: not anchored for the first time yet")
+        return condition(
+            "False", Reason.AWAITING_FIRST_ANCHOR, f"{', '.join(new)}: not anchored for the first time yet"
+        )
     if suspect:
-        return tell("False", Reason.SUSPECT, f"{'; '.join(suspect)}; predictions are marked degraded until a re-anchor")
+        return condition(
+            "False", Reason.SUSPECT, f"{'; '.join(suspect)}; predictions are marked degraded until a re-anchor"
+        )
     if unknown:
-        trouble = worst_of(facts.troubles, Component.PROCESS, Component.REDIS)
-        if trouble is not None:
-            return tell("Unknown", trouble.reason, trouble.message)
-        return tell("Unknown", Reason.UNKNOWN, f"{', '.join(unknown)}: no processor answers that knows its state")
-    return tell("True", Reason.ANCHORED, "the state of every symbol is what the exchange says")
+        problem = worst_of(facts.problems, Component.PROCESS, Component.REDIS)
+        if problem is not None:
+            return condition("Unknown", problem.reason, problem.message)
+        return condition("Unknown", Reason.UNKNOWN, f"{', '.join(unknown)}: no processor answers that knows its state")
+    return condition("True", Reason.ANCHORED, "the state of every symbol is what the exchange says")
 
 
-def _ingestion(facts: Facts) -> Verdict:
-    def tell(status: Truth, reason: Reason, message: str) -> Verdict:
-        return Verdict(Condition.INGESTION_HEALTHY, status, reason, message)
+def _ingestion(facts: Facts) -> EvaluatedCondition:
+    def condition(status: Truth, reason: Reason, message: str) -> EvaluatedCondition:
+        return EvaluatedCondition(Condition.INGESTION_HEALTHY, status, reason, message)
 
-    rest = at_rest(facts.pipeline)
-    if rest is not None:
-        return tell("Unknown", *rest)
-    lost = [line.name for line, ready in facts.standing.lines if not ready]
-    if not facts.standing.lines:
-        trouble = worst_of(facts.troubles, Component.INGEST)
-        why = trouble.message if trouble is not None else "the zones of the cluster are not known"
-        return tell("False", Reason.STARTING if trouble is None else trouble.reason, f"there are no lines yet: {why}")
+    paused_reason = scale_down_reason(facts.pipeline)
+    if paused_reason is not None:
+        return condition("Unknown", *paused_reason)
+    lost = [line.name for line, ready in facts.workload_health.lines if not ready]
+    if not facts.workload_health.lines:
+        problem = worst_of(facts.problems, Component.INGEST)
+        why = problem.message if problem is not None else "the zones of the cluster are not known"
+        return condition(
+            "False", Reason.STARTING if problem is None else problem.reason, f"there are no lines yet: {why}"
+        )
     if not lost:
-        return tell("True", Reason.AS_EXPECTED, "every line receives and appends")
-    trouble = worst_of(facts.troubles, Component.INGEST)
-    if len(lost) < len(facts.standing.lines):
-        why = "the others carry the whole feed" if trouble is None else trouble.message
-        return tell("False", Reason.LINE_LOST, f"line {', '.join(lost)} is not ready; {why}")
-    if trouble is not None:
-        return tell("False", trouble.reason, trouble.message)
-    return tell("False", *_why_no_line(facts))
+        return condition("True", Reason.AS_EXPECTED, "every line receives and appends")
+    problem = worst_of(facts.problems, Component.INGEST)
+    if len(lost) < len(facts.workload_health.lines):
+        why = "the others carry the whole feed" if problem is None else problem.message
+        return condition("False", Reason.LINE_LOST, f"line {', '.join(lost)} is not ready; {why}")
+    if problem is not None:
+        return condition("False", problem.reason, problem.message)
+    return condition("False", *_why_no_line(facts))
 
 
 def _why_no_line(facts: Facts) -> tuple[Reason, str]:
@@ -175,47 +183,47 @@ def _why_no_line(facts: Facts) -> tuple[Reason, str]:
             return Reason.REDIS_UNREACHABLE, "ingestors cannot append to Redis; see the condition RedisHealthy"
         websocket = checks.get("sbe_websocket", {})
         if websocket.get("status") in ("unhealthy", "disconnected", "degraded"):
-            said = shortened(str(websocket.get("message") or "no message"), 200)
+            message = shortened(str(websocket.get("message") or "no message"), 200)
             return (
                 Reason.EXCHANGE_UNREACHABLE,
-                f"no line is connected to {facts.pipeline.spec.exchange.websocket_url}: {said}; check the address, "
+                f"no line is connected to {facts.pipeline.spec.exchange.websocket_url}: {message}; check the address, "
                 "the API key and that pods may reach it",
             )
     return Reason.STARTING, "no line is ready yet"
 
 
-def _checks(answer: Answer) -> Mapping[str, Mapping[str, Any]]:
+def _checks(answer: PodResponse) -> Mapping[str, Mapping[str, Any]]:
     checks = (answer.body or {}).get("checks")
     return checks if isinstance(checks, Mapping) else {}
 
 
-def _redis(facts: Facts) -> Verdict:
-    def tell(status: Truth, reason: Reason, message: str) -> Verdict:
-        return Verdict(Condition.REDIS_HEALTHY, status, reason, message)
+def _redis(facts: Facts) -> EvaluatedCondition:
+    def condition(status: Truth, reason: Reason, message: str) -> EvaluatedCondition:
+        return EvaluatedCondition(Condition.REDIS_HEALTHY, status, reason, message)
 
-    connected = [symbol.connected for symbol in facts.standing.symbols if symbol.connected is not None]
-    if not facts.standing.managed:
-        return tell(*_external(facts, connected))
-    count = facts.standing.counts[Component.REDIS]
+    connected = [symbol.connected for symbol in facts.workload_health.symbols if symbol.connected is not None]
+    if not facts.workload_health.managed:
+        return condition(*_external(facts, connected))
+    count = facts.workload_health.counts[Component.REDIS]
     if count.ready == count.wanted and (not connected or any(connected)):
-        return tell("True", Reason.AS_EXPECTED, "all nodes are ready")
-    trouble = worst_of(facts.troubles, Component.REDIS)
+        return condition("True", Reason.AS_EXPECTED, "all nodes are ready")
+    problem = worst_of(facts.problems, Component.REDIS)
     missing = f"{count.wanted - count.ready} of {count.wanted} nodes are not ready"
     if count.ready >= REDIS_QUORUM and (not connected or any(connected)):
-        why = "the others serve" if trouble is None else trouble.message
+        why = "the others serve" if problem is None else problem.message
         # What is left has a majority: writes go on.
-        return tell("True", Reason.PODS_NOT_READY if trouble is None else trouble.reason, f"{missing}; {why}")
-    if trouble is not None:
-        return tell("False", trouble.reason, trouble.message)
+        return condition("True", Reason.PODS_NOT_READY if problem is None else problem.reason, f"{missing}; {why}")
+    if problem is not None:
+        return condition("False", problem.reason, problem.message)
     if count.ready == count.wanted:
-        return tell(
+        return condition(
             "False",
             Reason.NO_MASTER,
             "nodes are ready but no processor reaches a master; see "
             f"kubectl -n {facts.pipeline.namespace} logs -l {PIPELINE_LABEL}={facts.pipeline.name},"
             f"{COMPONENT_LABEL}={Component.REDIS} -c sentinel",
         )
-    return tell("False", Reason.STARTING if _is_new(facts) else Reason.PODS_NOT_READY, missing)
+    return condition("False", Reason.STARTING if _is_new(facts) else Reason.PODS_NOT_READY, missing)
 
 
 def _external(facts: Facts, connected: list[bool]) -> tuple[Truth, Reason, str]:
@@ -223,18 +231,18 @@ def _external(facts: Facts, connected: list[bool]) -> tuple[Truth, Reason, str]:
     url = external.url if external is not None else ""
     if any(connected):
         return "True", Reason.EXTERNAL, "processors reach the external Redis"
-    rest = at_rest(facts.pipeline)
-    if rest is not None:
-        return "Unknown", *rest
-    trouble = worst_of(facts.troubles, Component.PROCESS)
-    if trouble is not None and trouble.reason is not Reason.CRASH_LOOPING:
-        return "Unknown", trouble.reason, trouble.message
-    if connected or trouble is not None:
-        told = f" ({trouble.message})" if trouble is not None else ""
+    paused_reason = scale_down_reason(facts.pipeline)
+    if paused_reason is not None:
+        return "Unknown", *paused_reason
+    problem = worst_of(facts.problems, Component.PROCESS)
+    if problem is not None and problem.reason is not Reason.CRASH_LOOPING:
+        return "Unknown", problem.reason, problem.message
+    if connected or problem is not None:
+        report = f" ({problem.message})" if problem is not None else ""
         return (
             "False",
             Reason.REDIS_UNREACHABLE,
-            f"no processor reaches {url}{told}; check redis.external.url and passwordSecret, and that pods may "
+            f"no processor reaches {url}{report}; check redis.external.url and passwordSecret, and that pods may "
             "connect to it",
         )
     return (
@@ -248,28 +256,32 @@ def _is_new(facts: Facts) -> bool:
     return not facts.pipeline.status.get("lastPredictionAt")
 
 
-def _inference(facts: Facts) -> Verdict:
-    def tell(status: Truth, reason: Reason, message: str) -> Verdict:
-        return Verdict(Condition.INFERENCE_READY, status, reason, message)
+def _inference(facts: Facts) -> EvaluatedCondition:
+    def condition(status: Truth, reason: Reason, message: str) -> EvaluatedCondition:
+        return EvaluatedCondition(Condition.INFERENCE_READY, status, reason, message)
 
-    rest = at_rest(facts.pipeline)
-    if rest is not None:
-        return tell("Unknown", *rest)
-    if facts.standing.counts[Component.INFER].ready == 0:
-        trouble = worst_of(facts.troubles, Component.INFER)
-        if trouble is not None:
-            return tell("False", trouble.reason, trouble.message)
-        return tell("False", Reason.STARTING if _is_new(facts) else Reason.PODS_NOT_READY, "no inference pod is ready")
-    forecasts = facts.standing.forecasts
-    missing = [one.symbol for one in forecasts if not one.fresh]
+    paused_reason = scale_down_reason(facts.pipeline)
+    if paused_reason is not None:
+        return condition("Unknown", *paused_reason)
+    if facts.workload_health.counts[Component.INFER].ready == 0:
+        problem = worst_of(facts.problems, Component.INFER)
+        if problem is not None:
+            return condition("False", problem.reason, problem.message)
+        return condition(
+            "False", Reason.STARTING if _is_new(facts) else Reason.PODS_NOT_READY, "no inference pod is ready"
+        )
+    predictions = facts.workload_health.predictions
+    missing = [one.symbol for one in predictions if not one.fresh]
     if missing:
-        return tell(
+        return condition(
             "False", Reason.NO_PREDICTIONS, f"{', '.join(missing)}: no recent prediction; see the inference log"
         )
-    degraded = [f"{one.symbol}: {_kinds(one.reason)}" for one in forecasts if one.degraded]
+    degraded = [f"{one.symbol}: {_kinds(one.reason)}" for one in predictions if one.degraded]
     if degraded:
-        return tell("False", Reason.PREDICTIONS_DEGRADED, f"predictions are marked degraded: {'; '.join(degraded)}")
-    return tell("True", Reason.AS_EXPECTED, "every slot is predicted")
+        return condition(
+            "False", Reason.PREDICTIONS_DEGRADED, f"predictions are marked degraded: {'; '.join(degraded)}"
+        )
+    return condition("True", Reason.AS_EXPECTED, "every slot is predicted")
 
 
 def _kinds(reason: str) -> str:
@@ -277,24 +289,24 @@ def _kinds(reason: str) -> str:
     return ", ".join(dict.fromkeys(part.partition(":")[0].strip() for part in reason.split(";"))) or "no reason given"
 
 
-def _reanchor_in_progress(facts: Facts) -> Verdict:
-    def tell(status: Truth, reason: Reason, message: str) -> Verdict:
-        return Verdict(Condition.REANCHOR_IN_PROGRESS, status, reason, message)
+def _reanchor_in_progress(facts: Facts) -> EvaluatedCondition:
+    def condition(status: Truth, reason: Reason, message: str) -> EvaluatedCondition:
+        return EvaluatedCondition(Condition.REANCHOR_IN_PROGRESS, status, reason, message)
 
-    blind = worst_of(facts.troubles) if PLANNED_FROM & facts.observed.blind.keys() else None
-    if blind is not None:
-        return tell("Unknown", blind.reason, blind.message)
+    unwatchable = worst_of(facts.problems) if PLANNED_FROM & facts.observed.unwatchable.keys() else None
+    if unwatchable is not None:
+        return condition("Unknown", unwatchable.reason, unwatchable.message)
     symbols = sorted(facts.plan.symbols.items())
     running = [f"{symbol}: {one.running}" for symbol, one in symbols if one.running]
     pending = [f"{symbol}: {', '.join(one.pending[:3])}" for symbol, one in symbols if one.pending]
     if running:
-        return tell("True", Reason.REANCHOR_RUNNING, "; ".join(running))
+        return condition("True", Reason.REANCHOR_RUNNING, "; ".join(running))
     if pending:
-        return tell("False", Reason.REANCHOR_PENDING, f"waiting: {'; '.join(pending)}")
-    return tell("False", Reason.IDLE, "no re-anchor is wanted")
+        return condition("False", Reason.REANCHOR_PENDING, f"waiting: {'; '.join(pending)}")
+    return condition("False", Reason.IDLE, "no re-anchor is wanted")
 
 
-def _reanchor_throttled(facts: Facts) -> Verdict:
+def _reanchor_throttled(facts: Facts) -> EvaluatedCondition:
     waits = [(symbol, one) for symbol, one in sorted(facts.plan.symbols.items()) if one.throttled is not None]
     held = _held_by_the_switch(facts)
     if held:
@@ -302,12 +314,14 @@ def _reanchor_throttled(facts: Facts) -> Verdict:
             f"reanchor.enabled is false and {', '.join(held)} would be rebuilt: set it to true, or "
             f"{_command(facts.pipeline)} --force"
         )
-        return Verdict(Condition.REANCHOR_THROTTLED, "True", Reason.DISABLED, text)
+        return EvaluatedCondition(Condition.REANCHOR_THROTTLED, "True", Reason.DISABLED, text)
     if not waits:
-        return Verdict(Condition.REANCHOR_THROTTLED, "False", Reason.NOT_THROTTLED, "nothing holds up a re-anchor")
+        return EvaluatedCondition(
+            Condition.REANCHOR_THROTTLED, "False", Reason.NOT_THROTTLED, "nothing holds up a re-anchor"
+        )
     first = waits[0][1].throttled or Reason.UNKNOWN
     text = "; ".join(f"{symbol}: {one.message}" for symbol, one in waits)
-    return Verdict(
+    return EvaluatedCondition(
         Condition.REANCHOR_THROTTLED,
         "True",
         first,
@@ -324,7 +338,7 @@ def _held_by_the_switch(facts: Facts) -> list[str]:
         return []
     forced = {body["metadata"]["name"] for body in facts.observed.reanchors if (body.get("spec") or {}).get("force")}
     waiting = {symbol for symbol, one in facts.plan.symbols.items() if not forced.issuperset(one.pending)}
-    suspect = {symbol.name for symbol in facts.standing.symbols if symbol.state == "suspect"}
+    suspect = {symbol.name for symbol in facts.workload_health.symbols if symbol.state == "suspect"}
     return sorted(waiting | suspect)
 
 
@@ -332,11 +346,11 @@ def _command(pipeline: Pipeline) -> str:
     return f"kubectl reanchor {pipeline.name} -n {pipeline.namespace}"
 
 
-def _paused(facts: Facts) -> Verdict:
+def _paused(facts: Facts) -> EvaluatedCondition:
     if facts.pipeline.paused:
         text = "annotation sheetanchor.dev/paused is true: children are left as they are; remove it to go on"
-        return Verdict(Condition.PAUSED, "True", Reason.PAUSED, text)
-    rest = at_rest(facts.pipeline)
-    if rest is not None:
-        return Verdict(Condition.PAUSED, "True", *rest)
-    return Verdict(Condition.PAUSED, "False", Reason.NOT_PAUSED, "")
+        return EvaluatedCondition(Condition.PAUSED, "True", Reason.PAUSED, text)
+    paused_reason = scale_down_reason(facts.pipeline)
+    if paused_reason is not None:
+        return EvaluatedCondition(Condition.PAUSED, "True", *paused_reason)
+    return EvaluatedCondition(Condition.PAUSED, "False", Reason.NOT_PAUSED, "")

@@ -12,7 +12,7 @@ from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.api.timestamps import micros_of
 from sheetanchor_operator.children.prerequisites import (
     claims_needed,
-    component_that_needs,
+    component_requiring,
     config_maps_needed,
     secrets_needed,
 )
@@ -35,7 +35,7 @@ CRASHES_MIN: Final = 2
 """One restart may be bad luck; with the second one there is a pattern."""
 
 CRASH_RECENT_US: Final = 10 * 60 * 1_000_000
-"""kubelet backs off for five minutes at most: what has ended longer ago and is not ready now has another trouble."""
+"""kubelet backs off for five minutes at most: what has ended longer ago and is not ready now has another problem."""
 
 EXIT_BAD_SETTINGS: Final = 2
 CODE_FORBIDDEN: Final = 403
@@ -82,7 +82,7 @@ ORDER: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class Problem:
     """Something that a person has to mend.
 
     Attributes:
@@ -95,14 +95,14 @@ class Trouble:
     message: str
 
 
-def troubles_of(pipeline: Pipeline, observed: Observed) -> tuple[Trouble, ...]:
+def problems_of(pipeline: Pipeline, observed: Observed) -> tuple[Problem, ...]:
     """Find what a person has to mend, most telling first."""
     found = {
         *map(_of_refusal, observed.refusals),
-        *map(_of_blindness, observed.blind.values()),
-        *_of_needs(pipeline, observed),
+        *map(_of_unwatchable, observed.unwatchable.values()),
+        *_of_prerequisites(pipeline, observed),
         *_of_workloads(pipeline, observed),
-        *(trouble for pod in observed.pods if is_current(pod) for trouble in _of_pod(pipeline, pod, observed.now_us)),
+        *(problem for pod in observed.pods if is_current(pod) for problem in _of_pod(pipeline, pod, observed.now_us)),
     }
     return tuple(sorted(found, key=lambda one: (ORDER.index(one.reason), one.component, one.message)))
 
@@ -124,16 +124,16 @@ def component_of(child: Live) -> str:
     return str((child["metadata"].get("labels") or {}).get(COMPONENT_LABEL, ""))
 
 
-def _of_refusal(refusal: Refusal) -> Trouble:
+def _of_refusal(refusal: Refusal) -> Problem:
     cause = cause_of(refusal.code, refusal.reason, refusal.message)
     reason = REASONS.get(cause, Reason.APPLY_REFUSED)
-    return Trouble("", reason, f"{refusal.kind} {refusal.name}: {_one_line(refusal.message)}; {REMEDIES[cause]}")
+    return Problem("", reason, f"{refusal.kind} {refusal.name}: {_one_line(refusal.message)}; {REMEDIES[cause]}")
 
 
-def _of_blindness(refusal: Refusal) -> Trouble:
+def _of_unwatchable(refusal: Refusal) -> Problem:
     cause = cause_of(refusal.code, refusal.reason, refusal.message)
     reason = REASONS[cause] if cause is Cause.TERMINATING else Reason.WATCH_REFUSED
-    return Trouble(
+    return Problem(
         "",
         reason,
         f"objects of the kind {refusal.kind} cannot be watched, and those of this pipeline are left as they are: "
@@ -141,14 +141,14 @@ def _of_blindness(refusal: Refusal) -> Trouble:
     )
 
 
-def _of_needs(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
+def _of_prerequisites(pipeline: Pipeline, observed: Observed) -> Iterator[Problem]:
     namespace = pipeline.namespace
     for name, keys in sorted(secrets_needed(pipeline).items()):
         if name in observed.secrets:
             missing = sorted(keys - (observed.secrets[name] or frozenset()))
             if missing:
-                yield Trouble(
-                    component_that_needs(pipeline, name),
+                yield Problem(
+                    component_requiring(pipeline, name),
                     Reason.SECRET_MISSING,
                     f"Secret {name} lacks {', '.join(missing)}: "
                     f"{_mend_secret(namespace, name, missing, there=observed.secrets[name] is not None)}",
@@ -157,7 +157,7 @@ def _of_needs(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
         if name in observed.config_maps:
             missing = sorted(keys - set(observed.config_maps[name] or ()))
             if missing:
-                yield Trouble(
+                yield Problem(
                     Component.INFER,
                     Reason.CONFIG_MAP_MISSING,
                     f"ConfigMap {name} lacks {', '.join(missing)}: "
@@ -165,7 +165,7 @@ def _of_needs(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
                 )
     for name in sorted(claims_needed(pipeline)):
         if not observed.volume_claims.get(name, True):
-            yield Trouble(
+            yield Problem(
                 Component.INFER,
                 Reason.VOLUME_CLAIM_MISSING,
                 f"PersistentVolumeClaim {name} does not exist in {namespace}: create it, or correct "
@@ -190,7 +190,7 @@ def _mend_config_map(namespace: str, name: str, keys: Iterable[str], *, there: b
     return f"{create} --dry-run=client -o yaml | kubectl -n {namespace} replace -f -" if there else create
 
 
-def _of_workloads(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
+def _of_workloads(pipeline: Pipeline, observed: Observed) -> Iterator[Problem]:
     """Look at pods that could not even be made."""
     for (kind, _), live in observed.children.items():
         if kind == "Deployment":
@@ -202,7 +202,7 @@ def _of_workloads(pipeline: Pipeline, observed: Observed) -> Iterator[Trouble]:
     yield from _of_events(observed)
 
 
-def _of_events(observed: Observed) -> Iterator[Trouble]:
+def _of_events(observed: Observed) -> Iterator[Problem]:
     """Tell what the newest Event about each StatefulSet says: an earlier one may speak of what is mended."""
     newest = {}
     for event in observed.events:
@@ -217,8 +217,8 @@ def _of_events(observed: Observed) -> Iterator[Trouble]:
             yield _refused_pod(component_of(live), event.get("message") or event.get("note") or "")
 
 
-def _stuck(pipeline: Pipeline, component: str, name: str) -> Trouble:
-    return Trouble(
+def _stuck(pipeline: Pipeline, component: str, name: str) -> Problem:
+    return Problem(
         component,
         Reason.PODS_NOT_READY,
         f"{component}: the roll-out of {name} does not come further, old pods go on; see "
@@ -226,27 +226,27 @@ def _stuck(pipeline: Pipeline, component: str, name: str) -> Trouble:
     )
 
 
-def _refused_pod(component: str, said: str) -> Trouble:
+def _refused_pod(component: str, message: str) -> Problem:
     # The name of the pod that was not made differs each time.
-    said = re.sub(r"^.*?is forbidden: ", "", _one_line(re.sub(r'[Pp]ods? "[^"]*"', "pods", said)))
-    cause = cause_of(CODE_FORBIDDEN, "", said)
-    remedy = POD_REMEDIES.get(cause, REMEDIES[cause]).format(fields=_fields_of_resources(component, said))
+    message = re.sub(r"^.*?is forbidden: ", "", _one_line(re.sub(r'[Pp]ods? "[^"]*"', "pods", message)))
+    cause = cause_of(CODE_FORBIDDEN, "", message)
+    remedy = POD_REMEDIES.get(cause, REMEDIES[cause]).format(fields=_fields_of_resources(component, message))
     reason = Reason.QUOTA_EXCEEDED if cause is Cause.QUOTA else Reason.POD_REFUSED
-    return Trouble(component, reason, f"{component}: no pod can be made: {said}; {remedy}")
+    return Problem(component, reason, f"{component}: no pod can be made: {message}; {remedy}")
 
 
-def _fields_of_resources(component: str, said: str) -> str:
+def _fields_of_resources(component: str, message: str) -> str:
     """Name the fields of the pipeline that size a component's containers; the server says which one it means."""
     fields = RESOURCE_FIELDS.get(component, ("its resources",))
-    named = [one for one in fields if "sentinel" in one] if re.search(r"\bsentinel\b", said) else []
+    named = [one for one in fields if "sentinel" in one] if re.search(r"\bsentinel\b", message) else []
     return " and ".join(named or fields)
 
 
-def _of_pod(pipeline: Pipeline, pod: Live, now_us: int) -> Iterator[Trouble]:
+def _of_pod(pipeline: Pipeline, pod: Live, now_us: int) -> Iterator[Problem]:
     status, component = pod.get("status", {}), component_of(pod)
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            yield Trouble(
+            yield Problem(
                 component,
                 Reason.UNSCHEDULABLE,
                 f"{component}: {_one_line(condition.get('message', 'no node fits'))}; add nodes, lower "
@@ -256,35 +256,37 @@ def _of_pod(pipeline: Pipeline, pod: Live, now_us: int) -> Iterator[Trouble]:
         yield from _of_container(pipeline, component, container, now_us)
 
 
-def _of_container(pipeline: Pipeline, component: str, container: Any, now_us: int) -> Iterator[Trouble]:
+def _of_container(pipeline: Pipeline, component: str, container: Any, now_us: int) -> Iterator[Problem]:
     waiting = container.get("state", {}).get("waiting") or {}
-    word, said = waiting.get("reason", ""), waiting.get("message", "")
+    word, message = waiting.get("reason", ""), waiting.get("message", "")
     if word in IMAGE_WORDS:
-        yield Trouble(
-            component, Reason.IMAGE_UNAVAILABLE, f"{component}: image {container['image']} {_image_cause(word, said)}"
+        yield Problem(
+            component,
+            Reason.IMAGE_UNAVAILABLE,
+            f"{component}: image {container['image']} {_image_cause(word, message)}",
         )
     elif word in CONTAINER_WORDS:
-        yield Trouble(
-            component, Reason.CONTAINER_REFUSED, f"{component}: {word}: {_one_line(said)}; check what the pod mounts"
+        yield Problem(
+            component, Reason.CONTAINER_REFUSED, f"{component}: {word}: {_one_line(message)}; check what the pod mounts"
         )
     elif container.get("restartCount", 0) >= CRASHES_MIN and not container.get("ready"):
         ended = container.get("lastState", {}).get("terminated") or container.get("state", {}).get("terminated") or {}
         if word == "CrashLoopBackOff" or now_us - micros_of(ended.get("finishedAt")) <= CRASH_RECENT_US:
             logs = _logs(pipeline, component, container["name"])
-            yield Trouble(component, Reason.CRASH_LOOPING, f"{component}: {_crash(ended, container['name'], logs)}")
+            yield Problem(component, Reason.CRASH_LOOPING, f"{component}: {_crash(ended, container['name'], logs)}")
 
 
-def _image_cause(word: str, said: str) -> str:
+def _image_cause(word: str, message: str) -> str:
     """Name the cause; kubelet words the same failure differently each time that it tries."""
     if word == "InvalidImageName":
         return "is no valid reference: correct spec.image"
     if word == "ErrImageNeverPull":
         return "is not on the node and may not be pulled: load it there, or set imagePullPolicy IfNotPresent"
-    if re.search(r"unauthorized|denied|forbidden|authentication", said, re.I):
+    if re.search(r"unauthorized|denied|forbidden|authentication", message, re.I):
         return "may not be pulled: name a Secret with the registry's credentials in spec.imagePullSecrets"
-    if re.search(r"not found|manifest unknown|does not exist", said, re.I):
+    if re.search(r"not found|manifest unknown|does not exist", message, re.I):
         return "does not exist: correct spec.image, or the operator's default image if that is empty"
-    if re.search(r"no such host|timeout|timed out|refused|unreachable|lookup", said, re.I):
+    if re.search(r"no such host|timeout|timed out|refused|unreachable|lookup", message, re.I):
         return "cannot be pulled: the node cannot reach the registry; check the registry's name and the network"
     return "cannot be pulled: correct spec.image or spec.imagePullSecrets; the pod's Events tell more"
 
@@ -298,9 +300,9 @@ def _crash(ended: Any, container: str, logs: str) -> str:
     code, last = ended.get("exitCode", -1), last_line(ended.get("message") or "")
     if ended.get("reason") == "OOMKilled":
         return f"{container} was killed for its memory: raise resources.limits.memory"
-    told = f": {last}" if last else ""
+    report = f": {last}" if last else ""
     advice = "correct the setting that it names" if code == EXIT_BAD_SETTINGS else logs
-    return f"{container} ends with exit code {code} again and again{told}; {advice}"
+    return f"{container} ends with exit code {code} again and again{report}; {advice}"
 
 
 def last_line(log: str) -> str:
@@ -322,6 +324,6 @@ def _one_line(text: str) -> str:
     return line if len(line) <= LINE_LENGTH_MAX else line[: LINE_LENGTH_MAX - 1] + "…"
 
 
-def worst_of(troubles: Iterable[Trouble], *components: str) -> Trouble | None:
-    """Give the most telling trouble that some components, or all, have."""
-    return next((one for one in troubles if one.component in ("", *components)), None)
+def worst_of(problems: Iterable[Problem], *components: str) -> Problem | None:
+    """Give the most telling problem that some components, or all, have."""
+    return next((one for one in problems if one.component in ("", *components)), None)

@@ -11,21 +11,21 @@ from sheetanchor_operator.api.timestamps import micros_of, text_of
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.names import PIPELINE_KIND, Component, Condition, EventReason, Phase, Reason, selector_of
 from sheetanchor_operator.observation import Observed
-from sheetanchor_operator.reanchors.plan import Plan
-from sheetanchor_operator.status.conditions import MESSAGE_MAX, Facts, Verdict, verdicts
-from sheetanchor_operator.status.problems import Trouble, is_current, troubles_of
-from sheetanchor_operator.status.workload_health import Count, Standing, standing_of
+from sheetanchor_operator.reanchors.plan import ReanchorPlan
+from sheetanchor_operator.status.conditions import MESSAGE_MAX, EvaluatedCondition, Facts, evaluated_conditions
+from sheetanchor_operator.status.problems import Problem, is_current, problems_of
+from sheetanchor_operator.status.workload_health import Count, WorkloadHealth, workload_health_of
 
 PREDICTION_WRITE_US: Final = 15_000_000
 """A sound pipeline is written this often, so that the age that `kubectl get` shows is no more than that off."""
 
 SECOND_US: Final = 1_000_000
-NO_PLAN: Final = Plan()
+NO_PLAN: Final = ReanchorPlan()
 
 Status = dict[str, Any]
 
 
-def status_of(pipeline: Pipeline, observed: Observed, plan: Plan = NO_PLAN) -> Status:
+def status_of(pipeline: Pipeline, observed: Observed, plan: ReanchorPlan = NO_PLAN) -> Status:
     """Give the status that a pipeline should have.
 
     Args:
@@ -33,43 +33,43 @@ def status_of(pipeline: Pipeline, observed: Observed, plan: Plan = NO_PLAN) -> S
         observed: What is there.
         plan: How its re-anchors stand.
     """
-    standing, troubles = standing_of(pipeline, observed), troubles_of(pipeline, observed)
-    judged = verdicts(Facts(pipeline, observed, standing, troubles, plan))
+    workload_health, problems = workload_health_of(pipeline, observed), problems_of(pipeline, observed)
+    judged = evaluated_conditions(Facts(pipeline, observed, workload_health, problems, plan))
     before = pipeline.status
-    total = standing.total
+    total = workload_health.total
     status: Status = {
         "operator": before.get("operator"),
-        "phase": str(phase_of(pipeline, judged, standing, troubles)),
+        "phase": str(phase_of(pipeline, judged, workload_health, problems)),
         "ready": f"{total.ready}/{total.wanted}",
         "observedGeneration": pipeline.generation,
-        "conditions": [_condition(verdict, pipeline, observed.now_us) for verdict in judged],
-        "activeZone": standing.active_zone or before.get("activeZone"),
-        "epoch": min((symbol.epoch for symbol in standing.symbols if symbol.term), default=before.get("epoch")),
-        "term": max((before.get("term", 0), *(symbol.term for symbol in standing.symbols))),
-        "model": next((one.model for one in standing.forecasts if one.model), before.get("model")),
-        "lastPredictionAt": _last_prediction(standing, before),
+        "conditions": [_condition(evaluated, pipeline, observed.now_us) for evaluated in judged],
+        "activeZone": workload_health.active_zone or before.get("activeZone"),
+        "epoch": min((symbol.epoch for symbol in workload_health.symbols if symbol.term), default=before.get("epoch")),
+        "term": max((before.get("term", 0), *(symbol.term for symbol in workload_health.symbols))),
+        "model": next((one.model for one in workload_health.predictions if one.model), before.get("model")),
+        "lastPredictionAt": _last_prediction(workload_health, before),
         "lastReanchor": plan.last_reanchor or before.get("lastReanchor"),
         "lastReanchorRequest": plan.last_request or before.get("lastReanchorRequest"),
         "reanchorRequests": _requests(plan, before),
         "reanchorRuns": _runs(plan, before),
-        "symbols": _symbols(standing, plan, before),
-        "zones": _zones(pipeline, observed, standing),
-        **_components(pipeline, standing),
+        "symbols": _symbols(workload_health, plan, before),
+        "zones": _zones(pipeline, observed, workload_health),
+        **_components(pipeline, workload_health),
     }
     return {name: value for name, value in status.items() if value is not None}
 
 
-def _requests(plan: Plan, before: Mapping[str, Any]) -> list[Status] | None:
+def _requests(plan: ReanchorPlan, before: Mapping[str, Any]) -> list[Status] | None:
     if plan.requests is None:
         return before.get("reanchorRequests")
     return [one.entry() for one in plan.requests] or None
 
 
-def _runs(plan: Plan, before: Mapping[str, Any]) -> Status | None:
+def _runs(plan: ReanchorPlan, before: Mapping[str, Any]) -> Status | None:
     if plan.outcomes is None:
         return before.get("reanchorRuns")
-    told = dict(zip(("succeededMicros", "failedMicros"), map(list, plan.outcomes), strict=True))
-    return told if any(told.values()) else None
+    report = dict(zip(("succeededMicros", "failedMicros"), map(list, plan.outcomes), strict=True))
+    return report if any(report.values()) else None
 
 
 def refused_status(body: Mapping[str, Any], message: str, now_us: int) -> Status:
@@ -82,8 +82,8 @@ def refused_status(body: Mapping[str, Any], message: str, now_us: int) -> Status
     """
     before = dict(body.get("status") or {})
     generation = body["metadata"].get("generation", 0)
-    told = f"{message}; correct the field, or install the operator of the version that knows it"
-    ready = _at(Verdict(Condition.READY, "False", Reason.SPEC_REFUSED, told), before, generation, now_us)
+    report = f"{message}; correct the field, or install the operator of the version that knows it"
+    ready = _at(EvaluatedCondition(Condition.READY, "False", Reason.SPEC_REFUSED, report), before, generation, now_us)
     others = [one for one in before.get("conditions", ()) if one["type"] != Condition.READY]
     return {
         **before,
@@ -93,19 +93,19 @@ def refused_status(body: Mapping[str, Any], message: str, now_us: int) -> Status
     }
 
 
-def _condition(verdict: Verdict, pipeline: Pipeline, now_us: int) -> Status:
-    return _at(verdict, pipeline.status, pipeline.generation, now_us)
+def _condition(evaluated: EvaluatedCondition, pipeline: Pipeline, now_us: int) -> Status:
+    return _at(evaluated, pipeline.status, pipeline.generation, now_us)
 
 
-def _at(verdict: Verdict, before: Mapping[str, Any], generation: int, now_us: int) -> Status:
+def _at(evaluated: EvaluatedCondition, before: Mapping[str, Any], generation: int, now_us: int) -> Status:
     """Add the times: a condition's own time is that of the last change of its status."""
-    known = condition_of(before, verdict.type)
-    same = known is not None and known.get("status") == verdict.status
+    known = condition_of(before, evaluated.type)
+    same = known is not None and known.get("status") == evaluated.status
     return {
-        "type": str(verdict.type),
-        "status": verdict.status,
-        "reason": str(verdict.reason),
-        "message": shortened(verdict.message, MESSAGE_MAX),
+        "type": str(evaluated.type),
+        "status": evaluated.status,
+        "reason": str(evaluated.reason),
+        "message": shortened(evaluated.message, MESSAGE_MAX),
         "lastTransitionTime": known["lastTransitionTime"] if same and known is not None else _whole(now_us),
         "observedGeneration": generation,
     }
@@ -121,7 +121,10 @@ def condition_of(status: Mapping[str, Any], kind: Condition) -> Mapping[str, Any
 
 
 def phase_of(
-    pipeline: Pipeline, judged: tuple[Verdict, ...], standing: Standing, troubles: tuple[Trouble, ...]
+    pipeline: Pipeline,
+    judged: tuple[EvaluatedCondition, ...],
+    workload_health: WorkloadHealth,
+    problems: tuple[Problem, ...],
 ) -> Phase:
     """Say the whole in one word."""
     if pipeline.paused:
@@ -130,34 +133,36 @@ def phase_of(
         return Phase.MAINTENANCE
     if pipeline.spec.suspend:
         return Phase.SUSPENDED
-    by_type = {verdict.type: verdict for verdict in judged}
+    by_type = {evaluated.type: evaluated for evaluated in judged}
     sound = all(by_type[kind].status == "True" for kind in (Condition.INGESTION_HEALTHY, Condition.REDIS_HEALTHY))
     ready = by_type[Condition.READY]
     if ready.status == "True":
-        total = standing.total
+        total = workload_health.total
         # A Redis node that is replaced on purpose is no degradation.
         complete = total.ready == total.wanted or ready.reason is Reason.ROLLING_OUT
-        return Phase.RUNNING if sound and complete and not troubles else Phase.DEGRADED
-    serving = standing.counts[Component.INFER].ready > 0
-    if troubles and not serving:
+        return Phase.RUNNING if sound and complete and not problems else Phase.DEGRADED
+    serving = workload_health.counts[Component.INFER].ready > 0
+    if problems and not serving:
         return Phase.FAILED
     return Phase.DEGRADED if pipeline.status.get("lastPredictionAt") else Phase.PENDING
 
 
-def _last_prediction(standing: Standing, before: Mapping[str, Any]) -> str | None:
+def _last_prediction(workload_health: WorkloadHealth, before: Mapping[str, Any]) -> str | None:
     known = before.get("lastPredictionAt")
-    if not standing.forecasts or not all(one.at_us and one.fresh and not one.degraded for one in standing.forecasts):
+    if not workload_health.predictions or not all(
+        one.at_us and one.fresh and not one.degraded for one in workload_health.predictions
+    ):
         return known
-    newest_us = min(one.at_us for one in standing.forecasts)
+    newest_us = min(one.at_us for one in workload_health.predictions)
     if known and newest_us - micros_of(known) < PREDICTION_WRITE_US:
         return str(known)
     return _whole(newest_us)
 
 
-def _symbols(standing: Standing, plan: Plan, before: Mapping[str, Any]) -> list[Status]:
+def _symbols(workload_health: WorkloadHealth, plan: ReanchorPlan, before: Mapping[str, Any]) -> list[Status]:
     rows = []
     known = {row["name"]: row for row in before.get("symbols", ())}
-    for symbol in standing.symbols:
+    for symbol in workload_health.symbols:
         facts = plan.symbols.get(symbol.name)
         # What is not known now is not forgotten: terms and epochs only rise.
         kept = known.get(symbol.name, {}) if symbol.state == "unknown" else {}
@@ -175,9 +180,9 @@ def _symbols(standing: Standing, plan: Plan, before: Mapping[str, Any]) -> list[
     return rows
 
 
-def _zones(pipeline: Pipeline, observed: Observed, standing: Standing) -> list[Status]:
+def _zones(pipeline: Pipeline, observed: Observed, workload_health: WorkloadHealth) -> list[Status]:
     rows = []
-    for line, ready in standing.lines:
+    for line, ready in workload_health.lines:
         if line.bound:
             nodes = {node for node, zone in observed.node_zones.items() if zone == line.name}
             pods = [pod for pod in observed.pods if pod["spec"].get("nodeName") in nodes and is_current(pod)]
@@ -191,22 +196,25 @@ def _zones(pipeline: Pipeline, observed: Observed, standing: Standing) -> list[S
     return rows
 
 
-def _components(pipeline: Pipeline, standing: Standing) -> Status:
+def _components(pipeline: Pipeline, workload_health: WorkloadHealth) -> Status:
     def row(count: Count) -> Status:
         return {"replicas": count.wanted, "ready": count.ready}
 
-    counts = standing.counts
+    counts = workload_health.counts
     labels = selector_of(pipeline.name, Component.INFER)
     selector = ",".join(f"{name}={value}" for name, value in labels.items())
     return {
         "ingestion": row(counts[Component.INGEST]),
         "processor": row(counts[Component.PROCESS]),
         "inference": {**row(counts[Component.INFER]), "selector": selector},
-        "redis": {**row(counts[Component.REDIS]), **({"master": standing.master} if standing.master else {})},
+        "redis": {
+            **row(counts[Component.REDIS]),
+            **({"master": workload_health.master} if workload_health.master else {}),
+        },
     }
 
 
-_TROUBLE_EVENTS: Final[Mapping[str, EventReason]] = {
+_PROBLEM_EVENTS: Final[Mapping[str, EventReason]] = {
     Reason.IMAGE_UNAVAILABLE: EventReason.IMAGE_UNAVAILABLE,
     Reason.SECRET_MISSING: EventReason.SECRET_MISSING,
     Reason.CONFIG_MAP_MISSING: EventReason.CONFIG_MAP_MISSING,
@@ -247,7 +255,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], name: str, uid: 
         name: Name of the pipeline.
         uid: Its uid.
     """
-    told: list[tuple[bool, EventReason, str]] = [
+    report: list[tuple[bool, EventReason, str]] = [
         *_of_phase(old, new),
         *_of_anchor(old, new),
         *_of_ready(old, new),
@@ -255,30 +263,30 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], name: str, uid: 
     ]
     return tuple(
         Event(PIPELINE_KIND, name, uid, "Warning" if warns else "Normal", reason, message)
-        for warns, reason, message in told
+        for warns, reason, message in report
     )
 
 
-Told = list[tuple[bool, EventReason, str]]
+EventRows = list[tuple[bool, EventReason, str]]
 
 
 def _field(status: Mapping[str, Any], kind: Condition, field: str) -> str:
     return str((condition_of(status, kind) or {}).get(field, ""))
 
 
-def _of_phase(old: Mapping[str, Any], new: Mapping[str, Any]) -> Told:
+def _of_phase(old: Mapping[str, Any], new: Mapping[str, Any]) -> EventRows:
     was, now = old.get("phase", ""), new.get("phase", "")
     if was == now:
         return []
     ready, paused = _field(new, Condition.READY, "message"), _field(new, Condition.PAUSED, "message")
-    told: Told = []
+    report: EventRows = []
     ends = {
         Phase.SUSPENDED: (False, EventReason.RESUMED, "workloads are started again"),
         Phase.MAINTENANCE: (False, EventReason.MAINTENANCE_ENDED, "workloads are started again"),
         Phase.PAUSED: (False, EventReason.UNPAUSED, "children are kept as specified again"),
     }
     if was in ends:
-        told.append(ends[Phase(was)])
+        report.append(ends[Phase(was)])
     begins = {
         Phase.SUSPENDED: (False, EventReason.SUSPENDED, paused),
         Phase.MAINTENANCE: (False, EventReason.MAINTENANCE_STARTED, paused),
@@ -287,11 +295,11 @@ def _of_phase(old: Mapping[str, Any], new: Mapping[str, Any]) -> Told:
         Phase.FAILED: (True, EventReason.FAILED, ready),
     }
     if now in begins:
-        told.append(begins[Phase(now)])
+        report.append(begins[Phase(now)])
     elif now == Phase.RUNNING:
         worse = was in (Phase.DEGRADED, Phase.FAILED)
-        told.append((False, EventReason.RECOVERED if worse else EventReason.READY, ready))
-    return told
+        report.append((False, EventReason.RECOVERED if worse else EventReason.READY, ready))
+    return report
 
 
 def _why_degraded(new: Mapping[str, Any]) -> str:
@@ -302,7 +310,7 @@ def _why_degraded(new: Mapping[str, Any]) -> str:
     return f"{new.get('ready')} pods are ready"
 
 
-def _of_anchor(old: Mapping[str, Any], new: Mapping[str, Any]) -> Told:
+def _of_anchor(old: Mapping[str, Any], new: Mapping[str, Any]) -> EventRows:
     was, now = (_field(status, Condition.ANCHORED, "status") for status in (old, new))
     message = _field(new, Condition.ANCHORED, "message")
     if was != "True" and now == "True":
@@ -312,19 +320,19 @@ def _of_anchor(old: Mapping[str, Any], new: Mapping[str, Any]) -> Told:
     return []
 
 
-def _of_ready(old: Mapping[str, Any], new: Mapping[str, Any]) -> Told:
-    told: dict[str, str] = {}
+def _of_ready(old: Mapping[str, Any], new: Mapping[str, Any]) -> EventRows:
+    report: dict[str, str] = {}
     for condition in new.get("conditions", ()):
         kind = Condition(condition["type"])
-        reason = _TROUBLE_EVENTS.get(condition["reason"])
+        reason = _PROBLEM_EVENTS.get(condition["reason"])
         if condition["reason"] in _LOSSES and not old.get("lastPredictionAt"):
             continue
         if reason is not None and _field(old, kind, "reason") != condition["reason"]:
-            told.setdefault(reason, condition["message"])
-    return [(True, EventReason(reason), message) for reason, message in told.items()]
+            report.setdefault(reason, condition["message"])
+    return [(True, EventReason(reason), message) for reason, message in report.items()]
 
 
-def _of_throttle(old: Mapping[str, Any], new: Mapping[str, Any]) -> Told:
+def _of_throttle(old: Mapping[str, Any], new: Mapping[str, Any]) -> EventRows:
     was, now = (_field(status, Condition.REANCHOR_THROTTLED, "status") for status in (old, new))
     if was != "True" and now == "True":
         return [(True, EventReason.REANCHOR_THROTTLED, _field(new, Condition.REANCHOR_THROTTLED, "message"))]

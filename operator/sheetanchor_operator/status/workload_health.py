@@ -51,7 +51,7 @@ class Symbol:
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class SymbolPrediction:
     """The newest prediction of a trading pair.
 
     Attributes:
@@ -68,7 +68,7 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class WorkloadHealth:
     """How the whole pipeline stands.
 
     Attributes:
@@ -79,7 +79,7 @@ class Standing:
     counts: Mapping[Component, Count]
     lines: tuple[tuple[Line, bool], ...]
     symbols: tuple[Symbol, ...]
-    forecasts: tuple[Forecast, ...]
+    predictions: tuple[SymbolPrediction, ...]
     active_zone: str
     managed: bool
     master: str
@@ -91,15 +91,15 @@ class Standing:
         return Count(sum(count.wanted for count in counts), sum(count.ready for count in counts))
 
 
-def standing_of(pipeline: Pipeline, observed: Observed) -> Standing:
+def workload_health_of(pipeline: Pipeline, observed: Observed) -> WorkloadHealth:
     """Put together what the workloads and their pods say."""
     symbols = tuple(_symbol(name, observed) for name in pipeline.spec.symbols)
     known = lines(pipeline, observed)
-    return Standing(
+    return WorkloadHealth(
         counts=_counts(pipeline, observed, len(known)),
         lines=tuple((line, bool(_ready(pipeline, observed, Component.INGEST, line.name))) for line in known),
         symbols=symbols,
-        forecasts=tuple(_forecast(name, observed) for name in pipeline.spec.symbols),
+        predictions=tuple(_prediction(name, observed) for name in pipeline.spec.symbols),
         active_zone=_active_zone(symbols, observed),
         managed=pipeline.managed_redis is not None,
         master=_master(observed),
@@ -112,7 +112,7 @@ def _ready(pipeline: Pipeline, observed: Observed, component: Component, zone: s
 
 def _counts(pipeline: Pipeline, observed: Observed, line_count: int) -> dict[Component, Count]:
     spec = pipeline.spec
-    working = 0 if pipeline.at_rest else 1
+    working = 0 if pipeline.scaled_to_zero else 1
     wanted = {
         Component.INGEST: working * line_count,
         Component.PROCESS: working * spec.processor.replicas,
@@ -128,18 +128,18 @@ def _counts(pipeline: Pipeline, observed: Observed, line_count: int) -> dict[Com
 def _symbol(name: str, observed: Observed) -> Symbol:
     best: tuple[tuple[bool, bool, int, int], Symbol] | None = None
     for pod, answer in sorted(observed.states.items()):
-        told = symbols_in(answer).get(name)
-        if not isinstance(told, Mapping):
+        report = symbols_in(answer).get(name)
+        if not isinstance(report, Mapping):
             continue
         symbol = Symbol(
             name=name,
-            state=_word(told.get("state"), ("anchored", "suspect")),
-            reason=str(told.get("reason") or ""),
-            epoch=_number(told.get("epoch")),
-            term=_number(told.get("term")),
-            suspect_since_us=_number(told.get("suspect_since_us")),
-            active=pod if told.get("active") else "",
-            connected=bool(told.get("connected")),
+            state=_word(report.get("state"), ("anchored", "suspect")),
+            reason=str(report.get("reason") or ""),
+            epoch=_number(report.get("epoch")),
+            term=_number(report.get("term")),
+            suspect_since_us=_number(report.get("suspect_since_us")),
+            active=pod if report.get("active") else "",
+            connected=bool(report.get("connected")),
         )
         rank = (symbol.state != "unknown", bool(symbol.active), symbol.term, symbol.epoch)
         if best is None or rank > best[0]:
@@ -156,16 +156,16 @@ def _number(value: Any) -> int:
     return whole_number(value) or 0
 
 
-def _forecast(symbol: str, observed: Observed) -> Forecast:
+def _prediction(symbol: str, observed: Observed) -> SymbolPrediction:
     bodies = [
         answer.body for (_, name), answer in sorted(observed.predictions.items()) if name == symbol and answer.body
     ]
     if not bodies:
-        return Forecast(symbol)
+        return SymbolPrediction(symbol)
     # Of the replicas' answers for the newest slot a sound one counts: that is what a reader gets.
     newest = max(bodies, key=lambda body: (_number(body.get("ts")), not body.get("degraded")))
     at_us = _number(newest.get("ts"))
-    return Forecast(
+    return SymbolPrediction(
         symbol=symbol,
         at_us=at_us,
         fresh=observed.now_us - at_us <= PREDICTION_AGE_MAX_US,

@@ -48,7 +48,7 @@ def names_of_lines(pipeline: Pipeline, observed: Observed) -> tuple[str, ...]:
         spare = [zone for zone in usable if zone not in known] if set(known) & set(shown) else []
         kept = [spare.pop(0) if spare and _never_runs(pipeline, observed, usable, name) else name for name in known]
         return (*kept, *spare)[:ZONES_MAX]
-    if "Node" in observed.blind:
+    if "Node" in observed.unwatchable:
         return ()
     return usable[:ZONES_MAX] if len(usable) >= len(UNBOUND_LINES) else UNBOUND_LINES
 

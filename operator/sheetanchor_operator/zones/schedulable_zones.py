@@ -31,7 +31,7 @@ class Taint:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class ZoneNode:
     """What of a node decides whether pods may run there.
 
     Attributes:
@@ -45,17 +45,17 @@ class Node:
     cordoned: bool = False
 
 
-def node_of(body: Mapping[str, Any]) -> Node:
+def node_of(body: Mapping[str, Any]) -> ZoneNode:
     """Read a node as the API server gives it."""
     labels, spec = body["metadata"].get("labels") or {}, body.get("spec") or {}
     taints = tuple(
         Taint(str(one.get("key", "")), str(one.get("value") or ""), str(one.get("effect", "")))
         for one in spec.get("taints") or ()
     )
-    return Node(str(labels.get(TOPOLOGY_ZONE, "")), dict(labels), taints, bool(spec.get("unschedulable")))
+    return ZoneNode(str(labels.get(TOPOLOGY_ZONE, "")), dict(labels), taints, bool(spec.get("unschedulable")))
 
 
-def fits(node: Node, scheduling: Scheduling) -> bool:
+def fits(node: ZoneNode, scheduling: Scheduling) -> bool:
     """Say whether the scheduler would put a pipeline's pods onto a node, once it is ready."""
     if node.cordoned or node.labels.get(OS_LABEL, "linux") != "linux":
         return False
@@ -75,6 +75,6 @@ def _bears(taint: Taint, scheduling: Scheduling) -> bool:
     )
 
 
-def usable_zones(nodes: Iterable[Node], scheduling: Scheduling) -> tuple[str, ...]:
+def usable_zones(nodes: Iterable[ZoneNode], scheduling: Scheduling) -> tuple[str, ...]:
     """Name the zones in which a pipeline's pods can run, sorted."""
     return tuple(sorted({node.zone for node in nodes if node.zone and fits(node, scheduling)}))

@@ -16,7 +16,7 @@ from sheetanchor_operator.api.fields import RULES
 from sheetanchor_operator.api.pipeline import parse
 from sheetanchor_operator.names import API_VERSION, GROUP, PIPELINE_KIND, REANCHOR_KIND, Reason
 from sheetanchor_operator.observation import Observed
-from sheetanchor_operator.reanchors.plan import Plan, SymbolFacts
+from sheetanchor_operator.reanchors.plan import ReanchorPlan, SymbolFacts
 from support.apiserver import ApiServer
 from support.pipeline_parts import judged, sound
 
@@ -432,7 +432,7 @@ def test_the_words_of_conditions_are_a_closed_list(resources: Resources) -> None
 def test_a_status_is_read_back_as_it_was_written(resources: Resources) -> None:
     """Nothing is dropped or filled in, or each look at a pipeline would write it again."""
     facts = SymbolFacts(pending=("x",), throttled=Reason.COOLDOWN, message="wait", rebuilt_us=(1, 2))
-    full = judged(sound(), plan=Plan(symbols={"BTCUSDT": facts}, last_request="7"))
+    full = judged(sound(), plan=ReanchorPlan(symbols={"BTCUSDT": facts}, last_request="7"))
     for name, status in (("full", full), ("bare", judged(Observed(1)))):
         live = resources.create(PIPELINE_KIND, name, {})
         live = resources.replace({**live, "status": status}, "/status")

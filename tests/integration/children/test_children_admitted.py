@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sheetanchor_operator.children.accounts import accounts
-from sheetanchor_operator.children.pod_template import Role, pod_template
+from sheetanchor_operator.children.pod_template import WorkloadRole, pod_template
 from sheetanchor_operator.names import Component
 from sheetanchor_operator.observation import Observed
 from support.apiserver import ApiServer
@@ -103,7 +103,7 @@ def create_pod(server: ApiServer, spec: dict[str, Any]) -> None:
 @variants
 def test_every_pod_may_run_where_the_profile_is_enforced(spec: dict[str, Any], restricted: ApiServer) -> None:
     """Kubernetes' own admission takes a pod of each template, and of a re-anchor's Job."""
-    role = Role(Component.REANCHOR, pipeline(spec).spec.reanchor.resources, served=False)
+    role = WorkloadRole(Component.REANCHOR, pipeline(spec).spec.reanchor.resources, served=False)
     job = pod_template(pipeline(spec), Observed(1), DEFAULTS, role)
 
     for template in (job, *templates(rendered(spec)).values()):

@@ -14,15 +14,15 @@ import pytest
 from sheetanchor.runtime.settings import REDIS_USERS
 from sheetanchor.web.listeners import open_listeners, serving
 from sheetanchor_operator.children.object_meta import Defaults
-from sheetanchor_operator.controller.leader import DEAF_AFTER_S, Leader
-from sheetanchor_operator.controller.pipeline_metrics import Measures
+from sheetanchor_operator.controller.leader import STALE_WATCH_AFTER_S, Leader
+from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from sheetanchor_operator.controller.reconcile import Reconciler
-from sheetanchor_operator.health import LastStanding, Standing, app
+from sheetanchor_operator.health import LastHealth, OperatorHealth, app
 from sheetanchor_operator.kube.api_client import PIPELINE, REANCHOR, Cluster
 from sheetanchor_operator.kube.cache import Cache
 from sheetanchor_operator.kube.event_recorder import Publisher
 from sheetanchor_operator.kube.watch import Place
-from sheetanchor_operator.kube.workload_probe import Answers, Workloads
+from sheetanchor_operator.kube.workload_probe import PodResponses, Workloads
 from support.apiserver import ApiServer
 from support.operator_process import apply_pipeline, pipeline_of
 
@@ -37,7 +37,7 @@ def where(apiserver: ApiServer, where: str) -> str:
 def leader_of(cluster: Cluster, cache: Cache, where: str) -> Leader:
     """Make a leader that no watch tells anything."""
     publisher, workloads = Publisher(cluster, "one"), Workloads(cluster)
-    reconciler = Reconciler(cluster, cache, workloads, publisher, Measures(), Defaults(image="x"))
+    reconciler = Reconciler(cluster, cache, workloads, publisher, PipelineMetrics(), Defaults(image="x"))
     return Leader(cluster, cache, reconciler, [where], nodes=False, workers=1)
 
 
@@ -52,13 +52,13 @@ async def test_what_a_watch_has_missed_is_noticed(apiserver: ApiServer, where: s
     apply_pipeline(apiserver, where, logLevel="debug")
     await leader._audit_place(Place(PIPELINE, where), 0.0)
     assert [Place(PIPELINE, where)] == list(leader.behind_s)
-    assert "" == leader.deaf
-    leader.behind_s[Place(PIPELINE, where)] -= DEAF_AFTER_S + 1
-    assert f"predictionpipelines in {where}" == leader.deaf
+    assert "" == leader.stale_watch
+    leader.behind_s[Place(PIPELINE, where)] -= STALE_WATCH_AFTER_S + 1
+    assert f"predictionpipelines in {where}" == leader.stale_watch
 
     cache.put(pipeline_of(apiserver, where))
     await leader._audit_place(Place(PIPELINE, where), 0.0)
-    assert ("", {}) == (leader.deaf, leader.behind_s)
+    assert ("", {}) == (leader.stale_watch, leader.behind_s)
 
 
 async def test_what_was_never_shown_is_noticed(where: str, cluster: Cluster) -> None:
@@ -83,21 +83,21 @@ async def test_what_has_gone_unseen_is_dropped(apiserver: ApiServer, where: str,
 
 
 @pytest.mark.parametrize(
-    ("standing", "live", "ready"),
+    ("operator_health", "live", "ready"),
     [
-        (Standing(leading=True, synced=True, deaf="", lease_age_s=1, pipelines=3), 200, 200),
-        (Standing(leading=False, synced=False, deaf="", lease_age_s=1, pipelines=0), 200, 200),
-        (Standing(leading=True, synced=False, deaf="", lease_age_s=1, pipelines=0), 200, 503),
-        (Standing(leading=False, synced=False, deaf="", lease_age_s=600, pipelines=0), 200, 503),
-        (Standing(leading=True, synced=True, deaf="Pod", lease_age_s=1, pipelines=3), 503, 200),
-        (Standing(True, True, "", 1, 3, serves=True, refused={"pods in n2": "no"}), 200, 200),
-        (Standing(True, True, "", 1, 3, serves=False, refused={"pods in n1": "no"}), 200, 503),
+        (OperatorHealth(leading=True, synced=True, stale_watch="", lease_age_s=1, pipelines=3), 200, 200),
+        (OperatorHealth(leading=False, synced=False, stale_watch="", lease_age_s=1, pipelines=0), 200, 200),
+        (OperatorHealth(leading=True, synced=False, stale_watch="", lease_age_s=1, pipelines=0), 200, 503),
+        (OperatorHealth(leading=False, synced=False, stale_watch="", lease_age_s=600, pipelines=0), 200, 503),
+        (OperatorHealth(leading=True, synced=True, stale_watch="Pod", lease_age_s=1, pipelines=3), 503, 200),
+        (OperatorHealth(True, True, "", 1, 3, serves=True, refused={"pods in n2": "no"}), 200, 200),
+        (OperatorHealth(True, True, "", 1, 3, serves=False, refused={"pods in n1": "no"}), 200, 503),
     ],
 )
-async def test_probes_tell_what_a_new_start_can_mend(standing: Standing, live: int, ready: int) -> None:
+async def test_probes_tell_what_a_new_start_can_mend(operator_health: OperatorHealth, live: int, ready: int) -> None:
     """Only deafness asks for a new start; an API server that is away, or a list that is on its way, makes unready."""
-    last = LastStanding(lambda: standing, time.monotonic)
-    async with serving_operator(standing) as client:
+    last = LastHealth(lambda: operator_health, time.monotonic)
+    async with serving_operator(operator_health) as client:
         found = []
         for path in ("/health/live", "/health/ready", "/health"):
             async with client.get(path) as answer:
@@ -108,8 +108,8 @@ async def test_probes_tell_what_a_new_start_can_mend(standing: Standing, live: i
 
 
 @contextlib.asynccontextmanager
-async def serving_operator(standing: Standing) -> AsyncIterator[aiohttp.ClientSession]:
-    application, listeners = app(lambda: standing), open_listeners("localhost", 0)
+async def serving_operator(operator_health: OperatorHealth) -> AsyncIterator[aiohttp.ClientSession]:
+    application, listeners = app(lambda: operator_health), open_listeners("localhost", 0)
     origin = f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
     async with serving(application, listeners), aiohttp.ClientSession(origin) as client:
         yield client
@@ -118,8 +118,8 @@ async def serving_operator(standing: Standing) -> AsyncIterator[aiohttp.ClientSe
 def test_an_operator_that_has_stood_still_is_not_ready_and_in_the_end_not_alive() -> None:
     """Its probes answer in a thread of their own, from how it was when its event loop last turned."""
     now = [0.0]
-    sound = Standing(leading=True, synced=True, deaf="", lease_age_s=1, pipelines=3)
-    last = LastStanding(lambda: sound, lambda: now[0])
+    sound = OperatorHealth(leading=True, synced=True, stale_watch="", lease_age_s=1, pipelines=3)
+    last = LastHealth(lambda: sound, lambda: now[0])
 
     found = []
     for now[0] in (0.0, 1.9, 2.1, 9.9, 10.1):
@@ -134,7 +134,7 @@ def test_an_operator_that_has_stood_still_is_not_ready_and_in_the_end_not_alive(
 )
 async def test_the_operators_errors_have_the_shape_of_the_roles(method: str, path: str, status: int, code: str) -> None:
     """With a request id in header and body, and counted."""
-    sound = Standing(leading=True, synced=True, deaf="", lease_age_s=1, pipelines=3)
+    sound = OperatorHealth(leading=True, synced=True, stale_watch="", lease_age_s=1, pipelines=3)
     async with serving_operator(sound) as client:
         async with client.request(method, path, headers={"X-Request-Id": "abc"}) as response:
             body = (await response.json())["error"]
@@ -149,14 +149,16 @@ async def test_the_operators_errors_have_the_shape_of_the_roles(method: str, pat
 class Broken(Workloads):
     """Fails in a way that nobody has thought of."""
 
-    async def ask(self, pods: Sequence[Mapping[str, Any]], symbols: Sequence[str]) -> Answers:
+    async def ask(self, pods: Sequence[Mapping[str, Any]], symbols: Sequence[str]) -> PodResponses:
         raise RuntimeError("no one has thought of this")
 
 
 async def test_a_defect_is_told_and_takes_nobody_down(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
     """A pipeline that the operator fails on says so in its status and is tried again later; the operator goes on."""
     cache = Cache()
-    reconciler = Reconciler(cluster, cache, Broken(cluster), Publisher(cluster, "one"), Measures(), Defaults(image="x"))
+    reconciler = Reconciler(
+        cluster, cache, Broken(cluster), Publisher(cluster, "one"), PipelineMetrics(), Defaults(image="x")
+    )
     leader = Leader(cluster, cache, reconciler, [where], nodes=False, workers=1)
     cache.put(pipeline_of(apiserver, where))
 

@@ -241,7 +241,7 @@ async def test_what_a_policy_makes_of_a_workload_is_no_change(policed: ApiServer
     settled = generations(policed, where)
     await looker.look(5)
     assert settled == generations(policed, where)
-    assert not looker.reconciler._keeper.is_holding((where, "btc"))
+    assert not looker.reconciler._applier.is_holding((where, "btc"))
 
     apply_pipeline(policed, where, image="registry.example/x:2")
     order = []
@@ -278,4 +278,4 @@ async def test_an_operator_that_begins_anew_learns_what_a_policy_does(
     await fresh.look(3)
 
     assert before == generations(policed, where)
-    assert not fresh.reconciler._keeper.is_holding((where, "btc"))
+    assert not fresh.reconciler._applier.is_holding((where, "btc"))

@@ -20,7 +20,7 @@ import yaml
 from conftest import free_port_number
 from sheetanchor.policy.reanchor_object import Owner, reanchor_object
 from sheetanchor_operator.names import API_VERSION, PIPELINE_KIND, REANCHOR_ANNOTATION, REANCHOR_KIND
-from sheetanchor_operator.reanchors.requests import asks_of_wish, read_wish
+from sheetanchor_operator.reanchors.requests import read_request, requests_of_annotation
 from support.apiserver import ApiServer
 from support.operator_parts import create, make_pipeline, namespace, reanchors, set_status, token_of
 
@@ -67,7 +67,7 @@ class Place:
         """Create the ReAnchors that a value of the annotation asks for."""
         made = [
             reanchor_object(Owner("btc", self.name), ask)
-            for ask in asks_of_wish(read_wish(value, ("BTCUSDT", "ETHUSDT")), at_us)
+            for ask in requests_of_annotation(read_request(value, ("BTCUSDT", "ETHUSDT")), at_us)
         ]
         for body in made:
             create(self.server, self.name, body)
@@ -150,7 +150,7 @@ def test_the_same_id_twice_is_one_request(place: Place) -> None:
     second = place.run("btc", "--symbol=BTCUSDT", "--request-id=deploy-7")
     (name,) = place.asked()
     place.server.kubectl("delete", f"reanchor/{name}", "-n", place.name)
-    other = reanchor_object(Owner("btc", place.name), asks_of_wish(read_wish("x", ("BTCUSDT",)), 0)[0])
+    other = reanchor_object(Owner("btc", place.name), requests_of_annotation(read_request("x", ("BTCUSDT",)), 0)[0])
     other["metadata"]["name"] = name
     create(place.server, place.name, other)
     third = place.run("btc", "--symbol=BTCUSDT", "--request-id=deploy-7")
@@ -401,7 +401,7 @@ def test_status_tells_how_a_pipeline_stands(place: Place) -> None:
 def test_history_lists_newest_first(place: Place) -> None:
     """Every re-anchor of the pipeline, or of one symbol; others' are not shown."""
     names = place.create("first")
-    other = reanchor_object(Owner("other", place.name), asks_of_wish(read_wish("x", ("BTCUSDT",)), 1)[0])
+    other = reanchor_object(Owner("other", place.name), requests_of_annotation(read_request("x", ("BTCUSDT",)), 1)[0])
     other["spec"]["atMicros"] = 0
     create(place.server, place.name, other)
 

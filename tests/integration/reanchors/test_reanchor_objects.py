@@ -13,9 +13,9 @@ from sheetanchor.reanchor.receipts import short_json
 from sheetanchor_operator.api.pipeline import parse
 from sheetanchor_operator.children.object_meta import Defaults
 from sheetanchor_operator.names import REANCHOR_KIND
-from sheetanchor_operator.observation import Answer, Observed
+from sheetanchor_operator.observation import Observed, PodResponse
 from sheetanchor_operator.reanchors.decide import plan
-from sheetanchor_operator.reanchors.plan import Plan
+from sheetanchor_operator.reanchors.plan import ReanchorPlan
 from support.apiserver import ApiServer
 from support.operator_parts import create, make_pipeline, namespace, reanchors, set_status
 
@@ -34,15 +34,15 @@ def place(server: ApiServer) -> Iterator[str]:
         yield name
 
 
-def look(server: ApiServer, place: str, state: dict[str, Any] | None = None) -> Plan:
+def look(server: ApiServer, place: str, state: dict[str, Any] | None = None) -> ReanchorPlan:
     """Plan from what the server holds."""
     found = {kind: tuple(server.json(kind, "-n", place)["items"]) for kind in ("reanchors", "jobs", "pods")}
     told = {"symbols": {"BTCUSDT": {**(state or SUSPECT), "now_us": time.time_ns() // 1_000}}}
-    observed = Observed(now_us=time.time_ns() // 1_000, states={"btc-process-0": Answer(told)}, **found)
+    observed = Observed(now_us=time.time_ns() // 1_000, states={"btc-process-0": PodResponse(told)}, **found)
     return plan(parse(server.json("pp/btc", "-n", place)), observed, Defaults(image="example/sheetanchor:1"))
 
 
-def carry_out(server: ApiServer, place: str, made: Plan) -> None:
+def carry_out(server: ApiServer, place: str, made: ReanchorPlan) -> None:
     """Do what a plan says, strictly."""
     for manifest in (*made.create, *(start.manifest for start in made.start)):
         create(server, place, manifest)

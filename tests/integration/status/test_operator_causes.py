@@ -11,10 +11,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from sheetanchor_operator.children.pod_template import Role, pod_template
+from sheetanchor_operator.children.pod_template import WorkloadRole, pod_template
 from sheetanchor_operator.names import Component, Reason
 from sheetanchor_operator.observation import Observed, Refusal
-from sheetanchor_operator.status.problems import troubles_of
+from sheetanchor_operator.status.problems import problems_of
 from sheetanchor_operator.status.refusal_causes import REASONS, REMEDIES, Cause, cause_of
 from support.apiserver import ADMIN_TOKEN, ApiServer
 from support.operator_parts import token_of
@@ -243,7 +243,7 @@ def test_a_refusal_is_told_with_its_remedy(
 
     assert (cause, reason) == (cause_of(code, word, message), REASONS.get(cause, Reason.APPLY_REFUSED)), message
     refusal = Refusal("Service", "one", code, message, word)
-    (told,) = [one for one in troubles_of(pipeline(), Observed(0, refusals=(refusal,))) if "one" in one.message]
+    (told,) = [one for one in problems_of(pipeline(), Observed(0, refusals=(refusal,))) if "one" in one.message]
     assert reason is told.reason
     assert told.message.endswith(REMEDIES[cause])
 
@@ -261,7 +261,7 @@ EVERY_SIZE = {
 def admitted(server: ApiServer, where: str, spec: dict[str, Any]) -> dict[str, str]:
     """Try a pod of each component, as its controller would; give what was refused."""
     one = pipeline(spec, namespace=where)
-    role = Role(Component.REANCHOR, one.spec.reanchor.resources, served=False)
+    role = WorkloadRole(Component.REANCHOR, one.spec.reanchor.resources, served=False)
     found = templates(rendered(spec))
     found["btc-reanchor"] = pod_template(one, Observed(0), DEFAULTS, role)
     refused = {}

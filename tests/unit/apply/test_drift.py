@@ -182,9 +182,9 @@ def test_what_is_wanted_no_longer_is_drift() -> None:
 
 def test_a_digest_tells_manifests_apart() -> None:
     """The same manifest has the same digest, in whatever order its fields are; another one has another."""
-    turned = dict(reversed(list(DEPLOYMENT.items())))
+    reachability_changed = dict(reversed(list(DEPLOYMENT.items())))
 
-    assert digest(DEPLOYMENT) == digest(turned)
+    assert digest(DEPLOYMENT) == digest(reachability_changed)
     assert digest(DEPLOYMENT) != digest(changed(DEPLOYMENT, "spec.replicas", 3))
 
 

@@ -10,14 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sheetanchor_operator.api.timestamps import text_of
-from sheetanchor_operator.apply.installation_claim import SAY_AGAIN_US, TAKE_OVER_AFTER_S, Heard, decide, heard
+from sheetanchor_operator.apply.installation_claim import (
+    RENEW_CLAIM_US,
+    TAKE_OVER_AFTER_S,
+    ObservedClaim,
+    decide,
+    observe_claim,
+)
 
 NOW_US = 1_790_000_000_000_000
 OWN, OTHER = "trading/sheetanchor", "market/sheetanchor"
 
 
-def claim(name: str, age_us: int = 0, since_s: float = 0.0) -> Heard:
-    return Heard(name, text_of(NOW_US - age_us) if name else "", since_s)
+def claim(name: str, age_us: int = 0, since_s: float = 0.0) -> ObservedClaim:
+    return ObservedClaim(name, text_of(NOW_US - age_us) if name else "", since_s)
 
 
 @pytest.mark.parametrize(
@@ -25,8 +31,8 @@ def claim(name: str, age_us: int = 0, since_s: float = 0.0) -> Heard:
     [
         ("", claim(""), 0.0, "claim"),
         ("", claim(OWN), 0.0, "act"),
-        ("", claim(OWN, SAY_AGAIN_US), 0.0, "claim"),
-        ("", claim(OWN, -SAY_AGAIN_US), 0.0, "claim"),
+        ("", claim(OWN, RENEW_CLAIM_US), 0.0, "claim"),
+        ("", claim(OWN, -RENEW_CLAIM_US), 0.0, "claim"),
         ("", claim(OTHER), 0.0, "keep-off"),
         ("", claim(OTHER, 86_400_000_000), 0.0, "keep-off"),
         ("", claim(OTHER), TAKE_OVER_AFTER_S, "keep-off"),
@@ -38,7 +44,7 @@ def claim(name: str, age_us: int = 0, since_s: float = 0.0) -> Heard:
         (OTHER, claim(OTHER), 10 * TAKE_OVER_AFTER_S, "keep-off"),
     ],
 )
-def test_who_acts(wanted: str, known: Heard, now_s: float, expected: str) -> None:
+def test_who_acts(wanted: str, known: ObservedClaim, now_s: float, expected: str) -> None:
     """A claim that is renewed is heeded, whatever its clock says; the annotation counts at once and for ever."""
     assert expected == decide(OWN, wanted, known, NOW_US, now_s)
 
@@ -49,11 +55,11 @@ class Installation:
 
     name: str
     clock_off_us: int
-    known: Heard | None = None
+    known: ObservedClaim | None = None
     acted_s: list[int] = field(default_factory=list)
 
     def look(self, status: dict[str, Any], second: int) -> None:
-        self.known = heard(self.known, status, float(second))
+        self.known = observe_claim(self.known, status, float(second))
         now_us = NOW_US + second * 1_000_000 + self.clock_off_us
         decision = decide(self.name, "", self.known, now_us, float(second))
         if decision == "claim":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sheetanchor_operator.apply.rollout_order import held_back, is_rolling, may_go, place_of
+from sheetanchor_operator.apply.rollout_order import can_delete, deferred_changes, is_rolling, place_of
 
 Object = dict[str, Any]
 
@@ -40,20 +40,20 @@ def cluster(*changed: Object) -> dict[tuple[str, str], Object]:
     return found | {place_of(body): body for body in changed}
 
 
-def names(held: frozenset[tuple[str, str]]) -> list[str]:
-    return sorted(name for _, name in held)
+def names(deferred: frozenset[tuple[str, str]]) -> list[str]:
+    return sorted(name for _, name in deferred)
 
 
 def test_all_change_one_after_another() -> None:
     """Of a change of all workloads Redis is written first, and the rest in their order as each is done."""
     live, order = cluster(), []
     for _ in NAMES:
-        held = held_back(DESIRED, live)
-        due = [one for one in DESIRED if place_of(one) not in held and live[place_of(one)]["spec"] != one["spec"]]
+        deferred = deferred_changes(DESIRED, live)
+        due = [one for one in DESIRED if place_of(one) not in deferred and live[place_of(one)]["spec"] != one["spec"]]
         assert 1 == len(due)
         order.append(due[0]["metadata"]["name"])
         started = running(*next(one for one in NAMES if one[1] == order[-1]), "new", ready=0)
-        during = held_back(DESIRED, live | {place_of(started): started})
+        during = deferred_changes(DESIRED, live | {place_of(started): started})
         assert place_of(started) not in during
         assert len(NAMES) - len(order) == len(during)
         live |= {place_of(one): one for one in [running(*next(n for n in NAMES if n[1] == order[-1]), "new")]}
@@ -65,9 +65,9 @@ def test_what_does_not_serve_does_not_wait() -> None:
     """A broken workload gets its remedy at once, also while Redis is being renewed."""
     broken = running("Deployment", "btc-infer", "infer", 2, ready=0)
 
-    held = held_back(DESIRED, cluster(broken))
+    deferred = deferred_changes(DESIRED, cluster(broken))
 
-    assert ["btc-ingest-a", "btc-ingest-b", "btc-process"] == names(held)
+    assert ["btc-ingest-a", "btc-ingest-b", "btc-process"] == names(deferred)
 
 
 def test_what_is_new_does_not_wait() -> None:
@@ -75,24 +75,24 @@ def test_what_is_new_does_not_wait() -> None:
     live = cluster()
     del live["Deployment", "btc-ingest-b"]
 
-    assert "btc-ingest-b" not in names(held_back(DESIRED, live))
+    assert "btc-ingest-b" not in names(deferred_changes(DESIRED, live))
 
 
 def test_what_is_to_stop_does_not_wait() -> None:
     """Scaling to zero is nobody's turn."""
     stopped = [manifest(kind, name, component, 0) for kind, name, component, _ in NAMES]
 
-    assert [] == names(held_back(stopped, cluster()))
+    assert [] == names(deferred_changes(stopped, cluster()))
 
 
 def test_without_changes_nothing_waits() -> None:
     """Where everything is as it should be, or only one differs, nothing is held back."""
     live = {place_of(body): body for body in (running(*one, "new") for one in NAMES)}
-    assert [] == names(held_back(DESIRED, live))
+    assert [] == names(deferred_changes(DESIRED, live))
 
     live |= {place_of(body): body for body in [running(*NAMES[4])]}
 
-    assert [] == names(held_back(DESIRED, live))
+    assert [] == names(deferred_changes(DESIRED, live))
 
 
 def test_a_roll_out_ends_with_its_last_pod() -> None:
@@ -112,8 +112,8 @@ def test_a_line_goes_when_those_in_its_place_serve() -> None:
     old = running("Deployment", "btc-ingest-z", "ingest", 1)
     fresh = running("Deployment", "btc-ingest-b", "ingest", 1, ready=0)
 
-    assert not may_go(old, DESIRED, cluster(fresh))
-    assert may_go(old, DESIRED, cluster())
+    assert not can_delete(old, DESIRED, cluster(fresh))
+    assert can_delete(old, DESIRED, cluster())
 
 
 def test_what_does_not_serve_may_go() -> None:
@@ -121,5 +121,5 @@ def test_what_does_not_serve_may_go() -> None:
     idle = running("Deployment", "btc-ingest-z", "ingest", 1, ready=0)
     policy = {"kind": "NetworkPolicy", "metadata": {"name": "btc-old"}}
 
-    assert may_go(idle, DESIRED, {})
-    assert may_go(policy, DESIRED, {})
+    assert can_delete(idle, DESIRED, {})
+    assert can_delete(policy, DESIRED, {})

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from sheetanchor.runtime.command_line import load
 from sheetanchor.runtime.settings import InferSettings, IngestSettings, ProcessSettings, ReanchorSettings
 from sheetanchor_operator.children.manifests import children
-from sheetanchor_operator.children.pod_template import Role, pod_template
+from sheetanchor_operator.children.pod_template import WorkloadRole, pod_template
 from sheetanchor_operator.children.prerequisites import claims_needed, config_maps_needed, secrets_needed
 from sheetanchor_operator.names import (
     PIPELINE_LABEL,
@@ -74,7 +74,7 @@ variants = pytest.mark.parametrize("spec", VARIANTS, ids=lambda spec: "+".join(s
 
 
 def reanchor_template(spec: dict[str, Any]) -> dict[str, Any]:
-    role = Role(Component.REANCHOR, pipeline(spec).spec.reanchor.resources, served=False)
+    role = WorkloadRole(Component.REANCHOR, pipeline(spec).spec.reanchor.resources, served=False)
     return pod_template(pipeline(spec), Observed(NOW_US), DEFAULTS, role)
 
 
@@ -537,7 +537,7 @@ def test_children_are_named_by_one_rule() -> None:
 def test_a_cluster_that_gives_ids_is_left_to_do_so() -> None:
     """Where each namespace has ids of its own no pod names any, and all else that restricts pods stays."""
     one = pipeline({"redis": {"managed": {"storage": {"size": "4Gi"}}}})
-    role = Role(Component.REANCHOR, one.spec.reanchor.resources, served=False)
+    role = WorkloadRole(Component.REANCHOR, one.spec.reanchor.resources, served=False)
     ids = {"runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy"}
     found = {}
     for assign in (True, False):

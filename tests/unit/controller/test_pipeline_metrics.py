@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sheetanchor.contract import Receipt
-from sheetanchor_operator.controller.pipeline_metrics import OTHER, TRIGGERS, Measures
+from sheetanchor_operator.controller.pipeline_metrics import OTHER, TRIGGERS, PipelineMetrics
 from sheetanchor_operator.metrics import REGISTRY
 from support.reanchor_world import World
 
@@ -35,9 +35,9 @@ class Counted:
 
     def moved(self, world: World) -> dict[str, float]:
         """Take in what has happened; gives what has moved."""
-        measures = Measures()
+        pipeline_metrics = PipelineMetrics()
         for before, after in world.changes:
-            measures.changed(before, after)
+            pipeline_metrics.changed(before, after)
         now = self._now()
         return {name: now[name] - count for name, count in self._before.items() if now[name] != count}
 
@@ -85,7 +85,7 @@ def test_one_given_up_counts_its_last_run_once(world: World) -> None:
 
 
 def test_one_that_anothers_run_answers_counts_no_run(world: World) -> None:
-    """Two wishes and one run are one attempt."""
+    """Two requests and one run are one attempt."""
     counted = Counted()
     world.add("two")
     world.settle()
@@ -117,32 +117,34 @@ def ended(namespace: str, trigger: str, result: str = "swapped") -> dict[str, An
 
 def test_a_pipeline_that_is_gone_leaves_no_series() -> None:
     """Namespaces come and go; an operator that runs for months must not keep a series of each."""
-    measures, key = Measures(), ("gone", "btc")
-    measures.take(key, {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}, [], announced=False)
+    pipeline_metrics, key = PipelineMetrics(), ("gone", "btc")
+    pipeline_metrics.take(
+        key, {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}, [], announced=False
+    )
     for trigger, result in (("manual", "swapped"), ("time_gap", "validated"), ("odd", "swapped")):
-        measures.changed({}, ended("gone", trigger, result))
+        pipeline_metrics.changed({}, ended("gone", trigger, result))
     known = series_of("gone")
 
-    measures.forget(key)
+    pipeline_metrics.forget(key)
 
     assert {("sheetanchor_reanchors_total", trigger) for trigger in ("manual", "time_gap", OTHER)} <= known
     assert set() == series_of("gone")
-    assert [] == measures.pipelines()
+    assert [] == pipeline_metrics.pipelines()
 
 
 def test_what_people_invent_as_a_trigger_is_one_series() -> None:
     """Whoever may create ReAnchors cannot fill Prometheus with them."""
-    measures = Measures()
+    pipeline_metrics = PipelineMetrics()
     for number in range(5):
-        measures.changed({}, ended("inventive", f"my_{number}"))
+        pipeline_metrics.changed({}, ended("inventive", f"my_{number}"))
     for trigger in TRIGGERS:
-        measures.changed({}, ended("inventive", trigger))
+        pipeline_metrics.changed({}, ended("inventive", trigger))
 
     labels = {"namespace": "inventive", "name": "btc", "trigger": OTHER, "result": "swapped"}
     assert 5.0 == REGISTRY.get_sample_value("sheetanchor_reanchors_total", labels)
     found = {trigger for name, trigger in series_of("inventive") if name == "sheetanchor_reanchors_total"}
     assert {*TRIGGERS, OTHER} == found
-    measures.forget(("inventive", "btc"))
+    pipeline_metrics.forget(("inventive", "btc"))
     assert set() == series_of("inventive")
 
 
@@ -172,15 +174,15 @@ def value(name: str, **labels: str) -> float:
 
 def test_what_a_run_says_is_counted() -> None:
     """Requests, retries, time-outs and the alert: a run's own process ends before anybody asks."""
-    measures, key = Measures(), ("receipts", "btc")
-    measures.take(key, {"phase": "Running"}, [], announced=False)
+    pipeline_metrics, key = PipelineMetrics(), ("receipts", "btc")
+    pipeline_metrics.take(key, {"phase": "Running"}, [], announced=False)
     assert 0.0 == REGISTRY.get_sample_value(
         "sheetanchor_alerts_total", {"namespace": "receipts", "name": "btc", "code": "REANCHOR_FAILED"}
     )
     calls = (("/api/v3/depth", "200", 0.2), ("/api/v3/depth", "timeout", 10.0), ("/api/v3/trades", "429", 0.1))
 
-    measures.count(key, receipt(calls=calls, retries=2, alert="REANCHOR_FAILED"))
-    measures.count(key, receipt(calls=calls[:1], result="swapped"))
+    pipeline_metrics.count(key, receipt(calls=calls, retries=2, alert="REANCHOR_FAILED"))
+    pipeline_metrics.count(key, receipt(calls=calls[:1], result="swapped"))
 
     assert 2.0 == value("ingestor_rest_api_calls_total", endpoint="/api/v3/depth", status="200")
     assert 1.0 == value("ingestor_rest_api_calls_total", endpoint="/api/v3/trades", status="429")
@@ -188,22 +190,22 @@ def test_what_a_run_says_is_counted() -> None:
     assert 2.0 == value("retry_attempts_total", operation="rest")
     assert 1.0 == value("sheetanchor_alerts_total", code="REANCHOR_FAILED")
     assert 1.0 == value("ingestor_rest_reanchors_total", result="swapped", reason="manual")
-    measures.forget(key)
+    pipeline_metrics.forget(key)
     assert set() == series_of("receipts")
 
 
 def test_what_a_foreign_run_invents_fills_nothing() -> None:
     """Any image may be told to run: its words are a bounded number of series, and its numbers do no harm."""
-    measures, key = Measures(), ("receipts", "btc")
+    pipeline_metrics, key = PipelineMetrics(), ("receipts", "btc")
     for number in range(50):
         calls = ((f"/odd/{number}", f"x{number}", float("inf")), ("/api/v3/depth", "999999", -1.0))
-        measures.count(key, receipt(calls=calls, retries=-5, trigger=f"t_{number}", alert=f"A{number}"))
+        pipeline_metrics.count(key, receipt(calls=calls, retries=-5, trigger=f"t_{number}", alert=f"A{number}"))
 
     found = {name for name, _ in series_of("receipts")}
     assert 50.0 == value("ingestor_rest_api_calls_total", endpoint=OTHER, status=OTHER)
     assert 0.0 == value("retry_attempts_total", operation="rest")
     assert len(series_of("receipts")) == len(found)
-    measures.forget(key)
+    pipeline_metrics.forget(key)
 
 
 def test_each_receipt_is_counted_once(world: World) -> None:

@@ -44,4 +44,4 @@ def test_what_nobody_asks_for_again_is_dropped() -> None:
     refusals = Refusals()
     for number in range(1_000):
         refusals.add(BTC, ("ReAnchor", f"btc-{number}"), "one", QUOTA, number * 1.0)
-    assert REFUSED_AGAIN_S == len(refusals._held[BTC])
+    assert REFUSED_AGAIN_S == len(refusals._active[BTC])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sheetanchor_operator.controller.seen_requests import KEPT_MAX, SeenWishes
+from sheetanchor_operator.controller.seen_requests import KEPT_MAX, SeenRequests
 from sheetanchor_operator.names import REANCHOR_ANNOTATION
 
 KEY = ("market", "btc")
@@ -18,11 +18,11 @@ def pipeline(value: str | None, taken: str = "") -> dict[str, Any]:
     }
 
 
-def seen(*versions: dict[str, Any]) -> SeenWishes:
-    wishes = SeenWishes()
+def seen(*versions: dict[str, Any]) -> SeenRequests:
+    seen_requests = SeenRequests()
     for before, after in zip((None, *versions), versions, strict=False):
-        wishes.note(before, after)
-    return wishes
+        seen_requests.note(before, after)
+    return seen_requests
 
 
 def test_what_is_replaced_before_a_look_is_kept() -> None:
@@ -35,11 +35,11 @@ def test_what_is_replaced_before_a_look_is_kept() -> None:
 
 def test_it_is_kept_until_it_is_acted_upon() -> None:
     """And no longer than there is a pipeline, nor in any number."""
-    wishes = seen(*(pipeline(str(number)) for number in range(KEPT_MAX + 5)))
-    kept = wishes.of(KEY)
+    seen_requests = seen(*(pipeline(str(number)) for number in range(KEPT_MAX + 5)))
+    kept = seen_requests.of(KEY)
 
-    wishes.done(KEY, kept[:3])
-    rest = wishes.of(KEY)
-    wishes.forget(KEY)
+    seen_requests.done(KEY, kept[:3])
+    rest = seen_requests.of(KEY)
+    seen_requests.forget(KEY)
 
-    assert (KEPT_MAX, kept[3:], ()) == (len(kept), rest, wishes.of(KEY))
+    assert (KEPT_MAX, kept[3:], ()) == (len(kept), rest, seen_requests.of(KEY))

@@ -178,8 +178,8 @@ def test_what_came_before_its_pipeline_is_asked_for_again() -> None:
     cache.take(of_watch("Pod", "btc-infer-1", ("ReplicaSet", "btc-infer-5c")))
     cache.take(of_watch("Service", "btc-infer"))
 
-    assert {"Pod", "Service"} == cache.strangers_of(KEY)
-    assert frozenset() == cache.strangers_of(KEY)
+    assert {"Pod", "Service"} == cache.unowned_kinds(KEY)
+    assert frozenset() == cache.unowned_kinds(KEY)
 
 
 def test_the_number_of_a_pipelines_objects_is_bounded() -> None:

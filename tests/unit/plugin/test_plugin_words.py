@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sheetanchor_operator.plugin.command import _print
-from sheetanchor_operator.plugin.words import history, overview, say, summary
+from sheetanchor_operator.plugin.words import history, overview, print_line, summary
 
 AT = "2026-11-21T08:00:00Z"
 NOW_US = 1_800_000_000_000_000
@@ -53,8 +53,8 @@ def test_tables_are_plain_text(text: str) -> None:
 @pytest.mark.parametrize("text", ["\x1b[2J", "a\r\nb", "\x9b31m", "\u202eabc"])
 def test_what_is_printed_is_plain_text(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Summaries, messages, errors: line by line."""
-    say(summary(pipeline(text), [reanchor(text)], NOW_US))
-    say(f"kubectl reanchor: {text}")
+    print_line(summary(pipeline(text), [reanchor(text)], NOW_US))
+    print_line(f"kubectl reanchor: {text}")
 
     out = capsys.readouterr().out
     assert set() == {sign for sign in out if not sign.isprintable()} - {"\n"}

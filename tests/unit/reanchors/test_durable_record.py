@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sheetanchor_operator.api.pipeline_status import PipelineStatus
-from sheetanchor_operator.controller.pipeline_metrics import Measures
+from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from sheetanchor_operator.metrics import REGISTRY
 from sheetanchor_operator.reanchors.durable_record import REQUESTS_MAX, RUNS_MAX
 from support.reanchor_world import SECOND, SYMBOL, World
@@ -138,10 +138,10 @@ def test_memory_of_requests_is_bounded() -> None:
 
 def rate(world: World) -> float | None:
     """Give what the gauge shows."""
-    measures, key = Measures(), ("rates", "btc")
-    measures.take(key, {"phase": "Running", **world.status}, list(world.reanchors.values()), announced=False)
+    pipeline_metrics, key = PipelineMetrics(), ("rates", "btc")
+    pipeline_metrics.take(key, {"phase": "Running", **world.status}, list(world.reanchors.values()), announced=False)
     shown = REGISTRY.get_sample_value("reanchor_success_rate", {"namespace": "rates", "name": "btc"})
-    measures.forget(key)
+    pipeline_metrics.forget(key)
     return shown
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sheetanchor_operator.observation import Answer
-from sheetanchor_operator.reanchors.runs import ATTEMPT_ANNOTATION, read_reanchor, runs_of, sights_of
+from sheetanchor_operator.observation import PodResponse
+from sheetanchor_operator.reanchors.runs import ATTEMPT_ANNOTATION, read_reanchor, runs_of, symbol_observations
 from support.reanchor_world import BEGIN_US, SYMBOL, World
 
 SOUND = {"state": "anchored", "epoch": 3, "term": 2, "active": True, "event_age_ms": 12, "now_us": 7}
@@ -32,17 +32,17 @@ NONSENSE: list[Any] = [
 @pytest.mark.parametrize("body", NONSENSE, ids=str)
 def test_what_cannot_be_read_is_no_answer(body: Any) -> None:
     """It neither raises nor outranks the answer of another processor."""
-    assert {} == sights_of({"a": Answer(body)})
+    assert {} == symbol_observations({"a": PodResponse(body)})
 
-    other = Answer({"symbols": {SYMBOL: {**SOUND, "active": False, "term": 1}}})
-    sight = sights_of({"a": Answer(body), "b": other})[SYMBOL]
+    other = PodResponse({"symbols": {SYMBOL: {**SOUND, "active": False, "term": 1}}})
+    sight = symbol_observations({"a": PodResponse(body), "b": other})[SYMBOL]
 
     assert ("anchored", 3, True) == (sight.state, sight.epoch, sight.fresh)
 
 
 def test_what_a_processor_leaves_out_is_zero() -> None:
     """A state that was never written has no epoch, and an event that never came no age."""
-    sight = sights_of({"a": Answer({"symbols": {SYMBOL: {"state": "suspect"}}})})[SYMBOL]
+    sight = symbol_observations({"a": PodResponse({"symbols": {SYMBOL: {"state": "suspect"}}})})[SYMBOL]
 
     assert (0, False, "", 0) == (sight.epoch, sight.fresh, sight.lock_holder, sight.suspect_since_us)
 

@@ -14,7 +14,7 @@ from sheetanchor.contract import Receipt
 from sheetanchor_operator.api.reanchor_spec import ReanchorStatus
 from sheetanchor_operator.api.timestamps import text_of
 from sheetanchor_operator.reanchors.run_receipt import receipt_in
-from sheetanchor_operator.reanchors.runs import Run, read_reanchor, runs_of
+from sheetanchor_operator.reanchors.runs import JobRun, read_reanchor, runs_of
 from support.reanchor_world import BEGIN_US, SECOND, World
 
 AT = text_of(BEGIN_US)
@@ -32,7 +32,7 @@ def waits(reason: str, message: str = "") -> dict[str, Any]:
     return {"waiting": {"reason": reason, "message": message}}
 
 
-def run_with(*containers: tuple[str, dict[str, Any]], init: tuple[tuple[str, dict[str, Any]], ...] = ()) -> Run:
+def run_with(*containers: tuple[str, dict[str, Any]], init: tuple[tuple[str, dict[str, Any]], ...] = ()) -> JobRun:
     """Read the run of a Job whose pod has these containers."""
     world = World()
     world.add("one")
@@ -64,7 +64,7 @@ def test_only_its_own_container_ends_a_run(name: str, beside: str, *, native: bo
     """Sidecars of any name, state and place, beside or among the init containers, change nothing about the end."""
     other = (name, STATES[beside])
 
-    def read(own: dict[str, Any]) -> list[Run]:
+    def read(own: dict[str, Any]) -> list[JobRun]:
         if native:
             return [run_with(("reanchor", own), init=(other,))]
         return [run_with(*order) for order in permutations([("reanchor", own), other])]

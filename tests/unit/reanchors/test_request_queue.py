@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sheetanchor_operator.api.timestamps import micros_of
-from sheetanchor_operator.controller.pipeline_metrics import Measures
+from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from sheetanchor_operator.metrics import REGISTRY
 from sheetanchor_operator.names import Reason
 from sheetanchor_operator.reanchors.decide import HELD_MAX
@@ -199,9 +199,9 @@ def test_a_held_lock_is_no_failure() -> None:
     assert ("Succeeded", 8, 7) == tuple(world.of("one")[name] for name in ("phase", "attempts", "attemptsHeld"))
     assert "ReanchorFailed" not in world.reasons
     before = failures()
-    measures = Measures()
+    pipeline_metrics = PipelineMetrics()
     for change in world.changes:
-        measures.changed(*change)
+        pipeline_metrics.changed(*change)
     assert before == failures()
     assert ([], 1) == (
         world.status["reanchorRuns"]["failedMicros"],

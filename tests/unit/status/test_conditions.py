@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sheetanchor_operator.names import Condition, Reason
-from sheetanchor_operator.reanchors.plan import Plan, SymbolFacts
+from sheetanchor_operator.reanchors.plan import ReanchorPlan, SymbolFacts
 from support.pipeline_parts import judged, message, sound, stands, told
 
 OFF = {"reanchor": {"enabled": False}, "processor": {"selfReanchorAfterSeconds": 0}}
@@ -18,7 +18,7 @@ ASKED = {"reanchors": ({"metadata": {"name": "soft"}, "spec": {}},)}
 
 def throttled(facts: SymbolFacts, spec: dict[str, Any], **seen: Any) -> dict[str, Any]:
     """Give the status of a pipeline whose re-anchors stand so."""
-    return judged(sound(**seen), spec, plan=Plan(symbols={"BTCUSDT": facts}))
+    return judged(sound(**seen), spec, plan=ReanchorPlan(symbols={"BTCUSDT": facts}))
 
 
 @pytest.mark.parametrize(

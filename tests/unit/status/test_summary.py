@@ -14,8 +14,8 @@ from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.api.pipeline_status import PipelineStatus
 from sheetanchor_operator.api.timestamps import text_of
 from sheetanchor_operator.names import Component, Condition, EventReason, Phase, Reason
-from sheetanchor_operator.observation import Answer, Observed
-from sheetanchor_operator.reanchors.plan import Plan, SymbolFacts
+from sheetanchor_operator.observation import Observed, PodResponse
+from sheetanchor_operator.reanchors.plan import ReanchorPlan, SymbolFacts
 from sheetanchor_operator.status.summary import condition_of, refused_status, status_of, transitions
 from support.pipeline_parts import (
     NOW_US,
@@ -97,7 +97,7 @@ def test_the_age_of_predictions_is_written_every_fifteen_seconds() -> None:
 
 def test_only_sound_predictions_count_for_the_age() -> None:
     """A degraded or old one leaves the time of the last sound one."""
-    for worse in (predicts(degraded=True, reason="suspect: gap"), predicts(ts=NOW_US - 60 * SECOND), Answer()):
+    for worse in (predicts(degraded=True, reason="suspect: gap"), predicts(ts=NOW_US - 60 * SECOND), PodResponse()):
         status = judged(sound(predictions={("p", "BTCUSDT"): worse}), status=WAS_SOUND)
         assert WAS_SOUND["lastPredictionAt"] == status["lastPredictionAt"]
 
@@ -137,7 +137,7 @@ def test_what_is_wanted_is_no_trouble(
 
 
 def test_a_new_pipeline_is_pending_until_it_predicts() -> None:
-    """Without any trouble it is only starting."""
+    """Without any problem it is only starting."""
     status = judged(Observed(NOW_US, zones=ZONES))
 
     assert ("Pending", "0/10") == (status["phase"], status["ready"])
@@ -157,8 +157,8 @@ def test_a_lost_line_degrades_but_predictions_stay_sound() -> None:
     assert "zone-b" in message(status, Condition.INGESTION_HEALTHY)
 
 
-def health(**checks: dict[str, Any]) -> dict[str, Answer]:
-    return {"btc-ingest-zone-a-0": Answer({"checks": checks})}
+def health(**checks: dict[str, Any]) -> dict[str, PodResponse]:
+    return {"btc-ingest-zone-a-0": PodResponse({"checks": checks})}
 
 
 def test_why_no_line_receives_is_asked_of_the_ingestors() -> None:
@@ -181,10 +181,10 @@ def test_why_no_line_receives_is_asked_of_the_ingestors() -> None:
         (stands(state="suspect", reason="depth: expected 5, found 9"), ("False", "Suspect")),
         (stands(state="suspect", epoch=0, term=0), ("False", "AwaitingFirstAnchor")),
         (stands(state="unknown"), ("Unknown", "Unknown")),
-        (Answer(None, "timed out"), ("Unknown", "Unknown")),
+        (PodResponse(None, "timed out"), ("Unknown", "Unknown")),
     ],
 )
-def test_the_anchor_is_what_processors_say(answer: Answer, expected: tuple[str, str]) -> None:
+def test_the_anchor_is_what_processors_say(answer: PodResponse, expected: tuple[str, str]) -> None:
     """Suspect with the reason; unknown when nobody knows."""
     status = judged(sound(states={"btc-process-0": answer}), status=WAS_SOUND)
 
@@ -265,8 +265,8 @@ def test_the_managed_redis_needs_a_majority_and_a_master(
 def test_the_master_is_the_node_that_says_so_and_is_followed() -> None:
     """One that was cut off still thinks so for a moment, but nobody follows it."""
 
-    def node(role: str, replicas: int = 0) -> Answer:
-        return Answer({"checks": {"server": {"role": role, "replicas": replicas}}})
+    def node(role: str, replicas: int = 0) -> PodResponse:
+        return PodResponse({"checks": {"server": {"role": role, "replicas": replicas}}})
 
     said = {"btc-redis-0": node("master"), "btc-redis-1": node("master", 1), "btc-redis-2": node("slave")}
 
@@ -279,10 +279,10 @@ def test_the_master_is_the_node_that_says_so_and_is_followed() -> None:
     [
         (predicts(degraded=True, reason="suspect: depth: expected 5; old: 6 s"), "PredictionsDegraded"),
         (predicts(ts=NOW_US - 30 * SECOND), "NoPredictions"),
-        (Answer(None, "refused"), "NoPredictions"),
+        (PodResponse(None, "refused"), "NoPredictions"),
     ],
 )
-def test_predictions_are_judged_by_what_a_reader_gets(answer: Answer, expected: str) -> None:
+def test_predictions_are_judged_by_what_a_reader_gets(answer: PodResponse, expected: str) -> None:
     """Degraded ones with the kinds of doubt, old or none."""
     status = judged(sound(predictions={("btc-infer-0", "BTCUSDT"): answer}), status=WAS_SOUND)
 
@@ -341,10 +341,12 @@ def test_a_roll_out_that_does_not_come_further_is_told() -> None:
 
 def test_reanchors_are_told_as_the_plan_has_them() -> None:
     """Running, waiting and why, and the newest one."""
-    running = Plan(symbols={"BTCUSDT": SymbolFacts(running="btc-x")}, last_reanchor={"name": "btc-x"}, last_request="7")
+    running = ReanchorPlan(
+        symbols={"BTCUSDT": SymbolFacts(running="btc-x")}, last_reanchor={"name": "btc-x"}, last_request="7"
+    )
     wait = SymbolFacts(pending=("btc-y",), throttled=Reason.COOLDOWN, message="the last rebuild has just ended")
-    waiting_plan = Plan(symbols={"BTCUSDT": wait})
-    off = Plan(symbols={"BTCUSDT": SymbolFacts(pending=("btc-y",))})
+    waiting_plan = ReanchorPlan(symbols={"BTCUSDT": wait})
+    off = ReanchorPlan(symbols={"BTCUSDT": SymbolFacts(pending=("btc-y",))})
     disabled = {"reanchor": {"enabled": False}, "processor": {"selfReanchorAfterSeconds": 0}}
 
     first = judged(sound(), plan=running)
@@ -413,7 +415,7 @@ def test_a_trouble_is_told_once() -> None:
 def test_what_is_lost_has_a_name_of_its_own() -> None:
     """A lost line, exchange, inference or master: each is an Event that can be searched for."""
     before = judged(sound())
-    silent = Answer({"checks": {"sbe_websocket": {"status": "disconnected", "message": "refused"}}})
+    silent = PodResponse({"checks": {"sbe_websocket": {"status": "disconnected", "message": "refused"}}})
     lines = [pod(Component.INGEST, zone=zone, ready=False) for zone in ZONES]
     one_line = with_pods(lines[0], *(pod(Component.INGEST, zone=zone) for zone in ZONES[1:]), without=Component.INGEST)
     exchange = replace(with_pods(*lines, without=Component.INGEST), health={"btc-ingest-zone-a-0": silent})
@@ -438,7 +440,7 @@ def test_a_throttled_reanchor_is_told() -> None:
     wait = SymbolFacts(pending=("y",), throttled=Reason.BUDGET_USED_UP, message="60 rebuilds within an hour")
     before = judged(sound())
 
-    after = judged(sound(), status=before, plan=Plan(symbols={"BTCUSDT": wait}))
+    after = judged(sound(), status=before, plan=ReanchorPlan(symbols={"BTCUSDT": wait}))
 
     events = transitions(before, after, "btc", "0b1c")
     assert [EventReason.REANCHOR_THROTTLED] == [event.reason for event in events]
@@ -473,9 +475,9 @@ answers = st.sampled_from(
         {},
         {"p": stands()},
         {"p": stands(state="suspect", epoch=0)},
-        {"p": Answer(None, "x")},
-        {"p": Answer({"symbols": None})},
-        {"p": Answer({"symbols": {"BTCUSDT": "odd"}})},
+        {"p": PodResponse(None, "x")},
+        {"p": PodResponse({"symbols": None})},
+        {"p": PodResponse({"symbols": {"BTCUSDT": "odd"}})},
     ]
 )
 sights = st.builds(
@@ -515,7 +517,7 @@ def test_whatever_is_seen_the_status_is_sound_and_settles(seen: Observed, spec: 
 )
 def test_nonsense_of_a_pod_is_no_answer(told: dict[str, Any]) -> None:
     """Whatever a pod says, there is a status, and it does not call the pipeline sound."""
-    said = Answer(told)
+    said = PodResponse(told)
     seen = sound(states={"btc-process-0": said}, health={"btc-redis-0": said}, predictions={("p", "BTCUSDT"): said})
 
     assert "False" == condition_of(judged(seen), Condition.READY)["status"]
@@ -526,8 +528,8 @@ def test_the_active_zone_is_where_most_symbols_are_written() -> None:
     symbols = {"symbols": ["BTCUSDT", "ETHUSDT", "SOLUSDT"]}
     one = stands().body["symbols"]["BTCUSDT"]  # type: ignore[index]  # it has one
     away = {**one, "active": False}
-    first = Answer({"symbols": {"BTCUSDT": one, "ETHUSDT": away, "SOLUSDT": away}})
-    second = Answer({"symbols": {"BTCUSDT": away, "ETHUSDT": one, "SOLUSDT": one}})
+    first = PodResponse({"symbols": {"BTCUSDT": one, "ETHUSDT": away, "SOLUSDT": away}})
+    second = PodResponse({"symbols": {"BTCUSDT": away, "ETHUSDT": one, "SOLUSDT": one}})
 
     status = judged(sound(states={"btc-process-0": first, "btc-process-1": second}), symbols)
 

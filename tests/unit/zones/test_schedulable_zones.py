@@ -129,7 +129,7 @@ def test_a_zone_that_is_lost_keeps_its_line() -> None:
 
 def test_without_sight_of_nodes_no_line_is_made_up() -> None:
     """Nodes that may not be listed are not the same as nodes without zones."""
-    blind = {"Node": Refusal("Node", "", 403, "nodes is forbidden")}
+    unwatchable = {"Node": Refusal("Node", "", 403, "nodes is forbidden")}
 
-    assert () == names_of_lines(pipeline(), Observed(NOW_US, blind=blind))
+    assert () == names_of_lines(pipeline(), Observed(NOW_US, unwatchable=unwatchable))
     assert ("a", "b") == names_of_lines(pipeline(), Observed(NOW_US))

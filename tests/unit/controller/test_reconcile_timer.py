@@ -19,7 +19,7 @@ from sheetanchor_operator.controller.processor_wait import processor_wait_s
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.kube.api_client import ApiRefused, ApiUnavailable
 from sheetanchor_operator.kube.event_queue import WAITING_MAX, EventQueue
-from sheetanchor_operator.kube.look_time import AT_LEAST, BEGIN_WITHIN_S, LONG_S, LookTime
+from sheetanchor_operator.kube.reconcile_timer import AT_LEAST, BEGIN_WITHIN_S, LONG_S, ReconcileTimer
 from sheetanchor_operator.names import EventReason
 from support.reanchor_world import SYMBOL, World
 
@@ -27,7 +27,7 @@ from support.reanchor_world import SYMBOL, World
 @given(st.floats(0, 2), st.lists(st.floats(0, 1), max_size=200))
 def test_no_write_begins_late_but_the_first_ones(planned_s: float, took_s: list[float]) -> None:
     """However long planning and each write take: after half a second only what every look begins is begun."""
-    now_s, begun_s, look = 1000.0 + planned_s, [], LookTime(1000.0)
+    now_s, begun_s, look = 1000.0 + planned_s, [], ReconcileTimer(1000.0)
 
     for seconds in took_s:
         if not look.may_begin(now_s):
@@ -41,7 +41,7 @@ def test_no_write_begins_late_but_the_first_ones(planned_s: float, took_s: list[
 
 def test_what_cannot_wait_takes_the_first_places() -> None:
     """Late in a look all of it is begun, and what can wait only where less than the first round is."""
-    look = LookTime(0.0)
+    look = ReconcileTimer(0.0)
 
     begun = [look.may_begin(1.0, can_wait=number >= 5) for number in range(AT_LEAST + 2)]
 
@@ -59,7 +59,7 @@ def test_whatever_the_server_takes_a_look_ends_with_its_last_answer(took_s: list
         loop = asyncio.get_running_loop()
         while items:
             looks += 1
-            look = LookTime(loop.time())
+            look = ReconcileTimer(loop.time())
             await asyncio.sleep(planned_s)
 
             async def write(item: int) -> None:
@@ -132,7 +132,7 @@ async def test_a_failure_is_raised_once_all_has_ended(error: Exception) -> None:
 
 def test_a_long_look_says_what_it_has_waited_for() -> None:
     """A short one says nothing."""
-    look = LookTime(10.0, starved_s=0.3)
+    look = ReconcileTimer(10.0, starved_s=0.3)
     look.answered("GET /a", 0.2)
     look.answered("PATCH /b", 0.9)
     look.answered("GET /c", 0.1)
@@ -140,7 +140,7 @@ def test_a_long_look_says_what_it_has_waited_for() -> None:
     assert "" == look.words(10.0 + LONG_S)
     told = "this look took 1.500 s; for 0.300 s it had no processor; its longest wait for the API server was 0.900 s"
     assert f"{told}: PATCH /b" == look.words(11.5)
-    assert "it asked nobody" in LookTime(0.0).words(2.0)
+    assert "it asked nobody" in ReconcileTimer(0.0).words(2.0)
 
 
 def test_waiting_for_a_processor_is_counted() -> None:

@@ -17,7 +17,7 @@ LONG_S: Final = 1.0
 
 
 @dataclass(slots=True)
-class LookTime:
+class ReconcileTimer:
     """The time of one look.
 
     Attributes:
@@ -56,5 +56,5 @@ class LookTime:
         return f"this look took {took_s:.3f} s; for {self.starved_s:.3f} s it had no processor; {waited}"
 
 
-LOOK: Final[ContextVar[LookTime | None]] = ContextVar("LOOK", default=None)
+CURRENT_TIMER: Final[ContextVar[ReconcileTimer | None]] = ContextVar("LOOK", default=None)
 """The look that a request to the API server is part of; None for what no look waits for."""
