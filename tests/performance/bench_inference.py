@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market
 from sheetanchor.contract import pack_frames, slot_of
-from sheetanchor.infer.prediction import Answer, State, build
+from sheetanchor.infer.prediction import ModelAnswer, SlotState, build
 from sheetanchor.infer.slot_loop import SPIN_S, WARM_BEFORE_S
 from sheetanchor.ml import onnx_model
 from sheetanchor.ml.feature_vector import extract
@@ -73,12 +73,12 @@ class Slot:
             assert await hot.stage("bench", ob, tr_1s, tr_5s, feat, b"book")
             assert (await hot.swap("bench", 0, int(ob[ob.index("update_id") + 1]), time.time_ns() // 1_000, "r")).ok
 
-    async def read(self, hot: HotState) -> State:
+    async def read(self, hot: HotState) -> SlotState:
         """Read as inference does."""
         read = await hot.read()
         self.groups = {"ob": read.ob, "tr_1s": read.tr_1s, "tr_5s": read.tr_5s, "feat": read.feat}
         stamp_us = int(read.anchor["stamp_us"])
-        return State(read.now_us, read.epoch, True, "", read.incomplete, stamp_us, self.groups)
+        return SlotState(read.now_us, read.epoch, True, "", read.incomplete, stamp_us, self.groups)
 
     async def warm_model(self) -> None:
         """Run the model on what was read last."""
@@ -99,7 +99,7 @@ class Slot:
         value = await onnx_model.run(self.model, vector, self.thread)
         times.append(time.perf_counter())
         slot = slot_of(state.now_us)
-        record = build(slot, state, Answer("model", value, 0.5, self.model.version), "bench")
+        record = build(slot, state, ModelAnswer("model", value, 0.5, self.model.version), "bench")
         await hot.commit_prediction(slot, record.fields())
         times.append(time.perf_counter())
         return [after - before for before, after in pairwise(times)] + [times[-1] - deadline]

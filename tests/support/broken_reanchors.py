@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 
-from sheetanchor.binance.rest_client import Exchange
-from sheetanchor.reanchor.phases import Reanchor
-from sheetanchor.reanchor.receipts import Order
+from sheetanchor.binance.rest_client import RestClient
+from sheetanchor.reanchor.phases import ReanchorRun
+from sheetanchor.reanchor.receipts import RunOrder
 from sheetanchor.store.redis_client import redis_client
 
 
@@ -25,9 +25,9 @@ async def run(redis_url: str, rest_url: str, signal_name: str, lock_ttl_s: int, 
 
     redis = redis_client(redis_url)
     try:
-        async with Exchange(rest_url, weight_per_minute=10**9) as exchange:
-            order = Order("BTCUSDT", reason="broken", depth_limit=100, lock_ttl_s=lock_ttl_s)
-            return (await Reanchor(order, redis, exchange, hook).run(lambda _: None)).exit_code
+        async with RestClient(rest_url, weight_per_minute=10**9) as exchange:
+            order = RunOrder("BTCUSDT", reason="broken", depth_limit=100, lock_ttl_s=lock_ttl_s)
+            return (await ReanchorRun(order, redis, exchange, hook).run(lambda _: None)).exit_code
     finally:
         await redis.aclose()
 

@@ -14,7 +14,7 @@ import pytest
 
 from sheetanchor.recording import recording_file
 from sheetanchor.runtime.settings import ExchangeSettings
-from sheetanchor.simulator.app import Server, serving
+from sheetanchor.simulator.app import ExchangeSimulator, serving
 from sheetanchor.simulator.sessions import Terms
 
 API_KEY = "test-key"
@@ -24,7 +24,7 @@ KEY_HEADER = {"X-MBX-APIKEY": API_KEY}
 class LocalExchange:
     """A running exchange as tests use it."""
 
-    def __init__(self, server: Server, http: aiohttp.ClientSession) -> None:
+    def __init__(self, server: ExchangeSimulator, http: aiohttp.ClientSession) -> None:
         self.server = server
         self.http = http
         self.port = server.port

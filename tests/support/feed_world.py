@@ -16,10 +16,10 @@ from itertools import combinations
 
 from sheetanchor._decoder import Market
 from sheetanchor.contract import STALE_AFTER_US, STREAM_TYPES, pack_frames
-from sheetanchor.infer.prediction import Heard, State, doubts_of
+from sheetanchor.infer.prediction import SlotState, WriterHeartbeat, doubts_of
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, IMMEDIATE, SCHEDULED, VALIDATION, Finding, Thresholds
 from sheetanchor.policy.soundness import ANSWER_US, LATE_US, OWED_AFTER_US
-from sheetanchor.process.gap_detector import Lookout
+from sheetanchor.process.gap_detector import GapDetector
 from sheetanchor.process.market_follower import Follower
 from sheetanchor.store.server_clock import RedisClock
 from support.feed_market import EXPONENTS, SYMBOL, Message, Truth, truth
@@ -219,7 +219,7 @@ class World:
         self.places = [0, 0]
         self.clock = RedisClock()
         self.clock.learn(0, 0, redis_us(self.faults, 0))
-        self.follower = Follower(Market(SYMBOL), Lookout(Thresholds(), 0), self.clock)
+        self.follower = Follower(Market(SYMBOL), GapDetector(Thresholds(), 0), self.clock)
         self.follower.begin(self._snapshot(0), 0)
         self.suspect = False
         self.cure_id = 0
@@ -227,7 +227,7 @@ class World:
         self.rebuild: tuple[int, int, Market] | None = None
         self.validated_us = -(10**12)
         self.written: Written | None = None
-        self.heard = Heard()
+        self.heard = WriterHeartbeat()
         self.outcome = Outcome()
         self.log: list[tuple[float, str, str]] = []
 
@@ -369,7 +369,7 @@ class World:
         if written is None:
             return
         self.heard = self.heard.again(written.beat_us, now_us)
-        state = State(
+        state = SlotState(
             now_us=redis_us(self.faults, now_us),
             epoch=1,
             anchored=not self.suspect,

@@ -7,15 +7,15 @@ from typing import Any
 
 from sheetanchor.contract import Gap, Receipt, slot_start_us
 from sheetanchor.local.dashboard.status import AnchorStatus, LineStatus, RoleStatus, StageLatency, Status, symbol_status
-from sheetanchor.local.dashboard.tally import Prediction, Tally, summary
+from sheetanchor.local.dashboard.tally import ShownPrediction, Tally, summary
 from sheetanchor.local.relay import Notice
 
 FIRST_SLOT = 900_000_000
 
 
-def prediction(slot: int, **changes: Any) -> Prediction:
+def prediction(slot: int, **changes: Any) -> ShownPrediction:
     """Make a sound prediction, committed 8 ms after its slot."""
-    sound = Prediction(
+    sound = ShownPrediction(
         slot=slot,
         committed_us=slot_start_us(slot) + 8_000,
         price_now=61_837.63,

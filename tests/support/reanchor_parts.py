@@ -17,10 +17,10 @@ import aiohttp
 from redis.asyncio import Redis
 
 from conftest import free_port_number, wait_until
-from sheetanchor.binance.rest_client import Exchange
+from sheetanchor.binance.rest_client import RestClient
 from sheetanchor.contract import Receipt, keys
-from sheetanchor.reanchor.phases import Hook, Reanchor
-from sheetanchor.reanchor.receipts import Order
+from sheetanchor.reanchor.phases import Hook, ReanchorRun
+from sheetanchor.reanchor.receipts import RunOrder
 from sheetanchor.runtime.reliability import Backoff, RetryPolicy
 from sheetanchor.store.redis_client import LineWriter
 
@@ -121,9 +121,9 @@ async def fed_line(redis: Redis, ws_url: str, line: str = "a") -> AsyncIterator[
             await task
 
 
-def quick_exchange(rest_url: str, **options: Any) -> Exchange:
+def quick_exchange(rest_url: str, **options: Any) -> RestClient:
     """A client of the exchange that does not wait long between its tries."""
-    return Exchange(rest_url, **{"retry_policy": QUICK, "weight_per_minute": 10**9, **options})
+    return RestClient(rest_url, **{"retry_policy": QUICK, "weight_per_minute": 10**9, **options})
 
 
 async def reanchor(redis: Redis, rest_url: str, hook: Hook | None = None, **order: Any) -> Receipt:
@@ -132,10 +132,10 @@ async def reanchor(redis: Redis, rest_url: str, hook: Hook | None = None, **orde
         return await reanchor_with(redis, exchange, hook, **order)
 
 
-async def reanchor_with(redis: Redis, exchange: Exchange, hook: Hook | None = None, **order: Any) -> Receipt:
+async def reanchor_with(redis: Redis, exchange: RestClient, hook: Hook | None = None, **order: Any) -> Receipt:
     """Run one re-anchor with a given client of the exchange."""
-    wanted = Order(**{"symbol": SYMBOL, "timeout_s": 30.0, "depth_limit": 100, **order})
-    run = Reanchor(wanted, redis, exchange, hook) if hook else Reanchor(wanted, redis, exchange)
+    wanted = RunOrder(**{"symbol": SYMBOL, "timeout_s": 30.0, "depth_limit": 100, **order})
+    run = ReanchorRun(wanted, redis, exchange, hook) if hook else ReanchorRun(wanted, redis, exchange)
     return await run.run(lambda _: None)
 
 

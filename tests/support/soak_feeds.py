@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from sheetanchor._decoder import Market
 from sheetanchor.contract import pack_frames
 from sheetanchor.policy.gap_rules import Thresholds
-from sheetanchor.process.gap_detector import Lookout
+from sheetanchor.process.gap_detector import GapDetector
 from sheetanchor.process.market_follower import Follower
 from sheetanchor.recording import recording_file
 from sheetanchor.simulator.playback import market as exchange
@@ -69,10 +69,10 @@ def clean_doubts(seconds: int) -> tuple[int, Counter[str]]:
         Frames played and how many looks found each reason for doubt, after the first three seconds.
     """
     script = prepare(recording_file.load(recording_file.default_path()))
-    market = exchange.Market(script, RecordedPace(START_US), loop=True)
+    market = exchange.PlaybackMarket(script, RecordedPace(START_US), loop=True)
     clock = RedisClock()
     clock.learn(0, 0, START_US)
-    follower = Follower(Market(script.symbol), Lookout(Thresholds(), 0), clock)
+    follower = Follower(Market(script.symbol), GapDetector(Thresholds(), 0), clock)
     rebuilt = Market(script.symbol)
     bids, asks = list(script.start.bids.items()), list(script.start.asks.items())
     rebuilt.load_snapshot(script.start.update_id, script.price_exponent, script.qty_exponent, bids, asks, START_US)

@@ -31,7 +31,7 @@ EXIT_FAILED = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
+class RoleDefinition:
     """A sub-command: its settings, and the module whose `run` does it, by default `command` in its package."""
 
     model: type[settings.Common]
@@ -40,36 +40,40 @@ class Role:
     module: str = ""
 
 
-ROLES: dict[str, Role] = {
-    "local": Role(settings.LocalSettings, "run the whole pipeline on this machine, with a live view and a status page"),
-    "ingest": Role(settings.IngestSettings, "receive the exchange's binary stream and append it to Redis"),
-    "process": Role(settings.ProcessSettings, "keep book, windows and features; find gaps; write the hot keys"),
-    "infer": Role(settings.InferSettings, "predict once per two-second slot from the hot keys"),
-    "reanchor": Role(
+ROLES: dict[str, RoleDefinition] = {
+    "local": RoleDefinition(
+        settings.LocalSettings, "run the whole pipeline on this machine, with a live view and a status page"
+    ),
+    "ingest": RoleDefinition(settings.IngestSettings, "receive the exchange's binary stream and append it to Redis"),
+    "process": RoleDefinition(
+        settings.ProcessSettings, "keep book, windows and features; find gaps; write the hot keys"
+    ),
+    "infer": RoleDefinition(settings.InferSettings, "predict once per two-second slot from the hot keys"),
+    "reanchor": RoleDefinition(
         settings.ReanchorSettings,
         "rebuild the hot state from the exchange's REST interface and swap it in atomically",
         "exit codes: 0 swapped or nothing to do, 2 bad settings, 3 exchange, 4 validation, 5 Redis, "
         "6 lock held elsewhere, 7 superseded",
     ),
-    "redis": Role(
+    "redis": RoleDefinition(
         settings.RedisSettings,
         "run one server of a replicated Redis, or with --sentinel its Sentinel",
         module="managed_redis.command",
     ),
-    "train": Role(
+    "train": RoleDefinition(
         settings.TrainSettings, "learn a model from recorded markets and add it to a registry", module="ml.train"
     ),
-    "model": Role(
+    "model": RoleDefinition(
         settings.ModelSettings,
         "list the models of a registry, add one, choose the one in use, go back",
         module="ml.model_command",
     ),
-    "exchange": Role(
+    "exchange": RoleDefinition(
         settings.ExchangeSettings,
         "serve a recorded market over the exchange's real protocols",
         module="simulator.app",
     ),
-    "capture": Role(
+    "capture": RoleDefinition(
         settings.CaptureSettings, "record the raw frames that flow through Redis to a file", module="recording.capture"
     ),
 }

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
-from sheetanchor.runtime.settings import InferSettings, IngestSettings, ProcessSettings, ReanchorSettings, Role
+from sheetanchor.runtime.settings import InferSettings, IngestSettings, ProcessSettings, ReanchorSettings, RoleSettings
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.object_meta import Defaults, Manifest, metadata_of
 from sheetanchor_operator.children.redis_access import SecretEntry, password_entry, redis_url
@@ -135,7 +135,7 @@ def settings_of(pipeline: Pipeline, role: Component, defaults: Defaults) -> Sett
     """
     own, model = _ROLES[role]
     settings = {**_common(pipeline, role, defaults), **own(pipeline)}
-    if issubclass(model, Role):
+    if issubclass(model, RoleSettings):
         settings["health_check_interval_seconds"] = pipeline.spec.reliability.health_check_interval_seconds
         settings |= {"http_host": defaults.listen_address, "http_port": HTTP_PORT, "probe_port": PROBE_PORT}
     model.model_validate(settings)

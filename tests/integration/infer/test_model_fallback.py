@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY
 
-from sheetanchor.infer.model_fallback import Chain, Predictor, Shelf
-from sheetanchor.infer.prediction import State
+from sheetanchor.infer.model_fallback import FallbackChains, ModelCache, ModelFallbackChain
+from sheetanchor.infer.prediction import SlotState
 from sheetanchor.ml.onnx_model import RUN_TIMEOUT_S
 from sheetanchor.ml.registry import ModelRegistry
 from sheetanchor.runtime import metrics
@@ -24,26 +24,26 @@ TRAP = 0.5
 """The sum of the features of `STATE`."""
 
 
-def state(ret_1s: str = "0.25", ret_5s: str = "0.25", incomplete: str = "") -> State:
+def state(ret_1s: str = "0.25", ret_5s: str = "0.25", incomplete: str = "") -> SlotState:
     feat = {} if incomplete else {"ret_1s": ret_1s, "ret_5s": ret_5s}
     ob = {"best_bid": "99", "best_ask": "101"}
     now_us = 1_700_000_000_000_000
-    return State(now_us, 1, True, "", incomplete, now_us, {"ob": ob, "tr_1s": {}, "tr_5s": {}, "feat": feat})
+    return SlotState(now_us, 1, True, "", incomplete, now_us, {"ob": ob, "tr_1s": {}, "tr_5s": {}, "feat": feat})
 
 
 STATE = state()
 
 
 @pytest.fixture
-async def predictor(tmp_path: Path) -> AsyncIterator[Chain]:
+async def predictor(tmp_path: Path) -> AsyncIterator[ModelFallbackChain]:
     """A symbol's chain over an empty registry, not started."""
     registry = ModelRegistry(tmp_path)
-    made = Chain(registry, "BTCUSDT", Shelf(registry))
+    made = ModelFallbackChain(registry, "BTCUSDT", ModelCache(registry))
     yield made
     await made.close()
 
 
-async def test_the_model_in_use_answers(predictor: Chain, tmp_path: Path) -> None:
+async def test_the_model_in_use_answers(predictor: ModelFallbackChain, tmp_path: Path) -> None:
     """Mode, name, return and confidence are the model's, and nothing is doubted."""
     promote(tmp_path, model(0.0005), residual_std=0.0005)
     await predictor.start()
@@ -55,7 +55,7 @@ async def test_the_model_in_use_answers(predictor: Chain, tmp_path: Path) -> Non
     assert [answer.model] == predictor.loaded
 
 
-async def test_another_symbols_model_answers_but_is_doubted(predictor: Chain, tmp_path: Path) -> None:
+async def test_another_symbols_model_answers_but_is_doubted(predictor: ModelFallbackChain, tmp_path: Path) -> None:
     """A model that was trained on other symbols degrades its predictions and says on which."""
     promote(tmp_path, model(), symbols=["ETHUSDT"])
     await predictor.start()
@@ -65,7 +65,7 @@ async def test_another_symbols_model_answers_but_is_doubted(predictor: Chain, tm
     assert ("model", ["symbols: the model was trained on ETHUSDT"]) == (answer.mode, [str(d) for d in answer.doubts])
 
 
-async def test_without_any_model_the_trend_answers(predictor: Chain) -> None:
+async def test_without_any_model_the_trend_answers(predictor: ModelFallbackChain) -> None:
     """An empty registry is no reason to say nothing; without a trend either, nothing is said with confidence 0."""
     await predictor.start()
 
@@ -78,7 +78,7 @@ async def test_without_any_model_the_trend_answers(predictor: Chain) -> None:
     assert ([], "linear_trend") == (predictor.loaded, predictor.mode)
 
 
-async def test_the_first_sound_earlier_model_is_taken(predictor: Chain, tmp_path: Path) -> None:
+async def test_the_first_sound_earlier_model_is_taken(predictor: ModelFallbackChain, tmp_path: Path) -> None:
     """Current: unreadable; before it: fails its test; before that: sound. The third answers and is named."""
     promote(tmp_path, model(3e-5))
     promote(tmp_path, model(2e-5, infinite_at=0.0))
@@ -94,7 +94,9 @@ async def test_the_first_sound_earlier_model_is_taken(predictor: Chain, tmp_path
     assert "sha256" in str(answer.doubts[0])
 
 
-async def test_an_impossible_answer_moves_the_slot_to_the_model_before(predictor: Chain, tmp_path: Path) -> None:
+async def test_an_impossible_answer_moves_the_slot_to_the_model_before(
+    predictor: ModelFallbackChain, tmp_path: Path
+) -> None:
     """Infinity on real data: loaded again once, then passed over, all within the slot that met it."""
     promote(tmp_path, model(3e-5))
     promote(tmp_path, model(infinite_at=TRAP))
@@ -109,7 +111,9 @@ async def test_an_impossible_answer_moves_the_slot_to_the_model_before(predictor
     assert "expected a return of at most" in predictor.trouble
 
 
-async def test_an_impossible_answer_with_nothing_before_it_leaves_the_trend(predictor: Chain, tmp_path: Path) -> None:
+async def test_an_impossible_answer_with_nothing_before_it_leaves_the_trend(
+    predictor: ModelFallbackChain, tmp_path: Path
+) -> None:
     """The only model fails twice: the line answers, in the same slot."""
     promote(tmp_path, model(infinite_at=TRAP))
     await predictor.start()
@@ -121,7 +125,7 @@ async def test_an_impossible_answer_with_nothing_before_it_leaves_the_trend(pred
     assert [] == predictor.loaded
 
 
-async def test_a_model_that_hangs_costs_its_time_and_no_more(predictor: Chain, tmp_path: Path) -> None:
+async def test_a_model_that_hangs_costs_its_time_and_no_more(predictor: ModelFallbackChain, tmp_path: Path) -> None:
     """A run that never ends is given up after its budget, told to end, and the model before it answers."""
     promote(tmp_path, model(3e-5))
     promote(tmp_path, endless_model(at=TRAP))
@@ -136,7 +140,7 @@ async def test_a_model_that_hangs_costs_its_time_and_no_more(predictor: Chain, t
     assert ("fallback", pytest.approx(3e-5)) == (answer.mode, answer.predicted_return)
 
 
-async def test_hanging_models_do_not_stop_the_event_loop(predictor: Chain, tmp_path: Path) -> None:
+async def test_hanging_models_do_not_stop_the_event_loop(predictor: ModelFallbackChain, tmp_path: Path) -> None:
     """While a run hangs the loop turns, and other symbols get their answers."""
     promote(tmp_path, model(3e-5))
     promote(tmp_path, endless_model(at=TRAP))
@@ -157,7 +161,7 @@ async def test_hanging_models_do_not_stop_the_event_loop(predictor: Chain, tmp_p
     assert {answer.mode for answer in answers} <= {"fallback", "linear_trend"}
 
 
-async def test_a_missing_feature_is_told_and_the_model_stays(predictor: Chain, tmp_path: Path) -> None:
+async def test_a_missing_feature_is_told_and_the_model_stays(predictor: ModelFallbackChain, tmp_path: Path) -> None:
     """The state's fault is not the model's: the trend answers for this slot, the model for the next."""
     promote(tmp_path, model(3e-5))
     await predictor.start()
@@ -171,7 +175,7 @@ async def test_a_missing_feature_is_told_and_the_model_stays(predictor: Chain, t
     assert not incomplete.own_degraded  # no other replica could make more of such a state
 
 
-async def test_a_promotion_is_taken_up(predictor: Chain, tmp_path: Path) -> None:
+async def test_a_promotion_is_taken_up(predictor: ModelFallbackChain, tmp_path: Path) -> None:
     """The next look at the registry loads what is current now; a look without change loads nothing."""
     promote(tmp_path, model(1e-5))
     await predictor.start()
@@ -186,7 +190,9 @@ async def test_a_promotion_is_taken_up(predictor: Chain, tmp_path: Path) -> None
     assert 2e-5 == pytest.approx((await predictor.answer(STATE, TREND, RECOVER_S)).predicted_return)
 
 
-async def test_a_promotion_that_cannot_be_used_changes_nothing_but_is_told(predictor: Chain, tmp_path: Path) -> None:
+async def test_a_promotion_that_cannot_be_used_changes_nothing_but_is_told(
+    predictor: ModelFallbackChain, tmp_path: Path
+) -> None:
     """The last known good model goes on, undoubted; the trouble is there for health to show until it is mended."""
     promote(tmp_path, model(1e-5))
     await predictor.start()
@@ -207,7 +213,7 @@ async def test_a_promotion_that_cannot_be_used_changes_nothing_but_is_told(predi
     )
 
 
-async def test_a_model_that_appears_ends_the_trend(predictor: Chain, tmp_path: Path) -> None:
+async def test_a_model_that_appears_ends_the_trend(predictor: ModelFallbackChain, tmp_path: Path) -> None:
     """A registry that was empty at the start is looked at again."""
     await predictor.start()
     assert "linear_trend" == predictor.mode
@@ -218,7 +224,7 @@ async def test_a_model_that_appears_ends_the_trend(predictor: Chain, tmp_path: P
     assert ("model", "") == (predictor.mode, predictor.trouble)
 
 
-async def test_dry_runs_hurt_nobody(predictor: Chain, tmp_path: Path) -> None:
+async def test_dry_runs_hurt_nobody(predictor: ModelFallbackChain, tmp_path: Path) -> None:
     """Without a model, before the first read, and on a state without features: no error, the same answer after."""
     await predictor.warm(3, None)
     promote(tmp_path, model(1e-5))
@@ -230,7 +236,9 @@ async def test_dry_runs_hurt_nobody(predictor: Chain, tmp_path: Path) -> None:
     assert "model" == (await predictor.answer(STATE, TREND, RECOVER_S)).mode
 
 
-async def test_a_registry_of_unpromoted_models_is_no_model_in_use(predictor: Chain, tmp_path: Path) -> None:
+async def test_a_registry_of_unpromoted_models_is_no_model_in_use(
+    predictor: ModelFallbackChain, tmp_path: Path
+) -> None:
     """A stored model that nobody promoted does not serve."""
     put(tmp_path, model(1e-5))
 
@@ -239,7 +247,7 @@ async def test_a_registry_of_unpromoted_models_is_no_model_in_use(predictor: Cha
     assert "linear_trend" == predictor.mode
 
 
-async def test_a_reader_gets_model_and_mode_that_belong_together(predictor: Chain, tmp_path: Path) -> None:
+async def test_a_reader_gets_model_and_mode_that_belong_together(predictor: ModelFallbackChain, tmp_path: Path) -> None:
     """A load that ends while the old model runs does not put its name on the old one's answer, nor the other way."""
     promote(tmp_path, model(1e-5))
     await predictor.start()
@@ -262,9 +270,9 @@ async def test_a_reader_gets_model_and_mode_that_belong_together(predictor: Chai
 
 
 @pytest.fixture
-async def two(tmp_path: Path) -> AsyncIterator[Predictor]:
+async def two(tmp_path: Path) -> AsyncIterator[FallbackChains]:
     """The chains of two symbols over an empty registry, not started."""
-    made = Predictor(ModelRegistry(tmp_path), ["BTCUSDT", "ETHUSDT"])
+    made = FallbackChains(ModelRegistry(tmp_path), ["BTCUSDT", "ETHUSDT"])
     yield made
     await made.close()
 
@@ -276,7 +284,9 @@ POISON = {
 
 
 @pytest.mark.parametrize("kind", POISON)
-async def test_what_a_model_does_to_one_symbol_is_nothing_to_another(two: Predictor, tmp_path: Path, kind: str) -> None:
+async def test_what_a_model_does_to_one_symbol_is_nothing_to_another(
+    two: FallbackChains, tmp_path: Path, kind: str
+) -> None:
     """One symbol's state makes the model fail for good, the other's does not: its answers go on, in time, undoubted."""
     promote(tmp_path, model(3e-5), symbols=["BTCUSDT", "ETHUSDT"])
     promote(tmp_path, POISON[kind](), symbols=["BTCUSDT", "ETHUSDT"])
@@ -298,7 +308,7 @@ async def test_what_a_model_does_to_one_symbol_is_nothing_to_another(two: Predic
     assert ("", "model") == (other.trouble, other.mode)
 
 
-async def test_symbols_share_a_loaded_model_until_it_fails(two: Predictor, tmp_path: Path) -> None:
+async def test_symbols_share_a_loaded_model_until_it_fails(two: FallbackChains, tmp_path: Path) -> None:
     """It is in memory once; one symbol's reload gives that one another, and an edited manifest counts."""
     promote(tmp_path, model(1e-5), symbols=["BTCUSDT"])
     await two.start()
@@ -316,7 +326,7 @@ async def test_symbols_share_a_loaded_model_until_it_fails(two: Predictor, tmp_p
     assert first is two.chains["BTCUSDT"]._serving.model  # type: ignore[union-attr]  # looked at above
 
 
-async def test_failures_are_counted_by_symbol(two: Predictor, tmp_path: Path) -> None:
+async def test_failures_are_counted_by_symbol(two: FallbackChains, tmp_path: Path) -> None:
     """The metrics tell whose model failed at which step, which model serves as what, and how long the stages take."""
     before = {
         step: _sample("sheetanchor_model_failures_total", symbol="BTCUSDT", step=step)

@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 from conftest import RedisServer
 from sheetanchor.contract import HORIZON_SLOTS, SLOT_MS, keys, slot_of
 from sheetanchor.infer.accuracy import DECIDED_MIN, Direction
-from sheetanchor.infer.model_fallback import Predictor
+from sheetanchor.infer.model_fallback import FallbackChains
 from sheetanchor.infer.prediction import Doubt, Prediction
-from sheetanchor.infer.slot_loop import Forecast
+from sheetanchor.infer.slot_loop import SlotLoop
 from sheetanchor.ml.registry import ModelRegistry
 from sheetanchor.store.hot_state import HotState, Vouch
 from sheetanchor.store.redis_client import redis_client
@@ -35,10 +35,10 @@ class World:
         self.redis = redis
         self.models = models
         self.hot = HotState(redis, SYMBOL)
-        self.predictor = Predictor(ModelRegistry(models), [SYMBOL])
+        self.predictor = FallbackChains(ModelRegistry(models), [SYMBOL])
 
-    def forecast(self, replica: str = "a") -> Forecast:
-        return Forecast(self.redis, SYMBOL, replica, self.predictor.chains[SYMBOL], warm_runs=0)
+    def forecast(self, replica: str = "a") -> SlotLoop:
+        return SlotLoop(self.redis, SYMBOL, replica, self.predictor.chains[SYMBOL], warm_runs=0)
 
     async def anchored(self, price: float = 100.0) -> None:
         now = await self.hot.anchor()
@@ -75,7 +75,7 @@ async def _next_slot() -> int:
     return slot
 
 
-async def _served(forecast: Forecast, slot: int) -> Prediction:
+async def _served(forecast: SlotLoop, slot: int) -> Prediction:
     assert await forecast._serve(slot)
     return forecast.latest(1)[0][0]
 

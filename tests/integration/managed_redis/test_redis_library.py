@@ -19,8 +19,8 @@ from sheetanchor.runtime import metrics
 from sheetanchor.runtime.settings import REDIS_USERS, RedisSettings
 from sheetanchor.store.function_library import (
     NAME,
+    LibraryStep,
     Loaded,
-    Step,
     decide,
     ensure_library,
     libraries,
@@ -52,11 +52,11 @@ def test_a_role_loads_what_is_missing_older_or_altered(code_known: bool, version
     step = decide(Loaded(version, code), "ours", 7)
 
     if code == "ours":
-        assert step is Step.USE
+        assert step is LibraryStep.USE
     elif version > 7:
-        assert step is Step.USE_NEWER
+        assert step is LibraryStep.USE_NEWER
     else:
-        assert step is (Step.USE if version == 7 and code is None else Step.LOAD)
+        assert step is (LibraryStep.USE if version == 7 and code is None else LibraryStep.LOAD)
 
 
 @pytest.mark.parametrize("what", ["altered", "older", "without version"])

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import free_port_number
 from sheetanchor.managed_redis.command import NodeProcess
-from sheetanchor.managed_redis.topology import Said
+from sheetanchor.managed_redis.topology import SentinelReport
 from sheetanchor.runtime.settings import REDIS_USERS, RedisSettings
 from sheetanchor.web.server import Health
 
@@ -57,7 +57,7 @@ async def test_no_password_is_on_the_volume(tmp_path: Path, sentinel: bool) -> N
         for path in config.iterdir():
             path.unlink()
         host, port, _ = own.split(":")
-        assert Said((host, int(port)), 0) == NodeProcess(settings, Health("test", []))._read_notes()
+        assert SentinelReport((host, int(port)), 0) == NodeProcess(settings, Health("test", []))._read_notes()
 
 
 def _others(sentinel: bool) -> set[str]:

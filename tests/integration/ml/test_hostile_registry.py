@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from conftest import RedisServer
 from sheetanchor.errors import BadModel
-from sheetanchor.infer.model_fallback import Chain, Shelf
-from sheetanchor.infer.prediction import State
+from sheetanchor.infer.model_fallback import ModelCache, ModelFallbackChain
+from sheetanchor.infer.prediction import SlotState
 from sheetanchor.ml.onnx_model import OnnxModel
 from sheetanchor.ml.registry import ModelRegistry, parse_manifest, read_json
 from support.inference_parts import replicas
 from support.onnx_models import FEATURES, manifest, model, promote
 
 NOW = 1_700_000_000_000_000
-STATE = State(
+STATE = SlotState(
     NOW, 1, True, "", "", NOW, {"ob": {"best_bid": "99", "best_ask": "101"}, "feat": dict.fromkeys(FEATURES, "0")}
 )
 NESTED = "[" * 200_000
@@ -90,7 +90,7 @@ async def test_a_spoilt_file_costs_its_model_and_nothing_else(tmp_path: Path, na
     registry = ModelRegistry(tmp_path)
     current, sha256 = registry.in_use()
     SPOILT[spoilt](tmp_path / name if name == "current.json" else tmp_path / current / sha256 / name)
-    chain = Chain(registry, "BTCUSDT", Shelf(registry))
+    chain = ModelFallbackChain(registry, "BTCUSDT", ModelCache(registry))
 
     await chain.start()
     answer = await chain.answer(STATE, 0.0001, 0.6)

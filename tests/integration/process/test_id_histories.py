@@ -20,7 +20,7 @@ from sheetanchor._decoder import Market
 from sheetanchor.binance import sbe
 from sheetanchor.contract import line_stream, pack_frames
 from sheetanchor.policy.gap_rules import Thresholds
-from sheetanchor.process.symbol_processor import Cadence, SymbolWriter
+from sheetanchor.process.symbol_processor import Cadence, SymbolProcessor
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
 from support.reanchor_parts import KEYS, SYMBOL, reanchor
@@ -198,11 +198,11 @@ async def flowing(redis: Redis, world: World, lines: tuple[str, ...]) -> AsyncIt
 
 
 @asynccontextmanager
-async def writing(server: RedisServer, name: str) -> AsyncIterator[SymbolWriter]:
+async def writing(server: RedisServer, name: str) -> AsyncIterator[SymbolProcessor]:
     """A processor's writer at work."""
     clients = redis_client(server.url), redis_client(server.url)
     stop = asyncio.Event()
-    writer = SymbolWriter(*clients, SYMBOL, name, Thresholds(), Cadence(10_000, 100_000))
+    writer = SymbolProcessor(*clients, SYMBOL, name, Thresholds(), Cadence(10_000, 100_000))
     task = asyncio.create_task(writer.run(stop))
     try:
         yield writer

@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from conftest import RedisServer
 from sheetanchor.contract import CHECK_OF_TRADES, Receipt, keys
 from sheetanchor.process.command import watch_runs, writers_of
-from sheetanchor.process.rest_health import RestStanding
-from sheetanchor.process.self_reanchor import Wish
-from sheetanchor.process.symbol_processor import SymbolWriter
+from sheetanchor.process.rest_health import RestHealth
+from sheetanchor.process.self_reanchor import RebuildRequest
+from sheetanchor.process.symbol_processor import SymbolProcessor
 from sheetanchor.runtime.settings import ProcessSettings
 from sheetanchor.store.redis_client import redis_client
 from sheetanchor.web.server import LOOP_STALL_MAX_S, Health
@@ -29,19 +29,19 @@ CLOSE_US = 200_000
 
 
 @asynccontextmanager
-async def made(server: RedisServer, health: Health) -> AsyncIterator[list[SymbolWriter]]:
+async def made(server: RedisServer, health: Health) -> AsyncIterator[list[SymbolProcessor]]:
     """The writers of a processor of two symbols, as it makes them."""
     settings = ProcessSettings(symbol=list(SYMBOLS), redis_url=server.url)
     clients = [redis_client(server.url) for _ in (*SYMBOLS, "shared")]
     try:
-        yield writers_of(settings, clients, {symbol: Wish() for symbol in SYMBOLS}, health)
+        yield writers_of(settings, clients, {symbol: RebuildRequest() for symbol in SYMBOLS}, health)
     finally:
         for client in clients:
             await client.aclose()
 
 
 @asynccontextmanager
-async def at_work(*writers: SymbolWriter) -> AsyncIterator[None]:
+async def at_work(*writers: SymbolProcessor) -> AsyncIterator[None]:
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         for writer in writers:
@@ -58,14 +58,14 @@ async def test_a_symbol_whose_loop_stands_still_is_seen_beside_one_that_turns(
 ) -> None:
     """The process is not alive then, and is again when the loop turns."""
     health, go_on = Health("sheetanchor-process", []), asyncio.Event()
-    turn = SymbolWriter._turn
+    turn = SymbolProcessor._turn
 
-    async def stands(writer: SymbolWriter) -> None:
+    async def stands(writer: SymbolProcessor) -> None:
         if writer.symbol == SYMBOLS[1]:
             await go_on.wait()
         await turn(writer)
 
-    monkeypatch.setattr(SymbolWriter, "_turn", stands)
+    monkeypatch.setattr(SymbolProcessor, "_turn", stands)
 
     async with made(redis_server, health) as writers, at_work(*writers):
         await until(lambda: _is(len(health._beats) == len(SYMBOLS)), 5, "both loops have begun")
@@ -126,12 +126,12 @@ async def leave(redis: Redis, told: Receipt) -> int:
 
 
 @asynccontextmanager
-async def listening(server: RedisServer) -> AsyncIterator[tuple[SymbolWriter, Redis]]:
+async def listening(server: RedisServer) -> AsyncIterator[tuple[SymbolProcessor, Redis]]:
     """A writer that knows Redis' clock, and hears of runs."""
     async with made(server, Health("sheetanchor-process", [])) as (writer, _), at_work(writer):
         await until(lambda: _is(writer.clock.known), 5, "Redis' clock is known")
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(watch_runs(writer._redis, writer, {}, RestStanding()))
+            task = group.create_task(watch_runs(writer._redis, writer, {}, RestHealth()))
             yield writer, writer._redis
             task.cancel()
 

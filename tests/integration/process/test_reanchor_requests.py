@@ -18,7 +18,7 @@ from conftest import RedisServer, free_port_number
 from sheetanchor.contract import Gap, keys
 from sheetanchor.policy.gap_rules import Finding, gap_of
 from sheetanchor.policy.reanchor_object import Owner, gap_suffix, object_name, reanchor_object
-from sheetanchor.process.reanchor_requests import Answer, KubernetesApi, Requests, ask_of_gap, verdict_of
+from sheetanchor.process.reanchor_requests import CreateResult, KubernetesApi, Requests, ask_of_gap, verdict_of
 from sheetanchor.store.redis_client import redis_client
 from support.apiserver import ApiServer
 from support.operator_parts import make_pipeline, namespace, reanchors, token_folder
@@ -184,10 +184,10 @@ async def test_a_rotated_token_is_picked_up(server: ApiServer, place: str, tmp_p
 
 async def test_a_server_that_comes_back_gets_the_request(server: ApiServer, place: str, client: Redis) -> None:
     """While the API server does not answer the request waits; nobody is asked twice at the same time."""
-    answers = [Answer(0, "away"), Answer(503, "starting"), Answer(429, "busy"), Answer(201)]
+    answers = [CreateResult(0, "away"), CreateResult(503, "starting"), CreateResult(429, "busy"), CreateResult(201)]
     asked: list[str] = []
 
-    async def create(body: dict[str, Any]) -> Answer:
+    async def create(body: dict[str, Any]) -> CreateResult:
         asked.append(body["metadata"]["name"])
         return answers[len(asked) - 1]
 
@@ -210,9 +210,9 @@ async def test_whoever_takes_over_asks_for_what_is_recent(client: Redis) -> None
     asked: list[int] = []
     active = asyncio.Event()
 
-    async def create(body: dict[str, Any]) -> Answer:
+    async def create(body: dict[str, Any]) -> CreateResult:
         asked.append(body["spec"]["atMicros"])
-        return Answer(201)
+        return CreateResult(201)
 
     now_us = time.time_ns() // 1_000
     gaps = [found_gap(now_us - 90_000_000), found_gap(now_us), replace(found_gap(now_us + 1), source="ingest/a")]
@@ -260,9 +260,9 @@ async def test_a_node_whose_clock_is_ahead_asks_all_the_same(
     """Gaps are stamped by Redis' clock, and by that clock they are recent or not, whatever this node's says."""
     asked: list[int] = []
 
-    async def create(body: dict[str, Any]) -> Answer:
+    async def create(body: dict[str, Any]) -> CreateResult:
         asked.append(body["spec"]["atMicros"])
-        return Answer(201)
+        return CreateResult(201)
 
     now_us = time.time_ns() // 1_000
     monkeypatch.setattr(time, "time_ns", lambda real=time.time_ns: real() + ahead_s * 1_000_000_000)

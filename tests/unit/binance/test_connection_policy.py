@@ -13,15 +13,15 @@ from sheetanchor.binance.connection_policy import (
     LACKS_WHILE,
     OVERLAP_S,
     PONG_WITHIN_S,
+    ConnectionAction,
+    ConnectionPolicy,
+    ConnectionState,
     Outage,
-    Policy,
     Replacing,
     SequenceWatch,
     Stage,
     StreamWatch,
     Tries,
-    Verdict,
-    Vitals,
     attempt_budget,
     judge,
     message_budget,
@@ -32,7 +32,7 @@ from sheetanchor.contract import STREAM_TYPES
 from sheetanchor.errors import ExchangeRefused, ExchangeUnavailable, RateLimited
 from sheetanchor.runtime.reliability import Backoff
 
-POLICY = Policy()
+POLICY = ConnectionPolicy()
 NOW_S = 10_000.0
 
 
@@ -174,28 +174,50 @@ HOUR_S = 3600.0
 @pytest.mark.parametrize(
     ("vitals", "expected"),
     [
-        pytest.param(Vitals(), Verdict.KEEP, id="still connecting"),
-        pytest.param(Vitals(opened_s=NOW_S - HEALTHY_WITHIN_S), Verdict.KEEP, id="ten seconds without a message"),
-        pytest.param(Vitals(opened_s=NOW_S - HEALTHY_WITHIN_S - 0.1), Verdict.MUTE, id="never a message"),
-        pytest.param(Vitals(NOW_S - 60, NOW_S - 5), Verdict.KEEP, id="five seconds of silence"),
-        pytest.param(Vitals(NOW_S - 60, NOW_S - 5.1), Verdict.SILENT, id="more than five seconds of silence"),
-        pytest.param(Vitals(NOW_S - 23 * HOUR_S, NOW_S), Verdict.KEEP, id="23 hours old"),
-        pytest.param(Vitals(NOW_S - 23 * HOUR_S - 1, NOW_S), Verdict.REPLACE, id="older"),
-        pytest.param(Vitals(NOW_S - 60, NOW_S, leaving=True), Verdict.REPLACE, id="announced to end"),
-        pytest.param(Vitals(NOW_S - 60, NOW_S - 6, leaving=True), Verdict.SILENT, id="announced, but silent already"),
+        pytest.param(ConnectionState(), ConnectionAction.KEEP, id="still connecting"),
         pytest.param(
-            Vitals(NOW_S - 60, NOW_S, replaced_s=NOW_S - OVERLAP_S, leaving=True), Verdict.KEEP, id="overlapping"
+            ConnectionState(opened_s=NOW_S - HEALTHY_WITHIN_S),
+            ConnectionAction.KEEP,
+            id="ten seconds without a message",
         ),
         pytest.param(
-            Vitals(NOW_S - 60, NOW_S, replaced_s=NOW_S - OVERLAP_S - 0.1, leaving=True), Verdict.RETIRE, id="replaced"
+            ConnectionState(opened_s=NOW_S - HEALTHY_WITHIN_S - 0.1), ConnectionAction.MUTE, id="never a message"
+        ),
+        pytest.param(ConnectionState(NOW_S - 60, NOW_S - 5), ConnectionAction.KEEP, id="five seconds of silence"),
+        pytest.param(
+            ConnectionState(NOW_S - 60, NOW_S - 5.1), ConnectionAction.SILENT, id="more than five seconds of silence"
+        ),
+        pytest.param(ConnectionState(NOW_S - 23 * HOUR_S, NOW_S), ConnectionAction.KEEP, id="23 hours old"),
+        pytest.param(ConnectionState(NOW_S - 23 * HOUR_S - 1, NOW_S), ConnectionAction.REPLACE, id="older"),
+        pytest.param(ConnectionState(NOW_S - 60, NOW_S, leaving=True), ConnectionAction.REPLACE, id="announced to end"),
+        pytest.param(
+            ConnectionState(NOW_S - 60, NOW_S - 6, leaving=True),
+            ConnectionAction.SILENT,
+            id="announced, but silent already",
         ),
         pytest.param(
-            Vitals(NOW_S - 60, NOW_S, unanswered_s=NOW_S - PONG_WITHIN_S), Verdict.KEEP, id="pong not yet due"
+            ConnectionState(NOW_S - 60, NOW_S, replaced_s=NOW_S - OVERLAP_S, leaving=True),
+            ConnectionAction.KEEP,
+            id="overlapping",
         ),
-        pytest.param(Vitals(NOW_S - 60, NOW_S, unanswered_s=NOW_S - PONG_WITHIN_S - 0.1), Verdict.DEAF, id="no pong"),
+        pytest.param(
+            ConnectionState(NOW_S - 60, NOW_S, replaced_s=NOW_S - OVERLAP_S - 0.1, leaving=True),
+            ConnectionAction.RETIRE,
+            id="replaced",
+        ),
+        pytest.param(
+            ConnectionState(NOW_S - 60, NOW_S, unanswered_s=NOW_S - PONG_WITHIN_S),
+            ConnectionAction.KEEP,
+            id="pong not yet due",
+        ),
+        pytest.param(
+            ConnectionState(NOW_S - 60, NOW_S, unanswered_s=NOW_S - PONG_WITHIN_S - 0.1),
+            ConnectionAction.DEAF,
+            id="no pong",
+        ),
     ],
 )
-def test_a_connection_is_judged_by_its_vitals(vitals: Vitals, expected: Verdict) -> None:
+def test_a_connection_is_judged_by_its_vitals(vitals: ConnectionState, expected: ConnectionAction) -> None:
     """Each limit holds on its own side, to a tenth of a second."""
     verdict = judge(vitals, NOW_S, POLICY)
 
@@ -207,7 +229,7 @@ moments = st.none() | st.floats(0, NOW_S)
 
 @given(
     vitals=st.builds(
-        Vitals,
+        ConnectionState,
         opened_s=moments,
         last_message_s=moments,
         unanswered_s=moments,
@@ -216,11 +238,11 @@ moments = st.none() | st.floats(0, NOW_S)
     ),
     now_s=st.floats(NOW_S, 2 * NOW_S),
 )
-def test_nothing_silent_is_kept(vitals: Vitals, now_s: float) -> None:
+def test_nothing_silent_is_kept(vitals: ConnectionState, now_s: float) -> None:
     """An open connection that is kept has brought a message of late, or is too young to have to."""
     verdict = judge(vitals, now_s, POLICY)
 
-    if vitals.opened_s is not None and verdict in (Verdict.KEEP, Verdict.REPLACE):
+    if vitals.opened_s is not None and verdict in (ConnectionAction.KEEP, ConnectionAction.REPLACE):
         last_s = vitals.last_message_s
         limit_s = HEALTHY_WITHIN_S if last_s is None else POLICY.silence_s
         assert now_s - (vitals.opened_s if last_s is None else last_s) <= limit_s
@@ -232,7 +254,7 @@ class LifeOfAConnection(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = NOW_S
-        self.vitals = Vitals(opened_s=NOW_S, answers=False)
+        self.vitals = ConnectionState(opened_s=NOW_S, answers=False)
 
     @rule(seconds=st.sampled_from([0.05, 1.0, 1.25, 2.5, 4.9, 20.0, 59.0]))
     def passes(self, seconds: float) -> None:
@@ -261,7 +283,7 @@ class LifeOfAConnection(RuleBasedStateMachine):
         self.pong()
         while self.now_s < began_s + quiet_s:
             self.now_s += POLICY.ask_after_s
-            assert Verdict.KEEP is judge(self.vitals, self.now_s, POLICY)
+            assert ConnectionAction.KEEP is judge(self.vitals, self.now_s, POLICY)
             self.pong()
 
     @invariant()
@@ -271,11 +293,11 @@ class LifeOfAConnection(RuleBasedStateMachine):
         longest_s = HEALTHY_WITHIN_S if heard_s is None else POLICY.silence_s if self.vitals.answers else 60.0
         waited_s = 0.0 if self.vitals.unanswered_s is None else self.now_s - self.vitals.unanswered_s
         if silent_s > longest_s:
-            assert verdict is (Verdict.MUTE if heard_s is None else Verdict.SILENT)
+            assert verdict is (ConnectionAction.MUTE if heard_s is None else ConnectionAction.SILENT)
         elif heard_s is not None and waited_s > PONG_WITHIN_S:
-            assert verdict is Verdict.DEAF
+            assert verdict is ConnectionAction.DEAF
         else:
-            assert verdict is Verdict.KEEP
+            assert verdict is ConnectionAction.KEEP
 
 
 LifeOfAConnection.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -420,7 +442,7 @@ def test_the_address_names_every_stream_of_every_symbol() -> None:
 
 def test_the_delays_follow_their_settings() -> None:
     """A shorter longest delay is kept to."""
-    policy = Policy(immediate_tries=0, backoff=Backoff(1.0, 30.0))
+    policy = ConnectionPolicy(immediate_tries=0, backoff=Backoff(1.0, 30.0))
 
     delays = [Tries(count).delay_s(policy, 0.5) for count in range(7)]
 

@@ -11,9 +11,9 @@ from sheetanchor.infer.accuracy import (
     DECIDED_MIN,
     SLOTS_1H,
     SLOTS_24H,
+    AccuracyTracker,
     Direction,
-    Outcome,
-    Outcomes,
+    PredictionResult,
     RollingAccuracy,
     has_degraded,
     score,
@@ -23,15 +23,17 @@ from sheetanchor.infer.accuracy import (
 @pytest.mark.parametrize(
     ("predicted", "later", "expected"),
     [
-        ("up", 101.0, Outcome(7, 101.0, 0.01, "up", True)),
-        ("down", 101.0, Outcome(7, 101.0, 0.01, "up", False)),
-        ("down", 99.0, Outcome(7, 99.0, -0.01, "down", True)),
-        ("flat", 101.0, Outcome(7, 101.0, 0.01, "up", None)),
-        ("up", 100.0, Outcome(7, 100.0, 0.0, "flat", None)),
-        ("flat", 100.0, Outcome(7, 100.0, 0.0, "flat", None)),
+        ("up", 101.0, PredictionResult(7, 101.0, 0.01, "up", True)),
+        ("down", 101.0, PredictionResult(7, 101.0, 0.01, "up", False)),
+        ("down", 99.0, PredictionResult(7, 99.0, -0.01, "down", True)),
+        ("flat", 101.0, PredictionResult(7, 101.0, 0.01, "up", None)),
+        ("up", 100.0, PredictionResult(7, 100.0, 0.0, "flat", None)),
+        ("flat", 100.0, PredictionResult(7, 100.0, 0.0, "flat", None)),
     ],
 )
-def test_a_direction_is_judged_only_where_there_was_one(predicted: Direction, later: float, expected: Outcome) -> None:
+def test_a_direction_is_judged_only_where_there_was_one(
+    predicted: Direction, later: float, expected: PredictionResult
+) -> None:
     """A flat prediction and a price that did not move are neither hit nor miss."""
     scored = score(7, predicted, 100.0, later)
 
@@ -41,7 +43,7 @@ def test_a_direction_is_judged_only_where_there_was_one(predicted: Direction, la
 
 def test_the_outcome_is_the_price_exactly_five_slots_later() -> None:
     """Slots in between and after decide nothing about a prediction."""
-    outcomes = Outcomes()
+    outcomes = AccuracyTracker()
 
     found = [outcomes.add(slot, "up", 100.0 + slot) for slot in range(7)]
 
@@ -53,7 +55,7 @@ def test_the_outcome_is_the_price_exactly_five_slots_later() -> None:
 @pytest.mark.parametrize("price", [None, float("nan"), float("inf"), 0.0, -1.0])
 def test_a_price_in_doubt_decides_nothing(price: float | None) -> None:
     """Neither the prediction made at such a price nor the one that it would have judged gets an outcome."""
-    outcomes = Outcomes()
+    outcomes = AccuracyTracker()
 
     outcomes.add(0, "up", 100.0)
     outcomes.add(1, "up", price)
@@ -65,7 +67,7 @@ def test_a_price_in_doubt_decides_nothing(price: float | None) -> None:
 
 def test_a_missed_slot_leaves_its_prediction_without_outcome() -> None:
     """There is no guessing from the slots beside it."""
-    outcomes = Outcomes()
+    outcomes = AccuracyTracker()
 
     outcomes.add(0, "up", 100.0)
     found = [outcomes.add(slot, "flat", 101.0) for slot in (4, 6)]
@@ -76,7 +78,7 @@ def test_a_missed_slot_leaves_its_prediction_without_outcome() -> None:
 
 def test_a_slot_counts_once() -> None:
     """A second record of a slot, and one from before, change nothing."""
-    outcomes = Outcomes()
+    outcomes = AccuracyTracker()
     for slot in range(HORIZON_SLOTS + 1):
         outcomes.add(slot, "up", 100.0 + slot)
 

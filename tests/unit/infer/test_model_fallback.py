@@ -16,20 +16,20 @@ from hypothesis import strategies as st
 
 from sheetanchor.errors import BadModel
 from sheetanchor.infer import model_fallback
-from sheetanchor.infer.model_fallback import Chain, Entry, Shelf
-from sheetanchor.infer.prediction import State
+from sheetanchor.infer.model_fallback import ModelCache, ModelFallbackChain, ModelKey
+from sheetanchor.infer.prediction import SlotState
 from sheetanchor.ml import onnx_model
 from sheetanchor.ml.registry import Manifest, ModelRegistry
 
 NOW = 1_700_000_000_000_000
-STATE = State(NOW, 1, True, "", "", NOW, {"ob": {"best_bid": "99", "best_ask": "101"}})
+STATE = SlotState(NOW, 1, True, "", "", NOW, {"ob": {"best_bid": "99", "best_ask": "101"}})
 
 
 @dataclass(eq=False)
 class FakeModel:
     """A model that answers unless it is among the bad ones."""
 
-    entry: Entry
+    entry: ModelKey
 
     @property
     def manifest(self) -> Manifest:
@@ -56,17 +56,17 @@ class World:
     def fingerprint(self) -> bytes:
         return repr((self.current, self.previous)).encode()
 
-    def in_use(self) -> Entry:
+    def in_use(self) -> ModelKey:
         if self.current is None:
             raise BadModel("there is no model in use")
         return self.current, "0" * 64
 
-    def earlier(self) -> list[Entry]:
+    def earlier(self) -> list[ModelKey]:
         return [(name, "0" * 64) for name in self.previous]
 
     # The loader
 
-    async def load(self, entry: Entry, thread: object) -> Any:
+    async def load(self, entry: ModelKey, thread: object) -> Any:
         self.at_once += 1
         assert self.at_once == 1, "two walks at once"
         try:
@@ -112,7 +112,7 @@ async def _turn(times: int = 30) -> None:
         await asyncio.sleep(0)
 
 
-def _told_truly(chain: Chain) -> None:
+def _told_truly(chain: ModelFallbackChain) -> None:
     """What serves is told as what it is, and a lesser one never without trouble, which makes the next look retry."""
     if chain.mode != "model":
         assert chain.trouble != ""
@@ -140,7 +140,7 @@ def test_whatever_happens_the_current_model_serves_in_the_end(outcomes: list[boo
 
 
 async def _play(world: World, steps: list[Any]) -> None:
-    chain = Chain(cast(ModelRegistry, world), "BTCUSDT", cast(Shelf, world))
+    chain = ModelFallbackChain(cast(ModelRegistry, world), "BTCUSDT", cast(ModelCache, world))
     tasks = [asyncio.create_task(chain.start())]
     for step in steps:
         await _turn(3)
@@ -162,7 +162,7 @@ async def _play(world: World, steps: list[Any]) -> None:
     await chain.close()
 
 
-def _step(chain: Chain, world: World, step: Any) -> list[asyncio.Task[Any]]:
+def _step(chain: ModelFallbackChain, world: World, step: Any) -> list[asyncio.Task[Any]]:
     if step == "refresh":
         return [asyncio.create_task(chain.refresh())]
     if step == "answer":
@@ -184,7 +184,7 @@ def _step(chain: Chain, world: World, step: Any) -> list[asyncio.Task[Any]]:
 async def test_a_slot_beside_a_look_starts_no_second_walk() -> None:
     """A look is loading the current model while a slot finds none: one load that fails cannot undo one that works."""
     world = World(previous=["m1"], outcomes=[True, True])
-    chain = Chain(cast(ModelRegistry, world), "BTCUSDT", cast(Shelf, world))
+    chain = ModelFallbackChain(cast(ModelRegistry, world), "BTCUSDT", cast(ModelCache, world))
     started = asyncio.create_task(chain.start())
     await _turn()
     world.waiting.pop().set()

@@ -20,10 +20,10 @@ from sheetanchor.infer.prediction import (
     SILENT_WRITER_US,
     TREND_CONFIDENCE,
     UNMOVED_WRITER_US,
-    Answer,
     Doubt,
+    ModelAnswer,
     Prediction,
-    State,
+    SlotState,
     aged,
     build,
     confidence_of,
@@ -36,7 +36,7 @@ from sheetanchor.policy.soundness import REASON_KINDS
 
 NOW = 1_700_000_000_000_000
 SLOT = NOW // 2_000_000
-SOUND = State(
+SOUND = SlotState(
     now_us=NOW,
     epoch=3,
     anchored=True,
@@ -47,10 +47,10 @@ SOUND = State(
     beat_us=NOW - 50_000,
     sound_until_us=NOW + 1_500_000,
 )
-ANSWER = Answer("model", 0.001, 0.4, "mlp@12345678")
+ANSWER = ModelAnswer("model", 0.001, 0.4, "mlp@12345678")
 
 
-def kinds(state: State) -> list[str]:
+def kinds(state: SlotState) -> list[str]:
     return [doubt.kind for doubt in doubts_of(state)]
 
 
@@ -82,7 +82,7 @@ def kinds(state: State) -> list[str]:
         (nothing_read(NOW, "no answer"), ["redis", "incomplete", "stale"]),
     ],
 )
-def test_each_thing_that_does_not_hold_is_a_doubt_of_its_own(state: State, expected: list[str]) -> None:
+def test_each_thing_that_does_not_hold_is_a_doubt_of_its_own(state: SlotState, expected: list[str]) -> None:
     """Nothing else about a state degrades a prediction."""
     assert expected == kinds(state)
 
@@ -117,7 +117,7 @@ def test_every_doubt_is_a_reason() -> None:
     ],
 )
 def test_a_lesser_model_does_not_touch_the_price(
-    state: State, doubts: tuple[Doubt, ...], expected: float | None
+    state: SlotState, doubts: tuple[Doubt, ...], expected: float | None
 ) -> None:
     """For scoring, a price counts unless the state itself was in doubt."""
     assert expected == build(SLOT, state, replace(ANSWER, doubts=doubts), "a").sound_price
@@ -133,7 +133,7 @@ def test_a_lesser_model_does_not_touch_the_price(
 def test_a_record_survives_redis(price: float | None, value: float, confidence: float, mode: str) -> None:
     """What is written as text reads back as the same record, and never says nan or inf."""
     ob = {} if price is None else {"best_bid": repr(price), "best_ask": repr(price)}
-    answer = Answer(mode, value, confidence, "m@1")  # type: ignore[arg-type]  # hypothesis draws plain strings
+    answer = ModelAnswer(mode, value, confidence, "m@1")  # type: ignore[arg-type]  # hypothesis draws plain strings
     record = build(SLOT, replace(SOUND, hashes={"ob": ob}), answer, "replica")
 
     fields = {**record.fields(), "slot": str(SLOT), "latency_ms": "1.250"}

@@ -12,7 +12,7 @@ from sheetanchor.infer.slots import (
     OWN_DEGRADED_WAIT_US,
     RUNNING_US,
     SLOT_US,
-    Turn,
+    ServingTurn,
     first_served,
     next_turn,
     until_us,
@@ -25,18 +25,18 @@ START = slot_start_us(SLOT)
 @pytest.mark.parametrize(
     ("now_us", "served", "expected"),
     [
-        (START, None, Turn(SLOT, 0)),
-        (START + LATE_MAX_US, None, Turn(SLOT, 0)),
-        (START + LATE_MAX_US + 1, None, Turn(SLOT + 1, SLOT_US - LATE_MAX_US - 1)),
-        (START + 5_000, SLOT, Turn(SLOT + 1, SLOT_US - 5_000)),
-        (START + 5_000, SLOT - 1, Turn(SLOT, 0)),
-        (START - 1, SLOT - 1, Turn(SLOT, 1)),
-        (START + 5_000, SLOT - 4, Turn(SLOT, 0, skipped=3)),
-        (START + LATE_MAX_US + 1, SLOT - 1, Turn(SLOT + 1, SLOT_US - LATE_MAX_US - 1, skipped=1)),
+        (START, None, ServingTurn(SLOT, 0)),
+        (START + LATE_MAX_US, None, ServingTurn(SLOT, 0)),
+        (START + LATE_MAX_US + 1, None, ServingTurn(SLOT + 1, SLOT_US - LATE_MAX_US - 1)),
+        (START + 5_000, SLOT, ServingTurn(SLOT + 1, SLOT_US - 5_000)),
+        (START + 5_000, SLOT - 1, ServingTurn(SLOT, 0)),
+        (START - 1, SLOT - 1, ServingTurn(SLOT, 1)),
+        (START + 5_000, SLOT - 4, ServingTurn(SLOT, 0, skipped=3)),
+        (START + LATE_MAX_US + 1, SLOT - 1, ServingTurn(SLOT + 1, SLOT_US - LATE_MAX_US - 1, skipped=1)),
     ],
 )
 def test_the_next_slot_is_the_earliest_that_can_still_be_served(
-    now_us: int, served: int | None, expected: Turn
+    now_us: int, served: int | None, expected: ServingTurn
 ) -> None:
     """A slot is served once, late rather than never, but not when it is as good as over."""
     assert expected == next_turn(now_us, served)
@@ -44,12 +44,12 @@ def test_the_next_slot_is_the_earliest_that_can_still_be_served(
 
 def test_a_clock_that_wakes_early_does_not_serve_a_slot_twice() -> None:
     """Just before a slot that was served already, on a clock corrected by a hair, the one after it is next."""
-    assert Turn(SLOT + 1, SLOT_US + 10) == next_turn(START - 10, SLOT)
+    assert ServingTurn(SLOT + 1, SLOT_US + 10) == next_turn(START - 10, SLOT)
 
 
 def test_a_clock_set_back_does_not_stop_the_beat() -> None:
     """After Redis' clock was set back by an hour the present slot is served, not the one an hour ahead."""
-    assert Turn(SLOT, 0) == next_turn(START + 1_000, SLOT + 1_800)
+    assert ServingTurn(SLOT, 0) == next_turn(START + 1_000, SLOT + 1_800)
 
 
 @settings(max_examples=100, deadline=None)

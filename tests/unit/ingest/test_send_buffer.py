@@ -10,8 +10,8 @@ from sheetanchor.ingest.send_buffer import (
     FRAME_OVERHEAD_BYTES,
     RESEND_BYTES_MAX,
     RESEND_US,
-    Batch,
-    Outbox,
+    FrameBatch,
+    SendBuffer,
     Shed,
 )
 
@@ -19,7 +19,7 @@ S = 1_000_000
 frames = st.lists(st.tuples(st.binary(max_size=300), st.booleans()), max_size=200)
 
 
-def drained(outbox: Outbox) -> list[tuple[int, bytes]]:
+def drained(outbox: SendBuffer) -> list[tuple[int, bytes]]:
     """Take all that waits."""
     found: list[tuple[int, bytes]] = []
     while (batch := outbox.take()) is not None:
@@ -32,7 +32,7 @@ def drained(outbox: Outbox) -> list[tuple[int, bytes]]:
 @given(queued=frames)
 def test_frames_leave_as_they_came(queued: list[tuple[bytes, bool]]) -> None:
     """Whatever is queued comes out to the byte, in order, with its receive time, and leaves nothing behind."""
-    outbox = Outbox(10**9)
+    outbox = SendBuffer(10**9)
     for number, (frame, spare) in enumerate(queued):
         assert Shed() == outbox.put(number, frame, spare)
 
@@ -47,7 +47,7 @@ def test_frames_leave_as_they_came(queued: list[tuple[bytes, bool]]) -> None:
 @settings(max_examples=200)
 def test_the_queue_is_bounded_and_every_frame_accounted_for(queued: list[tuple[bytes, bool]], bytes_max: int) -> None:
     """Never more bytes than allowed; what is not shed comes out in order; sums are right."""
-    outbox = Outbox(bytes_max)
+    outbox = SendBuffer(bytes_max)
     shed = 0
     for number, (frame, spare) in enumerate(queued):
         lost = outbox.put(number, frame, spare)
@@ -66,7 +66,7 @@ def test_the_queue_is_bounded_and_every_frame_accounted_for(queued: list[tuple[b
 @given(spares=st.lists(st.booleans(), min_size=20, max_size=200))
 def test_nothing_else_is_shed_while_best_prices_wait(spares: list[bool]) -> None:
     """A trade or book update is lost only when no best price is left to give up for it."""
-    outbox = Outbox(10 * (50 + FRAME_OVERHEAD_BYTES))
+    outbox = SendBuffer(10 * (50 + FRAME_OVERHEAD_BYTES))
     waiting_spares = 0
     for number, spare in enumerate(spares):
         waiting_spares += spare
@@ -77,7 +77,7 @@ def test_nothing_else_is_shed_while_best_prices_wait(spares: list[bool]) -> None
 
 def test_the_oldest_go_first() -> None:
     """Of frames of one kind the newest stay."""
-    outbox = Outbox(10 * (50 + FRAME_OVERHEAD_BYTES))
+    outbox = SendBuffer(10 * (50 + FRAME_OVERHEAD_BYTES))
 
     shed = [outbox.put(number, bytes(50), spare=False).other for number in range(11)]
 
@@ -87,7 +87,7 @@ def test_the_oldest_go_first() -> None:
 
 def test_an_entry_is_bounded() -> None:
     """A long queue becomes several entries: by count for small frames, by bytes for large ones, never an empty one."""
-    small, large, huge = Outbox(10**9), Outbox(10**9), Outbox(10**9)
+    small, large, huge = SendBuffer(10**9), SendBuffer(10**9), SendBuffer(10**9)
     for number in range(BATCH_FRAMES_MAX + 1):
         small.put(number, b"x", spare=False)
     for number in range(3):
@@ -102,11 +102,11 @@ def test_an_entry_is_bounded() -> None:
 @given(gaps_s=st.lists(st.integers(0, 5), min_size=1, max_size=60))
 def test_what_was_sent_within_fifteen_seconds_is_kept(gaps_s: list[int]) -> None:
     """Exactly the batches of the last fifteen seconds can be had again, in order."""
-    outbox, now_us, times = Outbox(10**9), 0, []
+    outbox, now_us, times = SendBuffer(10**9), 0, []
     for gap_s in gaps_s:
         now_us += gap_s * S
         times.append(now_us)
-        outbox.sent(Batch(1, now_us, b"frame"), now_us)
+        outbox.sent(FrameBatch(1, now_us, b"frame"), now_us)
 
     kept = [batch.first_received_us for batch in outbox.recent()]
 
@@ -115,20 +115,20 @@ def test_what_was_sent_within_fifteen_seconds_is_kept(gaps_s: list[int]) -> None
 
 def test_what_waited_out_an_outage_can_be_had_again() -> None:
     """Frames that were received a minute before Redis took them are kept for fifteen seconds after it did."""
-    outbox = Outbox(10**9)
+    outbox = SendBuffer(10**9)
     for number in range(3):
-        outbox.sent(Batch(1, number * S, b"frame"), (60 + number) * S)
+        outbox.sent(FrameBatch(1, number * S, b"frame"), (60 + number) * S)
 
     assert [0, S, 2 * S] == [batch.first_received_us for batch in outbox.recent()]
 
 
 def test_what_is_kept_is_bounded_in_bytes() -> None:
     """However much is sent within fifteen seconds, no more than the limit is held."""
-    outbox = Outbox(10**9)
+    outbox = SendBuffer(10**9)
     packed = bytes(1024 * 1024)
 
     for number in range(100):
-        outbox.sent(Batch(1, number, packed), 0)
+        outbox.sent(FrameBatch(1, number, packed), 0)
 
     kept = outbox.recent()
     assert RESEND_BYTES_MAX // len(packed) == len(kept)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sheetanchor.errors import BadSettings
-from sheetanchor.local.coordinator import Observed, lock_is_abandoned, seen_of
+from sheetanchor.local.coordinator import SymbolObservation, lock_is_abandoned, seen_of
 from sheetanchor.local.dashboard.exposition import difference, histograms, parse, quantile_ms
 from sheetanchor.local.dashboard.probe import delay_to_phase_s, message_rates
 from sheetanchor.local.processes import RESTART_DELAY_MAX_S, describe_exit, restart_delay_s
@@ -24,7 +24,7 @@ from sheetanchor.local.redis_server import (
     server_spec,
 )
 from sheetanchor.local.relay import LINE_LENGTH_MAX, parse_line
-from sheetanchor.local.roles import Market, Plan, child_environment, choose_market
+from sheetanchor.local.roles import LocalPlan, MarketSource, child_environment, choose_market
 from sheetanchor.policy import reanchor_scheduler
 from sheetanchor.runtime.command_line import load
 from sheetanchor.runtime.settings import LocalSettings
@@ -41,9 +41,9 @@ def pick_port() -> int:
     return 40_001
 
 
-def plan(**flags: Any) -> Plan:
+def plan(**flags: Any) -> LocalPlan:
     chosen = settings(**flags)
-    return Plan(
+    return LocalPlan(
         chosen, choose_market(chosen, pick_port), "redis://:secret@127.0.0.1:6379/0", {"PATH": "/bin"}, 1_800_000_000.0
     )
 
@@ -76,7 +76,7 @@ def test_exit_in_words(code: int, text: str) -> None:
 
 def test_without_urls_the_market_is_a_local_exchange() -> None:
     """It needs no key of the user's."""
-    expected = Market("local", "ws://127.0.0.1:40001", "http://127.0.0.1:40001", "local", 40_001)
+    expected = MarketSource("local", "ws://127.0.0.1:40001", "http://127.0.0.1:40001", "local", 40_001)
 
     assert expected == choose_market(settings(), pick_port)
 
@@ -274,10 +274,10 @@ def test_long_lines_are_cut() -> None:
 # -- what is observed -------------------------------------------------------------------------------------------------
 
 
-def observed(**changes: Any) -> Observed:
+def observed(**changes: Any) -> SymbolObservation:
     anchor = Anchor(epoch=3, state="anchored", stamp_us=1_000_000_000)
     values: dict[str, Any] = {"anchor": anchor, "lock_holder": "", "lock_ttl_ms": -2, "now_us": 1_000_042_000}
-    return Observed(**(values | changes))
+    return SymbolObservation(**(values | changes))
 
 
 @pytest.mark.parametrize(("later_us", "fresh"), [(0, True), (4_900_000, True), (5_000_000, False)])

@@ -22,11 +22,11 @@ from sheetanchor.managed_redis.peers import parse_info
 from sheetanchor.managed_redis.topology import (
     PROMOTION_WAIT_S,
     SETTLE_S,
-    Node,
-    Said,
-    Seen,
-    Server,
-    Step,
+    NodeStep,
+    ObservedServer,
+    RedisNode,
+    SentinelReport,
+    TopologyObservation,
     decide_monitored,
     decide_start,
     named_master,
@@ -36,15 +36,15 @@ from sheetanchor.managed_redis.topology import (
 from sheetanchor.runtime.settings import REDIS_USERS, RedisSettings
 from sheetanchor.store.sentinel_pool import Master, newest, parse_master
 
-A, B, C = NODES = (Node("a"), Node("b"), Node("c"))
-EMPTY = Server("slave", master=A.address)
-FULL = Server("slave", has_data=True, master=A.address, offset=10)
+A, B, C = NODES = (RedisNode("a"), RedisNode("b"), RedisNode("c"))
+EMPTY = ObservedServer("slave", master=A.address)
+FULL = ObservedServer("slave", has_data=True, master=A.address, offset=10)
 PASSWORDS = {user: f"secret-{user}" for user in (*REDIS_USERS, NODE)}
 TUNING = Tuning("*", "sheetanchor", 2, 2500, 5000, 1, 2, 1000, persistent=False)
 
 
-def sentinels(master: Node, epoch: int = 1, *nodes: Node) -> dict[Node, Said]:
-    return dict.fromkeys(nodes or NODES, Said(master.address, epoch))
+def sentinels(master: RedisNode, epoch: int = 1, *nodes: RedisNode) -> dict[RedisNode, SentinelReport]:
+    return dict.fromkeys(nodes or NODES, SentinelReport(master.address, epoch))
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -53,12 +53,12 @@ def sentinels(master: Node, epoch: int = 1, *nodes: Node) -> dict[Node, Said]:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("redis-0.redis", Node("redis-0.redis", 6379, 26379)),
-        ("localhost:7000", Node("localhost", 7000, 26379)),
-        ("localhost:7000:7001", Node("localhost", 7000, 7001)),
+        ("redis-0.redis", RedisNode("redis-0.redis", 6379, 26379)),
+        ("localhost:7000", RedisNode("localhost", 7000, 26379)),
+        ("localhost:7000:7001", RedisNode("localhost", 7000, 7001)),
     ],
 )
-def test_a_node_is_a_host_and_up_to_two_ports(text: str, expected: Node) -> None:
+def test_a_node_is_a_host_and_up_to_two_ports(text: str, expected: RedisNode) -> None:
     """Ports that are not named are the usual ones."""
     assert parse_node(text) == expected
 
@@ -92,81 +92,86 @@ def test_bad_nodes_are_told_as_settings() -> None:
 
 def test_the_highest_epoch_names_the_master() -> None:
     """A Sentinel that has only just started knows less than one that has seen a failover."""
-    seen = Seen({A: Said(A.address, 0), B: Said(B.address, 3), C: Said(A.address, 2)})
+    seen = TopologyObservation(
+        {A: SentinelReport(A.address, 0), B: SentinelReport(B.address, 3), C: SentinelReport(A.address, 2)}
+    )
 
     assert named_master(seen) == B.address
 
 
 def test_a_node_follows_the_master_that_the_sentinels_name() -> None:
     """Whatever it was before, with data or without."""
-    seen = Seen(sentinels(B), {B: Server("master", has_data=True)})
+    seen = TopologyObservation(sentinels(B), {B: ObservedServer("master", has_data=True)})
 
     for own_data in (False, True):
         decision = decide_start(A, NODES, seen, own_data=own_data, waited_s=0)
-        assert (decision.step, decision.master) == (Step.REPLICA, B.address)
+        assert (decision.step, decision.master) == (NodeStep.REPLICA, B.address)
 
 
 def test_a_master_that_lost_its_data_has_another_promoted_first() -> None:
     """Started at once as the empty master, it would make its replicas forget everything."""
-    seen = Seen(sentinels(A), {B: FULL, C: EMPTY})
+    seen = TopologyObservation(sentinels(A), {B: FULL, C: EMPTY})
 
-    assert decide_start(A, NODES, seen, own_data=False, waited_s=0).step is Step.FAIL_OVER
-    assert decide_start(A, NODES, seen, own_data=False, waited_s=PROMOTION_WAIT_S - 1).step is Step.FAIL_OVER
+    assert decide_start(A, NODES, seen, own_data=False, waited_s=0).step is NodeStep.FAIL_OVER
+    assert decide_start(A, NODES, seen, own_data=False, waited_s=PROMOTION_WAIT_S - 1).step is NodeStep.FAIL_OVER
 
 
 def test_a_set_without_a_master_is_not_left_so_for_ever() -> None:
     """If nobody can be promoted, an empty master is better than none: the state is rebuilt from the exchange."""
-    seen = Seen(sentinels(A), {B: FULL, C: EMPTY})
+    seen = TopologyObservation(sentinels(A), {B: FULL, C: EMPTY})
 
     decision = decide_start(A, NODES, seen, own_data=False, waited_s=PROMOTION_WAIT_S)
 
-    assert (decision.step, decision.master) == (Step.MASTER, A.address)
+    assert (decision.step, decision.master) == (NodeStep.MASTER, A.address)
 
 
 def test_a_master_with_its_data_on_disk_goes_on() -> None:
     """Nothing would be lost by that."""
-    seen = Seen(sentinels(A), {B: FULL, C: FULL})
+    seen = TopologyObservation(sentinels(A), {B: FULL, C: FULL})
 
-    assert decide_start(A, NODES, seen, own_data=True, waited_s=0).step is Step.MASTER
+    assert decide_start(A, NODES, seen, own_data=True, waited_s=0).step is NodeStep.MASTER
 
 
 def test_the_named_master_of_an_empty_set_starts_once_all_have_answered() -> None:
     """Those that do not answer may have data, for some seconds."""
-    some, everybody = Seen(sentinels(A), {B: EMPTY}), Seen(sentinels(A), {B: EMPTY, C: EMPTY})
+    some, everybody = (
+        TopologyObservation(sentinels(A), {B: EMPTY}),
+        TopologyObservation(sentinels(A), {B: EMPTY, C: EMPTY}),
+    )
 
-    assert decide_start(A, NODES, some, own_data=False, waited_s=0).step is Step.WAIT
-    assert decide_start(A, NODES, some, own_data=False, waited_s=SETTLE_S).step is Step.MASTER
-    assert decide_start(A, NODES, everybody, own_data=False, waited_s=0).step is Step.MASTER
+    assert decide_start(A, NODES, some, own_data=False, waited_s=0).step is NodeStep.WAIT
+    assert decide_start(A, NODES, some, own_data=False, waited_s=SETTLE_S).step is NodeStep.MASTER
+    assert decide_start(A, NODES, everybody, own_data=False, waited_s=0).step is NodeStep.MASTER
 
 
-@pytest.mark.parametrize(("own", "step"), [(A, Step.MASTER), (B, Step.REPLICA), (C, Step.REPLICA)])
-def test_the_first_node_is_master_of_a_set_that_never_ran(own: Node, step: Step) -> None:
+@pytest.mark.parametrize(("own", "step"), [(A, NodeStep.MASTER), (B, NodeStep.REPLICA), (C, NodeStep.REPLICA)])
+def test_the_first_node_is_master_of_a_set_that_never_ran(own: RedisNode, step: NodeStep) -> None:
     """All decide the same without having spoken with one another, and none does so at once."""
-    assert decide_start(own, NODES, Seen(), own_data=False, waited_s=0).step is Step.WAIT
+    assert decide_start(own, NODES, TopologyObservation(), own_data=False, waited_s=0).step is NodeStep.WAIT
 
-    decision = decide_start(own, NODES, Seen(), own_data=False, waited_s=SETTLE_S)
+    decision = decide_start(own, NODES, TopologyObservation(), own_data=False, waited_s=SETTLE_S)
 
     assert (decision.step, decision.master) == (step, A.address)
 
 
 def test_without_sentinels_a_running_master_is_followed() -> None:
     """The first node must not come up as a second one beside it."""
-    seen = Seen({}, {B: Server("master", has_data=True, offset=5), C: Server("master")})
+    seen = TopologyObservation({}, {B: ObservedServer("master", has_data=True, offset=5), C: ObservedServer("master")})
 
     decision = decide_start(A, NODES, seen, own_data=False, waited_s=100)
 
-    assert (decision.step, decision.master) == (Step.REPLICA, B.address)
+    assert (decision.step, decision.master) == (NodeStep.REPLICA, B.address)
 
 
 def test_without_sentinels_replicas_with_data_are_not_wiped() -> None:
     """They follow this node, which has nothing: a Sentinel has to promote one of them first."""
-    seen = Seen({}, {B: FULL, C: FULL})
+    seen = TopologyObservation({}, {B: FULL, C: FULL})
 
-    assert decide_start(A, NODES, seen, own_data=False, waited_s=SETTLE_S).step is Step.WAIT
-    assert decide_start(A, NODES, seen, own_data=False, waited_s=PROMOTION_WAIT_S).step is Step.MASTER
+    assert decide_start(A, NODES, seen, own_data=False, waited_s=SETTLE_S).step is NodeStep.WAIT
+    assert decide_start(A, NODES, seen, own_data=False, waited_s=PROMOTION_WAIT_S).step is NodeStep.MASTER
     other = replace(FULL, master=B.address)
-    decision = decide_start(A, NODES, Seen({}, {C: other}), own_data=False, waited_s=SETTLE_S)
-    assert (decision.step, decision.master) == (Step.REPLICA, B.address)
+    decision = decide_start(A, NODES, TopologyObservation({}, {C: other}), own_data=False, waited_s=SETTLE_S)
+    assert (decision.step, decision.master) == (NodeStep.REPLICA, B.address)
 
 
 # --- what a Sentinel watches --------------------------------------------------------------------------------------
@@ -174,26 +179,31 @@ def test_without_sentinels_replicas_with_data_are_not_wiped() -> None:
 
 def test_a_sentinel_watches_what_others_or_its_file_say_then_a_master_then_the_first_node() -> None:
     """In this order, and only the last one after a while."""
-    named = decide_monitored(NODES, Seen(sentinels(C), {B: Server("master")}), waited_s=0)
-    running = decide_monitored(NODES, Seen({}, {B: Server("master"), C: EMPTY}), waited_s=0)
-    at_first = decide_monitored(NODES, Seen(), waited_s=0)
-    later = decide_monitored(NODES, Seen(), waited_s=SETTLE_S)
+    named = decide_monitored(NODES, TopologyObservation(sentinels(C), {B: ObservedServer("master")}), waited_s=0)
+    running = decide_monitored(NODES, TopologyObservation({}, {B: ObservedServer("master"), C: EMPTY}), waited_s=0)
+    at_first = decide_monitored(NODES, TopologyObservation(), waited_s=0)
+    later = decide_monitored(NODES, TopologyObservation(), waited_s=SETTLE_S)
 
-    assert [named.master, running.master, at_first.step, later.master] == [C.address, B.address, Step.WAIT, A.address]
+    assert [named.master, running.master, at_first.step, later.master] == [
+        C.address,
+        B.address,
+        NodeStep.WAIT,
+        A.address,
+    ]
 
 
 def test_a_sentinels_file_is_read_back() -> None:
     """It writes its knowledge into the file that it was started with."""
-    text = sentinel_config(A, NODES, Said(B.address, 7), PASSWORDS, TUNING, "/data")
+    text = sentinel_config(A, NODES, SentinelReport(B.address, 7), PASSWORDS, TUNING, "/data")
 
-    assert read_sentinel_file(text, "sheetanchor") == Said(B.address, 7)
+    assert read_sentinel_file(text, "sheetanchor") == SentinelReport(B.address, 7)
     assert read_sentinel_file(text, "other") is None
     assert read_sentinel_file("", "sheetanchor") is None
 
 
 def test_a_sentinel_knows_all_nodes_from_the_start() -> None:
     """Even with the master gone it can promote somebody, and its own id never changes."""
-    lines = sentinel_config(A, NODES, Said(B.address, 7), PASSWORDS, TUNING, "/data").splitlines()
+    lines = sentinel_config(A, NODES, SentinelReport(B.address, 7), PASSWORDS, TUNING, "/data").splitlines()
 
     replicas = [line for line in lines if line.startswith("sentinel known-replica")]
     others = [line for line in lines if line.startswith("sentinel known-sentinel")]

@@ -11,7 +11,7 @@ import pytest
 
 from sheetanchor import _decoder
 from sheetanchor.policy.gap_rules import EDGE_LEVELS, HOT_LEVELS, Finding, Thresholds
-from sheetanchor.process.gap_detector import EDGE_EVERY_US, Lookout, Scene
+from sheetanchor.process.gap_detector import EDGE_EVERY_US, DetectorContext, GapDetector
 from sheetanchor.reanchor.comparison import common_edges
 from sheetanchor.reanchor.validation import book_differences
 from support.market_parts import Market, batch, diff
@@ -100,8 +100,8 @@ def test_the_layout_before_is_read(make: Any) -> None:
 # The rules
 
 
-def look(lookout: Lookout, market: Market, at_us: int) -> list[Finding]:
-    return lookout.look(market, Scene(at_us, at_us, 0b1, caught_up=True))
+def look(lookout: GapDetector, market: Market, at_us: int) -> list[Finding]:
+    return lookout.look(market, DetectorContext(at_us, at_us, 0b1, caught_up=True))
 
 
 def fall(market: Market, levels: range) -> None:
@@ -114,7 +114,7 @@ def fall(market: Market, levels: range) -> None:
 def test_it_is_told_before_the_hot_levels_are_unknown() -> None:
     """While the state is right a new snapshot is asked for; once it may not be, it is suspect. Each is told once."""
     market = cut_off_at(_decoder.Market, LEVELS)
-    lookout = Lookout(Thresholds(), NOW_US)
+    lookout = GapDetector(Thresholds(), NOW_US)
     step_us = EDGE_EVERY_US
 
     assert [] == look(lookout, market, NOW_US)
@@ -136,7 +136,7 @@ def test_it_is_told_before_the_hot_levels_are_unknown() -> None:
 def test_a_price_that_swings_about_the_edge_is_told_once() -> None:
     """Each finding asks for a rebuild: one that is told ten times a second would be as many requests."""
     market = cut_off_at(_decoder.Market, LEVELS)
-    lookout = Lookout(Thresholds(), NOW_US)
+    lookout = GapDetector(Thresholds(), NOW_US)
     fall(market, range(LEVELS - EDGE_LEVELS))
     told = []
     for turn in range(10):
@@ -151,7 +151,7 @@ def test_a_rebuilt_book_is_looked_at_anew() -> None:
     """What was told of the one before is told again of the next."""
     market = cut_off_at(_decoder.Market, LEVELS)
     fall(market, range(LEVELS - 15))
-    lookout = Lookout(Thresholds(), NOW_US)
+    lookout = GapDetector(Thresholds(), NOW_US)
     assert ["book_edge"] == [one.rule for one in look(lookout, market, NOW_US)]
 
     lookout.reload(market, NOW_US + 1)
@@ -163,7 +163,7 @@ def test_a_whole_book_has_no_edge() -> None:
     market = _decoder.Market("BTCUSDT")
     market.load_snapshot(100, -2, -5, BIDS[:4], ASKS[:4], NOW_US, LEVELS)
 
-    assert [] == look(Lookout(Thresholds(), NOW_US), market, NOW_US)
+    assert [] == look(GapDetector(Thresholds(), NOW_US), market, NOW_US)
 
 
 def test_a_snapshot_of_few_levels_is_always_near_its_edge() -> None:
@@ -173,7 +173,7 @@ def test_a_snapshot_of_few_levels_is_always_near_its_edge() -> None:
     fall(market, range(15))
 
     assert 5 == market.known_levels(EDGE_LEVELS)
-    assert [] == look(Lookout(Thresholds(), NOW_US), market, NOW_US)
+    assert [] == look(GapDetector(Thresholds(), NOW_US), market, NOW_US)
 
 
 # The comparison

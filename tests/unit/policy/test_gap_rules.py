@@ -22,7 +22,7 @@ from sheetanchor.policy.gap_rules import (
     hole_is_final,
     is_anomalous,
 )
-from sheetanchor.process.gap_detector import Lookout, Scene
+from sheetanchor.process.gap_detector import DetectorContext, GapDetector
 
 MS = 1_000
 NOW_US = 1_700_000_000_000_000
@@ -229,8 +229,8 @@ def market_at(update_id: int) -> Market:
     return market
 
 
-def look(lookout: Lookout, market: Market, at_us: int, lines: int = 0b11) -> list[str]:
-    found = lookout.look(market, Scene(at_us, at_us, lines, caught_up=True))
+def look(lookout: GapDetector, market: Market, at_us: int, lines: int = 0b11) -> list[str]:
+    found = lookout.look(market, DetectorContext(at_us, at_us, lines, caught_up=True))
     return [finding.rule for finding in found]
 
 
@@ -256,7 +256,7 @@ def test_what_any_line_has_is_no_gap_and_what_none_has_is(
     """Losses on one line only never give a gap; a run of messages lost on both gives exactly one."""
     order, lost = lines
     market = market_at(0)
-    lookout = Lookout(Thresholds(), NOW_US)
+    lookout = GapDetector(Thresholds(), NOW_US)
     rules = []
     for line, number in [(0, 0), *order] if stream == "trade" else order:
         frame = diff(number, number) if stream == "depth" else trade(number)
@@ -271,10 +271,10 @@ def test_what_any_line_has_is_no_gap_and_what_none_has_is(
 def test_a_hole_is_not_judged_while_entries_are_unread() -> None:
     """After a pause one line's backlog comes first; the other's may fill the hole."""
     market = market_at(0)
-    lookout = Lookout(Thresholds(), NOW_US)
+    lookout = GapDetector(Thresholds(), NOW_US)
     market.feed(0, pack_frames([(0, diff(3, 3))]), NOW_US - 10_000_000)
 
-    found = lookout.look(market, Scene(NOW_US, NOW_US, 0b11, caught_up=False))
+    found = lookout.look(market, DetectorContext(NOW_US, NOW_US, 0b11, caught_up=False))
 
     assert [] == found
 
@@ -282,7 +282,7 @@ def test_a_hole_is_not_judged_while_entries_are_unread() -> None:
 def test_a_suppressed_rule_says_nothing_but_the_market_goes_on() -> None:
     """The hole is passed all the same: otherwise the book would stand still for ever."""
     market = market_at(0)
-    lookout = Lookout(replace(Thresholds(), suppressed=frozenset({"sequence_gap"})), NOW_US)
+    lookout = GapDetector(replace(Thresholds(), suppressed=frozenset({"sequence_gap"})), NOW_US)
     for line in (0, 1):
         market.feed(line, pack_frames([(0, diff(3, 3))]), NOW_US)
 
@@ -293,7 +293,7 @@ def test_a_suppressed_rule_says_nothing_but_the_market_goes_on() -> None:
 def test_a_crossed_book_is_told_once() -> None:
     """Best bid at or above best ask after an update."""
     market = market_at(0)
-    lookout = Lookout(Thresholds(), NOW_US)
+    lookout = GapDetector(Thresholds(), NOW_US)
     crossing = replace_prices(diff(1, 1))
     market.feed(0, pack_frames([(0, crossing)]), NOW_US)
 
@@ -319,7 +319,7 @@ def replace_prices(_: bytes) -> bytes:
 def test_the_stamp_of_freshness_moves_only_with_the_ids() -> None:
     """Old frames that arrive again do not make a state fresh."""
     market = market_at(10)
-    lookout = Lookout(Thresholds(), NOW_US)
+    lookout = GapDetector(Thresholds(), NOW_US)
     market.feed(0, pack_frames([(0, diff(11, 11))]), NOW_US)
     look(lookout, market, NOW_US)
 
@@ -332,7 +332,7 @@ def test_the_stamp_of_freshness_moves_only_with_the_ids() -> None:
 def test_gaps_are_counted_by_the_day() -> None:
     """The count begins anew at midnight UTC, also when nothing happens then."""
     midnight_us = 1_700_006_400_000_000
-    lookout, market = Lookout(Thresholds(), 0), Market("BTCUSDT")
+    lookout, market = GapDetector(Thresholds(), 0), Market("BTCUSDT")
     told = []
     for at_us in (midnight_us - 2, midnight_us - 1):
         lookout.count_gap(at_us)

@@ -9,7 +9,7 @@ import pytest
 
 from sheetanchor.contract import STALE_AFTER_US, STREAM_TYPES
 from sheetanchor.policy import soundness
-from sheetanchor.policy.soundness import Memory, Observed, Pulse, judge, levels_fault, look, shown_in_time
+from sheetanchor.policy.soundness import MarketObservation, Memory, Pulse, judge, levels_fault, look, shown_in_time
 from sheetanchor.process.arrival_clock import Arrivals
 from sheetanchor.store.server_clock import RedisClock
 
@@ -35,8 +35,8 @@ class Feed:
         self.seen = self.observed()
         self.memory = Memory()
 
-    def observed(self, **other: object) -> Observed:
-        seen = Observed(
+    def observed(self, **other: object) -> MarketObservation:
+        seen = MarketObservation(
             now_us=self.now_us,
             pulses=dict(self.pulses),
             update_id=self.ids["depth"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sheetanchor._decoder import Market
 from sheetanchor.policy.gap_rules import Thresholds
-from sheetanchor.process.gap_detector import Lookout, Scene
+from sheetanchor.process.gap_detector import DetectorContext, GapDetector
 
 SECOND = 1_000_000
 NOW = 1_700_000_000 * SECOND
@@ -15,11 +15,11 @@ def rules_found(*, caught_up: bool) -> set[str]:
     """Show a rebuilt market ten seconds of frames whose ids it knows, and name the rules that speak."""
     market = Market("BTCUSDT")
     market.load_snapshot(1000, -2, -2, LEVEL, [(101, 1)], NOW)
-    lookout = Lookout(Thresholds(), NOW)
+    lookout = GapDetector(Thresholds(), NOW)
     lookout.reload(market, NOW)
     found: set[str] = set()
     for second in range(10):
-        scene = Scene(NOW, NOW - (10 - second) * SECOND, live_lines=1, caught_up=caught_up)
+        scene = DetectorContext(NOW, NOW - (10 - second) * SECOND, live_lines=1, caught_up=caught_up)
         found |= {finding.rule for finding in lookout.look(market, scene)}
     return found
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from prometheus_client import REGISTRY
 
-from sheetanchor.process.rest_health import RestStanding
+from sheetanchor.process.rest_health import RestHealth
 from support.local_samples import receipt
 
 
 async def test_it_is_healthy_until_a_run_says_otherwise() -> None:
     """Before the first receipt nothing speaks against the exchange; then the newest of each symbol counts."""
-    standing = RestStanding()
+    standing = RestHealth()
     before = await standing.check()
     standing.take(replace(receipt(), weight_remaining=5_000))
     good = await standing.check()
@@ -26,7 +26,7 @@ async def test_it_is_healthy_until_a_run_says_otherwise() -> None:
 
 async def test_gauges_show_the_newest_run_of_any_symbol() -> None:
     """One exchange serves all symbols: the newest run knows best."""
-    standing = RestStanding()
+    standing = RestHealth()
     standing.take(replace(receipt(at_us=20), weight_remaining=4_000, breaker=1))
     standing.take(replace(receipt(at_us=10), symbol="ETHUSDT", weight_remaining=5_000, breaker=0))
 

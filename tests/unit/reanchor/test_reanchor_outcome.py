@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sheetanchor.binance.rest_client import Asked, Unresponsive
+from sheetanchor.binance.rest_client import EndpointCalls, Unresponsive
 from sheetanchor.contract import Receipt
 from sheetanchor.errors import (
     CircuitOpen,
@@ -19,7 +19,7 @@ from sheetanchor.errors import (
     ValidationFailed,
 )
 from sheetanchor.reanchor.outcome import Outcome, outcome_of, worst
-from sheetanchor.reanchor.receipts import Order, Progress, receipt_of
+from sheetanchor.reanchor.receipts import RunOrder, RunProgress, receipt_of
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,12 @@ def test_worst_exit_code_of_several_runs() -> None:
 
 def test_receipt_survives_json() -> None:
     """What is written to Redis and stdout is read back as it was."""
-    progress = Progress("reanchor_BTCUSDT_1_ab", 5, "http://x", epoch_before=3, phases={"lock": 0.1}, notes=["a note"])
-    order = Order("BTCUSDT", reason="why", trigger="sequence_gap", request_id="r")
+    progress = RunProgress(
+        "reanchor_BTCUSDT_1_ab", 5, "http://x", epoch_before=3, phases={"lock": 0.1}, notes=["a note"]
+    )
+    order = RunOrder("BTCUSDT", reason="why", trigger="sequence_gap", request_id="r")
 
-    asked = Asked([("/api/v3/depth", "503", 0.25), ("/api/v3/trades", "timeout", 10.0)], retries=3)
+    asked = EndpointCalls([("/api/v3/depth", "503", 0.25), ("/api/v3/trades", "timeout", 10.0)], retries=3)
     receipt = receipt_of(order, progress, Outcome("failed", 3, "no"), 9, asked)
 
     assert receipt == Receipt.from_json(receipt.to_json())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import REGISTRY
 
 from sheetanchor.binance.sbe import DECODE_ERROR_KINDS
-from sheetanchor.ingest.frame_receiver import Intake
+from sheetanchor.ingest.frame_receiver import FrameReceiver
 from sheetanchor_operator import metrics
 from sheetanchor_operator.controller.pipeline_metrics import Measures
 from support.reference import KINDS
@@ -13,7 +13,7 @@ from support.reference import KINDS
 
 def test_an_ingestor_shows_what_has_not_happened() -> None:
     """Refused frames of every kind, shed frames and jumps of ids are zero before the first frame."""
-    Intake(["ZEROUSDT"], 1_000_000)
+    FrameReceiver(["ZEROUSDT"], 1_000_000)
 
     assert KINDS == DECODE_ERROR_KINDS
     for kind in DECODE_ERROR_KINDS:

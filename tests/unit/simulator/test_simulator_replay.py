@@ -12,10 +12,10 @@ from sheetanchor.errors import BadRecording, BadSettings
 from sheetanchor.recording import recording_file
 from sheetanchor.simulator import answers
 from sheetanchor.simulator.playback.book import Book, changes
-from sheetanchor.simulator.playback.market import Market
+from sheetanchor.simulator.playback.market import PlaybackMarket
 from sheetanchor.simulator.playback.playback_clock import Burst, Pace, RecordedPace, SteadyPace, parse_burst
 from sheetanchor.simulator.playback.script import SEAM_US, Script, begin_at, passes, prepare
-from sheetanchor.simulator.playback.tape import Tape, Trade
+from sheetanchor.simulator.playback.tape import Tape, TapeTrade
 
 START_US = 1_700_000_000_000_000
 SECOND_US = 1_000_000
@@ -49,8 +49,8 @@ def small() -> recording_file.Recording:
     return recording_file.Recording("BTCUSDT", snapshot, 1_000_000, events)
 
 
-def small_market(*, loop: bool = False, warmup_us: int = 0, pace: Pace | None = None) -> Market:
-    return Market(prepare(small()), pace or RecordedPace(START_US), loop=loop, warmup_us=warmup_us)
+def small_market(*, loop: bool = False, warmup_us: int = 0, pace: Pace | None = None) -> PlaybackMarket:
+    return PlaybackMarket(prepare(small()), pace or RecordedPace(START_US), loop=loop, warmup_us=warmup_us)
 
 
 # -- clock ------------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_a_warm_up_is_silent_and_leaves_trades() -> None:
 
 def test_a_top_20_message_comes_every_50_ms_when_asked() -> None:
     """It holds the best levels of the diffs before it, and their update; nobody who does not ask gets one."""
-    market = Market(prepare(recording_file.load(recording_file.default_path())), RecordedPace(START_US))
+    market = PlaybackMarket(prepare(recording_file.load(recording_file.default_path())), RecordedPace(START_US))
     book, times, compared = market.book.copy(), [], 0
 
     silent = market.advance(START_US + 1_000_000, count_max=10_000)
@@ -242,7 +242,7 @@ def test_three_rounds_have_no_seam_that_a_client_could_see() -> None:
 
 def test_the_shipped_recording_goes_round_without_a_gap(script: Script) -> None:
     """Two rounds and a bit: every diff follows the one before, trades too, best prices' ids never go back."""
-    market = Market(script, RecordedPace(START_US), loop=True)
+    market = PlaybackMarket(script, RecordedPace(START_US), loop=True)
     end_us = START_US + round(2.1 * script.duration_us)
     update_id, trade_id, best_id = 0, 0, 0
 
@@ -335,7 +335,7 @@ def tape_of(*items: tuple[int, int, int, bool]) -> Tape:
     """Make a tape of `(time in ms, price, qty, is_buyer_maker)`."""
     tape = Tape()
     for number, (time_ms, price, qty, maker) in enumerate(items):
-        tape.add(Trade(number, price, qty, START_US + time_ms * 1000, maker))
+        tape.add(TapeTrade(number, price, qty, START_US + time_ms * 1000, maker))
     return tape
 
 

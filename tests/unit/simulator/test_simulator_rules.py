@@ -13,7 +13,7 @@ from sheetanchor.recording import recording_file
 from sheetanchor.simulator.control import STREAMS_MAX, Subscriptions, answer
 from sheetanchor.simulator.faults import RECIPES, Client, Fault, FaultBoard, check, garbage, parse
 from sheetanchor.simulator.limits import BAN_AFTER, MessageBudget, WeightBudget
-from sheetanchor.simulator.playback.market import Event
+from sheetanchor.simulator.playback.market import MarketEvent
 from sheetanchor.simulator.wire import BINARY, wire_frame
 
 START_US = 1_700_000_000_000_000
@@ -147,8 +147,8 @@ LINE_A = Client(1, "sheetanchor (line=a)")
 LINE_B = Client(2, "sheetanchor (line=b)")
 
 
-def event(kind: str = "depth", number: int = 1) -> Event:
-    return Event(kind, "BTCUSDT", f"btcusdt@{kind}", number, number, 0, b"frame%d--------" % number)  # type: ignore[arg-type]  # any kind
+def event(kind: str = "depth", number: int = 1) -> MarketEvent:
+    return MarketEvent(kind, "BTCUSDT", f"btcusdt@{kind}", number, number, 0, b"frame%d--------" % number)  # type: ignore[arg-type]  # any kind
 
 
 def board_with(spec: str) -> tuple[FaultBoard, Fault]:
@@ -158,7 +158,7 @@ def board_with(spec: str) -> tuple[FaultBoard, Fault]:
     return board, fault
 
 
-def payloads(board: FaultBoard, events: list[Event], *clients: Client) -> dict[int, list[list[bytes]]]:
+def payloads(board: FaultBoard, events: list[MarketEvent], *clients: Client) -> dict[int, list[list[bytes]]]:
     """Give what each client gets in place of each event."""
     streams = {item.stream: list(clients) for item in events}
     edits = board.edits(events, streams)

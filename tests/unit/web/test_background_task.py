@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from prometheus_client import REGISTRY
 
-from sheetanchor.web.background_task import SOUND_AFTER_S, Kept
+from sheetanchor.web.background_task import SOUND_AFTER_S, RestartedTasks
 
 
 async def test_a_task_that_fails_is_begun_again_and_seen() -> None:
@@ -27,7 +27,7 @@ async def test_a_task_that_fails_is_begun_again_and_seen() -> None:
         if len(begun) == 1:
             raise KeyError("no such thing")
 
-    kept = Kept(sleep, lambda: now_s[0])
+    kept = RestartedTasks(sleep, lambda: now_s[0])
     before = await kept.check()
     task = asyncio.create_task(kept.keep("asking", work))
     await done.wait()

@@ -45,7 +45,7 @@ DEFAULT_BACKOFF: Final = Backoff(initial_s=1.0, max_s=60.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class ConnectionPolicy:
     """The numbers of the policy, in seconds.
 
     Attributes:
@@ -84,7 +84,7 @@ class Tries:
 
     count: int = 0
 
-    def stage(self, policy: Policy) -> Stage:
+    def stage(self, policy: ConnectionPolicy) -> Stage:
         """Name the stage of the next try."""
         if self.count < policy.immediate_tries:
             return Stage.IMMEDIATE
@@ -92,7 +92,7 @@ class Tries:
             return Stage.BACKOFF
         return Stage.DEGRADED
 
-    def delay_s(self, policy: Policy, draw: float) -> float:
+    def delay_s(self, policy: ConnectionPolicy, draw: float) -> float:
         """Give the delay before the next try.
 
         Args:
@@ -107,12 +107,14 @@ class Tries:
         """Count a try that came to nothing."""
         return Tries(self.count + 1)
 
-    def exhausted(self, policy: Policy) -> bool:
+    def exhausted(self, policy: ConnectionPolicy) -> bool:
         """Say whether the last try before degraded mode has just failed."""
         return self.count == policy.immediate_tries + policy.backoff_tries
 
 
-def pause_s(tries: Tries, policy: Policy, draw: float, *, refused: bool = False, asked_s: float = 0.0) -> float:
+def pause_s(
+    tries: Tries, policy: ConnectionPolicy, draw: float, *, refused: bool = False, asked_s: float = 0.0
+) -> float:
     """Give the seconds from the end of a failed try to the next one.
 
     Args:
@@ -138,7 +140,7 @@ class Outage:
         """Take note of a loss; one that lasts keeps its beginning."""
         return self if self.since_s is not None else Outage(at_s)
 
-    def due(self, now_s: float, policy: Policy) -> bool:
+    def due(self, now_s: float, policy: ConnectionPolicy) -> bool:
         """Say whether the loss has to be told now."""
         return self.since_s is not None and not self.told and now_s - self.since_s > policy.loss_s
 
@@ -148,7 +150,7 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True)
-class Vitals:
+class ConnectionState:
     """What is known of one connection, in monotonic seconds; None for what has not happened.
 
     Attributes:
@@ -180,7 +182,7 @@ class Vitals:
         return self.heard_s is not None
 
 
-class Verdict(Enum):
+class ConnectionAction(Enum):
     """What to do with a connection; the values of those that end it say why."""
 
     KEEP = "all is well"
@@ -191,21 +193,21 @@ class Verdict(Enum):
     DEAF = "no pong came back"
 
 
-def judge(vitals: Vitals, now_s: float, policy: Policy) -> Verdict:
+def judge(vitals: ConnectionState, now_s: float, policy: ConnectionPolicy) -> ConnectionAction:
     """Decide about one connection."""
     if vitals.opened_s is None:
-        return Verdict.KEEP  # the connect call has its own time-out
+        return ConnectionAction.KEEP  # the connect call has its own time-out
     if vitals.replaced_s is not None and now_s - vitals.replaced_s > OVERLAP_S:
-        return Verdict.RETIRE
+        return ConnectionAction.RETIRE
     heard_s = vitals.heard_s
     if heard_s is None:
-        return Verdict.MUTE if now_s - vitals.opened_s > HEALTHY_WITHIN_S else Verdict.KEEP
+        return ConnectionAction.MUTE if now_s - vitals.opened_s > HEALTHY_WITHIN_S else ConnectionAction.KEEP
     if now_s - heard_s > (policy.silence_s if vitals.answers else max(policy.silence_s, PEER_PING_WITHIN_S)):
-        return Verdict.SILENT
+        return ConnectionAction.SILENT
     if vitals.unanswered_s is not None and now_s - vitals.unanswered_s > PONG_WITHIN_S:
-        return Verdict.DEAF
+        return ConnectionAction.DEAF
     old = vitals.leaving or now_s - vitals.opened_s > policy.rotate_after_s
-    return Verdict.REPLACE if old and vitals.replaced_s is None else Verdict.KEEP
+    return ConnectionAction.REPLACE if old and vitals.replaced_s is None else ConnectionAction.KEEP
 
 
 LACKS_AFTER_S: Final = {"depth": 10.0, "bestBidAsk": 300.0, "trade": 300.0}

@@ -148,7 +148,7 @@ class Weight:
 
 
 @dataclass(slots=True)
-class Asked:
+class EndpointCalls:
     """What was asked for one symbol.
 
     Attributes:
@@ -160,7 +160,7 @@ class Asked:
     retries: int = 0
 
 
-class Exchange:
+class RestClient:
     """A client of one exchange; use it as an asynchronous context manager.
 
     Every method raises `ExchangeUnavailable`, `Unresponsive`, `RateLimited`, `ExchangeRefused` or, for an answer
@@ -192,7 +192,7 @@ class Exchange:
         self._retry_policy = replace(retry_policy, retry_after_max_s=patience_s)
         self._breaker = breaker or CircuitBreaker("rest", counts=speaks_against)
         self._weight = Weight(weight_per_minute)
-        self._asked: dict[str, Asked] = {}
+        self._asked: dict[str, EndpointCalls] = {}
         self._blocked_until = -math.inf
         self._session: aiohttp.ClientSession | None = None
 
@@ -217,9 +217,9 @@ class Exchange:
         """Give the breaker, which an earlier process may have left open."""
         return self._breaker
 
-    def asked(self, symbol: str) -> Asked:
+    def asked(self, symbol: str) -> EndpointCalls:
         """Give what was asked for a symbol so far."""
-        return self._asked.setdefault(symbol, Asked())
+        return self._asked.setdefault(symbol, EndpointCalls())
 
     def recall_weight(self, remaining: int, ago_s: float) -> None:
         """Take in what an earlier process had left of the weight, some seconds ago."""
@@ -314,7 +314,7 @@ class Exchange:
             log.info("waiting %.1f s: %s", wait_s, why)
             await asyncio.sleep(wait_s)
 
-    async def _once(self, endpoint: str, query: dict[str, Any], weight: int, asked: Asked) -> bytes:
+    async def _once(self, endpoint: str, query: dict[str, Any], weight: int, asked: EndpointCalls) -> bytes:
         """Ask once.
 
         Raises:

@@ -27,7 +27,7 @@ from websockets.uri import WebSocketURI, parse_uri
 
 from sheetanchor import __version__
 from sheetanchor.binance import rate_limits
-from sheetanchor.binance.connection_policy import PING_INTERVAL_S, Policy, Vitals, message_budget
+from sheetanchor.binance.connection_policy import PING_INTERVAL_S, ConnectionPolicy, ConnectionState, message_budget
 from sheetanchor.contract import stream_symbol
 from sheetanchor.errors import ExchangeError, ExchangeRefused, ExchangeUnavailable, RateLimited
 
@@ -71,7 +71,7 @@ class Connection:
         on_frame: OnFrame,
         *,
         ping_interval_s: float = PING_INTERVAL_S,
-        ask_after_s: float = Policy().ask_after_s,
+        ask_after_s: float = ConnectionPolicy().ask_after_s,
     ) -> None:
         self._url = url
         self._key_header = {"X-MBX-APIKEY": api_key}
@@ -95,9 +95,9 @@ class Connection:
         self.unknown_texts = 0
 
     @property
-    def vitals(self) -> Vitals:
+    def vitals(self) -> ConnectionState:
         """What is known of the connection."""
-        return Vitals(
+        return ConnectionState(
             self._opened_s,
             self._last_message_s,
             self._unanswered_s,

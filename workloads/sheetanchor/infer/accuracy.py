@@ -35,7 +35,7 @@ def direction_of(change: float) -> Direction:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PredictionResult:
     """What came of one prediction.
 
     Attributes:
@@ -51,7 +51,7 @@ class Outcome:
     hit: bool | None
 
 
-def score(slot: int, predicted: Direction, price_now: float, price_later: float) -> Outcome:
+def score(slot: int, predicted: Direction, price_now: float, price_later: float) -> PredictionResult:
     """Compare a predicted direction with what happened.
 
     Args:
@@ -62,7 +62,9 @@ def score(slot: int, predicted: Direction, price_now: float, price_later: float)
     """
     actual = direction_of(price_later - price_now)
     decided = predicted != "flat" and actual != "flat"
-    return Outcome(slot, price_later, price_later / price_now - 1, actual, predicted == actual if decided else None)
+    return PredictionResult(
+        slot, price_later, price_later / price_now - 1, actual, predicted == actual if decided else None
+    )
 
 
 class RollingAccuracy:
@@ -101,7 +103,7 @@ class RollingAccuracy:
         return self._hits / len(self._results) if self._results else None
 
 
-class Outcomes:
+class AccuracyTracker:
     """Scores one symbol's predictions as their outcomes become known, over the last hour and the last day.
 
     The last hour is also kept by model: what an earlier one or the trend got wrong says nothing about the present one.
@@ -118,7 +120,7 @@ class Outcomes:
         """Give the last hour's accuracy of one model, whenever within it it served."""
         return self._by_model.get(model) or RollingAccuracy(SLOTS_1H)
 
-    def add(self, slot: int, predicted: Direction, price: float | None, model: str = "") -> Outcome | None:
+    def add(self, slot: int, predicted: Direction, price: float | None, model: str = "") -> PredictionResult | None:
         """Take in a slot's prediction and give the outcome that its price decides.
 
         Args:

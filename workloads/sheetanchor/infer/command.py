@@ -21,10 +21,10 @@ from fastapi import FastAPI, HTTPException, Query
 
 from sheetanchor.contract import SLOT_MS, STALE_AFTER_US
 from sheetanchor.errors import RedisUnavailable
-from sheetanchor.infer.accuracy import Outcome
-from sheetanchor.infer.model_fallback import Chain, Predictor
+from sheetanchor.infer.accuracy import PredictionResult
+from sheetanchor.infer.model_fallback import FallbackChains, ModelFallbackChain
 from sheetanchor.infer.prediction import Prediction
-from sheetanchor.infer.slot_loop import CALL_TIMEOUT_S, HISTORY_MAX, Forecast
+from sheetanchor.infer.slot_loop import CALL_TIMEOUT_S, HISTORY_MAX, SlotLoop
 from sheetanchor.ml.registry import ModelRegistry, default_root
 from sheetanchor.runtime.settings import InferSettings
 from sheetanchor.store.redis_client import check_connection, redis_client
@@ -43,7 +43,7 @@ def replica_name(given: str) -> str:
     return (given or f"{socket.gethostname()}-{os.getpid()}")[:REPLICA_LENGTH_MAX]
 
 
-def record_json(record: Prediction, outcome: Outcome | None) -> dict[str, Any]:
+def record_json(record: Prediction, outcome: PredictionResult | None) -> dict[str, Any]:
     """Render a record with its outcome, null while that is unknown."""
     known = {
         "actual_price": outcome and outcome.price,
@@ -54,7 +54,7 @@ def record_json(record: Prediction, outcome: Outcome | None) -> dict[str, Any]:
     return {**record.to_json(), **known}
 
 
-def add_routes(app: FastAPI, forecasts: Sequence[Forecast]) -> None:
+def add_routes(app: FastAPI, forecasts: Sequence[SlotLoop]) -> None:
     """Add the routes that predictions are read from."""
     by_symbol = {forecast.symbol: forecast for forecast in forecasts}
 
@@ -79,7 +79,7 @@ def add_routes(app: FastAPI, forecasts: Sequence[Forecast]) -> None:
     app.add_api_route("/predictions/{symbol}", latest)
 
 
-def checks_of(forecasts: Sequence[Forecast], predictor: Predictor) -> list[Check]:
+def checks_of(forecasts: Sequence[SlotLoop], predictor: FallbackChains) -> list[Check]:
     """What the health answers look at: cached state only."""
 
     async def redis() -> CheckResult:
@@ -115,7 +115,7 @@ def checks_of(forecasts: Sequence[Forecast], predictor: Predictor) -> list[Check
         return CheckResult("healthy" if sound else "degraded", {"symbols": told})
 
     return [
-        # Without it nothing that is said is new; a replica stays reachable all the same, see `Forecast.is_of_use`.
+        # Without it nothing that is said is new; a replica stays reachable all the same, see `SlotLoop.is_of_use`.
         Check("redis", redis),
         Check("models", models, critical=False),
         Check("features", features, critical=False),
@@ -123,7 +123,7 @@ def checks_of(forecasts: Sequence[Forecast], predictor: Predictor) -> list[Check
     ]
 
 
-async def keep_model(chain: Chain, clock: Forecast, stop: asyncio.Event) -> None:
+async def keep_model(chain: ModelFallbackChain, clock: SlotLoop, stop: asyncio.Event) -> None:
     """Look at the registry between a symbol's slots until told to stop."""
     while not stop.is_set():
         left_ms = (REFRESH_AT_MS - clock.now_us // 1_000) % SLOT_MS
@@ -157,10 +157,10 @@ async def run(settings: InferSettings) -> int:
         connect_timeout_s=CALL_TIMEOUT_S,
     )
     health = Health(settings.service_name or "sheetanchor-infer", [], settings.health_check_interval_seconds)
-    predictor = Predictor(ModelRegistry(settings.models or default_root()), settings.symbol)
+    predictor = FallbackChains(ModelRegistry(settings.models or default_root()), settings.symbol)
     name = replica_name(settings.replica)
     forecasts = [
-        Forecast(redis, symbol, name, chain, warm_runs=settings.warm_runs, beat=partial(health.beat, symbol))
+        SlotLoop(redis, symbol, name, chain, warm_runs=settings.warm_runs, beat=partial(health.beat, symbol))
         for symbol, chain in predictor.chains.items()
     ]
     health.checks = checks_of(forecasts, predictor)

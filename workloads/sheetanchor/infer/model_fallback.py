@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from sheetanchor.errors import BadModel
-from sheetanchor.infer.prediction import Answer, Doubt, Mode, State, confidence_of, without_model
+from sheetanchor.infer.prediction import Doubt, Mode, ModelAnswer, SlotState, confidence_of, without_model
 from sheetanchor.ml import onnx_model
 from sheetanchor.ml.feature_vector import FeatureMissing, extract
 from sheetanchor.ml.onnx_model import ModelThread, OnnxModel
@@ -40,7 +40,7 @@ FAILURES_MAX: Final = 2
 TRIES_MAX: Final = 6
 """Models tried in one slot; time usually ends the search earlier."""
 
-Entry = tuple[str, str]
+ModelKey = tuple[str, str]
 """Name and SHA-256 of a model."""
 
 
@@ -52,15 +52,15 @@ class Serving:
     mode: Mode
 
 
-class Shelf:
+class ModelCache:
     """Loads models, each once for all who want it at the same time and hold it then."""
 
     def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
-        self._loaded: WeakValueDictionary[Entry, OnnxModel] = WeakValueDictionary()
-        self._loading: dict[Entry, asyncio.Task[OnnxModel]] = {}
+        self._loaded: WeakValueDictionary[ModelKey, OnnxModel] = WeakValueDictionary()
+        self._loading: dict[ModelKey, asyncio.Task[OnnxModel]] = {}
 
-    async def load(self, entry: Entry, thread: ModelThread) -> OnnxModel:
+    async def load(self, entry: ModelKey, thread: ModelThread) -> OnnxModel:
         """Give a model that has passed its test.
 
         Args:
@@ -77,7 +77,7 @@ class Shelf:
         # Who gives up waiting does not end it for the others.
         return await asyncio.shield(task)
 
-    async def _load(self, entry: Entry, thread: ModelThread) -> OnnxModel:
+    async def _load(self, entry: ModelKey, thread: ModelThread) -> OnnxModel:
         record = await asyncio.to_thread(self._registry.record, *entry)
         known = self._loaded.get(entry)
         # The hash covers the model, not its manifest.
@@ -94,7 +94,7 @@ class Shelf:
             del self._loaded[entry]
 
 
-class Chain:
+class ModelFallbackChain:
     """One symbol's model, and what is done when it fails.
 
     Args:
@@ -103,7 +103,7 @@ class Chain:
         shelf: Loads them.
     """
 
-    def __init__(self, registry: ModelRegistry, symbol: str, shelf: Shelf) -> None:
+    def __init__(self, registry: ModelRegistry, symbol: str, shelf: ModelCache) -> None:
         self.symbol = symbol
         self.trouble = "no model has been loaded yet"
         self._registry = registry
@@ -113,7 +113,7 @@ class Chain:
         self._serving: Serving | None = None
         self._seen = b""
         self._tried_at = 0.0
-        self._failures: dict[Entry, list[str]] = {}
+        self._failures: dict[ModelKey, list[str]] = {}
         self._search: asyncio.Task[None] | None = None
         self._shown: tuple[str, str, str] | None = None
 
@@ -158,7 +158,7 @@ class Chain:
             self._failures.clear()
             await asyncio.shield(self._searching())
 
-    async def warm(self, count: int, state: State | None) -> None:
+    async def warm(self, count: int, state: SlotState | None) -> None:
         """Run the model for nothing, so that the next run finds its code and data in the caches.
 
         Args:
@@ -178,7 +178,7 @@ class Chain:
             except BadModel:
                 return  # the slot itself will find out and act
 
-    async def answer(self, state: State, trend: float | None, recover_s: float) -> Answer:
+    async def answer(self, state: SlotState, trend: float | None, recover_s: float) -> ModelAnswer:
         """Predict from a state.
 
         Args:
@@ -192,7 +192,7 @@ class Chain:
             if serving is None:
                 break
             answer = await self._try(serving, state)
-            if isinstance(answer, Answer):
+            if isinstance(answer, ModelAnswer):
                 return answer
             if answer is not None:
                 # Of an incomplete state no replica can make more: no reason to let another one go first.
@@ -202,7 +202,7 @@ class Chain:
                 await self._searched_within(deadline - time.monotonic())
         return without_model(trend, [Doubt("model", self.trouble)])
 
-    async def _try(self, serving: Serving, state: State) -> Answer | Doubt | None:
+    async def _try(self, serving: Serving, state: SlotState) -> ModelAnswer | Doubt | None:
         """Run the model: its answer, what the state lacks for one, or None when it failed."""
         model = serving.model
         started = time.perf_counter()
@@ -219,7 +219,7 @@ class Chain:
         metrics.STAGE_DURATION.labels("features").observe(features_done - started)
         metrics.STAGE_DURATION.labels("model").observe(time.perf_counter() - features_done)
         confidence = confidence_of(value, model.manifest.residual_std)
-        return Answer(serving.mode, value, confidence, model.version, tuple(self._doubts_about(serving)))
+        return ModelAnswer(serving.mode, value, confidence, model.version, tuple(self._doubts_about(serving)))
 
     def _doubts_about(self, serving: Serving) -> Sequence[Doubt]:
         doubts = []
@@ -276,7 +276,7 @@ class Chain:
         self._use(Serving(model, "model"))
         self.trouble = ""
 
-    async def _load(self, entry: Entry) -> OnnxModel:
+    async def _load(self, entry: ModelKey) -> OnnxModel:
         """Load a model unless it has failed too often.
 
         Raises:
@@ -312,7 +312,7 @@ class Chain:
         metrics.MODEL_INFO.labels(*self._shown).set(1)
 
 
-class Predictor:
+class FallbackChains:
     """The chains of all symbols of a process.
 
     Args:
@@ -321,8 +321,10 @@ class Predictor:
     """
 
     def __init__(self, registry: ModelRegistry, symbols: Sequence[str]) -> None:
-        shelf = Shelf(registry)
-        self.chains: Mapping[str, Chain] = {symbol: Chain(registry, symbol, shelf) for symbol in symbols}
+        shelf = ModelCache(registry)
+        self.chains: Mapping[str, ModelFallbackChain] = {
+            symbol: ModelFallbackChain(registry, symbol, shelf) for symbol in symbols
+        }
 
     @property
     def loaded(self) -> list[str]:

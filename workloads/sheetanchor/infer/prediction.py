@@ -65,7 +65,7 @@ class Doubt:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class SlotState:
     """What was read for a slot.
 
     Attributes:
@@ -103,28 +103,28 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class WriterHeartbeat:
     """The last sign of life of a writer, and when a reader saw it first, on a clock that is never set."""
 
     beat_us: int = -1
     at_us: int = 0
 
-    def again(self, beat_us: int, at_us: int) -> Heard:
+    def again(self, beat_us: int, at_us: int) -> WriterHeartbeat:
         """Take in what was read."""
-        return self if beat_us == self.beat_us else Heard(beat_us, at_us)
+        return self if beat_us == self.beat_us else WriterHeartbeat(beat_us, at_us)
 
 
-def nothing_read(now_us: int, failure: str) -> State:
+def nothing_read(now_us: int, failure: str) -> SlotState:
     """Give the state of a replica that has never read anything."""
-    return State(now_us, 0, False, "", "nothing was ever read", 0, {}, failure)
+    return SlotState(now_us, 0, False, "", "nothing was ever read", 0, {}, failure)
 
 
-def aged(state: State, now_us: int, failure: str) -> State:
+def aged(state: SlotState, now_us: int, failure: str) -> SlotState:
     """Give what was read earlier as it counts now."""
     return replace(state, now_us=max(now_us, state.now_us), failure=failure)
 
 
-def doubts_of(state: State) -> list[Doubt]:
+def doubts_of(state: SlotState) -> list[Doubt]:
     """Name all that is wrong with a state; a rebuild that is in progress is not."""
     found = []
     if state.failure:
@@ -144,7 +144,7 @@ def doubts_of(state: State) -> list[Doubt]:
     return found
 
 
-def _doubts_of_age(state: State) -> list[Doubt]:
+def _doubts_of_age(state: SlotState) -> list[Doubt]:
     age_us = state.age_us
     if age_us is None:
         return [Doubt("stale", "no market event known")]
@@ -156,7 +156,7 @@ def _doubts_of_age(state: State) -> list[Doubt]:
     return []
 
 
-def _doubts_of_writer(state: State) -> list[Doubt]:
+def _doubts_of_writer(state: SlotState) -> list[Doubt]:
     """Name what the writer itself says, and whether it still says anything."""
     found = []
     for reason in filter(None, state.unsound.split("; ")):
@@ -170,7 +170,7 @@ def _doubts_of_writer(state: State) -> list[Doubt]:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ModelAnswer:
     """What is predicted from a state.
 
     Attributes:
@@ -207,7 +207,7 @@ def confidence_of(predicted_return: float, residual_std: float) -> float:
     return math.erf(abs(predicted_return) / (residual_std * math.sqrt(2)))
 
 
-def without_model(trend: float | None, doubts: Sequence[Doubt]) -> Answer:
+def without_model(trend: float | None, doubts: Sequence[Doubt]) -> ModelAnswer:
     """Answer without a model: the trend of the last prices, or nothing.
 
     Args:
@@ -215,8 +215,8 @@ def without_model(trend: float | None, doubts: Sequence[Doubt]) -> Answer:
         doubts: Why there is no model's answer.
     """
     if trend is None or not is_usable(trend):
-        return Answer("none", 0.0, 0.0, doubts=tuple(doubts))
-    return Answer("linear_trend", trend, TREND_CONFIDENCE, doubts=tuple(doubts))
+        return ModelAnswer("none", 0.0, 0.0, doubts=tuple(doubts))
+    return ModelAnswer("linear_trend", trend, TREND_CONFIDENCE, doubts=tuple(doubts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +320,7 @@ def reason_of(doubts: Sequence[Doubt]) -> str:
     return "; ".join(cut[at] for at in range(len(texts)))
 
 
-def build(slot: int, state: State, answer: Answer, replica: str) -> Prediction:
+def build(slot: int, state: SlotState, answer: ModelAnswer, replica: str) -> Prediction:
     """Put a slot's prediction together.
 
     Args:

@@ -23,16 +23,16 @@ from redis.asyncio import Redis
 
 from sheetanchor.contract import SLOT_MS, keys, slot_of, slot_start_us
 from sheetanchor.errors import RedisError, RedisUnavailable, told
-from sheetanchor.infer.accuracy import SLOTS_24H, Outcome, Outcomes, RollingAccuracy, has_degraded
+from sheetanchor.infer.accuracy import SLOTS_24H, AccuracyTracker, PredictionResult, RollingAccuracy, has_degraded
 from sheetanchor.infer.linear_trend import TREND_POINTS_MAX, linear_return
-from sheetanchor.infer.model_fallback import Chain
+from sheetanchor.infer.model_fallback import ModelFallbackChain
 from sheetanchor.infer.prediction import (
     NO_DATA_AFTER_US,
-    Answer,
     Doubt,
-    Heard,
+    ModelAnswer,
     Prediction,
-    State,
+    SlotState,
+    WriterHeartbeat,
     aged,
     build,
     doubts_of,
@@ -72,7 +72,7 @@ PAGE: Final = 500
 """Entries per read when the last day's predictions are scored at the start."""
 
 
-class Forecast:
+class SlotLoop:
     """The predictions of one symbol.
 
     Args:
@@ -89,7 +89,7 @@ class Forecast:
         redis: Redis,
         symbol: str,
         replica: str,
-        chain: Chain,
+        chain: ModelFallbackChain,
         *,
         warm_runs: int = 3,
         beat: Callable[[], None] = lambda: None,
@@ -97,9 +97,9 @@ class Forecast:
         self.symbol = symbol
         self.connected = False
         self.last_failure = ""
-        self.state: State | None = None
+        self.state: SlotState | None = None
         self.last_slot: int | None = None
-        self._heard = Heard()
+        self._heard = WriterHeartbeat()
         self._redis = redis
         self._hot = HotState(redis, symbol)
         self._replica = replica
@@ -108,8 +108,8 @@ class Forecast:
         self._beat = beat
         self._clock = RedisClock()
         self._records: deque[Prediction] = deque(maxlen=HISTORY_MAX)
-        self._outcomes_by_slot: dict[int, Outcome] = {}
-        self._outcomes = Outcomes()
+        self._outcomes_by_slot: dict[int, PredictionResult] = {}
+        self._outcomes = AccuracyTracker()
         self._mids: deque[tuple[int, float]] = deque(maxlen=TREND_POINTS_MAX)
         self._alerted = False
 
@@ -147,7 +147,7 @@ class Forecast:
             return False
         return self.connected or bool(self._chain.loaded) or self._records[-1].mode != "none"
 
-    def latest(self, limit: int) -> list[tuple[Prediction, Outcome | None]]:
+    def latest(self, limit: int) -> list[tuple[Prediction, PredictionResult | None]]:
         """Give the last predictions, newest first, with their outcomes where they are known."""
         records = list(self._records)[-limit:]
         return [(record, self._outcomes_by_slot.get(record.slot)) for record in reversed(records)]
@@ -217,7 +217,7 @@ class Forecast:
         self._report(state, record)
         return True
 
-    async def _read(self, slot: int) -> State:
+    async def _read(self, slot: int) -> SlotState:
         """Read the state, again if it fails and there is time; else give what was read before."""
         while True:
             started = time.perf_counter()
@@ -243,11 +243,11 @@ class Forecast:
                 return aged(before, self.now_us, failure)
             await asyncio.sleep(RETRY_S * (1 + random.random()))
 
-    def _state_of(self, read: HotRead) -> State:
+    def _state_of(self, read: HotRead) -> SlotState:
         anchor = read.anchor
         beat_us, monotonic_us = int(anchor.get("beat_us", 0)), time.monotonic_ns() // 1_000
         self._heard = self._heard.again(beat_us, monotonic_us)
-        return State(
+        return SlotState(
             now_us=read.now_us,
             epoch=read.epoch,
             anchored=anchor.get("state") == "anchored",
@@ -261,7 +261,7 @@ class Forecast:
             unmoved_us=monotonic_us - self._heard.at_us,
         )
 
-    async def _answer(self, slot: int, state: State) -> Answer:
+    async def _answer(self, slot: int, state: SlotState) -> ModelAnswer:
         doubts = doubts_of(state)
         price = state.price
         if price is not None and not doubts:
@@ -352,7 +352,7 @@ class Forecast:
         else:
             self._records.append(prediction)
 
-    def _report(self, state: State, prediction: Prediction) -> None:
+    def _report(self, state: SlotState, prediction: Prediction) -> None:
         self._score(prediction)
         self._show_accuracy()
         # Of unknown age is older than any limit.

@@ -25,7 +25,7 @@ COMMIT_UNTIL_US: Final = 1_600_000
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ServingTurn:
     """What to do next.
 
     Attributes:
@@ -58,7 +58,7 @@ def first_served(now_us: int, last_known: int | None) -> int | None:
     return None if running else current
 
 
-def next_turn(now_us: int, served: int | None) -> Turn:
+def next_turn(now_us: int, served: int | None) -> ServingTurn:
     """Choose the slot to serve next.
 
     Args:
@@ -72,7 +72,7 @@ def next_turn(now_us: int, served: int | None) -> Turn:
     known = served if served is not None and served <= current + 1 else None
     slot = earliest if known is None else max(known + 1, earliest)
     skipped = 0 if known is None else slot - known - 1
-    return Turn(slot, max(0, slot_start_us(slot) - now_us), skipped)
+    return ServingTurn(slot, max(0, slot_start_us(slot) - now_us), skipped)
 
 
 def until_us(slot: int, now_us: int, offset_us: int) -> int:

@@ -16,13 +16,13 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from sheetanchor.binance.connection_policy import Policy
+from sheetanchor.binance.connection_policy import ConnectionPolicy
 from sheetanchor.binance.websocket import stream_url
 from sheetanchor.contract import Gap
 from sheetanchor.errors import BadSettings, RedisError, RedisOutOfMemory, RedisUnavailable
-from sheetanchor.ingest.connection_supervisor import Keeper
-from sheetanchor.ingest.frame_receiver import REFUSED_MAX, Intake, measure_rate
-from sheetanchor.ingest.stream_publisher import Sender
+from sheetanchor.ingest.connection_supervisor import ConnectionSupervisor
+from sheetanchor.ingest.frame_receiver import REFUSED_MAX, FrameReceiver, measure_rate
+from sheetanchor.ingest.stream_publisher import StreamPublisher
 from sheetanchor.runtime.command_line import read_secret
 from sheetanchor.runtime.reliability import Backoff
 from sheetanchor.runtime.settings import IngestSettings
@@ -55,7 +55,7 @@ async def publish_gaps(redis: Redis, gaps: deque[Gap]) -> None:
         await asyncio.sleep(GAPS_INTERVAL_S)
 
 
-def describe(keeper: Keeper, sender: Sender) -> dict[str, dict[str, Any]]:
+def describe(keeper: ConnectionSupervisor, sender: StreamPublisher) -> dict[str, dict[str, Any]]:
     """Describe the parts of the line, for health and `/stats`."""
     numbers = keeper.intake.numbers
     last_s = numbers.last_message_s
@@ -92,7 +92,7 @@ def describe(keeper: Keeper, sender: Sender) -> dict[str, dict[str, Any]]:
     }
 
 
-def checks_of(keeper: Keeper, sender: Sender) -> list[Check]:
+def checks_of(keeper: ConnectionSupervisor, sender: StreamPublisher) -> list[Check]:
     """What the health answers look at: cached state only."""
 
     async def websocket() -> CheckResult:
@@ -133,9 +133,9 @@ def api_key_of(settings: IngestSettings) -> str:
     return settings.api_key.get_secret_value()
 
 
-def policy_of(settings: IngestSettings) -> Policy:
+def policy_of(settings: IngestSettings) -> ConnectionPolicy:
     """Give the connection policy its numbers."""
-    return Policy(
+    return ConnectionPolicy(
         immediate_tries=settings.reconnect_immediate_tries,
         backoff_tries=settings.reconnect_backoff_tries,
         backoff=Backoff(initial_s=settings.reconnect_delay_s, max_s=settings.reconnect_delay_max_s),
@@ -178,11 +178,13 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> int:
     service = settings.service_name or "sheetanchor-ingest"
     health = Health(service, [], settings.health_check_interval_seconds)
     redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
-    intake = Intake(settings.symbol, settings.queue_bytes_max)
-    sender = Sender(redis, settings.line, intake, settings.linger_ms / 1000)
+    intake = FrameReceiver(settings.symbol, settings.queue_bytes_max)
+    sender = StreamPublisher(redis, settings.line, intake, settings.linger_ms / 1000)
     url = stream_url(settings.ws_url, settings.symbol, settings.streams)
     try:
-        keeper = Keeper(url, settings.line, settings.symbol, api_key, intake, policy_of(settings), settings.streams)
+        keeper = ConnectionSupervisor(
+            url, settings.line, settings.symbol, api_key, intake, policy_of(settings), settings.streams
+        )
         health.checks = checks_of(keeper, sender)
         app = create_app(health)
 
@@ -205,7 +207,9 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> int:
         await redis.aclose()
 
 
-async def _work(keeper: Keeper, sender: Sender, redis: Redis, stop: asyncio.Event, health: Health) -> None:
+async def _work(
+    keeper: ConnectionSupervisor, sender: StreamPublisher, redis: Redis, stop: asyncio.Event, health: Health
+) -> None:
     """Run all parts; once told to stop, the connection ends first and the queue is emptied after it."""
     closed = asyncio.Event()
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sheetanchor.binance.connection_policy import (
+    ConnectionAction,
+    ConnectionPolicy,
     Outage,
-    Policy,
     Replacing,
     SequenceWatch,
     Stage,
     StreamWatch,
     Tries,
-    Verdict,
     attempt_budget,
     judge,
     pause_s,
@@ -31,7 +31,7 @@ from sheetanchor.binance.connection_policy import (
 from sheetanchor.binance.websocket import Connection
 from sheetanchor.contract import STREAM_TYPES, Gap
 from sheetanchor.errors import ExchangeError, ExchangeRefused, RateLimited
-from sheetanchor.ingest.frame_receiver import Intake
+from sheetanchor.ingest.frame_receiver import FrameReceiver
 from sheetanchor.policy.gap_rules import Finding, gap_of
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import TokenBucket
@@ -48,11 +48,13 @@ LATE_S: Final = 0.5
 GAPS_MAX: Final = 100
 """Events that wait for Redis; each outage makes one per symbol, and the newest matter."""
 
-_ENDED_HERE: Final = frozenset({Verdict.RETIRE, Verdict.SILENT, Verdict.MUTE, Verdict.DEAF})
+_ENDED_HERE: Final = frozenset(
+    {ConnectionAction.RETIRE, ConnectionAction.SILENT, ConnectionAction.MUTE, ConnectionAction.DEAF}
+)
 
 
 @dataclass(eq=False, slots=True)
-class Live:
+class LiveConnection:
     """A connection and the task that runs it."""
 
     connection: Connection
@@ -62,7 +64,7 @@ class Live:
 
 
 @dataclass(slots=True)
-class Keeper:
+class ConnectionSupervisor:
     """Keeps the connection of one line.
 
     Attributes:
@@ -78,8 +80,8 @@ class Keeper:
     line: str
     symbols: Sequence[str]
     api_key: str
-    intake: Intake
-    policy: Policy
+    intake: FrameReceiver
+    policy: ConnectionPolicy
     streams: Sequence[str] = STREAM_TYPES
     lacking: tuple[tuple[str, str], ...] = ()
     gaps: deque[Gap] = field(default_factory=lambda: deque(maxlen=GAPS_MAX))
@@ -87,7 +89,7 @@ class Keeper:
     last_error: str = ""
     tries: Tries = field(default_factory=Tries)
     _outage: Outage = field(default_factory=Outage)
-    _live: list[Live] = field(default_factory=list)
+    _live: list[LiveConnection] = field(default_factory=list)
     _closing: set[asyncio.Task[str]] = field(default_factory=set)
     _budget: TokenBucket = field(default_factory=lambda: attempt_budget(time.monotonic))
     _next_try_s: float = 0.0
@@ -151,9 +153,9 @@ class Keeper:
             lambda frame, at_us: self.intake.take(frame, at_us, watch),
             ask_after_s=self.policy.ask_after_s,
         )
-        self._live.append(Live(connection, asyncio.create_task(connection.run()), streams))
+        self._live.append(LiveConnection(connection, asyncio.create_task(connection.run()), streams))
 
-    def _welcome(self, live: Live, now_s: float) -> None:
+    def _welcome(self, live: LiveConnection, now_s: float) -> None:
         """A connection has given its first sign of life: it takes over from any other."""
         live.welcomed = True
         for other in self._live:
@@ -185,11 +187,11 @@ class Keeper:
             verdict = judge(live.connection.vitals, now_s, self.policy)
             if verdict in _ENDED_HERE:
                 self._end(live)
-                level = logging.INFO if verdict is Verdict.RETIRE else logging.WARNING
+                level = logging.INFO if verdict is ConnectionAction.RETIRE else logging.WARNING
                 log.log(level, "connection ended: %s", verdict.value)
-            if verdict is Verdict.MUTE:
+            if verdict is ConnectionAction.MUTE:
                 self._failed(now_s, ExchangeError(verdict.value))
-            replacing = replacing or verdict is Verdict.REPLACE
+            replacing = replacing or verdict is ConnectionAction.REPLACE
         return replacing
 
     def _look_for_lacks(self, now_s: float) -> bool:
@@ -220,7 +222,7 @@ class Keeper:
         self._replacing = self._replacing.done(now_s)
         return True
 
-    def _end(self, live: Live) -> None:
+    def _end(self, live: LiveConnection) -> None:
         """Close a connection; its task sends the CLOSE frame."""
         self._live.remove(live)
         self._closing.add(live.task)
@@ -232,7 +234,7 @@ class Keeper:
         if self._live and all(live.connection.replaced_s is not None for live in self._live):
             self._live[-1].connection.replaced_s = None
 
-    def _bury(self, live: Live, now_s: float) -> None:
+    def _bury(self, live: LiveConnection, now_s: float) -> None:
         """Take note of a connection that has ended by itself."""
         self._live.remove(live)
         error = live.task.exception()

@@ -14,7 +14,7 @@ from prometheus_client import Counter
 from sheetanchor._decoder import validate_frame
 from sheetanchor.binance.connection_policy import SequenceWatch
 from sheetanchor.binance.sbe import DECODE_ERROR_KINDS, DecodeError
-from sheetanchor.ingest.send_buffer import RESEND_BYTES_MAX, Outbox
+from sheetanchor.ingest.send_buffer import RESEND_BYTES_MAX, SendBuffer
 from sheetanchor.runtime import metrics
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ REFUSED_MAX: Final = 10
 
 
 @dataclass(slots=True)
-class Numbers:
+class LineCounts:
     """What has been counted, for health and `/stats`."""
 
     messages: int = 0
@@ -58,7 +58,7 @@ class Channel:
     """Where the frames of one symbol go, with its counters looked up once."""
 
     symbol: str
-    outbox: Outbox
+    outbox: SendBuffer
     received: dict[int, Counter] = field(default_factory=dict)
     shedding: bool = False
 
@@ -70,7 +70,7 @@ class Channel:
         counter.inc()
 
 
-class Intake:
+class FrameReceiver:
     """Takes frames from connections, checks and counts them, and queues them per symbol.
 
     Args:
@@ -80,9 +80,9 @@ class Intake:
 
     def __init__(self, symbols: Sequence[str], bytes_max: int) -> None:
         self.outboxes = {
-            symbol: Outbox(bytes_max // len(symbols), RESEND_BYTES_MAX // len(symbols)) for symbol in symbols
+            symbol: SendBuffer(bytes_max // len(symbols), RESEND_BYTES_MAX // len(symbols)) for symbol in symbols
         }
-        self.numbers = Numbers()
+        self.numbers = LineCounts()
         self.arrived = asyncio.Event()
         self._channels = {symbol: Channel(symbol, outbox) for symbol, outbox in self.outboxes.items()}
         self._first = symbols[0]
@@ -157,7 +157,7 @@ class Intake:
             metrics.FRAMES_SHED.labels(channel.symbol, stream).inc(count)
 
 
-async def measure_rate(numbers: Numbers) -> None:
+async def measure_rate(numbers: LineCounts) -> None:
     """Keep the rate of messages up to date; until cancelled."""
     while True:
         before, began_s = numbers.messages, time.monotonic()

@@ -24,7 +24,7 @@ Frame = tuple[int, bytes, bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class FrameBatch:
     """What goes into one stream entry."""
 
     count: int
@@ -49,7 +49,7 @@ NOTHING_SHED: Final = Shed()
 
 
 @dataclass(slots=True)
-class Outbox:
+class SendBuffer:
     """The queue of one symbol.
 
     Args:
@@ -61,7 +61,7 @@ class Outbox:
     resend_bytes_max: int = RESEND_BYTES_MAX
     bytes_waiting: int = 0
     _waiting: list[Frame] = field(default_factory=list)
-    _sent: deque[tuple[int, Batch]] = field(default_factory=deque)
+    _sent: deque[tuple[int, FrameBatch]] = field(default_factory=deque)
     _sent_bytes: int = 0
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ class Outbox:
         self._waiting = kept
         return dropped
 
-    def take(self) -> Batch | None:
+    def take(self) -> FrameBatch | None:
         """Take the oldest frames as one batch; None when nothing waits."""
         size = count = 0
         for _, frame, _ in self._waiting:
@@ -108,15 +108,15 @@ class Outbox:
             return None
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         self.bytes_waiting -= sum(len(frame) for _, frame, _ in taken) + count * FRAME_OVERHEAD_BYTES
-        return Batch(count, taken[0][0], pack_frames((received_us, frame) for received_us, frame, _ in taken))
+        return FrameBatch(count, taken[0][0], pack_frames((received_us, frame) for received_us, frame, _ in taken))
 
-    def sent(self, batch: Batch, now_us: int) -> None:
+    def sent(self, batch: FrameBatch, now_us: int) -> None:
         """Remember a batch that Redis has taken, for as long as it may have to be sent again."""
         self._sent.append((now_us, batch))
         self._sent_bytes += len(batch.packed)
         while self._sent and (now_us - self._sent[0][0] > RESEND_US or self._sent_bytes > self.resend_bytes_max):
             self._sent_bytes -= len(self._sent.popleft()[1].packed)
 
-    def recent(self) -> tuple[Batch, ...]:
+    def recent(self) -> tuple[FrameBatch, ...]:
         """Give what was sent of late, oldest first."""
         return tuple(batch for _, batch in self._sent)

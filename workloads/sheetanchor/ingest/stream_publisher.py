@@ -16,8 +16,8 @@ from redis.asyncio import Redis
 
 from sheetanchor.contract import line_stream
 from sheetanchor.errors import RedisError, RedisOutOfMemory, RedisUnavailable
-from sheetanchor.ingest.frame_receiver import Intake
-from sheetanchor.ingest.send_buffer import Batch
+from sheetanchor.ingest.frame_receiver import FrameReceiver
+from sheetanchor.ingest.send_buffer import FrameBatch
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff, TokenBucket
 from sheetanchor.store.redis_client import LineWriter, server_identity
@@ -38,7 +38,7 @@ FLUSH_AT_END_S: Final = 5.0
 """What Redis has not taken by then is given up; a pod is killed after 30 s."""
 
 
-class Sender:
+class StreamPublisher:
     """Brings what is queued into Redis.
 
     Args:
@@ -48,13 +48,13 @@ class Sender:
         flush_s: Longest time that a frame waits for company, in seconds; also the mean time between rounds under load.
     """
 
-    def __init__(self, redis: Redis, line: str, intake: Intake, flush_s: float) -> None:
+    def __init__(self, redis: Redis, line: str, intake: FrameReceiver, flush_s: float) -> None:
         self._redis = redis
         self._intake = intake
         self._flush_s = flush_s
         self._writers = {symbol: LineWriter(redis, symbol, line) for symbol in intake.outboxes}
         self._records = {symbol: metrics.RECORDS_SENT.labels(line_stream(symbol, line)) for symbol in intake.outboxes}
-        self._in_hand: dict[str, Batch] = {}
+        self._in_hand: dict[str, FrameBatch] = {}
         self._replication_id = ""
         self._look_due = True
         self._waits = False
@@ -155,7 +155,7 @@ class Sender:
                 del self._in_hand[symbol]
         metrics.QUEUE_BYTES.set(self.bytes_waiting)
 
-    async def _send(self, symbol: str, batch: Batch) -> None:
+    async def _send(self, symbol: str, batch: FrameBatch) -> None:
         started = time.perf_counter()
         await self._writers[symbol].append_packed(batch.count, batch.first_received_us, batch.packed)
         numbers = self._intake.numbers

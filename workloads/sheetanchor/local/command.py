@@ -23,7 +23,7 @@ from rich.live import Live
 from sheetanchor.errors import DECODER_MODULE, BadRecording, BadSettings, SheetAnchorError
 from sheetanchor.local import relay
 from sheetanchor.local.dashboard import page, view
-from sheetanchor.local.dashboard.tally import Prediction
+from sheetanchor.local.dashboard.tally import ShownPrediction
 from sheetanchor.local.supervisor import Listeners, Supervisor
 from sheetanchor.runtime.settings import LocalSettings
 from sheetanchor.web.server import Check, Health, create_app, serve
@@ -84,7 +84,7 @@ class Printer:
         self.stop = asyncio.Event()
         self._quiet = quiet
 
-    def on_prediction(self, symbol: str, prediction: Prediction) -> None:
+    def on_prediction(self, symbol: str, prediction: ShownPrediction) -> None:
         """Print a prediction."""
         if not self._quiet:
             self.print(view.slot_line(symbol, prediction))

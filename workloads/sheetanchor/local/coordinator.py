@@ -44,7 +44,7 @@ MakeSpec = Callable[[str, reanchor_scheduler.Start, str], Spec]
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class SymbolObservation:
     """What is read in one round trip.
 
     Attributes:
@@ -57,7 +57,7 @@ class Observed:
     now_us: int
 
 
-def seen_of(observed: Observed) -> reanchor_scheduler.Seen:
+def seen_of(observed: SymbolObservation) -> reanchor_scheduler.Seen:
     """Give an observation as the decision takes it."""
     anchor = observed.anchor
     return reanchor_scheduler.Seen(
@@ -69,7 +69,7 @@ def seen_of(observed: Observed) -> reanchor_scheduler.Seen:
     )
 
 
-def lock_is_abandoned(observed: Observed) -> bool:
+def lock_is_abandoned(observed: SymbolObservation) -> bool:
     """Say whether the lock is older than any run can be."""
     age_ms = LOCK_TTL_S * 1_000 - observed.lock_ttl_ms
     return bool(observed.lock_holder) and observed.lock_ttl_ms >= 0 and age_ms > LOCK_ABANDONED_AFTER_MS
@@ -80,7 +80,7 @@ def new_request_id() -> str:
     return f"local-{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
-async def observe(redis: Redis, hot: HotState) -> Observed:
+async def observe(redis: Redis, hot: HotState) -> SymbolObservation:
     """Read anchor, lock and clock.
 
     Raises:
@@ -91,7 +91,9 @@ async def observe(redis: Redis, hot: HotState) -> Observed:
         pipe.hgetall(hot.keys.anchor).get(hot.keys.lock).pttl(hot.keys.lock).time()
         raw, holder, ttl_ms, (seconds, micros) = await pipe.execute()
     fields = {name.decode(): value.decode() for name, value in raw.items()}
-    return Observed(Anchor.parse(fields), (holder or b"").decode(), int(ttl_ms), int(seconds) * 1_000_000 + int(micros))
+    return SymbolObservation(
+        Anchor.parse(fields), (holder or b"").decode(), int(ttl_ms), int(seconds) * 1_000_000 + int(micros)
+    )
 
 
 class Coordinator:
@@ -110,7 +112,7 @@ class Coordinator:
     ) -> None:
         self.symbol = symbol
         self.hot = HotState(redis, symbol)
-        self.observed: Observed | None = None
+        self.observed: SymbolObservation | None = None
         self.last_message = ""
         self.clock_offset_us: int | None = None
         self._redis = redis
@@ -149,7 +151,7 @@ class Coordinator:
     def _tell_skip(self, skip: reanchor_scheduler.Skip) -> None:
         log.info("%s: %s (%s) changes nothing: %s", self.symbol, skip.request.trigger, skip.request.reason, skip.reason)
 
-    async def look(self) -> Observed:
+    async def look(self) -> SymbolObservation:
         """Look at the anchor now.
 
         Raises:
@@ -175,7 +177,7 @@ class Coordinator:
                     group.create_task(self._run_once(start))
                 await asyncio.sleep(POLL_S)
 
-    async def _decide(self, observed: Observed) -> reanchor_scheduler.Start | None:
+    async def _decide(self, observed: SymbolObservation) -> reanchor_scheduler.Start | None:
         if not self.running and lock_is_abandoned(observed):
             log.warning(
                 "%s: the lock of %s is older than any run can be: taken away", self.symbol, observed.lock_holder

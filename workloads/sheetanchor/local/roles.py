@@ -26,7 +26,7 @@ LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
-class Market:
+class MarketSource:
     """Where market data comes from.
 
     Attributes:
@@ -41,7 +41,7 @@ class Market:
     exchange_port: int = 0
 
 
-def choose_market(settings: LocalSettings, pick_port: Callable[[], int]) -> Market:
+def choose_market(settings: LocalSettings, pick_port: Callable[[], int]) -> MarketSource:
     """Decide where market data comes from.
 
     Args:
@@ -56,7 +56,7 @@ def choose_market(settings: LocalSettings, pick_port: Callable[[], int]) -> Mark
         read_secret(settings.api_key_file, "API key")  # found out now rather than by a child
     if not settings.live and not settings.ws_url:
         port = pick_port()
-        return Market("local", f"ws://127.0.0.1:{port}", f"http://127.0.0.1:{port}", key or LOCAL_API_KEY, port)
+        return MarketSource("local", f"ws://127.0.0.1:{port}", f"http://127.0.0.1:{port}", key or LOCAL_API_KEY, port)
     fields = IngestSettings.model_fields["ws_url"], WithRest.model_fields["rest_url"]
     ws_url, rest_url = (
         (str(field.default) for field in fields) if settings.live else (settings.ws_url, settings.rest_url)
@@ -69,7 +69,7 @@ def choose_market(settings: LocalSettings, pick_port: Callable[[], int]) -> Mark
                 f"set {API_KEY_VARIABLE}, or name a file with --api-key-file"
             )
         key = LOCAL_API_KEY
-    return Market("live" if settings.live else "external", ws_url, rest_url, key)
+    return MarketSource("live" if settings.live else "external", ws_url, rest_url, key)
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -84,7 +84,7 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class LocalPlan:
     """Everything needed to name the commands of one run.
 
     Attributes:
@@ -95,7 +95,7 @@ class Plan:
     """
 
     settings: LocalSettings
-    market: Market
+    market: MarketSource
     redis_url: str
     environ: Mapping[str, str]
     began_s: float

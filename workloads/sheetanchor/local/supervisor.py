@@ -26,14 +26,14 @@ from sheetanchor.contract import Gap, keys
 from sheetanchor.errors import ExchangeUnavailable, RedisError
 from sheetanchor.local import leftovers, redis_server
 from sheetanchor.local.coordinator import Coordinator
-from sheetanchor.local.dashboard.board import Board, Run, why_no_prediction
+from sheetanchor.local.dashboard.board import Board, ProcessRun, why_no_prediction
 from sheetanchor.local.dashboard.probe import LOOKED_AT, Probe, delay_to_phase_s, unready_reason
-from sheetanchor.local.dashboard.tally import Prediction, Tally, end_after
+from sheetanchor.local.dashboard.tally import ShownPrediction, Tally, end_after
 from sheetanchor.local.dashboard.training_overlap import lesson_of
 from sheetanchor.local.dashboard.watcher import Watcher
 from sheetanchor.local.processes import Child, Spec, free_port
 from sheetanchor.local.relay import Relay
-from sheetanchor.local.roles import EXCHANGE, Plan, child_environment, choose_market
+from sheetanchor.local.roles import EXCHANGE, LocalPlan, child_environment, choose_market
 from sheetanchor.policy import reanchor_scheduler
 from sheetanchor.runtime.settings import LocalSettings
 from sheetanchor.store.hot_state import HotState
@@ -62,7 +62,7 @@ ENDING_ORDER: Final = (("infer/", "process", "ingest/"), (EXCHANGE,), ("redis",)
 class Listeners:
     """Whom to tell what happens."""
 
-    on_prediction: Callable[[str, Prediction], None]
+    on_prediction: Callable[[str, ShownPrediction], None]
     on_missed: Callable[[str, int], None]
 
 
@@ -101,7 +101,7 @@ class Supervisor:
 
     def __init__(self, settings: LocalSettings, environ: Mapping[str, str], relay: Relay, listeners: Listeners) -> None:
         market = choose_market(settings, free_port)
-        self.run = Run()
+        self.run = ProcessRun()
         self.board = Board(self.run, [Tally(symbol) for symbol in settings.symbol], relay, market.kind)
         self._settings = settings
         self._environ = child_environment(environ)
@@ -155,7 +155,7 @@ class Supervisor:
         await self._start_redis(group, redis, folder)
         lesson = await asyncio.to_thread(lesson_of, self._settings, replayed=self._market.kind == "local")
         self.board.skill_note = lesson.note
-        plan = Plan(self._settings, self._market, url, self._environ, time.time(), lesson.begin_at_s)
+        plan = LocalPlan(self._settings, self._market, url, self._environ, time.time(), lesson.begin_at_s)
         tallies = self.board.tallies
         for tally in tallies:
             await leftovers.refuse_if_alive(redis, HotState(redis, tally.symbol))
@@ -191,7 +191,7 @@ class Supervisor:
         self._keep(group, spec)
         await redis_server.wait_until_up(redis)
 
-    async def _start_feed(self, group: asyncio.TaskGroup, plan: Plan) -> None:
+    async def _start_feed(self, group: asyncio.TaskGroup, plan: LocalPlan) -> None:
         local = self._market.kind == "local"
         if local:
             exchange = self._keep(group, plan.exchange())

@@ -41,10 +41,10 @@ from sheetanchor.managed_redis.config_files import (
 )
 from sheetanchor.managed_redis.peers import Peers, Replication, look_at
 from sheetanchor.managed_redis.server_binary import find_binary
-from sheetanchor.managed_redis.topology import Decision, Node, Said, Seen, Step
+from sheetanchor.managed_redis.topology import Decision, NodeStep, RedisNode, SentinelReport, TopologyObservation
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.settings import RedisSettings
-from sheetanchor.store.function_library import Kept, execute, keep_library
+from sheetanchor.store.function_library import LibraryCheck, execute, keep_library
 from sheetanchor.store.redis_client import client_of, redis_client
 from sheetanchor.store.sentinel_pool import Master, ask_master
 from sheetanchor.web.server import Check, CheckResult, Health, create_app, serve
@@ -72,13 +72,13 @@ SENTINEL_NOTES: Final = "sentinel.notes"
 
 
 @dataclass(slots=True)
-class State:
+class NodeState:
     """What the watch over the child saw last; None while it does not answer."""
 
     replication: Replication | None = None
     watched: Master | None = None
     hurried: bool = False
-    noted: Said | None = None
+    noted: SentinelReport | None = None
 
 
 def tuning_of(settings: RedisSettings) -> Tuning:
@@ -96,7 +96,7 @@ def tuning_of(settings: RedisSettings) -> Tuning:
     )
 
 
-def nodes_of(settings: RedisSettings) -> tuple[Node, tuple[Node, ...]]:
+def nodes_of(settings: RedisSettings) -> tuple[RedisNode, tuple[RedisNode, ...]]:
     """Give the own node and all nodes.
 
     Raises:
@@ -127,7 +127,7 @@ class NodeProcess:
         self._health = health
         self._peers = Peers(self._own, self._nodes, self._passwords["sentinel"], settings.service)
         self._child: Process | None = None
-        self.state = State()
+        self.state = NodeState()
 
     # --- start
 
@@ -150,7 +150,7 @@ class NodeProcess:
     async def _write_server(self) -> Path:
         own_data = self._settings.persistent and any((self._folder / APPEND_FOLDER).glob("*.manifest"))
 
-        def decide(seen: Seen, waited_s: float) -> Decision:
+        def decide(seen: TopologyObservation, waited_s: float) -> Decision:
             return topology.decide_start(self._own, self._nodes, seen, own_data=own_data, waited_s=waited_s)
 
         decision, _ = await self._settle(decide)
@@ -165,13 +165,15 @@ class NodeProcess:
     async def _write_sentinel(self) -> Path:
         own_said = self._read_notes()
 
-        def decide(seen: Seen, waited_s: float) -> Decision:
+        def decide(seen: TopologyObservation, waited_s: float) -> Decision:
             sentinels = dict(seen.sentinels) | ({self._own: own_said} if own_said else {})
-            return topology.decide_monitored(self._nodes, Seen(sentinels, seen.servers), waited_s=waited_s)
+            return topology.decide_monitored(
+                self._nodes, TopologyObservation(sentinels, seen.servers), waited_s=waited_s
+            )
 
         decision, seen = await self._settle(decide)
         epochs = [said.config_epoch for said in (*seen.sentinels.values(), own_said) if said is not None]
-        said = Said(decision.master, max(epochs, default=0))
+        said = SentinelReport(decision.master, max(epochs, default=0))
         self._note(said)
         self._forget(SENTINEL_CONFIG)
         return self._write(
@@ -179,7 +181,7 @@ class NodeProcess:
             sentinel_config(self._own, self._nodes, said, self._passwords, self._tuning, str(self._folder)),
         )
 
-    def _read_notes(self) -> Said | None:
+    def _read_notes(self) -> SentinelReport | None:
         """Read what this node's Sentinel knew: its own file, if that is still there, or what was noted down of it."""
         places = {self._config_folder / SENTINEL_CONFIG, self._folder / SENTINEL_CONFIG, self._folder / SENTINEL_NOTES}
         found = []
@@ -188,7 +190,7 @@ class NodeProcess:
                 found.append(read_sentinel_file(place.read_text(encoding="utf-8"), self._settings.service))
         return max((said for said in found if said is not None), key=lambda said: said.config_epoch, default=None)
 
-    def _note(self, said: Said) -> None:
+    def _note(self, said: SentinelReport) -> None:
         """Note down who the master is, beside the data: the configuration may be in memory, and go with the pod."""
         if said != self.state.noted:
             self._write(SENTINEL_NOTES, sentinel_notes(said, self._settings.service), self._folder)
@@ -200,7 +202,9 @@ class NodeProcess:
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / name).unlink()
 
-    async def _settle(self, decide: Callable[[Seen, float], Decision]) -> tuple[Decision, Seen]:
+    async def _settle(
+        self, decide: Callable[[TopologyObservation, float], Decision]
+    ) -> tuple[Decision, TopologyObservation]:
         """Look at the others until it is clear what to do."""
         clock = asyncio.get_running_loop().time
         began_s, asked_s, told = clock(), -FAILOVER_EVERY_S, ""
@@ -211,9 +215,9 @@ class NodeProcess:
             if decision.why != told:
                 log.info("%s: %s", decision.step, decision.why)
                 told = decision.why
-            if decision.step in (Step.MASTER, Step.REPLICA):
+            if decision.step in (NodeStep.MASTER, NodeStep.REPLICA):
                 return decision, seen
-            if decision.step is Step.FAIL_OVER and clock() - asked_s >= FAILOVER_EVERY_S:
+            if decision.step is NodeStep.FAIL_OVER and clock() - asked_s >= FAILOVER_EVERY_S:
                 asked_s = clock()
                 await self._peers.ask_failover()
             await asyncio.sleep(LOOK_EVERY_S)
@@ -315,14 +319,14 @@ class NodeProcess:
             # A master without replicas refuses that as it refuses every write.
             self._tell(await keep_library(client))
 
-    def _tell(self, kept: Kept) -> None:
-        if kept is Kept.REPAIRED:
+    def _tell(self, kept: LibraryCheck) -> None:
+        if kept is LibraryCheck.REPAIRED:
             metrics.REDIS_LIBRARY_REPAIRS.labels(self._name).inc()
             log.error(
                 "the function library was not this version's, or not the only one: replaced it; functions act with the "
                 "rights of whoever calls them, so find out who could load them (docs/redis.md)"
             )
-        elif kept is not Kept.SAME:
+        elif kept is not LibraryCheck.SAME:
             log.info("the function library was %s", kept)
 
     def _show(self, found: Replication) -> None:
@@ -343,7 +347,7 @@ class NodeProcess:
         found = await ask_master(client, self._settings.service)
         self.state.watched = found
         try:
-            self._note(Said(found.address, found.config_epoch))
+            self._note(SentinelReport(found.address, found.config_epoch))
         except BadSettings as error:
             log.warning("what the Sentinel knows cannot be noted down: %s", error)
         metrics.SENTINEL_MASTER_DOWN.labels(self._name).set(found.down)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sheetanchor.managed_redis.acl_users import sentinel_users
-from sheetanchor.managed_redis.topology import Node, Said
+from sheetanchor.managed_redis.topology import RedisNode, SentinelReport
 
 SOCKET: Final = "redis.sock"
 """The server's socket for the process that runs it, in the data folder."""
@@ -43,7 +43,12 @@ class Tuning:
 
 
 def server_config(
-    own: Node, master: tuple[str, int], passwords: Mapping[str, str], tuning: Tuning, folder: str, config_folder: str
+    own: RedisNode,
+    master: tuple[str, int],
+    passwords: Mapping[str, str],
+    tuning: Tuning,
+    folder: str,
+    config_folder: str,
 ) -> str:
     """Write a server's configuration.
 
@@ -99,13 +104,18 @@ def server_config(
     return _text(f"{name} {value}" for name, value in options)
 
 
-def sentinel_id(own: Node) -> str:
+def sentinel_id(own: RedisNode) -> str:
     """Give a Sentinel an id that stays when its pod is replaced, so that the others do not count it twice."""
     return hashlib.sha1(f"{own.host}:{own.sentinel_port}".encode(), usedforsecurity=False).hexdigest()
 
 
 def sentinel_config(
-    own: Node, nodes: Sequence[Node], said: Said, passwords: Mapping[str, str], tuning: Tuning, folder: str
+    own: RedisNode,
+    nodes: Sequence[RedisNode],
+    said: SentinelReport,
+    passwords: Mapping[str, str],
+    tuning: Tuning,
+    folder: str,
 ) -> str:
     """Write a Sentinel's configuration.
 
@@ -150,7 +160,7 @@ def sentinel_config(
     return _text(lines)
 
 
-def sentinel_notes(said: Said, service: str) -> str:
+def sentinel_notes(said: SentinelReport, service: str) -> str:
     """Write down what a Sentinel knows, in its own words and without any password, for whoever starts in its place."""
     host, port = said.master
     return _text(
@@ -158,7 +168,7 @@ def sentinel_notes(said: Said, service: str) -> str:
     )
 
 
-def read_sentinel_file(text: str, service: str) -> Said | None:
+def read_sentinel_file(text: str, service: str) -> SentinelReport | None:
     """Read who the master is from what a Sentinel wrote down; None if it does not say."""
     master: tuple[str, int] | None = None
     epoch = 0
@@ -168,7 +178,7 @@ def read_sentinel_file(text: str, service: str) -> Said | None:
                 master = (host, int(port))
             case ["sentinel", "config-epoch", name, number] if name == service and number.isdigit():
                 epoch = int(number)
-    return Said(master, epoch) if master else None
+    return SentinelReport(master, epoch) if master else None
 
 
 def _quoted(word: str) -> str:

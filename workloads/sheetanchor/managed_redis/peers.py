@@ -11,7 +11,13 @@ from typing import Any, Final, TypeVar
 from redis import exceptions
 from redis.asyncio import Redis
 
-from sheetanchor.managed_redis.topology import Node, Said, Seen, Server, named_master
+from sheetanchor.managed_redis.topology import (
+    ObservedServer,
+    RedisNode,
+    SentinelReport,
+    TopologyObservation,
+    named_master,
+)
 from sheetanchor.store.redis_client import client_of
 from sheetanchor.store.sentinel_pool import ask_master
 
@@ -105,7 +111,7 @@ class Peers:
         service: Name of the set.
     """
 
-    def __init__(self, own: Node, nodes: Sequence[Node], password: str, service: str) -> None:
+    def __init__(self, own: RedisNode, nodes: Sequence[RedisNode], password: str, service: str) -> None:
         self._own = own
         self._service = service
         # The own Sentinel last: its node is about to end when somebody asks it to fail over.
@@ -117,24 +123,24 @@ class Peers:
         self._sentinels = {node: client(node.host, node.sentinel_port) for node in order}
         self._servers = {node: client(node.host, node.port) for node in order if node != own}
 
-    async def look(self) -> Seen:
+    async def look(self) -> TopologyObservation:
         """Ask everybody at once; takes a second at most."""
         said, servers = await asyncio.gather(
             asyncio.gather(*(_or_none(self._say(client)) for client in self._sentinels.values())),
             asyncio.gather(*(_or_none(self._server(client)) for client in self._servers.values())),
         )
-        return Seen(
+        return TopologyObservation(
             sentinels={node: one for node, one in zip(self._sentinels, said, strict=True) if one is not None},
             servers={node: one for node, one in zip(self._servers, servers, strict=True) if one is not None},
         )
 
-    async def _say(self, sentinel: Redis) -> Said:
+    async def _say(self, sentinel: Redis) -> SentinelReport:
         master = await ask_master(sentinel, self._service)
-        return Said(master.address, master.config_epoch)
+        return SentinelReport(master.address, master.config_epoch)
 
-    async def _server(self, server: Redis) -> Server:
+    async def _server(self, server: Redis) -> ObservedServer:
         found = await look_at(server)
-        return Server(found.role, found.has_data, found.master, found.offset)
+        return ObservedServer(found.role, found.has_data, found.master, found.offset)
 
     async def ask_failover(self) -> bool:
         """Ask one Sentinel after the other to promote a replica, until one does; the own one last."""

@@ -26,7 +26,7 @@ _NODE: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253})(?::(?P<redis>\d{1,5}
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Node:
+class RedisNode:
     """One server and its Sentinel.
 
     Attributes:
@@ -48,7 +48,7 @@ class Node:
         return f"{self.host}:{self.port}"
 
 
-def parse_node(text: str) -> Node:
+def parse_node(text: str) -> RedisNode:
     """Read `HOST`, `HOST:REDIS_PORT` or `HOST:REDIS_PORT:SENTINEL_PORT`.
 
     Raises:
@@ -59,10 +59,10 @@ def parse_node(text: str) -> Node:
     sentinel = int((found and found["sentinel"]) or SENTINEL_PORT)
     if found is None or not 0 < redis < 65_536 or not 0 < sentinel < 65_536 or redis == sentinel:
         raise ValueError(f"expected HOST, HOST:REDIS_PORT or HOST:REDIS_PORT:SENTINEL_PORT, not {text!r}")
-    return Node(found["host"], redis, sentinel)
+    return RedisNode(found["host"], redis, sentinel)
 
 
-def own_node(nodes: Sequence[Node], named: str, host_name: str) -> Node:
+def own_node(nodes: Sequence[RedisNode], named: str, host_name: str) -> RedisNode:
     """Find out which of the nodes this one is.
 
     Args:
@@ -84,7 +84,7 @@ def own_node(nodes: Sequence[Node], named: str, host_name: str) -> Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class SentinelReport:
     """What a Sentinel says about the master.
 
     Attributes:
@@ -97,7 +97,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ObservedServer:
     """What a server says about itself.
 
     Attributes:
@@ -114,7 +114,7 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class TopologyObservation:
     """One look at the set; who did not answer is absent.
 
     Attributes:
@@ -122,11 +122,11 @@ class Seen:
         servers: By node, without the own one.
     """
 
-    sentinels: Mapping[Node, Said] = field(default_factory=dict)
-    servers: Mapping[Node, Server] = field(default_factory=dict)
+    sentinels: Mapping[RedisNode, SentinelReport] = field(default_factory=dict)
+    servers: Mapping[RedisNode, ObservedServer] = field(default_factory=dict)
 
 
-class Step(StrEnum):
+class NodeStep(StrEnum):
     """What a starting node does next."""
 
     MASTER = "master"
@@ -144,19 +144,21 @@ class Decision:
         why: One line for the log.
     """
 
-    step: Step
+    step: NodeStep
     master: tuple[str, int] = ("", 0)
     why: str = ""
 
 
-def named_master(seen: Seen) -> tuple[str, int] | None:
+def named_master(seen: TopologyObservation) -> tuple[str, int] | None:
     """Give the master that the Sentinels name; the highest configuration epoch is right."""
     if not seen.sentinels:
         return None
     return max(seen.sentinels.values(), key=lambda said: (said.config_epoch, said.master)).master
 
 
-def decide_start(own: Node, nodes: Sequence[Node], seen: Seen, *, own_data: bool, waited_s: float) -> Decision:
+def decide_start(
+    own: RedisNode, nodes: Sequence[RedisNode], seen: TopologyObservation, *, own_data: bool, waited_s: float
+) -> Decision:
     """Decide as what a server starts.
 
     Args:
@@ -170,36 +172,38 @@ def decide_start(own: Node, nodes: Sequence[Node], seen: Seen, *, own_data: bool
     if named is None:
         return _start_unnamed(own, nodes, seen, own_data=own_data, waited_s=waited_s)
     if named != own.address:
-        return Decision(Step.REPLICA, named, "the Sentinels name another master")
+        return Decision(NodeStep.REPLICA, named, "the Sentinels name another master")
     if own_data:
-        return Decision(Step.MASTER, own.address, "the Sentinels name this node, and its disk holds the data")
+        return Decision(NodeStep.MASTER, own.address, "the Sentinels name this node, and its disk holds the data")
     if any(server.has_data for server in seen.servers.values()):
         if waited_s < PROMOTION_WAIT_S:
-            return Decision(Step.FAIL_OVER, why="this node was the master and has no data, a replica has")
-        return Decision(Step.MASTER, own.address, "no replica was promoted in time: starting empty")
+            return Decision(NodeStep.FAIL_OVER, why="this node was the master and has no data, a replica has")
+        return Decision(NodeStep.MASTER, own.address, "no replica was promoted in time: starting empty")
     if len(seen.servers) == len(nodes) - 1 or waited_s >= SETTLE_S:
-        return Decision(Step.MASTER, own.address, "the Sentinels name this node, and no other has data")
-    return Decision(Step.WAIT, why="the Sentinels name this node; the other servers do not answer yet")
+        return Decision(NodeStep.MASTER, own.address, "the Sentinels name this node, and no other has data")
+    return Decision(NodeStep.WAIT, why="the Sentinels name this node; the other servers do not answer yet")
 
 
-def _start_unnamed(own: Node, nodes: Sequence[Node], seen: Seen, *, own_data: bool, waited_s: float) -> Decision:
+def _start_unnamed(
+    own: RedisNode, nodes: Sequence[RedisNode], seen: TopologyObservation, *, own_data: bool, waited_s: float
+) -> Decision:
     masters = [node for node, server in seen.servers.items() if server.role == "master"]
     if masters:
         best = max(masters, key=lambda node: (seen.servers[node].has_data, seen.servers[node].offset))
-        return Decision(Step.REPLICA, best.address, "no Sentinel answers; that server is a master")
+        return Decision(NodeStep.REPLICA, best.address, "no Sentinel answers; that server is a master")
     if waited_s < SETTLE_S:
-        return Decision(Step.WAIT, why="no Sentinel answers yet")
+        return Decision(NodeStep.WAIT, why="no Sentinel answers yet")
     followed = {server.master for server in seen.servers.values() if server.has_data and server.master[0]}
     if followed and own.address not in followed:
-        return Decision(Step.REPLICA, min(followed), "no Sentinel answers; other replicas follow that server")
+        return Decision(NodeStep.REPLICA, min(followed), "no Sentinel answers; other replicas follow that server")
     if followed and not own_data and waited_s < PROMOTION_WAIT_S:
-        return Decision(Step.WAIT, why="replicas of this node have data and it has none; waiting for a Sentinel")
+        return Decision(NodeStep.WAIT, why="replicas of this node have data and it has none; waiting for a Sentinel")
     if own == nodes[0]:
-        return Decision(Step.MASTER, own.address, "nobody knows a master and this is the first node")
-    return Decision(Step.REPLICA, nodes[0].address, "nobody knows a master; the first node is it")
+        return Decision(NodeStep.MASTER, own.address, "nobody knows a master and this is the first node")
+    return Decision(NodeStep.REPLICA, nodes[0].address, "nobody knows a master; the first node is it")
 
 
-def decide_monitored(nodes: Sequence[Node], seen: Seen, *, waited_s: float) -> Decision:
+def decide_monitored(nodes: Sequence[RedisNode], seen: TopologyObservation, *, waited_s: float) -> Decision:
     """Decide which master a starting Sentinel watches; a replica that it is wrongly told of corrects it later.
 
     Args:
@@ -209,14 +213,14 @@ def decide_monitored(nodes: Sequence[Node], seen: Seen, *, waited_s: float) -> D
     """
     named = named_master(seen)
     if named is not None:
-        return Decision(Step.REPLICA, named, "other Sentinels or this one's own file name it")
+        return Decision(NodeStep.REPLICA, named, "other Sentinels or this one's own file name it")
     masters = [node for node, server in seen.servers.items() if server.role == "master"]
     if masters:
         best = max(masters, key=lambda node: (seen.servers[node].has_data, seen.servers[node].offset))
-        return Decision(Step.REPLICA, best.address, "that server is a master")
+        return Decision(NodeStep.REPLICA, best.address, "that server is a master")
     if waited_s < SETTLE_S:
-        return Decision(Step.WAIT, why="no Sentinel and no master answers yet")
+        return Decision(NodeStep.WAIT, why="no Sentinel and no master answers yet")
     followed = {server.master for server in seen.servers.values() if server.has_data and server.master[0]}
     if followed:
-        return Decision(Step.REPLICA, min(followed), "replicas with data follow it")
-    return Decision(Step.REPLICA, nodes[0].address, "nobody knows a master; the first node is it")
+        return Decision(NodeStep.REPLICA, min(followed), "replicas with data follow it")
+    return Decision(NodeStep.REPLICA, nodes[0].address, "nobody knows a master; the first node is it")

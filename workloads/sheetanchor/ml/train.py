@@ -97,7 +97,7 @@ def arrays(examples: list[Example]) -> Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class TrainingCandidate:
     """One choice of hyperparameters and how it did on the validation part."""
 
     hidden: int
@@ -106,7 +106,7 @@ class Candidate:
     pipeline: Any
 
 
-def search(train: Part, validation: Part, hidden: list[int], seed: int) -> list[Candidate]:
+def search(train: Part, validation: Part, hidden: list[int], seed: int) -> list[TrainingCandidate]:
     """Fit every combination; the best on the validation part comes first.
 
     Args:
@@ -129,7 +129,7 @@ def search(train: Part, validation: Part, hidden: list[int], seed: int) -> list[
         fitted.coefs_[-1] = fitted.coefs_[-1] / LABEL_SCALE
         fitted.intercepts_[-1] = fitted.intercepts_[-1] / LABEL_SCALE
         error = float(np.mean((pipeline.predict(validation.x) - validation.y) ** 2))
-        found.append(Candidate(size, alpha, error, pipeline))
+        found.append(TrainingCandidate(size, alpha, error, pipeline))
     return sorted(found, key=lambda candidate: candidate.validation_mse)
 
 

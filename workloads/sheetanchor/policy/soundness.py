@@ -92,7 +92,7 @@ class Pulse:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class MarketObservation:
     """What can be seen of a symbol at a moment.
 
     Attributes:
@@ -139,7 +139,7 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class StreamPace:
     """How a stream keeps time.
 
     Attributes:
@@ -200,7 +200,7 @@ class Memory:
     """
 
     began_us: int = 0
-    paces: Mapping[str, Pace] = field(default_factory=lambda: dict.fromkeys(STREAM_TYPES, Pace()))
+    paces: Mapping[str, StreamPace] = field(default_factory=lambda: dict.fromkeys(STREAM_TYPES, StreamPace()))
     ahead: tuple[tuple[int, int], ...] = ()
     owed_us: int = 0
     stray_us: int = 0
@@ -212,11 +212,11 @@ class Memory:
     followed_us: int = 0
     resumed_us: int = 0
     ranges: tuple[tuple[int, float, float], ...] = ()
-    latest: Observed | None = None
+    latest: MarketObservation | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Reason:
+class UnsoundReason:
     """One thing that does not hold.
 
     Attributes:
@@ -232,7 +232,7 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Soundness:
     """What is to be thought of a state.
 
     Attributes:
@@ -242,7 +242,7 @@ class Verdict:
         ask: Why a validation is wanted, "" if none is.
     """
 
-    reasons: tuple[Reason, ...]
+    reasons: tuple[UnsoundReason, ...]
     until_us: int
     quiet: str = ""
     ask: str = ""
@@ -298,13 +298,13 @@ def shown_in_time(memory: Memory) -> Memory:
     return replace(memory, paces={name: _in_time(pace) for name, pace in memory.paces.items()})
 
 
-def _in_time(pace: Pace) -> Pace:
+def _in_time(pace: StreamPace) -> StreamPace:
     if pace.baseline_us is None:
         return pace
     return replace(pace, baseline_us=pace.baseline_us + pace.late_us, late_us=0)
 
 
-def look(memory: Memory, seen: Observed) -> Memory:
+def look(memory: Memory, seen: MarketObservation) -> Memory:
     """Take in an observation."""
     if seen.undated:  # what is not known to be new must not pass for it, nor for something that came late
         return replace(memory, began_us=memory.began_us or seen.now_us, latest=seen)
@@ -336,13 +336,13 @@ def look(memory: Memory, seen: Observed) -> Memory:
     )
 
 
-def _follows(before: Observed | None, seen: Observed) -> bool:
+def _follows(before: MarketObservation | None, seen: MarketObservation) -> bool:
     """Say whether the clock that trades are dated by has moved, or may have to, or a trade is not dated by it."""
     known = (before.clock_sets, before.odd_trades) if before else (0, 0)
     return seen.clock_doubted or (seen.clock_sets, seen.odd_trades) != known
 
 
-def follow(pace: Pace, pulse: Pulse, now_us: int) -> Pace:
+def follow(pace: StreamPace, pulse: Pulse, now_us: int) -> StreamPace:
     """Take in the newest message of a stream."""
     if pulse.id < 0 or (pulse == pace.pulse and not pace.resumed):
         return pace
@@ -366,7 +366,7 @@ def follow(pace: Pace, pulse: Pulse, now_us: int) -> Pace:
     return after
 
 
-def _rhythm(pace: Pace, arrival_us: int) -> Pace:
+def _rhythm(pace: StreamPace, arrival_us: int) -> StreamPace:
     gap_us = arrival_us - pace.moment_us
     if gap_us < MOMENT_US:
         return pace
@@ -380,7 +380,7 @@ def _rhythm(pace: Pace, arrival_us: int) -> Pace:
 
 
 def _ahead(
-    ahead: tuple[tuple[int, int], ...], paces: Mapping[str, Pace], seen: Observed
+    ahead: tuple[tuple[int, int], ...], paces: Mapping[str, StreamPace], seen: MarketObservation
 ) -> tuple[tuple[int, int], ...]:
     """Keep the best prices that are beyond the book, so that the age of the earliest one is known."""
     left = tuple(entry for entry in ahead if entry[0] > seen.update_id)
@@ -394,7 +394,7 @@ def _ahead(
     return (*left, (seen.bba_id, arrival_us))
 
 
-def _owed(memory: Memory, paces: Mapping[str, Pace]) -> int:
+def _owed(memory: Memory, paces: Mapping[str, StreamPace]) -> int:
     """Give the arrival of the first trade since the last diff."""
     trade_us, depth_us = paces["trade"].pulse.arrival_us, paces["depth"].pulse.arrival_us
     if trade_us <= depth_us:
@@ -403,7 +403,7 @@ def _owed(memory: Memory, paces: Mapping[str, Pace]) -> int:
     return before_us if before_us > depth_us else trade_us
 
 
-def _stray(memory: Memory, first_best: tuple[float, float] | None, seen: Observed) -> int:
+def _stray(memory: Memory, first_best: tuple[float, float] | None, seen: MarketObservation) -> int:
     """Note since when the book's own best prices are not what the newest bestBidAsk says, though it is not newer.
 
     Only a bestBidAsk that the book agrees with ends it: prices may come back, the message that said so has not come.
@@ -416,7 +416,7 @@ def _stray(memory: Memory, first_best: tuple[float, float] | None, seen: Observe
     return seen.now_us if told is not None and told != seen.book_best else 0
 
 
-def _unheard(unheard: Mapping[str, int], paces: Mapping[str, Pace], seen: Observed) -> dict[str, int]:
+def _unheard(unheard: Mapping[str, int], paces: Mapping[str, StreamPace], seen: MarketObservation) -> dict[str, int]:
     """Note what is known from elsewhere of a stream that no line has brought."""
     held = {"depth": seen.update_id, "trade": seen.trade_id}
     return {
@@ -424,7 +424,9 @@ def _unheard(unheard: Mapping[str, int], paces: Mapping[str, Pace], seen: Observ
     }
 
 
-def _ranges(ranges: tuple[tuple[int, float, float], ...], seen: Observed) -> tuple[tuple[int, float, float], ...]:
+def _ranges(
+    ranges: tuple[tuple[int, float, float], ...], seen: MarketObservation
+) -> tuple[tuple[int, float, float], ...]:
     best = [prices for prices in (seen.book_best, seen.told_best) if prices is not None and min(prices) > 0]
     if not best:
         return ranges
@@ -437,7 +439,7 @@ def _ranges(ranges: tuple[tuple[int, float, float], ...], seen: Observed) -> tup
     return (*kept, (second_us, low, high))
 
 
-def judge(memory: Memory, now_us: int, unwritten: str = "") -> Verdict:
+def judge(memory: Memory, now_us: int, unwritten: str = "") -> Soundness:
     """Say what is wrong at a moment, which may be later than the last observation.
 
     Args:
@@ -447,8 +449,8 @@ def judge(memory: Memory, now_us: int, unwritten: str = "") -> Verdict:
     """
     seen = memory.latest
     if seen is None or not seen.has_book:
-        return Verdict((Reason("behind", "nothing has been read yet"),), 0)
-    reasons: list[Reason] = []
+        return Soundness((UnsoundReason("behind", "nothing has been read yet"),), 0)
+    reasons: list[UnsoundReason] = []
     due = [now_us + VOUCH_US, memory.moved_us + STALE_AFTER_US]
     for since_us, limit_us, reason in _missing(memory, seen, now_us):
         due.append(since_us + limit_us)
@@ -457,38 +459,42 @@ def judge(memory: Memory, now_us: int, unwritten: str = "") -> Verdict:
     reasons += _late(memory, seen, now_us)
     reasons += _disagreeing(memory, seen, now_us)
     if seen.trades_missing or (memory.holed_us and now_us - memory.holed_us < WINDOW_US):
-        reasons.append(Reason("windows", "they are not whole: some trades were lost or have odd times"))
+        reasons.append(UnsoundReason("windows", "they are not whole: some trades were lost or have odd times"))
     if seen.undated:
-        reasons.append(Reason("clock", "the newest entries' ids are ahead of Redis' clock: their age is not known"))
+        reasons.append(
+            UnsoundReason("clock", "the newest entries' ids are ahead of Redis' clock: their age is not known")
+        )
     due.append(seen.read_us + BEHIND_US)
     if now_us - seen.read_us >= BEHIND_US:
-        reasons.append(Reason("behind", "the processor has not read all that has been appended for over a second"))
+        reasons.append(
+            UnsoundReason("behind", "the processor has not read all that has been appended for over a second")
+        )
     if unwritten:
-        reasons.append(Reason("unwritten", unwritten))
+        reasons.append(UnsoundReason("unwritten", unwritten))
     quiet, ask, doubted_us = _quiet(memory, seen, now_us)
     due.append(doubted_us)
     if now_us >= doubted_us:
-        reasons.append(Reason("unvalidated", f"{quiet}, and no validation has confirmed it"))
-    return Verdict(tuple(reasons), min(due) if not reasons else 0, quiet, ask)
+        reasons.append(UnsoundReason("unvalidated", f"{quiet}, and no validation has confirmed it"))
+    return Soundness(tuple(reasons), min(due) if not reasons else 0, quiet, ask)
 
 
-def _missing(memory: Memory, seen: Observed, now_us: int) -> list[tuple[int, int, Reason]]:
+def _missing(memory: Memory, seen: MarketObservation, now_us: int) -> list[tuple[int, int, UnsoundReason]]:
     """Give what a stream owes: since when, how long it may, and the reason then."""
-    owed: list[tuple[int, int, Reason]] = []
+    owed: list[tuple[int, int, UnsoundReason]] = []
     if memory.ahead:
         since_us = memory.ahead[0][1]
         text = f"depth: best prices are at update {seen.bba_id}, the book is at {seen.update_id}"
-        owed.append((since_us, MISSING_AFTER_US, Reason("missing", f"{text} {_for(since_us, now_us)}")))
+        owed.append((since_us, MISSING_AFTER_US, UnsoundReason("missing", f"{text} {_for(since_us, now_us)}")))
     if memory.owed_us:
         text = f"depth: trades have come without a diff {_for(memory.owed_us, now_us)}"
-        owed.append((memory.owed_us, OWED_AFTER_US, Reason("missing", text)))
+        owed.append((memory.owed_us, OWED_AFTER_US, UnsoundReason("missing", text)))
     if memory.stray_us:
         since_us = memory.stray_us
         text = f"bestBidAsk: the book's own best prices have moved, and none has come {_for(since_us, now_us)}"
-        owed.append((since_us, MISSING_AFTER_US, Reason("missing", text)))
+        owed.append((since_us, MISSING_AFTER_US, UnsoundReason("missing", text)))
     for name, since_us in memory.unheard.items():
         text = f"{name}: no line has brought what a rebuild knows {_for(since_us, now_us)}"
-        owed.append((since_us, 0, Reason("missing", text)))
+        owed.append((since_us, 0, UnsoundReason("missing", text)))
     return owed
 
 
@@ -496,16 +502,20 @@ def _for(since_us: int, now_us: int) -> str:
     return f"for {max(0, now_us - since_us) / 1e6:.1f} s"
 
 
-def _late(memory: Memory, seen: Observed, now_us: int) -> list[Reason]:
+def _late(memory: Memory, seen: MarketObservation, now_us: int) -> list[UnsoundReason]:
     reasons = []
     for name, pace in memory.paces.items():
         if pace.late_us > LATE_US:
-            reasons.append(Reason("late", f"{name} has fallen {pace.late_us / 1e6:.1f} s behind its own baseline"))
+            reasons.append(
+                UnsoundReason("late", f"{name} has fallen {pace.late_us / 1e6:.1f} s behind its own baseline")
+            )
         if pace.jumped_us and now_us - pace.jumped_us < REFILL_US:
             jump_s = pace.jump_us / 1e6
-            reasons.append(Reason("clock", f"the event time of {name} jumped by {jump_s:+.1f} s, windows refill"))
+            reasons.append(
+                UnsoundReason("clock", f"the event time of {name} jumped by {jump_s:+.1f} s, windows refill")
+            )
     if memory.followed_us and now_us - memory.followed_us < REFILL_US:
-        reasons.append(Reason("clock", "event times are not believed, or were not until lately: windows refill"))
+        reasons.append(UnsoundReason("clock", "event times are not believed, or were not until lately: windows refill"))
     newest = max(memory.paces.values(), key=lambda pace: pace.pulse.arrival_us)
     # What came while this process was stopped in its read may be newer than the moment that it judges.
     passed_us = max(0, seen.now_us - newest.pulse.arrival_us)
@@ -514,31 +524,31 @@ def _late(memory: Memory, seen: Observed, now_us: int) -> list[Reason]:
     in_time = newest.pulse.event_us >= 0 and newest.late_us <= LATE_US
     if in_time and not -LATE_US - STEP_US <= ahead_us <= newest.late_us + STEP_US:
         ahead_s = ahead_us / 1e6
-        reasons.append(Reason("clock", f"windows end {ahead_s:+.1f} s from the newest message"))
+        reasons.append(UnsoundReason("clock", f"windows end {ahead_s:+.1f} s from the newest message"))
     return reasons
 
 
-def _disagreeing(memory: Memory, seen: Observed, now_us: int) -> list[Reason]:
+def _disagreeing(memory: Memory, seen: MarketObservation, now_us: int) -> list[UnsoundReason]:
     reasons = []
     if seen.levels:
-        reasons.append(Reason("disagree", seen.levels))
+        reasons.append(UnsoundReason("disagree", seen.levels))
     if seen.told_best is not None and seen.bba_id > seen.update_id:
         bid, ask = seen.told_best
         if min(bid, ask) <= 0:
-            reasons.append(Reason("disagree", "the newest bestBidAsk says that a side of the book is empty"))
+            reasons.append(UnsoundReason("disagree", "the newest bestBidAsk says that a side of the book is empty"))
         elif bid >= ask:
-            reasons.append(Reason("disagree", f"best bid {bid} at or above best ask {ask}"))
+            reasons.append(UnsoundReason("disagree", f"best bid {bid} at or above best ask {ask}"))
     trade_us = memory.paces["trade"].pulse.arrival_us
     if seen.trade_price is not None and memory.ranges and now_us - trade_us <= WINDOW_US:
         low = min(entry[1] for entry in memory.ranges) * (1 - RANGE_MARGIN)
         high = max(entry[2] for entry in memory.ranges) * (1 + RANGE_MARGIN)
         if not low <= seen.trade_price <= high:
             text = f"the last trade at {seen.trade_price:g} is outside of {low:g} to {high:g}, where the book has been"
-            reasons.append(Reason("disagree", text))
+            reasons.append(UnsoundReason("disagree", text))
     return reasons
 
 
-def _quiet(memory: Memory, seen: Observed, now_us: int) -> tuple[str, str, int]:
+def _quiet(memory: Memory, seen: MarketObservation, now_us: int) -> tuple[str, str, int]:
     """Give what is told of trades that stay away, why to validate it, and when that becomes a doubt."""
     pace = memory.paces["trade"]
     last_us = max(pace.pulse.arrival_us, memory.resumed_us, memory.began_us if pace.pulse.id < 0 else 0)

@@ -24,15 +24,15 @@ from sheetanchor.contract import STALE_AFTER_US
 from sheetanchor.errors import BadSettings, RedisError, RedisUnavailable
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Thresholds
 from sheetanchor.policy.reanchor_scheduler import Seen
-from sheetanchor.process.rest_health import RestStanding
-from sheetanchor.process.self_reanchor import SelfHelp, Wish, newest_receipt
+from sheetanchor.process.rest_health import RestHealth
+from sheetanchor.process.self_reanchor import RebuildRequest, SelfHelp, newest_receipt
 from sheetanchor.process.state_endpoint import state_route
-from sheetanchor.process.symbol_processor import Cadence, Role, SymbolWriter
+from sheetanchor.process.symbol_processor import Cadence, SymbolProcessor, WriteRole
 from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy
 from sheetanchor.runtime.settings import ProcessSettings
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import check_connection, redis_client
-from sheetanchor.web.background_task import Kept
+from sheetanchor.web.background_task import RestartedTasks
 from sheetanchor.web.server import Check, CheckResult, Health, Status, create_app, serve
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def writer_name() -> str:
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-async def watch_runs(redis: Redis, writer: SymbolWriter, lock_holders: dict[str, str], rest: RestStanding) -> None:
+async def watch_runs(redis: Redis, writer: SymbolProcessor, lock_holders: dict[str, str], rest: RestHealth) -> None:
     """Keep an eye on who holds the lock of a symbol, and on what the runs tell of the exchange; until cancelled."""
     symbol = writer.symbol
     hot = HotState(redis, symbol)
@@ -84,7 +84,7 @@ async def watch_runs(redis: Redis, writer: SymbolWriter, lock_holders: dict[str,
 
 @asynccontextmanager
 async def asking(
-    settings: ProcessSettings, writers: list[SymbolWriter], shared: Redis, kept: Kept
+    settings: ProcessSettings, writers: list[SymbolProcessor], shared: Redis, kept: RestartedTasks
 ) -> AsyncIterator[None]:
     """Ask the cluster for re-anchors while the block runs, if the settings say so.
 
@@ -134,15 +134,15 @@ def _running(make: Callable[[], Requests]) -> Callable[[], Awaitable[None]]:
     return lambda: make().run()
 
 
-def _is_active(writer: SymbolWriter) -> Callable[[], bool]:
-    return lambda: writer.role is Role.WRITER
+def _is_active(writer: SymbolProcessor) -> Callable[[], bool]:
+    return lambda: writer.role is WriteRole.WRITER
 
 
-def seen_by(writer: SymbolWriter) -> Callable[[bool], tuple[Seen, int] | None]:
+def seen_by(writer: SymbolProcessor) -> Callable[[bool], tuple[Seen, int] | None]:
     """Make the question how a symbol stands; nobody but the active processor is asked."""
 
     def seen(lock_held: bool) -> tuple[Seen, int] | None:
-        if writer.role is not Role.WRITER or not (writer.connected and writer.clock.known):
+        if writer.role is not WriteRole.WRITER or not (writer.connected and writer.clock.known):
             return None
         anchor, age_us = writer.anchor, writer.event_age_us
         fresh = age_us is not None and age_us < STALE_AFTER_US
@@ -152,7 +152,7 @@ def seen_by(writer: SymbolWriter) -> Callable[[bool], tuple[Seen, int] | None]:
     return seen
 
 
-def checks_of(writers: list[SymbolWriter], rest: RestStanding, kept: Kept) -> list[Check]:
+def checks_of(writers: list[SymbolProcessor], rest: RestHealth, kept: RestartedTasks) -> list[Check]:
     """What the health answers look at: cached state only."""
 
     async def redis() -> CheckResult:
@@ -189,20 +189,20 @@ def checks_of(writers: list[SymbolWriter], rest: RestStanding, kept: Kept) -> li
     ]
 
 
-def _state_of(writer: SymbolWriter) -> dict[str, Any]:
-    role = "writer" if writer.role is Role.WRITER else "warm"
+def _state_of(writer: SymbolProcessor) -> dict[str, Any]:
+    role = "writer" if writer.role is WriteRole.WRITER else "warm"
     anchor = writer.anchor
     return {"role": role, "state": anchor.state, "epoch": anchor.epoch, "term": anchor.term, "reason": anchor.reason}
 
 
-def _age_ms(writer: SymbolWriter) -> int | None:
+def _age_ms(writer: SymbolProcessor) -> int | None:
     age_us = writer.event_age_us
     return None if age_us is None else age_us // 1_000
 
 
 def writers_of(
-    settings: ProcessSettings, clients: Sequence[Redis], wishes: Mapping[str, Wish], health: Health
-) -> list[SymbolWriter]:
+    settings: ProcessSettings, clients: Sequence[Redis], wishes: Mapping[str, RebuildRequest], health: Health
+) -> list[SymbolProcessor]:
     """Make a writer for each symbol, each with its own heartbeat: what stands still must not hide behind the others.
 
     Args:
@@ -214,7 +214,7 @@ def writers_of(
     name = writer_name()
     cadence = Cadence(round(settings.write_interval_ms * 1e3), round(settings.book_interval_s * 1e6))
     return [
-        SymbolWriter(
+        SymbolProcessor(
             clients[-1],
             reading,
             symbol,
@@ -252,9 +252,9 @@ async def run(settings: ProcessSettings) -> int:
     ]
     shared = clients[-1]
     health = Health(settings.service_name or "sheetanchor-process", [], settings.health_check_interval_seconds)
-    wishes = {symbol: Wish() for symbol in settings.symbol}
+    wishes = {symbol: RebuildRequest() for symbol in settings.symbol}
     writers = writers_of(settings, clients, wishes, health)
-    rest, kept = RestStanding(), Kept()
+    rest, kept = RestHealth(), RestartedTasks()
     health.checks = checks_of(writers, rest, kept)
     lock_holders: dict[str, str] = {}
     app = create_app(health)
@@ -288,8 +288,8 @@ async def check_if_reachable(redis: Redis) -> None:
 
 
 async def _work(
-    writers: list[SymbolWriter],
-    kept: Kept,
+    writers: list[SymbolProcessor],
+    kept: RestartedTasks,
     beside: Mapping[str, Sequence[Callable[[], Awaitable[None]]]],
     stop: asyncio.Event,
 ) -> None:

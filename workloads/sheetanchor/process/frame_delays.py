@@ -13,7 +13,7 @@ WAITING_MAX: Final = 10_000
 """Entries that wait to be written; beyond it the oldest are not counted."""
 
 
-class Entry(Protocol):
+class StampedEntry(Protocol):
     """What of an entry matters here.
 
     Attributes:
@@ -47,7 +47,7 @@ class FrameDelays:
         if self._since_us is None:
             self._since_us = now_us
 
-    def take(self, entry: Entry, *, writes: bool = True) -> None:
+    def take(self, entry: StampedEntry, *, writes: bool = True) -> None:
         """Take in an entry.
 
         Args:

@@ -37,7 +37,7 @@ EDGE_EVERY_US: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class DetectorContext:
     """What surrounds a market at a moment, on a steady clock.
 
     Attributes:
@@ -59,13 +59,13 @@ class Scene:
     clock_jumps: int = 0
 
 
-def observed(market: Market, scene: Scene) -> soundness.Observed:
+def observed(market: Market, scene: DetectorContext) -> soundness.MarketObservation:
     """See a market as its soundness is judged by."""
     pulses = {name: soundness.Pulse(*pulse[:4]) for name, pulse in market.pulses().items()}
     bids, asks = market.top(LEVELS_CHECKED)
     unit = 10.0**market.price_exponent
     told = market.told_best
-    return soundness.Observed(
+    return soundness.MarketObservation(
         now_us=scene.now_us,
         pulses=pulses,
         update_id=market.update_id,
@@ -94,7 +94,7 @@ def live_lines(last_entry_us: dict[int, int], now_us: int) -> int:
 
 
 @dataclass(slots=True)
-class Lookout:
+class GapDetector:
     """The state of all rules for one symbol.
 
     Args:
@@ -112,7 +112,7 @@ class Lookout:
     since_us: int
     event_stamp_us: int = 0
     memory: soundness.Memory = field(default_factory=soundness.Memory)
-    verdict: soundness.Verdict = field(default_factory=lambda: soundness.judge(soundness.Memory(), 0))
+    verdict: soundness.Soundness = field(default_factory=lambda: soundness.judge(soundness.Memory(), 0))
     behind: dict[tuple[int, str], int] = field(default_factory=dict)
     _lines: set[int] = field(default_factory=set)
     _line_stamps: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -146,7 +146,7 @@ class Lookout:
         self._line_stamps.clear()
         self.behind.clear()
 
-    def look(self, market: Market, scene: Scene) -> list[Finding]:
+    def look(self, market: Market, scene: DetectorContext) -> list[Finding]:
         """Apply every rule.
 
         Final holes are skipped in the market, whether they make a gap or not.
@@ -167,7 +167,7 @@ class Lookout:
         found += self._look_at_soundness(market, scene)
         return [finding for finding in found if finding and finding.rule not in self.thresholds.suppressed]
 
-    def _holes(self, market: Market, scene: Scene) -> list[Finding | None]:
+    def _holes(self, market: Market, scene: DetectorContext) -> list[Finding | None]:
         if not scene.caught_up:
             return []
         found: list[Finding | None] = []
@@ -176,7 +176,7 @@ class Lookout:
         return found
 
     def _follow(
-        self, stream: str, sequence: Sequence, market: Market, scene: Scene, found: list[Finding | None]
+        self, stream: str, sequence: Sequence, market: Market, scene: DetectorContext, found: list[Finding | None]
     ) -> Sequence:
         """Pass every final hole of a stream; behind one there may be another."""
         passed = False
@@ -193,18 +193,18 @@ class Lookout:
             passed = True
         return sequence if passed else sequence.sound()
 
-    def _look_at_time(self, marks: tuple[int, int, int], scene: Scene) -> Finding | None:
+    def _look_at_time(self, marks: tuple[int, int, int], scene: DetectorContext) -> Finding | None:
         if not scene.caught_up:  # a replay after a rebuild brings seconds of frames whose ids are known
             return None
         self._progress, finding = self._progress.look(marks, scene.frames_us)
         return finding
 
-    def _look_at_silence(self, scene: Scene) -> Finding | None:
+    def _look_at_silence(self, scene: DetectorContext) -> Finding | None:
         last_us = max(scene.frames_us, self.since_us)
         self._silence, finding = self._silence.look(last_us, scene.now_us, self.thresholds.time_gap_us)
         return finding
 
-    def _look_at_price(self, market: Market, scene: Scene) -> Finding | None:
+    def _look_at_price(self, market: Market, scene: DetectorContext) -> Finding | None:
         self._price, finding = self._price.look(market.mid, scene.now_us, self.thresholds.price_jump)
         return finding
 
@@ -222,7 +222,7 @@ class Lookout:
             return None
         return Finding("book_mismatch", f"the top 20 levels of the feed differ from the book at {market.update_id}")
 
-    def _look_at_edge(self, market: Market, scene: Scene) -> Finding | None:
+    def _look_at_edge(self, market: Market, scene: DetectorContext) -> Finding | None:
         if market.cut_off < EDGE_CUT_OFF_MIN or 0 <= scene.now_us - self._edge_at_us < EDGE_EVERY_US:
             return None
         self._edge_at_us = scene.now_us
@@ -241,7 +241,7 @@ class Lookout:
         self._volume, finding = self._volume.look(volume, self.thresholds.volume_sigmas)
         return finding
 
-    def _look_at_soundness(self, market: Market, scene: Scene) -> list[Finding]:
+    def _look_at_soundness(self, market: Market, scene: DetectorContext) -> list[Finding]:
         """Take in what is seen; tell each kind of reason once until it has gone."""
         if scene.caught_up:  # half a replay is no state of the market
             self.memory = soundness.look(self.memory, observed(market, scene))
@@ -266,7 +266,7 @@ class Lookout:
             new.append(Finding("trades_quiet", self.verdict.ask))
         return new
 
-    def judge(self, now_us: int, unwritten: str = "") -> soundness.Verdict:
+    def judge(self, now_us: int, unwritten: str = "") -> soundness.Soundness:
         """Say what is wrong at a moment.
 
         Args:

@@ -12,9 +12,9 @@ from typing import Final, Protocol
 
 from sheetanchor._decoder import Market
 from sheetanchor.policy.gap_rules import SILENT_LINE_US, Finding
-from sheetanchor.policy.soundness import LATE_US, Verdict, holed, shown_in_time
+from sheetanchor.policy.soundness import LATE_US, Soundness, holed, shown_in_time
 from sheetanchor.process.arrival_clock import Arrivals
-from sheetanchor.process.gap_detector import Lookout, Scene, live_lines
+from sheetanchor.process.gap_detector import DetectorContext, GapDetector, live_lines
 from sheetanchor.store.server_clock import RedisClock
 
 LINES_MAX: Final = 16
@@ -29,7 +29,7 @@ Lists = tuple[list[str], list[str], list[str], list[str]]
 NOTHING: Final[Lists] = ([], [], [], [])
 
 
-class Entry(Protocol):
+class ReadEntry(Protocol):
     """An entry of a line's stream."""
 
     @property
@@ -64,7 +64,7 @@ class Follower:
     """
 
     market: Market
-    lookout: Lookout
+    lookout: GapDetector
     clock: RedisClock
     caught_up: bool = False
     lines: dict[str, int] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Follower:
         self._arrivals.forget()
         self.caught_up = False
 
-    def take(self, entry: Entry, got_us: int) -> int:
+    def take(self, entry: ReadEntry, got_us: int) -> int:
         """Take in an entry.
 
         Returns:
@@ -134,7 +134,7 @@ class Follower:
         """
         self._heed_jump(asked_us)
         now_us = self.clock.steady_us(asked_us)
-        scene = Scene(
+        scene = DetectorContext(
             now_us=now_us,
             frames_us=max(self._entry_us.values(), default=0),
             live_lines=live_lines(self._entry_us, now_us),
@@ -164,7 +164,7 @@ class Follower:
             return NOTHING, str(error)
         return ([*ob, "source", "sbe"], tr_1s, tr_5s, feat), ""
 
-    def verdict(self, now_us: int, unwritten: str) -> Verdict:
+    def verdict(self, now_us: int, unwritten: str) -> Soundness:
         """Say what is wrong at a moment.
 
         Args:

@@ -49,7 +49,7 @@ TELL_AGAIN_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CreateResult:
     """What the API server said.
 
     Attributes:
@@ -77,7 +77,7 @@ def ask_of_gap(gap: Gap, requested_by: str) -> Ask:
     )
 
 
-def verdict_of(answer: Answer) -> str:
+def verdict_of(answer: CreateResult) -> str:
     """Say what an answer means: created, exists, forbidden, refused, or unavailable if it is worth another try."""
     if answer.status in (200, 201):
         return "created"
@@ -117,7 +117,7 @@ class KubernetesApi:
         if self._session is not None:
             await self._session.close()
 
-    async def create(self, manifest: Manifest) -> Answer:
+    async def create(self, manifest: Manifest) -> CreateResult:
         """Create a ReAnchor; whatever happens is an answer."""
         namespace = manifest["metadata"]["namespace"]
         url = f"{self._url}/apis/{GROUP}/{VERSION}/namespaces/{namespace}/reanchors"
@@ -131,9 +131,9 @@ class KubernetesApi:
             ) as response:
                 return await _answer_of(response)
         except TimeoutError:
-            return Answer(0, f"{self._url} did not answer within {REQUEST_TIMEOUT_S:g} s")
+            return CreateResult(0, f"{self._url} did not answer within {REQUEST_TIMEOUT_S:g} s")
         except (OSError, aiohttp.ClientError, ValueError) as error:
-            return Answer(0, f"{self._url}: {error or type(error).__name__}")
+            return CreateResult(0, f"{self._url}: {error or type(error).__name__}")
 
     def _trust(self) -> ssl.SSLContext | bool:
         if not self._url.startswith("https"):
@@ -145,14 +145,14 @@ class KubernetesApi:
         return self._trusted[1]
 
 
-async def _answer_of(response: aiohttp.ClientResponse) -> Answer:
+async def _answer_of(response: aiohttp.ClientResponse) -> CreateResult:
     if response.status in (200, 201):
-        return Answer(response.status)
+        return CreateResult(response.status)
     try:
         body = await response.json(content_type=None)
-        return Answer(response.status, str(body.get("message", "")), str(body.get("reason", "")))
+        return CreateResult(response.status, str(body.get("message", "")), str(body.get("reason", "")))
     except (ValueError, AttributeError):
-        return Answer(response.status, "the answer is not one of a Kubernetes API")
+        return CreateResult(response.status, "the answer is not one of a Kubernetes API")
 
 
 @dataclass(slots=True)
@@ -171,7 +171,7 @@ class Requests:
     owner: Owner
     requested_by: str
     active: Callable[[], bool]
-    create: Callable[[Manifest], Awaitable[Answer]]
+    create: Callable[[Manifest], Awaitable[CreateResult]]
     policy: RetryPolicy = DEFAULT_POLICY
     breaker: CircuitBreaker = field(default_factory=lambda: CircuitBreaker("kubernetes", counts=speaks_against))
     _last_id: str = ""
@@ -236,7 +236,7 @@ class Requests:
     async def _ask_for(self, gap: Gap) -> None:
         """Have one object created; gives up after some tries, for then this processor helps itself."""
         manifest = reanchor_object(self.owner, ask_of_gap(gap, self.requested_by))
-        answer, verdict = Answer(0, "the API server is left alone just now"), "unavailable"
+        answer, verdict = CreateResult(0, "the API server is left alone just now"), "unavailable"
 
         async def once() -> None:
             nonlocal answer, verdict
@@ -252,7 +252,7 @@ class Requests:
             log.debug("%s: %s", self.symbol, error)
         self._tell(manifest, verdict, answer)
 
-    def _tell(self, manifest: Manifest, verdict: str, answer: Answer) -> None:
+    def _tell(self, manifest: Manifest, verdict: str, answer: CreateResult) -> None:
         name = manifest["metadata"]["name"]
         if verdict == "created":
             log.info("%s: asked for a re-anchor: %s (%s)", self.symbol, name, manifest["spec"]["reason"])

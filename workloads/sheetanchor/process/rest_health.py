@@ -14,7 +14,7 @@ DEPENDENCY: Final = "rest"
 EXIT_EXCHANGE: Final = 3
 
 
-class RestStanding:
+class RestHealth:
     """Takes receipts in; shows breaker and weight as metrics and as a health check."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ OWN_FILES: Final = (VARIABLE_PREFIX + "CONFIG", "CONFIG_FILE")
 
 
 @dataclass(slots=True)
-class Wish:
+class RebuildRequest:
     """A rebuild that is wanted and since when.
 
     Attributes:
@@ -186,7 +186,7 @@ class SelfHelp:
         settings: ProcessSettings,
         redis: Redis,
         symbol: str,
-        wish: Wish,
+        wish: RebuildRequest,
         seen: Callable[[bool], tuple[reanchor_scheduler.Seen, int] | None],
     ) -> None:
         self._settings = settings

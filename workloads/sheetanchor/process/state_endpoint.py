@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from sheetanchor.process.symbol_processor import Role, SymbolWriter
+from sheetanchor.process.symbol_processor import SymbolProcessor, WriteRole
 
 
-def standing(writer: SymbolWriter, lock_holder: str) -> dict[str, Any]:
+def standing(writer: SymbolProcessor, lock_holder: str) -> dict[str, Any]:
     """Say how a symbol stands.
 
     Args:
@@ -17,7 +17,7 @@ def standing(writer: SymbolWriter, lock_holder: str) -> dict[str, Any]:
     """
     known = writer.connected and writer.clock.known
     now_us = writer.now_us if known else 0
-    anchor, active = writer.anchor, writer.role is Role.WRITER
+    anchor, active = writer.anchor, writer.role is WriteRole.WRITER
     beat_us = writer.last_write_us if active else anchor.beat_us
     event_age_us = writer.event_age_us if known else None
     suspect = anchor.state == "suspect"
@@ -45,7 +45,7 @@ def _age_ms(stamp_us: int, now_us: int) -> int | None:
 
 
 def state_route(
-    replica: str, writers: Sequence[SymbolWriter], lock_holders: Mapping[str, str]
+    replica: str, writers: Sequence[SymbolProcessor], lock_holders: Mapping[str, str]
 ) -> Callable[[], Awaitable[dict[str, Any]]]:
     """Make the function behind the route."""
 

@@ -25,7 +25,7 @@ from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
 from sheetanchor.policy.gap_rules import CONSEQUENCES, GAP_DETECTION_RULES, VALIDATION, Finding, Thresholds, gap_of
 from sheetanchor.policy.soundness import REASON_KINDS
 from sheetanchor.process.frame_delays import FrameDelays
-from sheetanchor.process.gap_detector import Lookout
+from sheetanchor.process.gap_detector import GapDetector
 from sheetanchor.process.market_follower import NOTHING, Follower
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff
@@ -66,7 +66,7 @@ BLIND_AFTER_S: Final = 2.0
 REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
 
 
-class Role(Enum):
+class WriteRole(Enum):
     """Whether this process writes."""
 
     WARM = 0
@@ -86,7 +86,7 @@ def monotonic_us() -> int:
     return time.monotonic_ns() // 1_000
 
 
-class SymbolWriter:
+class SymbolProcessor:
     """Keeps one symbol's hot state.
 
     Args:
@@ -113,9 +113,9 @@ class SymbolWriter:
     ) -> None:
         self.symbol = symbol
         self.name = name
-        self.role = Role.WARM
+        self.role = WriteRole.WARM
         self.clock = RedisClock()
-        self.follower = Follower(Market(symbol), Lookout(thresholds, 0), self.clock)
+        self.follower = Follower(Market(symbol), GapDetector(thresholds, 0), self.clock)
         self.anchor = Anchor()
         self.connected = False
         self.last_write_us = 0
@@ -165,7 +165,7 @@ class SymbolWriter:
         await self._last_words()
 
     async def _last_words(self) -> None:
-        if self.role is not Role.WRITER or not self.market.has_book:
+        if self.role is not WriteRole.WRITER or not self.market.has_book:
             return
         try:
             self._booked_us = 0
@@ -182,7 +182,7 @@ class SymbolWriter:
         batches = await self._reader.read(self._block_ms(), READ_COUNT, now_us=asked_us)
         self._feed(batches, asked_us, self._reader.skipped - skipped)
         now_us = monotonic_us()
-        if self.role is Role.WARM and now_us - self._looked_us >= WARM_LOOK_US:
+        if self.role is WriteRole.WARM and now_us - self._looked_us >= WARM_LOOK_US:
             await self._look_at_writer()
         await self._judge(asked_us)
         if self._due(now_us):
@@ -192,7 +192,7 @@ class SymbolWriter:
         """Leave entries where they are while nothing may be written: one read then does the work of many."""
         if not self._caught_up:
             return
-        is_writer = self.role is Role.WRITER
+        is_writer = self.role is WriteRole.WRITER
         wait_us = self._applied_us + self._cadence.flush_us - monotonic_us() if is_writer else WARM_READ_US
         if wait_us > 0:
             await asyncio.sleep(wait_us / 1e6)
@@ -203,15 +203,15 @@ class SymbolWriter:
         if self._dirty:  # the timer has fired a little early: what is held must not wait for the next entry
             return 1
         longest_us = BEAT_INTERVAL_US
-        if self.role is Role.WRITER:
+        if self.role is WriteRole.WRITER:
             longest_us -= monotonic_us() - self._applied_us
         if self.market.depth_hole or self.market.trade_hole:
             longest_us = min(longest_us, HOLE_LOOK_US)
         return max(1, longest_us // 1_000)
 
     def _due(self, now_us: int) -> bool:
-        if self.role is not Role.WRITER or not self._caught_up:
-            return self.role is Role.WRITER and now_us - self._applied_us >= BEAT_INTERVAL_US
+        if self.role is not WriteRole.WRITER or not self._caught_up:
+            return self.role is WriteRole.WRITER and now_us - self._applied_us >= BEAT_INTERVAL_US
         since_us = now_us - self._applied_us
         return since_us >= BEAT_INTERVAL_US * 9 // 10 or (self._dirty and since_us >= self._cadence.flush_us)
 
@@ -229,7 +229,7 @@ class SymbolWriter:
                 log.error("%s: entry %s of line %s skipped: %s", self.symbol, batch.entry_id, batch.line, error)
                 continue
             metrics.FRAMES_PROCESSED.labels(self.symbol, batch.line).inc(frames)
-            self._delays.take(batch, writes=self.role is Role.WRITER)
+            self._delays.take(batch, writes=self.role is WriteRole.WRITER)
         self._dirty = self._dirty or bool(batches)
         # A line that gave as much as was asked for has more: until then a hole may still be filled.
         complete = all(count + skipped < READ_COUNT for count in counts.values())
@@ -243,7 +243,7 @@ class SymbolWriter:
         return self.follower.market
 
     @property
-    def lookout(self) -> Lookout:
+    def lookout(self) -> GapDetector:
         """The rules that it is judged by."""
         return self.follower.lookout
 
@@ -380,10 +380,10 @@ class SymbolWriter:
         self._looked_us = monotonic_us()
         highest = self._term
         anchor = await self._read_anchor()
-        if anchor.epoch > self._epoch and self.role is Role.WARM:
+        if anchor.epoch > self._epoch and self.role is WriteRole.WARM:
             await self.load()
             return
-        held = self.role is Role.WRITER and anchor.writer == self.name and anchor.term == highest
+        held = self.role is WriteRole.WRITER and anchor.writer == self.name and anchor.term == highest
         alive = anchor.writer not in ("", self.name) and abs(self.now_us - anchor.beat_us) <= TAKEOVER_AFTER_US
         if held or alive:
             return
@@ -391,7 +391,7 @@ class SymbolWriter:
         if reply.status is not TakeStatus.OK:
             return
         self._term = reply.term
-        self.role = Role.WRITER
+        self.role = WriteRole.WRITER
         self._told.clear()
         log.info("%s: writing under term %d", self.symbol, reply.term)
         if not self.market.has_book and anchor.epoch == self._epoch > 0:
@@ -423,9 +423,9 @@ class SymbolWriter:
             return
         self._judged_us = monotonic_us()
         for finding in self.follower.look(asked_us):
-            if self.role is Role.WRITER or GAP_DETECTION_RULES[finding.rule].suspects:
+            if self.role is WriteRole.WRITER or GAP_DETECTION_RULES[finding.rule].suspects:
                 self._find(finding)
-        while self._findings and self.role is Role.WRITER:
+        while self._findings and self.role is WriteRole.WRITER:
             # Declared first and forgotten then: Redis may be gone in between.
             if await self._declare(self._findings[0]):
                 self._findings.pop(0)
@@ -464,9 +464,9 @@ class SymbolWriter:
         self.anchor = replace(self.anchor, state=state, reason=reason, suspect_at=now_us)
 
     def _step_back(self, term: int) -> None:
-        if self.role is Role.WRITER:
+        if self.role is WriteRole.WRITER:
             log.warning("%s: no longer the writer: term %d is another's", self.symbol, term)
-        self.role = Role.WARM
+        self.role = WriteRole.WARM
         self._looked_us = 0
 
     # Writing

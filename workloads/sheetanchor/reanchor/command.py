@@ -15,11 +15,11 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from sheetanchor.binance.rest_client import Exchange, speaks_against
+from sheetanchor.binance.rest_client import RestClient, speaks_against
 from sheetanchor.contract import Receipt
 from sheetanchor.reanchor.outcome import EXIT_STOPPED, worst
-from sheetanchor.reanchor.phases import Reanchor
-from sheetanchor.reanchor.receipts import Order, write_receipt
+from sheetanchor.reanchor.phases import ReanchorRun
+from sheetanchor.reanchor.receipts import RunOrder, write_receipt
 from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy
 from sheetanchor.runtime.settings import ReanchorSettings
 from sheetanchor.store.redis_client import redis_client
@@ -41,8 +41,8 @@ async def run(settings: ReanchorSettings) -> int:
         await redis.aclose()
 
 
-def _exchange(settings: ReanchorSettings) -> Exchange:
-    return Exchange(
+def _exchange(settings: ReanchorSettings) -> RestClient:
+    return RestClient(
         settings.rest_url,
         timeout_s=settings.fetch_timeout_s,
         retry_policy=RetryPolicy(
@@ -57,9 +57,9 @@ def _exchange(settings: ReanchorSettings) -> Exchange:
     )
 
 
-def order_of(settings: ReanchorSettings, symbol: str) -> Order:
+def order_of(settings: ReanchorSettings, symbol: str) -> RunOrder:
     """Say what the settings mean for one symbol."""
-    return Order(
+    return RunOrder(
         symbol=symbol,
         reason=settings.reason,
         trigger=settings.trigger,
@@ -75,9 +75,9 @@ def order_of(settings: ReanchorSettings, symbol: str) -> Order:
     )
 
 
-async def _all(settings: ReanchorSettings, redis: Redis, exchange: Exchange) -> int:
+async def _all(settings: ReanchorSettings, redis: Redis, exchange: RestClient) -> int:
     report = partial(tell, receipt_file=settings.receipt_file)
-    runs = (Reanchor(order_of(settings, symbol), redis, exchange).run(report) for symbol in settings.symbol)
+    runs = (ReanchorRun(order_of(settings, symbol), redis, exchange).run(report) for symbol in settings.symbol)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one) for one in runs]
     return worst([task.result().exit_code for task in tasks])

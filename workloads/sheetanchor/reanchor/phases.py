@@ -17,7 +17,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market
-from sheetanchor.binance.rest_client import Exchange
+from sheetanchor.binance.rest_client import RestClient
 from sheetanchor.contract import CHECK_OF_TRADES, STALE_AFTER_US, Receipt
 from sheetanchor.errors import (
     CircuitOpen,
@@ -33,7 +33,7 @@ from sheetanchor.errors import (
 from sheetanchor.reanchor.comparison import compare
 from sheetanchor.reanchor.outcome import Outcome, outcome_of
 from sheetanchor.reanchor.recall import breaker_of, weight_of
-from sheetanchor.reanchor.receipts import Order, Progress, earlier_receipts, new_id, receipt_of, redis_now_us
+from sheetanchor.reanchor.receipts import RunOrder, RunProgress, earlier_receipts, new_id, receipt_of, redis_now_us
 from sheetanchor.reanchor.replay import Reached, Replay
 from sheetanchor.reanchor.snapshot import Snapshot, build, fetch, limits_of, references, tell_time
 from sheetanchor.reanchor.validation import Candidate, validate
@@ -66,7 +66,7 @@ async def _no_hook(_: str) -> None:
     return
 
 
-class Reanchor:
+class ReanchorRun:
     """One run.
 
     Args:
@@ -76,10 +76,10 @@ class Reanchor:
         hook: Called before and after each phase.
     """
 
-    def __init__(self, order: Order, redis: Redis, exchange: Exchange, hook: Hook = _no_hook) -> None:
+    def __init__(self, order: RunOrder, redis: Redis, exchange: RestClient, hook: Hook = _no_hook) -> None:
         now_us = time.time_ns() // 1000
         self.order = order
-        self.progress = Progress(new_id(order.symbol, order.request_id, now_us), now_us, exchange.url)
+        self.progress = RunProgress(new_id(order.symbol, order.request_id, now_us), now_us, exchange.url)
         self._began_s = time.monotonic()
         self._redis = redis
         self._hot = HotState(redis, order.symbol)

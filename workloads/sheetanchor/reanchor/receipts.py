@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
-from sheetanchor.binance.rest_client import Asked
+from sheetanchor.binance.rest_client import EndpointCalls
 from sheetanchor.contract import LOCK_TTL_S, RECEIPTS_LENGTH_MAX, Receipt, keys
 from sheetanchor.reanchor.outcome import ALERT_FAILED, Outcome
 from sheetanchor.store.redis_client import clear_errors
@@ -22,7 +22,7 @@ RECEIPT_BYTES_MAX: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class RunOrder:
     """What one run is to do; the fields are those of the settings."""
 
     symbol: str
@@ -41,7 +41,7 @@ class Order:
 
 
 @dataclass(slots=True)
-class Progress:
+class RunProgress:
     """How far a run has come; the receipt is made from it."""
 
     id: str
@@ -67,7 +67,7 @@ def new_id(symbol: str, request_id: str, now_us: int) -> str:
     return f"reanchor_{symbol}_{now_us // 1_000_000}_{uuid4().hex[:12]}{suffix}"
 
 
-def receipt_of(order: Order, progress: Progress, outcome: Outcome, now_us: int, asked: Asked) -> Receipt:
+def receipt_of(order: RunOrder, progress: RunProgress, outcome: Outcome, now_us: int, asked: EndpointCalls) -> Receipt:
     """Make the receipt of a run that has ended.
 
     Args:

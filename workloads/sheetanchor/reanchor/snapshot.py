@@ -12,7 +12,7 @@ from typing import Final
 from sheetanchor._decoder import Market
 from sheetanchor.binance import sbe
 from sheetanchor.binance.rest_bodies import EXPONENT, Depth, Kline, Ticker, Trade
-from sheetanchor.binance.rest_client import Exchange
+from sheetanchor.binance.rest_client import RestClient
 from sheetanchor.contract import pack_frames
 from sheetanchor.errors import ExchangeError, RateLimited
 from sheetanchor.reanchor.validation import KLINE, LAST_TRADES, LEVELS_MIN, TICKER, Limits, References
@@ -69,7 +69,7 @@ class Snapshot:
 
 
 async def fetch(
-    exchange: Exchange, symbol: str, depth_limit: int, asked_us: int, clock_s: Callable[[], float]
+    exchange: RestClient, symbol: str, depth_limit: int, asked_us: int, clock_s: Callable[[], float]
 ) -> Snapshot:
     """Ask for depth, trades, klines and the ticker at once.
 

@@ -143,7 +143,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ValidationResult:
     """Result of all checks: the names of those passed, the failures in words, and what is unusual though valid."""
 
     passed: tuple[str, ...]
@@ -156,7 +156,7 @@ class Verdict:
         return not self.failures
 
 
-def validate(candidate: Candidate, references: References, limits: Limits) -> Verdict:
+def validate(candidate: Candidate, references: References, limits: Limits) -> ValidationResult:
     """Run every check on a rebuilt state."""
     low, high = references.trade_price_min, references.trade_price_max
     far, warnings = judge_prices(candidate.ob, references, limits.price_tolerance)
@@ -175,7 +175,7 @@ def validate(candidate: Candidate, references: References, limits: Limits) -> Ve
     }
     passed = tuple(name for name, (_, failures) in results.items() if not failures)
     failures = tuple(f"{group} validation failed: {failure}" for group, found in results.values() for failure in found)
-    return Verdict(passed, failures, (*warnings, *unusual(candidate)))
+    return ValidationResult(passed, failures, (*warnings, *unusual(candidate)))
 
 
 def vouched_for(ob: Fields, references: References, tolerance: float) -> bool:

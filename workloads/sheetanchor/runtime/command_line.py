@@ -33,7 +33,7 @@ from pydantic_settings import (
 
 from sheetanchor.errors import BadSettings
 from sheetanchor.runtime.redis_url import shown_value, without_passwords
-from sheetanchor.runtime.settings import Reliability
+from sheetanchor.runtime.settings import ReliabilitySettings
 
 VARIABLE_PREFIX = "SHEETANCHOR_"
 PLACEHOLDERS: Final = {"int": "N", "float": "X", "Path": "PATH", "str": "TEXT"}
@@ -157,7 +157,7 @@ ALWAYS: dict[str, tuple[object, str]] = {
 """Entries that can only have the value that holds anyway."""
 
 ELSEWHERE: dict[str, str] = dict.fromkeys(
-    Reliability.model_fields,
+    ReliabilitySettings.model_fields,
     "retries and breakers are settings of process and reanchor; ingest reconnects by its reconnect_… settings",
 )
 """Entries of some roles that would do nothing in the others."""

@@ -114,7 +114,7 @@ class HealthChecks(Settings):
     )
 
 
-class Reliability(Settings):
+class ReliabilitySettings(Settings):
     """Retries and breakers of calls over HTTP: of the exchange's REST interface, and of the Kubernetes API."""
 
     retry_max_attempts: int = setting(
@@ -178,7 +178,7 @@ class WithRedis(WithSymbols):
     )
 
 
-class Role(WithRedis, HealthChecks):
+class RoleSettings(WithRedis, HealthChecks):
     """Long-running workloads: they answer health checks."""
 
     service_name: str = setting("", "name in health answers and logs; default sheetanchor-ROLE")
@@ -273,7 +273,7 @@ class WithRest(Settings):
     )
 
 
-class IngestSettings(Role, WithFeed):
+class IngestSettings(RoleSettings, WithFeed):
     """`sheetanchor ingest`."""
 
     mode: Literal["sbe"] = setting("sbe", "source of market data")
@@ -348,7 +348,7 @@ class ReanchorRequests(Settings):
         return self
 
 
-class ProcessSettings(Role, WithRest, Reliability, GapThresholds, ReanchorRequests):
+class ProcessSettings(RoleSettings, WithRest, ReliabilitySettings, GapThresholds, ReanchorRequests):
     """`sheetanchor process`."""
 
     write_interval_ms: float = setting(
@@ -369,7 +369,7 @@ class ProcessSettings(Role, WithRest, Reliability, GapThresholds, ReanchorReques
     reanchor_timeout_s: float = setting(120.0, "seconds after which such a run ends without a swap", gt=1, le=300)
 
 
-class InferSettings(Role):
+class InferSettings(RoleSettings):
     """`sheetanchor infer`."""
 
     models: Path | None = setting(None, "folder of the model registry; default the model that ships with the package")
@@ -377,7 +377,7 @@ class InferSettings(Role):
     warm_runs: int = setting(3, "dry runs of the model just before a slot", ge=0, le=100)
 
 
-class ReanchorSettings(WithRedis, WithRest, Reliability):
+class ReanchorSettings(WithRedis, WithRest, ReliabilitySettings):
     """`sheetanchor reanchor`."""
 
     reason: str = setting("manual", "why, in one line; kept in the receipt")

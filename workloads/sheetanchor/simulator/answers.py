@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from sheetanchor.simulator.playback.book import Book
-from sheetanchor.simulator.playback.market import Market
-from sheetanchor.simulator.playback.tape import INTERVALS_US, Aggregate, Candle, Trade
+from sheetanchor.simulator.playback.market import PlaybackMarket
+from sheetanchor.simulator.playback.tape import INTERVALS_US, Aggregate, Candle, TapeTrade
 
 DECIMALS: Final = 8
 DAY_US: Final = 86_400_000_000
@@ -27,10 +27,10 @@ def decimal(mantissa: int, exponent: int) -> str:
     return f"{'-' if scaled < 0 else ''}{whole}.{rest:0{DECIMALS}d}"
 
 
-class Numbers:
+class NumberFormat:
     """Writes the prices, quantities and amounts of one market."""
 
-    def __init__(self, market: Market) -> None:
+    def __init__(self, market: PlaybackMarket) -> None:
         self._price = market.script.price_exponent
         self._qty = market.script.qty_exponent
 
@@ -51,14 +51,14 @@ class Numbers:
         return [[self.price(price), self.qty(qty)] for price, qty in levels]
 
 
-def depth(market: Market, book: Book, limit: int) -> dict[str, Any]:
+def depth(market: PlaybackMarket, book: Book, limit: int) -> dict[str, Any]:
     """Answer `depth`."""
-    numbers = Numbers(market)
+    numbers = NumberFormat(market)
     bids, asks = book.top(limit)
     return {"lastUpdateId": book.update_id, "bids": numbers.levels(bids), "asks": numbers.levels(asks)}
 
 
-def checkpoint(market: Market) -> dict[str, Any]:
+def checkpoint(market: PlaybackMarket) -> dict[str, Any]:
     """Answer `checkpoint`: the whole book and where everything stands."""
     whole = depth(market, market.book, max(len(market.book.bids), len(market.book.asks), 1))
     return {
@@ -71,9 +71,9 @@ def checkpoint(market: Market) -> dict[str, Any]:
     }
 
 
-def trade(market: Market, item: Trade, clock: Clock) -> dict[str, Any]:
+def trade(market: PlaybackMarket, item: TapeTrade, clock: Clock) -> dict[str, Any]:
     """Write one trade of `trades` and `historicalTrades`."""
-    numbers = Numbers(market)
+    numbers = NumberFormat(market)
     return {
         "id": item.id,
         "price": numbers.price(item.price),
@@ -85,9 +85,9 @@ def trade(market: Market, item: Trade, clock: Clock) -> dict[str, Any]:
     }
 
 
-def aggregate(market: Market, item: Aggregate, clock: Clock) -> dict[str, Any]:
+def aggregate(market: PlaybackMarket, item: Aggregate, clock: Clock) -> dict[str, Any]:
     """Write one entry of `aggTrades`."""
-    numbers = Numbers(market)
+    numbers = NumberFormat(market)
     return {
         "a": item.id,
         "p": numbers.price(item.price),
@@ -100,9 +100,9 @@ def aggregate(market: Market, item: Aggregate, clock: Clock) -> dict[str, Any]:
     }
 
 
-def candle(market: Market, item: Candle, interval: str, clock: Clock) -> list[Any]:
+def candle(market: PlaybackMarket, item: Candle, interval: str, clock: Clock) -> list[Any]:
     """Write one entry of `klines`."""
-    numbers = Numbers(market)
+    numbers = NumberFormat(market)
     close_us = item.open_us + INTERVALS_US[interval]
     return [
         clock(item.open_us),
@@ -120,9 +120,9 @@ def candle(market: Market, item: Candle, interval: str, clock: Clock) -> list[An
     ]
 
 
-def ticker_24hr(market: Market, now_us: int, clock: Clock, *, full: bool) -> dict[str, Any]:
+def ticker_24hr(market: PlaybackMarket, now_us: int, clock: Clock, *, full: bool) -> dict[str, Any]:
     """Write one entry of `ticker/24hr`; before the first trade all numbers are zero."""
-    numbers = Numbers(market)
+    numbers = NumberFormat(market)
     day = market.tape.day(now_us) or Candle(now_us, 0, 0, 0, 0)
     mini = _mini(market, day, clock(now_us - DAY_US), clock(now_us))
     if not full:
@@ -137,7 +137,7 @@ def ticker_24hr(market: Market, now_us: int, clock: Clock, *, full: bool) -> dic
     }
 
 
-def ticker(market: Market, now_us: int, window_us: int, clock: Clock, *, full: bool) -> dict[str, Any]:
+def ticker(market: PlaybackMarket, now_us: int, window_us: int, clock: Clock, *, full: bool) -> dict[str, Any]:
     """Write one entry of `ticker`, whose window begins on a minute; before the first trade all numbers are zero."""
     open_us = (now_us - window_us) // MINUTE_US * MINUTE_US
     window = market.tape.since(open_us) or Candle(now_us, 0, 0, 0, 0)
@@ -145,8 +145,8 @@ def ticker(market: Market, now_us: int, window_us: int, clock: Clock, *, full: b
     return {**mini, **_change(market, window)} if full else mini
 
 
-def _mini(market: Market, window: Candle, open_time: int, close_time: int) -> dict[str, Any]:
-    numbers = Numbers(market)
+def _mini(market: PlaybackMarket, window: Candle, open_time: int, close_time: int) -> dict[str, Any]:
+    numbers = NumberFormat(market)
     return {
         "symbol": market.symbol,
         "openPrice": numbers.price(window.open),
@@ -163,8 +163,8 @@ def _mini(market: Market, window: Candle, open_time: int, close_time: int) -> di
     }
 
 
-def _change(market: Market, window: Candle) -> dict[str, Any]:
-    numbers = Numbers(market)
+def _change(market: PlaybackMarket, window: Candle) -> dict[str, Any]:
+    numbers = NumberFormat(market)
     change = window.close - window.open
     percent = 100 * change / window.open if window.open else 0.0
     return {
@@ -174,25 +174,25 @@ def _change(market: Market, window: Candle) -> dict[str, Any]:
     }
 
 
-def ticker_price(market: Market) -> dict[str, Any]:
+def ticker_price(market: PlaybackMarket) -> dict[str, Any]:
     """Write one entry of `ticker/price`: the last trade's price."""
     last = market.tape.trades[-1].price if market.tape.trades else 0
-    return {"symbol": market.symbol, "price": Numbers(market).price(last)}
+    return {"symbol": market.symbol, "price": NumberFormat(market).price(last)}
 
 
-def average_price(market: Market, now_us: int, clock: Clock) -> dict[str, Any]:
+def average_price(market: PlaybackMarket, now_us: int, clock: Clock) -> dict[str, Any]:
     """Answer `avgPrice`."""
     last_us = market.tape.trades[-1].time_us if market.tape.trades else 0
     average = market.tape.average(now_us - AVERAGE_MINUTES * MINUTE_US)
-    return {"mins": AVERAGE_MINUTES, "price": Numbers(market).price(average), "closeTime": clock(last_us)}
+    return {"mins": AVERAGE_MINUTES, "price": NumberFormat(market).price(average), "closeTime": clock(last_us)}
 
 
-def book_ticker(market: Market) -> dict[str, Any]:
+def book_ticker(market: PlaybackMarket) -> dict[str, Any]:
     """Write one entry of `ticker/bookTicker`."""
-    return {"symbol": market.symbol, **_best(market, Numbers(market))}
+    return {"symbol": market.symbol, **_best(market, NumberFormat(market))}
 
 
-def _best(market: Market, numbers: Numbers) -> dict[str, str]:
+def _best(market: PlaybackMarket, numbers: NumberFormat) -> dict[str, str]:
     bids, asks = market.book.top(1)
     bid, ask = (bids or [(0, 0)])[0], (asks or [(0, 0)])[0]
     return {
@@ -204,7 +204,7 @@ def _best(market: Market, numbers: Numbers) -> dict[str, str]:
 
 
 def exchange_info(
-    markets: Sequence[Market], now: int, weight_limit: int, *, permission_sets: bool = True
+    markets: Sequence[PlaybackMarket], now: int, weight_limit: int, *, permission_sets: bool = True
 ) -> dict[str, Any]:
     """Answer `exchangeInfo`."""
     return {

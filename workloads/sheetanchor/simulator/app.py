@@ -25,7 +25,7 @@ from sheetanchor.runtime.settings import ExchangeSettings
 from sheetanchor.simulator import answers, rest
 from sheetanchor.simulator.control import STREAMS_MAX, is_stream_name, not_served, unserved_type
 from sheetanchor.simulator.faults import RECIPES, Client, check, parse
-from sheetanchor.simulator.playback.market import Market
+from sheetanchor.simulator.playback.market import PlaybackMarket
 from sheetanchor.simulator.playback.playback_clock import Pace, RecordedPace, SteadyPace, parse_burst
 from sheetanchor.simulator.playback.script import begin_at, prepare
 from sheetanchor.simulator.sessions import Session, Terms
@@ -51,7 +51,7 @@ KEY_HEADER: Final = "X-MBX-APIKEY"
 
 
 @dataclass(slots=True)
-class Server:
+class ExchangeSimulator:
     """A running exchange: where it listens and what it serves."""
 
     venue: Venue
@@ -69,7 +69,7 @@ class Server:
         task.add_done_callback(self.closing.discard)
 
 
-_SERVER: Final = web.AppKey("server", Server)
+_SERVER: Final = web.AppKey("server", ExchangeSimulator)
 
 
 def build_venue(settings: ExchangeSettings, now_us: Callable[[], int]) -> Venue:
@@ -98,7 +98,7 @@ def build_venue(settings: ExchangeSettings, now_us: Callable[[], int]) -> Venue:
                 f"warmup_s = {settings.warmup_s:g}: expected less than the {script.duration_us / 1e6:.0f} s "
                 f"that the recording of {script.symbol} lasts"
             )
-        markets[script.symbol] = Market(script, pace, loop=settings.loop, warmup_us=warmup_us)
+        markets[script.symbol] = PlaybackMarket(script, pace, loop=settings.loop, warmup_us=warmup_us)
     for market in markets.values():
         while market.advance(start_us, count_max=_CATCH_UP_COUNT):
             pass  # what would have been sent by now, had this exchange not been restarted
@@ -134,7 +134,7 @@ def _named_streams(request: web.Request) -> list[str]:
     return [name for name in request.match_info.get("stream", "").split("/") if name]
 
 
-def _check_upgrade(request: web.Request, server: Server, streams: list[str]) -> web.Response | None:
+def _check_upgrade(request: web.Request, server: ExchangeSimulator, streams: list[str]) -> web.Response | None:
     """Give the answer to an upgrade that is not granted."""
     key = request.headers.get(KEY_HEADER, "")
     expected = server.settings.api_key
@@ -184,7 +184,7 @@ async def _websocket(request: web.Request) -> web.StreamResponse:
 # -- pages ------------------------------------------------------------------------------------------------------------
 
 
-def _fault_list(server: Server) -> dict[str, Any]:
+def _fault_list(server: ExchangeSimulator) -> dict[str, Any]:
     board = server.venue.board
     return {
         "active": [fault.report() for fault in board.live],
@@ -258,7 +258,7 @@ async def _front(request: web.Request) -> web.Response:
     return web.Response(text=request.app[_SERVER].page)
 
 
-def _page(server: Server) -> str:
+def _page(server: ExchangeSimulator) -> str:
     settings = server.settings
     pace = f"{settings.rate:g} messages a second" if settings.rate > 0 else f"speed {settings.speed:g}"
     rounds = "round and round" if settings.loop else "once"
@@ -286,7 +286,7 @@ async def _in_json(request: web.Request, handler: Callable[[web.Request], Awaita
         return _refusal(404, -1000, f"Path {shortened(request.path, 100)} is not served here.")
 
 
-def build_app(server: Server) -> web.Application:
+def build_app(server: ExchangeSimulator) -> web.Application:
     """Put the routes together."""
     app = web.Application(middlewares=[_in_json, _only_for_us])
     app[_SERVER] = server
@@ -325,7 +325,7 @@ async def _play(venue: Venue) -> None:
 
 
 @asynccontextmanager
-async def serving(settings: ExchangeSettings, *, terms: Terms | None = None) -> AsyncIterator[Server]:
+async def serving(settings: ExchangeSettings, *, terms: Terms | None = None) -> AsyncIterator[ExchangeSimulator]:
     """Serve in the running loop while the context lasts.
 
     Args:
@@ -337,7 +337,9 @@ async def serving(settings: ExchangeSettings, *, terms: Terms | None = None) -> 
         BadRecording: A recording cannot be used.
     """
     venue = build_venue(settings, wall_clock())
-    server = Server(venue, settings, terms or Terms(ping_interval_s=settings.ping_interval_s, life_s=settings.life_s))
+    server = ExchangeSimulator(
+        venue, settings, terms or Terms(ping_interval_s=settings.ping_interval_s, life_s=settings.life_s)
+    )
     server.page = _page(server)
     runner = web.AppRunner(build_app(server), access_log=None, shutdown_timeout=_STOP_WITHIN_S)
     await runner.setup()

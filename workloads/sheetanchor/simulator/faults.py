@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sheetanchor.errors import BadSettings, shortened
-from sheetanchor.simulator.playback.market import Event
+from sheetanchor.simulator.playback.market import MarketEvent
 from sheetanchor.simulator.playback.script import KINDS
 
 DONE_MAX: Final = 100
@@ -121,7 +121,7 @@ class Fault:
         named = not line or re.search(rf"line={re.escape(line)}(?![\w-])", client.user_agent)
         return bool(named) and self.number("connection") in (0, client.number)
 
-    def concerns(self, event: Event) -> bool:
+    def concerns(self, event: MarketEvent) -> bool:
         """Say whether it is meant for a message."""
         return self.text("symbol") in ("", event.symbol) and self.text("what") in ("", "all", event.kind)
 
@@ -278,7 +278,9 @@ class FaultBoard:
                 return fault
         return None
 
-    def edits(self, events: Sequence[Event], subscribers: Mapping[str, Iterable[Client]]) -> dict[int, dict[int, Edit]]:
+    def edits(
+        self, events: Sequence[MarketEvent], subscribers: Mapping[str, Iterable[Client]]
+    ) -> dict[int, dict[int, Edit]]:
         """Decide what the connections get instead of the messages of one tick.
 
         A fault meets a message for all connections it picks at once, so that two lines lose the same one; it waits
@@ -303,7 +305,7 @@ class FaultBoard:
         return found
 
     def _meet(
-        self, fault: Fault, event: Event, place: int, picked: list[Client], found: dict[int, dict[int, Edit]]
+        self, fault: Fault, event: MarketEvent, place: int, picked: list[Client], found: dict[int, dict[int, Edit]]
     ) -> None:
         junk = garbage(fault.random, fault.applied, event.frame) if fault.kind == "garbage" else b""
         for client in picked:

@@ -22,7 +22,7 @@ MESSAGES_PER_S: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class LimitDecision:
     """What becomes of a request.
 
     Attributes:
@@ -54,7 +54,7 @@ class WeightBudget:
     per_minute: int
     _callers: dict[str, _Caller] = field(default_factory=dict)
 
-    def charge(self, address: str, weight: int, now_s: float) -> Verdict:
+    def charge(self, address: str, weight: int, now_s: float) -> LimitDecision:
         """Count a request and say whether it is answered.
 
         Args:
@@ -70,13 +70,13 @@ class WeightBudget:
             return self._banned(caller, now_s)
         caller.used += weight
         if caller.used <= self.per_minute:
-            return Verdict(200, caller.used)
+            return LimitDecision(200, caller.used)
         caller.refused += 1
         if caller.refused > BAN_AFTER:
             caller.bans += 1
             caller.banned_until_s = now_s + min(BAN_LONGEST_S, BAN_FIRST_S * 2 ** min(caller.bans - 1, 20))
             return self._banned(caller, now_s)
-        return Verdict(429, caller.used, max(1, math.ceil((minute + 1) * 60 - now_s)))
+        return LimitDecision(429, caller.used, max(1, math.ceil((minute + 1) * 60 - now_s)))
 
     def _caller(self, address: str) -> _Caller:
         if address not in self._callers and len(self._callers) >= CALLERS_MAX:
@@ -84,9 +84,9 @@ class WeightBudget:
         return self._callers.setdefault(address, _Caller())
 
     @staticmethod
-    def _banned(caller: _Caller, now_s: float) -> Verdict:
+    def _banned(caller: _Caller, now_s: float) -> LimitDecision:
         wait_s = max(1, math.ceil(caller.banned_until_s - now_s))
-        return Verdict(418, caller.used, wait_s, int(caller.banned_until_s * 1000))
+        return LimitDecision(418, caller.used, wait_s, int(caller.banned_until_s * 1000))
 
 
 class MessageBudget:

@@ -1,6 +1,6 @@
 """What a REST request asks for: its parameters, its unit of time and the format that it wants back. Pure.
 
-Every reading of a parameter either gives a value or raises `ApiError` with the exchange's own code for what is wrong.
+Every reading of a parameter either gives a value or raises `RestError` with the exchange's own code for what is wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sheetanchor.simulator.faults import Fault
-from sheetanchor.simulator.playback.market import Market
+from sheetanchor.simulator.playback.market import PlaybackMarket
 from sheetanchor.simulator.venue import Venue
 
 STATUSES: Final = ("TRADING", "HALT", "BREAK")
@@ -40,7 +40,7 @@ _WINDOWS: Final = {"m": (59, _MINUTE_US), "h": (23, 60 * _MINUTE_US), "d": (7, 1
 SYMBOLS_MAX: Final = 100
 
 
-class ApiError(Exception):
+class RestError(Exception):
     """A request that is answered with an error body."""
 
     def __init__(self, code: int, text: str, status: int = 400) -> None:
@@ -49,14 +49,14 @@ class ApiError(Exception):
         self.status = status
 
 
-def missing(name: str) -> ApiError:
+def missing(name: str) -> RestError:
     """Give the error for a parameter that has to be there."""
-    return ApiError(-1102, f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed.")
+    return RestError(-1102, f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed.")
 
 
-def invalid(name: str) -> ApiError:
+def invalid(name: str) -> RestError:
     """Give the error for a value that cannot be used."""
-    return ApiError(-1130, f"Data sent for parameter '{name}' is not valid.")
+    return RestError(-1130, f"Data sent for parameter '{name}' is not valid.")
 
 
 def check_sent(sent: Iterable[tuple[str, str]]) -> None:
@@ -67,10 +67,10 @@ def check_sent(sent: Iterable[tuple[str, str]]) -> None:
     """
     pairs = list(sent)
     if any(count > 1 for count in Counter(name for name, _ in pairs).values()):
-        raise ApiError(-1101, "Duplicate values for a parameter detected.")
+        raise RestError(-1101, "Duplicate values for a parameter detected.")
     for name, value in pairs:
         if not value:
-            raise ApiError(-1105, f"Parameter '{name}' was empty.")
+            raise RestError(-1105, f"Parameter '{name}' was empty.")
 
 
 def wants_micros(unit: str) -> bool:
@@ -80,7 +80,7 @@ def wants_micros(unit: str) -> bool:
         ApiError: It names no unit.
     """
     if unit.upper() not in ("", "MICROSECOND", "MILLISECOND"):
-        raise ApiError(-1194, "Invalid value for time unit; expected either MICROSECOND or MILLISECOND.")
+        raise RestError(-1194, "Invalid value for time unit; expected either MICROSECOND or MILLISECOND.")
     return unit.upper() == "MICROSECOND"
 
 
@@ -97,8 +97,8 @@ def check_format(accept: str, schema: str) -> None:
     if "application/sbe" not in accept or "json" in accept or "*/*" in accept:
         return
     if not _SCHEMA.fullmatch(schema):
-        raise ApiError(-1152, "Invalid `X-MBX-SBE` header; expected `<SCHEMA_ID>:<VERSION>`.")
-    raise ApiError(-1153, "Unsupported SBE schema ID or version specified in the `X-MBX-SBE` header.")
+        raise RestError(-1152, "Invalid `X-MBX-SBE` header; expected `<SCHEMA_ID>:<VERSION>`.")
+    raise RestError(-1153, "Unsupported SBE schema ID or version specified in the `X-MBX-SBE` header.")
 
 
 @dataclass(slots=True)
@@ -115,28 +115,28 @@ class Query:
         """Turn µs into the unit asked for."""
         return time_us if self.micros else time_us // 1000
 
-    def market(self) -> Market:
+    def market(self) -> PlaybackMarket:
         """Give the market of the mandatory parameter `symbol`."""
         name = self.params.get("symbol", "")
         if not name:
             raise missing("symbol")
         market = self._market(name, "symbol")
         if self.status() not in ("", STATUS):
-            raise ApiError(-1220, "The symbol's status does not match the requested symbolStatus.")
+            raise RestError(-1220, "The symbol's status does not match the requested symbolStatus.")
         return market
 
-    def markets(self, *, needed: bool = False) -> list[Market]:
+    def markets(self, *, needed: bool = False) -> list[PlaybackMarket]:
         """Give the markets of `symbol` or `symbols`, and of `symbolStatus`; all without any of them.
 
         Args:
             needed: Whether one of the first two has to be there.
         """
         if "symbol" in self.params and "symbols" in self.params:
-            raise ApiError(-1128, "Combination of optional parameters invalid.")
+            raise RestError(-1128, "Combination of optional parameters invalid.")
         if "symbol" in self.params:
             return [self.market()]
         if needed and "symbols" not in self.params:
-            raise ApiError(-1102, "Param 'symbol' or 'symbols' must be sent, but both were empty/null!")
+            raise RestError(-1102, "Param 'symbol' or 'symbols' must be sent, but both were empty/null!")
         found = [self._market(name, "symbols") for name in self._names("symbols")]
         chosen = found if "symbols" in self.params else list(self.venue.markets.values())
         return chosen if self.status() in ("", STATUS) else []
@@ -149,35 +149,35 @@ class Query:
         except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise ApiError(
+            raise RestError(
                 -1100, f"Illegal characters found in parameter '{parameter}'; legal range is a JSON array of names."
             )
         if parameter == "symbols" and len(set(names)) < len(names):
-            raise ApiError(-1151, "Symbol is present multiple times in the list.")
+            raise RestError(-1151, "Symbol is present multiple times in the list.")
         if len(names) > SYMBOLS_MAX:
             raise invalid(parameter)
         return names
 
-    def _market(self, name: str, parameter: str) -> Market:
+    def _market(self, name: str, parameter: str) -> PlaybackMarket:
         if not _SYMBOL.fullmatch(name):
             legal = "^[A-Z0-9-_.]{1,20}$"
-            raise ApiError(-1100, f"Illegal characters found in parameter '{parameter}'; legal range is '{legal}'.")
+            raise RestError(-1100, f"Illegal characters found in parameter '{parameter}'; legal range is '{legal}'.")
         if name not in self.venue.markets:
-            raise ApiError(-1121, "Invalid symbol.")
+            raise RestError(-1121, "Invalid symbol.")
         return self.venue.markets[name]
 
     def status(self) -> str:
         """Read `symbolStatus`; "" when it was not sent."""
         value = self.params.get("symbolStatus", "")
         if value and value not in STATUSES:
-            raise ApiError(-1122, "Invalid symbolStatus.")
+            raise RestError(-1122, "Invalid symbolStatus.")
         return value
 
-    def listed(self) -> list[Market]:
+    def listed(self) -> list[PlaybackMarket]:
         """Give the markets that `exchangeInfo` is asked for, by name, or by permission and status."""
         named = "symbol" in self.params or "symbols" in self.params
         if named and ("permissions" in self.params or "symbolStatus" in self.params):
-            raise ApiError(-1128, "Combination of optional parameters invalid.")
+            raise RestError(-1128, "Combination of optional parameters invalid.")
         wanted = self._permissions()
         markets = self.markets()
         return markets if not wanted or set(wanted) & set(PERMISSIONS) else []
@@ -203,7 +203,7 @@ class Query:
             return None
         if not _INTEGER.fullmatch(text):
             legal = "^[0-9]{1,20}$"
-            raise ApiError(-1100, f"Illegal characters found in parameter '{name}'; legal range is '{legal}'.")
+            raise RestError(-1100, f"Illegal characters found in parameter '{name}'; legal range is '{legal}'.")
         return int(text)
 
     def limit(self, default: int, highest: int) -> int:
@@ -241,5 +241,5 @@ class Query:
         """Read `type`, FULL or MINI."""
         kind = self.params.get("type", "FULL")
         if kind not in ("FULL", "MINI"):
-            raise ApiError(-1139, "Invalid ticker type.")
+            raise RestError(-1139, "Invalid ticker type.")
         return kind == "FULL"

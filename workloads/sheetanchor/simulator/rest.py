@@ -18,9 +18,9 @@ from aiohttp import web
 
 from sheetanchor.simulator import answers
 from sheetanchor.simulator.faults import Fault
-from sheetanchor.simulator.limits import Verdict
+from sheetanchor.simulator.limits import LimitDecision
 from sheetanchor.simulator.playback.tape import INTERVALS_US
-from sheetanchor.simulator.query import ApiError, Query, check_format, check_sent, missing, wants_micros
+from sheetanchor.simulator.query import Query, RestError, check_format, check_sent, missing, wants_micros
 from sheetanchor.simulator.venue import Venue
 
 Item = TypeVar("Item")
@@ -75,7 +75,7 @@ def _klines(query: Query) -> Any:
     if not interval:
         raise missing("interval")
     if interval not in INTERVALS_US:
-        raise ApiError(-1120, "Invalid interval.")
+        raise RestError(-1120, "Invalid interval.")
     start_us, end_us = query.time_us("startTime"), query.time_us("endTime")
     found = [
         item
@@ -187,7 +187,7 @@ def answer(query: Query, route: Route) -> Any:
     """
     read = [name for name in query.params if name in route.reads]
     if len(read) < len(query.params):
-        raise ApiError(
+        raise RestError(
             -1104,
             f"Not all sent parameters were read; read '{len(read)}' parameter(s) but was sent '{len(query.params)}'.",
         )
@@ -202,7 +202,7 @@ def _error(code: int, text: str) -> dict[str, Any]:
     return {"code": code, "msg": text}
 
 
-def _over_limit(verdict: Verdict, per_minute: int, headers: dict[str, str]) -> web.Response:
+def _over_limit(verdict: LimitDecision, per_minute: int, headers: dict[str, str]) -> web.Response:
     headers["Retry-After"] = str(verdict.retry_after_s)
     if verdict.status == 418:
         text = f"Way too much request weight used; IP banned until {verdict.banned_until_ms}."
@@ -266,7 +266,7 @@ def _answered(request: web.Request, query: Query, route: Route, headers: Mapping
         query.micros = wants_micros(request.headers.get("X-MBX-TIME-UNIT", ""))
         check_sent(request.query.items())
         return _respond(answer(query, route), 200, headers)
-    except ApiError as error:
+    except RestError as error:
         return _respond(_error(error.code, str(error)), error.status, headers)
 
 

@@ -18,7 +18,7 @@ from aiohttp import WSCloseCode, web
 from sheetanchor.simulator.control import Subscriptions, answer
 from sheetanchor.simulator.faults import Client, Edit
 from sheetanchor.simulator.limits import MessageBudget
-from sheetanchor.simulator.playback.market import Event
+from sheetanchor.simulator.playback.market import MarketEvent
 from sheetanchor.simulator.wire import BINARY, PING, PONG, TEXT, wire_frame
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class Session:
     def _is_slow(self) -> bool:
         return self._unread_bytes() > self._terms.backlog_bytes
 
-    def send_each(self, events: Sequence[Event], wires: Sequence[bytes], edits: Mapping[int, Edit]) -> None:
+    def send_each(self, events: Sequence[MarketEvent], wires: Sequence[bytes], edits: Mapping[int, Edit]) -> None:
         """Write those messages that it has subscribed to, with scripted edits, culling best prices when it is slow."""
         slow = self._is_slow()
         parts: list[bytes] = []

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from sheetanchor.simulator.faults import Client, Edit, Fault, FaultBoard
 from sheetanchor.simulator.limits import WeightBudget
-from sheetanchor.simulator.playback.market import Event, Market
+from sheetanchor.simulator.playback.market import MarketEvent, PlaybackMarket
 from sheetanchor.simulator.sessions import Session
 from sheetanchor.simulator.wire import BINARY, wire_frame
 
@@ -39,7 +39,7 @@ class Venue:
     """
 
     def __init__(
-        self, markets: Mapping[str, Market], now_us: Callable[[], int], start_us: int, weight_limit: int
+        self, markets: Mapping[str, PlaybackMarket], now_us: Callable[[], int], start_us: int, weight_limit: int
     ) -> None:
         self.markets = dict(markets)
         self.now_us = now_us
@@ -62,7 +62,7 @@ class Venue:
     def tick(self, now_us: int) -> None:
         """Begin and end faults, send what is due, and look after connections."""
         self.tick_faults(now_us)
-        events: list[Event] = []
+        events: list[MarketEvent] = []
         for market in self.markets.values():
             top = any(market.top_stream in session.streams for session in self.sessions.values())
             events += market.advance(now_us, count_max=EVENTS_PER_TICK_MAX, top=top)
@@ -99,7 +99,7 @@ class Venue:
         if fault.kind in ("shutdown", "price_jump") or (fault.kind == "disconnect" and fault.until_us is None):
             self.board.finish(fault)
 
-    def _broadcast(self, events: list[Event]) -> None:
+    def _broadcast(self, events: list[MarketEvent]) -> None:
         plan = self._plan(events)
         wires = [wire_frame(BINARY, event.frame) for event in events]
         shared: dict[frozenset[str], bytes] = {}
@@ -115,7 +115,7 @@ class Venue:
                 )
             session.send(shared[streams])
 
-    def _plan(self, events: list[Event]) -> dict[int, dict[int, Edit]]:
+    def _plan(self, events: list[MarketEvent]) -> dict[int, dict[int, Edit]]:
         if not self.board.live:
             return {}
         subscribers: dict[str, list[Client]] = {}

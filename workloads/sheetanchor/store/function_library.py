@@ -62,7 +62,7 @@ class Loaded:
     code: str | None
 
 
-class Step(StrEnum):
+class LibraryStep(StrEnum):
     """What a role does about the library that it finds."""
 
     USE = "use"
@@ -70,15 +70,15 @@ class Step(StrEnum):
     USE_NEWER = "use newer"  # a role of the next version has loaded it: to load this one's would take it away
 
 
-def decide(found: Loaded, own_code: str, own_version: int) -> Step:
+def decide(found: Loaded, own_code: str, own_version: int) -> LibraryStep:
     """Decide what a role does about what it finds on a server whose library may be of the next version already."""
     if found.code == own_code:
-        return Step.USE
+        return LibraryStep.USE
     if found.version > own_version:
-        return Step.USE_NEWER
+        return LibraryStep.USE_NEWER
     if found.code is None and found.version == own_version:
-        return Step.USE  # whoever may not look relies on who loads it
-    return Step.LOAD
+        return LibraryStep.USE  # whoever may not look relies on who loads it
+    return LibraryStep.LOAD
 
 
 async def ensure_library(redis: Redis) -> int:
@@ -94,9 +94,9 @@ async def ensure_library(redis: Redis) -> int:
     with clear_errors(f"FUNCTION LOAD {NAME}"):
         found = await _look(redis)
         step = decide(found, library_source(), library_version())
-        if step is Step.LOAD:
+        if step is LibraryStep.LOAD:
             await _load_or_tell(redis, found)
-        elif step is Step.USE_NEWER:
+        elif step is LibraryStep.USE_NEWER:
             log.warning(
                 "the server's function library says it is version %d, newer than this role's %d: it is used as it is",
                 found.version,
@@ -137,7 +137,7 @@ async def _said_version(redis: Redis) -> int:
         raise
 
 
-class Kept(StrEnum):
+class LibraryCheck(StrEnum):
     """What a node did about the library of its server."""
 
     SAME = "same"
@@ -146,7 +146,7 @@ class Kept(StrEnum):
     REPAIRED = "repaired"  # somebody had put another in its place, or one beside it
 
 
-async def keep_library(redis: Redis) -> Kept:
+async def keep_library(redis: Redis) -> LibraryCheck:
     """See to it that a server of our own has this very library and no other.
 
     Raises:
@@ -160,10 +160,10 @@ async def keep_library(redis: Redis) -> Kept:
     if code != library_source():
         await execute(redis, "FUNCTION", "LOAD", "REPLACE", library_source())
     if strangers or (code is not None and code != library_source() and version_of(code) >= library_version()):
-        return Kept.REPAIRED
+        return LibraryCheck.REPAIRED
     if code is None:
-        return Kept.LOADED
-    return Kept.SAME if code == library_source() else Kept.UPDATED
+        return LibraryCheck.LOADED
+    return LibraryCheck.SAME if code == library_source() else LibraryCheck.UPDATED
 
 
 async def libraries(redis: Redis, name: str = "") -> dict[str, str]:

@@ -22,7 +22,7 @@ SOUND_AFTER_S: Final = 60.0
 
 
 @dataclass(slots=True)
-class Kept:
+class RestartedTasks:
     """Tasks that are begun again when they end by a defect, and what befell them.
 
     Attributes:

@@ -9,7 +9,7 @@ import pytest
 from sheetanchor.contract import HORIZON_SLOTS, slot_start_us
 from sheetanchor.local.dashboard.tally import (
     HISTORY_SLOTS,
-    Prediction,
+    ShownPrediction,
     Tally,
     end_after,
     judge,
@@ -72,7 +72,7 @@ def test_summary_has_exactly_the_promised_keys() -> None:
 
 def test_entry_is_read_with_its_commit_time_from_the_id() -> None:
     """A stream entry gives the prediction; the first half of its id is when it became readable."""
-    found = Prediction.parse("1800000000008-0", FIELDS)
+    found = ShownPrediction.parse("1800000000008-0", FIELDS)
 
     expected = prediction(
         FIRST_SLOT,
@@ -88,13 +88,13 @@ def test_entry_is_read_with_its_commit_time_from_the_id() -> None:
 @pytest.mark.parametrize("value", ["", "nan", "inf"])
 def test_missing_price_is_none(value: str) -> None:
     """A prediction without a usable price has none, whichever way that is said."""
-    assert Prediction.parse("1-0", FIELDS | {"price_now": value}).price_now is None
+    assert ShownPrediction.parse("1-0", FIELDS | {"price_now": value}).price_now is None
 
 
 @pytest.mark.parametrize(("text", "sign"), [("up", 1), ("down", -1), ("flat", 0)])
 def test_directions(text: str, sign: int) -> None:
     """A direction is a sign."""
-    assert sign == Prediction.parse("1-0", FIELDS | {"direction": text}).direction
+    assert sign == ShownPrediction.parse("1-0", FIELDS | {"direction": text}).direction
 
 
 def test_slots_are_predictions_plus_missed() -> None:
@@ -214,7 +214,7 @@ def test_price_in_doubt_decides_nothing(doubted: dict[str, Any]) -> None:
 def test_doubts_about_the_state_are_doubts_about_its_price() -> None:
     """A suspect state's price is not judged by; a replica without a model still has a good price."""
     found = [
-        Prediction.parse("1-0", FIELDS | {"degraded": "1", "reason": reason}).price_is_sound
+        ShownPrediction.parse("1-0", FIELDS | {"degraded": "1", "reason": reason}).price_is_sound
         for reason in ("suspect: a hole", "model: no model", "model: no model; stale: 6 s")
     ]
 

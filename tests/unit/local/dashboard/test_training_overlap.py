@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sheetanchor.local.dashboard.training_overlap import SEEN, UNSEEN, Lesson, lesson_of
-from sheetanchor.local.roles import Market, Plan
+from sheetanchor.local.roles import LocalPlan, MarketSource
 from sheetanchor.ml.dataset import label, rows, split
 from sheetanchor.ml.registry import ModelRegistry, default_root
 from sheetanchor.recording import recording_file
@@ -71,8 +71,10 @@ def test_of_a_market_it_has_not_learnt_from_nothing_is_said(tmp_path: Path, sour
 
 def test_the_exchange_is_told_where_to_begin() -> None:
     """The moment reaches its command line, and only when there is one."""
-    market = Market("local", "ws://127.0.0.1:1", "http://127.0.0.1:1", "local", 1)
-    whole, part = (Plan(LocalSettings(), market, "", {}, 0.0, at_s).exchange().command for at_s in (0.0, 1723161524.0))
+    market = MarketSource("local", "ws://127.0.0.1:1", "http://127.0.0.1:1", "local", 1)
+    whole, part = (
+        LocalPlan(LocalSettings(), market, "", {}, 0.0, at_s).exchange().command for at_s in (0.0, 1723161524.0)
+    )
 
     assert "--begin-at" not in whole
     assert "1723161524.000" == part[part.index("--begin-at") + 1]

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sheetanchor.local.coordinator import Coordinator
 from sheetanchor.local.dashboard.probe import Probe, role_status
-from sheetanchor.local.dashboard.status import StageLatency, Status, SymbolStatus, anchor_status, symbol_status
+from sheetanchor.local.dashboard.status import StageLatency, Status, SymbolPanel, anchor_status, symbol_status
 from sheetanchor.local.dashboard.tally import Tally, percentile, summary
 from sheetanchor.local.processes import Child
 from sheetanchor.local.relay import Relay
@@ -22,7 +22,7 @@ LATENCY_SLOTS: Final = 30
 
 
 @dataclass(slots=True)
-class Run:
+class ProcessRun:
     """Where a run stands.
 
     Attributes:
@@ -81,7 +81,7 @@ class Board:
         market: Kind of market: local, external or live.
     """
 
-    def __init__(self, run: Run, tallies: list[Tally], relay: Relay, market: str) -> None:
+    def __init__(self, run: ProcessRun, tallies: list[Tally], relay: Relay, market: str) -> None:
         self.run = run
         self.tallies = tallies
         self.children: list[Child] = []
@@ -117,7 +117,7 @@ class Board:
         epochs = [c.observed.anchor.epoch for c in self.coordinators if c.observed is not None]
         return summary(self.tallies, epochs, self.run.now_us())
 
-    def _symbols(self, now_us: int) -> list[SymbolStatus]:
+    def _symbols(self, now_us: int) -> list[SymbolPanel]:
         coordinators = {coordinator.symbol: coordinator for coordinator in self.coordinators}
         symbols = []
         for tally in self.tallies:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from sheetanchor.contract import Gap, Receipt, slot_start_us
-from sheetanchor.local.dashboard.tally import Prediction, Tally
+from sheetanchor.local.dashboard.tally import ShownPrediction, Tally
 from sheetanchor.local.relay import Notice
 from sheetanchor.store.hot_state import Anchor
 
@@ -78,12 +78,12 @@ class AnchorStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class SymbolStatus:
+class SymbolPanel:
     """One symbol."""
 
     symbol: str
     anchor: AnchorStatus
-    predictions: list[Prediction]
+    predictions: list[ShownPrediction]
     missed_slots: list[int]
     gaps: list[Gap]
     receipts: list[Receipt]
@@ -107,7 +107,7 @@ class Status:
     uptime_s: float
     ends_in_s: float | None
     summary: dict[str, Any]
-    symbols: list[SymbolStatus]
+    symbols: list[SymbolPanel]
     stages: list[StageLatency]
     roles: list[RoleStatus]
     redis: str
@@ -126,16 +126,16 @@ class Status:
         return body
 
 
-_PREDICTION_FIELDS: Final = tuple(spec.name for spec in fields(Prediction))
+_PREDICTION_FIELDS: Final = tuple(spec.name for spec in fields(ShownPrediction))
 
 
-def _prediction_json(prediction: Prediction) -> dict[str, Any]:
+def _prediction_json(prediction: ShownPrediction) -> dict[str, Any]:
     # `asdict` copies deeply, which for hundreds of flat records costs more than all the rest.
     body = {name: getattr(prediction, name) for name in _PREDICTION_FIELDS}
     return body | {"time_ms": slot_start_us(prediction.slot) // 1_000}
 
 
-def _symbol_json(symbol: SymbolStatus) -> dict[str, Any]:
+def _symbol_json(symbol: SymbolPanel) -> dict[str, Any]:
     return {
         "symbol": symbol.symbol,
         "anchor": asdict(symbol.anchor),
@@ -161,11 +161,11 @@ def anchor_status(anchor: Anchor, rebuilding: bool, now_us: int) -> AnchorStatus
     )
 
 
-def symbol_status(tally: Tally, anchor: AnchorStatus, lines: Sequence[LineStatus], now_us: int) -> SymbolStatus:
+def symbol_status(tally: Tally, anchor: AnchorStatus, lines: Sequence[LineStatus], now_us: int) -> SymbolPanel:
     """Give a symbol as it is shown, newest events first."""
     predictions = list(tally.history.values())[-CHART_SLOTS:]
     oldest = predictions[0].slot if predictions else 0
-    return SymbolStatus(
+    return SymbolPanel(
         symbol=tally.symbol,
         anchor=anchor,
         predictions=predictions,

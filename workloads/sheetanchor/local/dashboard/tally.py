@@ -33,7 +33,7 @@ REQUEST_RULE: Final = "request"
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class ShownPrediction:
     """One entry of the stream of predictions, with its outcome once that is known.
 
     Attributes:
@@ -61,7 +61,7 @@ class Prediction:
     hit: bool | None = None
 
     @classmethod
-    def parse(cls, entry_id: str, fields: Mapping[str, str]) -> Prediction:
+    def parse(cls, entry_id: str, fields: Mapping[str, str]) -> ShownPrediction:
         """Read a stream entry.
 
         Raises:
@@ -89,7 +89,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def judge(earlier: Prediction, later: Prediction) -> Prediction:
+def judge(earlier: ShownPrediction, later: ShownPrediction) -> ShownPrediction:
     """Give a prediction with its outcome, which is the price ten seconds later; in doubt where either price is."""
     before, after = earlier.price_now, later.price_now
     if before is None or after is None or not (earlier.price_is_sound and later.price_is_sound):
@@ -131,12 +131,12 @@ class Tally:
         self.judged = 0
         self.rises = 0
         self.latencies_ms: deque[float] = deque(maxlen=LATENCIES_MAX)
-        self.history: dict[int, Prediction] = {}
+        self.history: dict[int, ShownPrediction] = {}
         self.recent_gaps: deque[Gap] = deque(maxlen=EVENTS_KEPT)
         self.recent_receipts: deque[Receipt] = deque(maxlen=EVENTS_KEPT)
         self._latest_slot = -1
 
-    def add_prediction(self, made: Prediction) -> bool:
+    def add_prediction(self, made: ShownPrediction) -> bool:
         """Count one entry of the stream; false if it does not count (too late, counted already, after the end)."""
         slot = made.slot
         if made.committed_us >= slot_start_us(slot + 1) or slot in self.history:
@@ -157,7 +157,7 @@ class Tally:
             del self.history[min(self.history)]
         return True
 
-    def _judge_earlier(self, later: Prediction) -> None:
+    def _judge_earlier(self, later: ShownPrediction) -> None:
         earlier = self.history.get(later.slot - HORIZON_SLOTS)
         if earlier is None or earlier.outcome_price is not None:
             return

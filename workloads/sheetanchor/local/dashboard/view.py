@@ -11,8 +11,8 @@ from rich.layout import Layout
 from rich.panel import Panel
 from rich.text import Text
 
-from sheetanchor.local.dashboard.status import LineStatus, RoleStatus, StageLatency, Status, SymbolStatus
-from sheetanchor.local.dashboard.tally import WORDS, Prediction, slot_time_text
+from sheetanchor.local.dashboard.status import LineStatus, RoleStatus, StageLatency, Status, SymbolPanel
+from sheetanchor.local.dashboard.tally import WORDS, ShownPrediction, slot_time_text
 from sheetanchor.runtime.plain_text import clean
 
 REFRESH_S: Final = 1.0
@@ -72,7 +72,7 @@ def price_text(price: float | None) -> str:
     return f"{price:,.2f}" if abs(price) >= 10 else f"{price:.6g}"
 
 
-def outcome_mark(prediction: Prediction) -> tuple[str, str]:
+def outcome_mark(prediction: ShownPrediction) -> tuple[str, str]:
     """Give ✓, ✗, or … while the outcome is open; = where there was nothing to be right about. With its style."""
     if prediction.outcome_price is None:
         return "…", "dim"
@@ -114,7 +114,7 @@ def header(status: Status) -> Text:
     return text
 
 
-def anchor_lines(symbol: SymbolStatus) -> Text:
+def anchor_lines(symbol: SymbolPanel) -> Text:
     """Say whether the state can be relied on, and show the price with its recent course."""
     anchor = symbol.anchor
     prices = [p.price_now for p in symbol.predictions if p.price_now is not None]
@@ -166,15 +166,15 @@ def skill(status: Status) -> Text:
 PREDICTION_WIDTHS: Final = (-8, -1, 10, -1, 10, 3, 4)
 
 
-def predictions_panel(symbol: SymbolStatus, rows: int) -> Panel:
+def predictions_panel(symbol: SymbolPanel, rows: int) -> Panel:
     """List the last predictions, newest first, each with its outcome once ten seconds have passed."""
-    shown: list[Prediction | int] = [*symbol.predictions[-rows:], *symbol.missed_slots[-rows:]]
+    shown: list[ShownPrediction | int] = [*symbol.predictions[-rows:], *symbol.missed_slots[-rows:]]
     shown.sort(key=lambda item: item if isinstance(item, int) else item.slot, reverse=True)
     lines = [_titles(PREDICTION_WIDTHS, "slot", "", "price", "", "in 10 s", "%", "ms")]
     return _panel(lines + [_prediction_row(item) for item in shown[:rows]], clean(f"predictions {symbol.symbol}"))
 
 
-def _prediction_row(item: Prediction | int) -> Text:
+def _prediction_row(item: ShownPrediction | int) -> Text:
     if isinstance(item, int):
         return _row(PREDICTION_WIDTHS, [(slot_time_text(item), ""), ("✗", "bold red"), ("missed", "bold red")])
     cells = [
@@ -238,7 +238,7 @@ def _clock(at_us: int) -> str:
     return datetime.fromtimestamp(at_us / 1_000_000, UTC).strftime("%H:%M:%S")
 
 
-def events_panel(status: Status, symbol: SymbolStatus, rows: int) -> Panel:
+def events_panel(status: Status, symbol: SymbolPanel, rows: int) -> Panel:
     """Show the lines' health and, newest first, receipts, gaps and warnings."""
     events: list[tuple[int, Text]] = []
     for receipt in symbol.receipts:
@@ -289,7 +289,7 @@ def render(status: Status, height: int) -> Layout:
     return layout
 
 
-def slot_line(symbol: str, prediction: Prediction) -> str:
+def slot_line(symbol: str, prediction: ShownPrediction) -> str:
     """Give the line that `--plain` prints for a prediction."""
     word = WORDS[prediction.direction]
     doubt = f"  degraded: {prediction.reason}" if prediction.degraded else ""

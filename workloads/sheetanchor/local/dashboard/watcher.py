@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from sheetanchor.contract import Gap, Receipt, keys
 from sheetanchor.errors import RedisError
 from sheetanchor.local.dashboard import reanchor_metrics
-from sheetanchor.local.dashboard.tally import Prediction, Tally
+from sheetanchor.local.dashboard.tally import ShownPrediction, Tally
 from sheetanchor.store.redis_client import clear_errors
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Watcher:
         self,
         redis: Redis,
         tallies: Sequence[Tally],
-        on_prediction: Callable[[str, Prediction], None],
+        on_prediction: Callable[[str, ShownPrediction], None],
         on_gap: Callable[[str, Gap], None],
     ) -> None:
         self._redis = redis
@@ -95,7 +95,7 @@ class Watcher:
                     log.warning("entry %s of %s is not understood: %r", entry_id.decode(), stream, error)
 
     def _take_prediction(self, tally: Tally, entry_id: str, fields: Mapping[str, str]) -> None:
-        prediction = Prediction.parse(entry_id, fields)
+        prediction = ShownPrediction.parse(entry_id, fields)
         if tally.add_prediction(prediction):
             self._on_prediction(tally.symbol, prediction)
 

@@ -11,8 +11,8 @@ from sheetanchor.binance import sbe
 from sheetanchor.contract import stream_symbol
 from sheetanchor.simulator.playback.book import Book
 from sheetanchor.simulator.playback.playback_clock import Pace
-from sheetanchor.simulator.playback.script import Kind, Script, Step, moved, passes, scale_prices, trades_in
-from sheetanchor.simulator.playback.tape import Tape, Trade
+from sheetanchor.simulator.playback.script import Kind, Script, ScriptStep, moved, passes, scale_prices, trades_in
+from sheetanchor.simulator.playback.tape import Tape, TapeTrade
 
 PAST_BOOK_EVERY_US: Final = 1_000_000
 PAST_BOOKS_MAX: Final = 30
@@ -26,7 +26,7 @@ TOP_LATE_MAX_US: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class MarketEvent:
     """One message as it goes to everybody who has subscribed to its stream.
 
     Attributes:
@@ -44,7 +44,7 @@ class Event:
     frame: bytes
 
 
-class Market:
+class PlaybackMarket:
     """Plays a script: `advance` gives what is due, and keeps book and tape as of the last message given.
 
     Args:
@@ -72,7 +72,7 @@ class Market:
         self._jump_trades = 0
         self._jump_factor = 1.0
         self._top_due_us: int | None = None
-        self._next: tuple[int, int, int, Step] | None = None
+        self._next: tuple[int, int, int, ScriptStep] | None = None
         self._fetch()
         self._warm_up(silent)
 
@@ -88,7 +88,7 @@ class Market:
             return None
         return self._next[0] if self._top_due_us is None else min(self._next[0], self._top_due_us)
 
-    def advance(self, now_us: int, *, count_max: int, top: bool = False) -> list[Event]:
+    def advance(self, now_us: int, *, count_max: int, top: bool = False) -> list[MarketEvent]:
         """Give the messages that are due, in order.
 
         Args:
@@ -96,7 +96,7 @@ class Market:
             count_max: At most this many; the rest stays due.
             top: Whether somebody wants top-20 messages: one every `TOP_EVERY_US`, as long as the market is played.
         """
-        events: list[Event] = []
+        events: list[MarketEvent] = []
         # After a pause those of a second are made up for: each tells the whole.
         self._top_due_us = max(self._top_due_us or now_us, now_us - TOP_LATE_MAX_US) if top else None
         while self._next is not None and len(events) < count_max:
@@ -142,7 +142,7 @@ class Market:
         self._index += 1
         self._next = due_us, event_us, number, step
 
-    def _play(self, event_us: int, number: int, step: Step) -> Event:
+    def _play(self, event_us: int, number: int, step: ScriptStep) -> MarketEvent:
         shift = number * (self.script.trade_shift if step.kind == "trade" else self.script.id_shift)
         frame = moved(step, event_us, shift)
         if step.kind == "depth":
@@ -152,13 +152,13 @@ class Market:
                 self._jump_trades -= 1
                 scale_prices(frame, self._jump_factor)
             for trade_id, price, qty, is_buyer_maker in trades_in(frame):
-                self.tape.add(Trade(trade_id, price, qty, event_us - step.lag_us, bool(is_buyer_maker)))
+                self.tape.add(TapeTrade(trade_id, price, qty, event_us - step.lag_us, bool(is_buyer_maker)))
         self.event_us = max(self.event_us, event_us)
         stream = self._streams[step.kind]
         first_id, last_id = step.first_id + shift, step.last_id + shift
-        return Event(step.kind, self.symbol, stream, first_id, last_id, event_us, bytes(frame))
+        return MarketEvent(step.kind, self.symbol, stream, first_id, last_id, event_us, bytes(frame))
 
-    def _top(self, at_us: int) -> Event:
+    def _top(self, at_us: int) -> MarketEvent:
         bids, asks = self.book.top(TOP)
         update_id = self.book.update_id
         message = sbe.DepthSnapshot(
@@ -171,7 +171,7 @@ class Market:
             asks=tuple(asks),
         )
         stream = self._streams["depth20"]
-        return Event("depth20", self.symbol, stream, update_id, update_id, at_us, sbe.encode(message))
+        return MarketEvent("depth20", self.symbol, stream, update_id, update_id, at_us, sbe.encode(message))
 
     def _keep_book(self, now_us: int) -> None:
         if not self.past_books or now_us - self.past_books[-1][0] >= PAST_BOOK_EVERY_US:

@@ -32,7 +32,7 @@ _LEVELS_MAX = 65_534
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ScriptStep:
     """One message of the script.
 
     Attributes:
@@ -68,8 +68,8 @@ class Script:
     price_exponent: int
     qty_exponent: int
     start: Book
-    steps: tuple[Step, ...]
-    seam: tuple[Step, ...]
+    steps: tuple[ScriptStep, ...]
+    seam: tuple[ScriptStep, ...]
     duration_us: int
     id_shift: int
     trade_shift: int
@@ -148,18 +148,18 @@ def _check(message: sbe.Message, snapshot: sbe.DepthSnapshot) -> None:
         raise BadRecording(f"{message.symbol}: expected at least one trade in every trades frame, found none")
 
 
-def _step(message: sbe.Message, frame: bytes, due_us: int, event_us: int) -> Step:
+def _step(message: sbe.Message, frame: bytes, due_us: int, event_us: int) -> ScriptStep:
     if isinstance(message, sbe.Trades):
         lag_us = max(0, message.event_time_us - message.transact_time_us)
-        return Step("trade", due_us, event_us, message.trades[0][0], message.trades[-1][0], lag_us, frame)
+        return ScriptStep("trade", due_us, event_us, message.trades[0][0], message.trades[-1][0], lag_us, frame)
     if isinstance(message, sbe.BestBidAsk):
-        return Step("bestBidAsk", due_us, event_us, message.book_update_id, message.book_update_id, 0, frame)
+        return ScriptStep("bestBidAsk", due_us, event_us, message.book_update_id, message.book_update_id, 0, frame)
     if isinstance(message, sbe.DepthDiff):
-        return Step("depth", due_us, event_us, message.first_update_id, message.last_update_id, 0, frame)
+        return ScriptStep("depth", due_us, event_us, message.first_update_id, message.last_update_id, 0, frame)
     raise BadRecording(f"{message.symbol}: expected no second DepthSnapshot among the frames")
 
 
-def _with_seam(snapshot: sbe.DepthSnapshot, start: Book, steps: tuple[Step, ...]) -> Script:
+def _with_seam(snapshot: sbe.DepthSnapshot, start: Book, steps: tuple[ScriptStep, ...]) -> Script:
     end = start.copy()
     for step in steps:
         if step.kind == "depth":
@@ -180,10 +180,10 @@ def _with_seam(snapshot: sbe.DepthSnapshot, start: Book, steps: tuple[Step, ...]
         bids=tuple(bids),
         asks=tuple(asks),
     )
-    seam = [Step("depth", due_us, due_us, diff.first_update_id, seam_id, 0, sbe.encode(diff))]
+    seam = [ScriptStep("depth", due_us, due_us, diff.first_update_id, seam_id, 0, sbe.encode(diff))]
     if start.bids and start.asks:
         best = _best(snapshot, start, seam_id)
-        seam.append(Step("bestBidAsk", due_us, due_us, seam_id, seam_id, 0, sbe.encode(best)))
+        seam.append(ScriptStep("bestBidAsk", due_us, due_us, seam_id, seam_id, 0, sbe.encode(best)))
     trade_ids = [step for step in steps if step.kind == "trade"]
     return Script(
         symbol=snapshot.symbol,
@@ -213,7 +213,7 @@ def _best(snapshot: sbe.DepthSnapshot, book: Book, update_id: int) -> sbe.BestBi
     )
 
 
-def passes(script: Script, *, loop: bool) -> Iterator[tuple[int, Step]]:
+def passes(script: Script, *, loop: bool) -> Iterator[tuple[int, ScriptStep]]:
     """Yield `(number of the pass, step)` in the order of sending; without end when looping."""
     number = 0
     while True:
@@ -226,7 +226,7 @@ def passes(script: Script, *, loop: bool) -> Iterator[tuple[int, Step]]:
         number += 1
 
 
-def moved(step: Step, event_us: int, id_shift: int) -> bytearray:
+def moved(step: ScriptStep, event_us: int, id_shift: int) -> bytearray:
     """Give a step's frame with another event time and shifted ids."""
     frame = bytearray(step.frame)
     if step.kind == "bestBidAsk":

@@ -33,7 +33,7 @@ _MONDAY_US: Final = 4 * 1_440 * _MINUTE_US
 
 
 @dataclass(frozen=True, slots=True)
-class Trade:
+class TapeTrade:
     """One trade; prices and quantities are mantissas."""
 
     id: int
@@ -73,7 +73,7 @@ class Candle:
     first_trade_id: int = -1
     last_trade_id: int = -1
 
-    def add(self, trade: Trade) -> None:
+    def add(self, trade: TapeTrade) -> None:
         """Count one more trade."""
         self.high = max(self.high, trade.price)
         self.low = min(self.low, trade.price)
@@ -108,7 +108,7 @@ class Tape:
     """The newest trades of one symbol."""
 
     def __init__(self) -> None:
-        self.trades: deque[Trade] = deque(maxlen=TRADES_MAX)
+        self.trades: deque[TapeTrade] = deque(maxlen=TRADES_MAX)
         self.aggregates: deque[Aggregate] = deque(maxlen=TRADES_MAX)
         self.seconds: deque[Candle] = deque(maxlen=SECONDS_MAX)
         self.minutes: deque[Candle] = deque(maxlen=MINUTES_MAX)
@@ -118,7 +118,7 @@ class Tape:
         """Id of the newest trade; -1 before the first."""
         return self.trades[-1].id if self.trades else -1
 
-    def add(self, trade: Trade) -> None:
+    def add(self, trade: TapeTrade) -> None:
         """Append one trade, of a higher id than all before."""
         self.trades.append(trade)
         self._aggregate(trade)
@@ -126,7 +126,7 @@ class Tape:
             self._fill(candles, length_us, trade.time_us, trade.price)
             candles[-1].add(trade)
 
-    def _aggregate(self, trade: Trade) -> None:
+    def _aggregate(self, trade: TapeTrade) -> None:
         last = self.aggregates[-1] if self.aggregates else None
         if (
             last is not None
