@@ -162,7 +162,7 @@ class Written:
 
     at_us: int
     stamp_us: int
-    beat_us: int
+    heartbeat_us: int
     until_us: int
     unsound: str
     sides: tuple[list[tuple[int, int]], list[tuple[int, int]]] = field(default_factory=lambda: ([], []))
@@ -252,7 +252,7 @@ class World:
             self.places[line] = end
             counts.append(end - place)
         self.follower.read(now_us, "ab", complete=max(counts) < READ_COUNT)
-        for finding in self.follower.look(now_us):
+        for finding in self.follower.apply_rules(now_us):
             self._heed(finding, now_us)
         self._coordinate(now_us)
         self._write(now_us)
@@ -277,7 +277,7 @@ class World:
         self.written = Written(
             at_us=now_us,
             stamp_us=follower.event_redis_us() or (before.stamp_us if before else 0),
-            beat_us=here_us,
+            heartbeat_us=here_us,
             until_us=until_us if verdict.sound else 0,
             unsound="; ".join(str(reason).replace(";", ",") for reason in verdict.reasons),
         )
@@ -294,7 +294,7 @@ class World:
         self.written.update_id, self.written.bba_id = market.update_id, market.bba_id
         self.written.trade_id = market.trade_id
         self.written.end_us = market.event_us + max(0, steady_us - market.stamp_us)
-        self.written.quiet_after_us = follower.lookout.memory.paces["trade"].quiet_after_us
+        self.written.quiet_after_us = follower.detector.memory.paces["trade"].quiet_after_us
 
     # The coordinator and its runs
 
@@ -368,7 +368,7 @@ class World:
         written = self.written
         if written is None:
             return
-        self.heard = self.heard.again(written.beat_us, now_us)
+        self.heard = self.heard.again(written.heartbeat_us, now_us)
         state = SlotState(
             now_us=redis_us(self.faults, now_us),
             epoch=1,
@@ -377,7 +377,7 @@ class World:
             incomplete="",
             stamp_us=written.stamp_us,
             hashes={},
-            beat_us=written.beat_us,
+            heartbeat_us=written.heartbeat_us,
             sound_until_us=written.until_us,
             unsound=written.unsound,
             unmoved_us=now_us - self.heard.at_us,

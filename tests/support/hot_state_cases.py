@@ -63,5 +63,5 @@ async def fingerprint(redis: Redis) -> dict[bytes, tuple[bytes, bool]]:
 
 async def wait_for_beat_to_age(hot: HotState, redis: Redis) -> None:
     """Make the writer's last sign of life two seconds old, as if it had been silent since."""
-    beat_us = (await hot.anchor()).beat_us
-    await redis.hset(hot.keys.anchor, "beat_us", str(beat_us - 2_000_000))
+    heartbeat_us = (await hot.anchor()).heartbeat_us
+    await redis.hset(hot.keys.anchor, "beat_us", str(heartbeat_us - 2_000_000))

@@ -87,7 +87,7 @@ def clean_doubts(seconds: int) -> tuple[int, Counter[str]]:
             if due:
                 follower.take(line.bring(due, START_US + now_us), now_us)
         follower.read(now_us, "ab", complete=True)
-        for finding in follower.look(now_us):
+        for finding in follower.apply_rules(now_us):
             found[f"rule {finding.rule}: {finding.reason}"] += 1
         _, unwritten = follower.hot(now_us)
         verdict = follower.verdict(now_us, unwritten)

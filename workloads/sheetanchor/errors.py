@@ -34,7 +34,7 @@ DECODER_MISSING: Final = (
     "or build it with `make setup`"
 )
 
-TOLD_LENGTH_MAX: Final = 1_000
+MESSAGE_LENGTH_MAX: Final = 1_000
 """Of what a library or a server says: enough for whatever was seen of onnxruntime, Redis and the exchange."""
 
 
@@ -166,6 +166,6 @@ def shortened(text: str, length: int) -> str:
     return f"{text[:head]}…{text[len(text) - tail :]}"
 
 
-def told(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Give what a foreign error says in one line of bounded length; its type when it says nothing."""
-    return shortened(" ".join(str(error).split()), TOLD_LENGTH_MAX) or type(error).__name__
+    return shortened(" ".join(str(error).split()), MESSAGE_LENGTH_MAX) or type(error).__name__

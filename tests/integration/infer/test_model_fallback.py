@@ -35,7 +35,7 @@ STATE = state()
 
 
 @pytest.fixture
-async def predictor(tmp_path: Path) -> AsyncIterator[ModelFallbackChain]:
+async def chain(tmp_path: Path) -> AsyncIterator[ModelFallbackChain]:
     """A symbol's chain over an empty registry, not started."""
     registry = ModelRegistry(tmp_path)
     made = ModelFallbackChain(registry, "BTCUSDT", ModelCache(registry))
@@ -43,42 +43,42 @@ async def predictor(tmp_path: Path) -> AsyncIterator[ModelFallbackChain]:
     await made.close()
 
 
-async def test_the_model_in_use_answers(predictor: ModelFallbackChain, tmp_path: Path) -> None:
+async def test_the_model_in_use_answers(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """Mode, name, return and confidence are the model's, and nothing is doubted."""
     promote(tmp_path, model(0.0005), residual_std=0.0005)
-    await predictor.start()
+    await chain.start()
 
-    answer = await predictor.answer(STATE, TREND, RECOVER_S)
+    answer = await chain.answer(STATE, TREND, RECOVER_S)
 
     assert ("model", ()) == (answer.mode, answer.doubts)
     assert (pytest.approx(0.0005), pytest.approx(0.6827, abs=1e-4)) == (answer.predicted_return, answer.confidence)
-    assert [answer.model] == predictor.loaded
+    assert [answer.model] == chain.loaded
 
 
-async def test_another_symbols_model_answers_but_is_doubted(predictor: ModelFallbackChain, tmp_path: Path) -> None:
+async def test_another_symbols_model_answers_but_is_doubted(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """A model that was trained on other symbols degrades its predictions and says on which."""
     promote(tmp_path, model(), symbols=["ETHUSDT"])
-    await predictor.start()
+    await chain.start()
 
-    answer = await predictor.answer(STATE, TREND, RECOVER_S)
+    answer = await chain.answer(STATE, TREND, RECOVER_S)
 
     assert ("model", ["symbols: the model was trained on ETHUSDT"]) == (answer.mode, [str(d) for d in answer.doubts])
 
 
-async def test_without_any_model_the_trend_answers(predictor: ModelFallbackChain) -> None:
+async def test_without_any_model_the_trend_answers(chain: ModelFallbackChain) -> None:
     """An empty registry is no reason to say nothing; without a trend either, nothing is said with confidence 0."""
-    await predictor.start()
+    await chain.start()
 
-    line = await predictor.answer(STATE, TREND, RECOVER_S)
-    nothing = await predictor.answer(STATE, None, RECOVER_S)
+    line = await chain.answer(STATE, TREND, RECOVER_S)
+    nothing = await chain.answer(STATE, None, RECOVER_S)
 
     assert ("linear_trend", TREND, 0.1) == (line.mode, line.predicted_return, line.confidence)
     assert ("none", 0.0, 0.0) == (nothing.mode, nothing.predicted_return, nothing.confidence)
     assert "there is no model in use" in str(line.doubts[0])
-    assert ([], "linear_trend") == (predictor.loaded, predictor.mode)
+    assert ([], "linear_trend") == (chain.loaded, chain.mode)
 
 
-async def test_the_first_sound_earlier_model_is_taken(predictor: ModelFallbackChain, tmp_path: Path) -> None:
+async def test_the_first_sound_earlier_model_is_taken(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """Current: unreadable; before it: fails its test; before that: sound. The third answers and is named."""
     promote(tmp_path, model(3e-5))
     promote(tmp_path, model(2e-5, infinite_at=0.0))
@@ -86,8 +86,8 @@ async def test_the_first_sound_earlier_model_is_taken(predictor: ModelFallbackCh
     assert bad is not None
     (tmp_path / bad[0] / bad[1] / "model.onnx").write_bytes(b"")
 
-    await predictor.start()
-    answer = await predictor.answer(STATE, TREND, RECOVER_S)
+    await chain.start()
+    answer = await chain.answer(STATE, TREND, RECOVER_S)
 
     assert ("fallback", pytest.approx(3e-5)) == (answer.mode, answer.predicted_return)
     assert answer.own_degraded
@@ -95,56 +95,56 @@ async def test_the_first_sound_earlier_model_is_taken(predictor: ModelFallbackCh
 
 
 async def test_an_impossible_answer_moves_the_slot_to_the_model_before(
-    predictor: ModelFallbackChain, tmp_path: Path
+    chain: ModelFallbackChain, tmp_path: Path
 ) -> None:
     """Infinity on real data: loaded again once, then passed over, all within the slot that met it."""
     promote(tmp_path, model(3e-5))
     promote(tmp_path, model(infinite_at=TRAP))
-    await predictor.start()
-    assert "model" == predictor.mode
+    await chain.start()
+    assert "model" == chain.mode
 
     began = time.monotonic()
-    answer = await predictor.answer(STATE, TREND, RECOVER_S)
+    answer = await chain.answer(STATE, TREND, RECOVER_S)
 
     assert time.monotonic() - began < 1
     assert ("fallback", pytest.approx(3e-5)) == (answer.mode, answer.predicted_return)
-    assert "expected a return of at most" in predictor.trouble
+    assert "expected a return of at most" in chain.problem
 
 
 async def test_an_impossible_answer_with_nothing_before_it_leaves_the_trend(
-    predictor: ModelFallbackChain, tmp_path: Path
+    chain: ModelFallbackChain, tmp_path: Path
 ) -> None:
     """The only model fails twice: the line answers, in the same slot."""
     promote(tmp_path, model(infinite_at=TRAP))
-    await predictor.start()
+    await chain.start()
 
-    answer = await predictor.answer(STATE, TREND, RECOVER_S)
-    again = await predictor.answer(STATE, TREND, RECOVER_S)
+    answer = await chain.answer(STATE, TREND, RECOVER_S)
+    again = await chain.answer(STATE, TREND, RECOVER_S)
 
     assert ["linear_trend"] * 2 == [answer.mode, again.mode]
-    assert [] == predictor.loaded
+    assert [] == chain.loaded
 
 
-async def test_a_model_that_hangs_costs_its_time_and_no_more(predictor: ModelFallbackChain, tmp_path: Path) -> None:
+async def test_a_model_that_hangs_costs_its_time_and_no_more(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """A run that never ends is given up after its budget, told to end, and the model before it answers."""
     promote(tmp_path, model(3e-5))
     promote(tmp_path, endless_model(at=TRAP))
-    await predictor.start()
-    assert "model" == (await predictor.answer(state("0.1", "0.2"), TREND, RECOVER_S)).mode
+    await chain.start()
+    assert "model" == (await chain.answer(state("0.1", "0.2"), TREND, RECOVER_S)).mode
 
     time_s = RECOVER_S + 2 * RUN_TIMEOUT_S  # it is loaded again once, and hangs again
     began = time.monotonic()
-    answer = await predictor.answer(STATE, TREND, time_s)
+    answer = await chain.answer(STATE, TREND, time_s)
 
     assert RUN_TIMEOUT_S <= time.monotonic() - began < time_s
     assert ("fallback", pytest.approx(3e-5)) == (answer.mode, answer.predicted_return)
 
 
-async def test_hanging_models_do_not_stop_the_event_loop(predictor: ModelFallbackChain, tmp_path: Path) -> None:
+async def test_hanging_models_do_not_stop_the_event_loop(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """While a run hangs the loop turns, and other symbols get their answers."""
     promote(tmp_path, model(3e-5))
     promote(tmp_path, endless_model(at=TRAP))
-    await predictor.start()
+    await chain.start()
     turns = 0
 
     async def turn() -> None:
@@ -154,115 +154,113 @@ async def test_hanging_models_do_not_stop_the_event_loop(predictor: ModelFallbac
             turns += 1
 
     turning = asyncio.create_task(turn())
-    answers = await asyncio.gather(*(predictor.answer(STATE, TREND, RECOVER_S) for _ in range(3)))
+    answers = await asyncio.gather(*(chain.answer(STATE, TREND, RECOVER_S) for _ in range(3)))
     turning.cancel()
 
     assert turns >= 5
     assert {answer.mode for answer in answers} <= {"fallback", "linear_trend"}
 
 
-async def test_a_missing_feature_is_told_and_the_model_stays(predictor: ModelFallbackChain, tmp_path: Path) -> None:
+async def test_a_missing_feature_is_told_and_the_model_stays(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """The state's fault is not the model's: the trend answers for this slot, the model for the next."""
     promote(tmp_path, model(3e-5))
-    await predictor.start()
+    await chain.start()
 
-    without = await predictor.answer(state(ret_1s="nan"), TREND, RECOVER_S)
-    incomplete = await predictor.answer(state(incomplete="feat missing"), TREND, RECOVER_S)
-    after = await predictor.answer(STATE, TREND, RECOVER_S)
+    without = await chain.answer(state(ret_1s="nan"), TREND, RECOVER_S)
+    incomplete = await chain.answer(state(incomplete="feat missing"), TREND, RECOVER_S)
+    after = await chain.answer(STATE, TREND, RECOVER_S)
 
     assert "features: feature feat.ret_1s: expected a finite number, found 'nan'" == str(without.doubts[0])
     assert ["linear_trend", "linear_trend", "model"] == [without.mode, incomplete.mode, after.mode]
     assert not incomplete.own_degraded  # no other replica could make more of such a state
 
 
-async def test_a_promotion_is_taken_up(predictor: ModelFallbackChain, tmp_path: Path) -> None:
+async def test_a_promotion_is_taken_up(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """The next look at the registry loads what is current now; a look without change loads nothing."""
     promote(tmp_path, model(1e-5))
-    await predictor.start()
-    before = predictor.loaded
+    await chain.start()
+    before = chain.loaded
 
-    await predictor.refresh()
-    assert before == predictor.loaded
+    await chain.refresh()
+    assert before == chain.loaded
     promote(tmp_path, model(2e-5))
-    await predictor.refresh()
+    await chain.refresh()
 
-    assert before != predictor.loaded
-    assert 2e-5 == pytest.approx((await predictor.answer(STATE, TREND, RECOVER_S)).predicted_return)
+    assert before != chain.loaded
+    assert 2e-5 == pytest.approx((await chain.answer(STATE, TREND, RECOVER_S)).predicted_return)
 
 
 async def test_a_promotion_that_cannot_be_used_changes_nothing_but_is_told(
-    predictor: ModelFallbackChain, tmp_path: Path
+    chain: ModelFallbackChain, tmp_path: Path
 ) -> None:
     """The last known good model goes on, undoubted; the trouble is there for health to show until it is mended."""
     promote(tmp_path, model(1e-5))
-    await predictor.start()
-    before = predictor.loaded
+    await chain.start()
+    before = chain.loaded
     promote(tmp_path, model(2e-5, infinite_at=0.0))
 
-    await predictor.refresh()
-    during = await predictor.answer(STATE, TREND, RECOVER_S)
-    trouble = predictor.trouble
+    await chain.refresh()
+    during = await chain.answer(STATE, TREND, RECOVER_S)
+    problem = chain.problem
     promote(tmp_path, model(3e-5))
-    await predictor.refresh()
+    await chain.refresh()
 
     assert (before, "model", ()) == ([during.model], during.mode, during.doubts)
-    assert "expected a finite output" in trouble
+    assert "expected a finite output" in problem
     assert ("", pytest.approx(3e-5)) == (
-        predictor.trouble,
-        (await predictor.answer(STATE, TREND, RECOVER_S)).predicted_return,
+        chain.problem,
+        (await chain.answer(STATE, TREND, RECOVER_S)).predicted_return,
     )
 
 
-async def test_a_model_that_appears_ends_the_trend(predictor: ModelFallbackChain, tmp_path: Path) -> None:
+async def test_a_model_that_appears_ends_the_trend(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """A registry that was empty at the start is looked at again."""
-    await predictor.start()
-    assert "linear_trend" == predictor.mode
+    await chain.start()
+    assert "linear_trend" == chain.mode
 
     promote(tmp_path, model(1e-5))
-    await predictor.refresh()
+    await chain.refresh()
 
-    assert ("model", "") == (predictor.mode, predictor.trouble)
+    assert ("model", "") == (chain.mode, chain.problem)
 
 
-async def test_dry_runs_hurt_nobody(predictor: ModelFallbackChain, tmp_path: Path) -> None:
+async def test_dry_runs_hurt_nobody(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """Without a model, before the first read, and on a state without features: no error, the same answer after."""
-    await predictor.warm(3, None)
+    await chain.warm(3, None)
     promote(tmp_path, model(1e-5))
-    await predictor.start()
+    await chain.start()
 
-    await predictor.warm(3, None)
-    await predictor.warm(3, state(incomplete="feat missing"))
+    await chain.warm(3, None)
+    await chain.warm(3, state(incomplete="feat missing"))
 
-    assert "model" == (await predictor.answer(STATE, TREND, RECOVER_S)).mode
+    assert "model" == (await chain.answer(STATE, TREND, RECOVER_S)).mode
 
 
-async def test_a_registry_of_unpromoted_models_is_no_model_in_use(
-    predictor: ModelFallbackChain, tmp_path: Path
-) -> None:
+async def test_a_registry_of_unpromoted_models_is_no_model_in_use(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """A stored model that nobody promoted does not serve."""
     put(tmp_path, model(1e-5))
 
-    await predictor.start()
+    await chain.start()
 
-    assert "linear_trend" == predictor.mode
+    assert "linear_trend" == chain.mode
 
 
-async def test_a_reader_gets_model_and_mode_that_belong_together(predictor: ModelFallbackChain, tmp_path: Path) -> None:
+async def test_a_reader_gets_model_and_mode_that_belong_together(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """A load that ends while the old model runs does not put its name on the old one's answer, nor the other way."""
     promote(tmp_path, model(1e-5))
-    await predictor.start()
-    [old] = predictor.loaded
+    await chain.start()
+    [old] = chain.loaded
     promote(tmp_path, model(2e-5))
     bad = ModelRegistry(tmp_path).in_use()
     (tmp_path / bad[0] / bad[1] / "model.onnx").write_bytes(b"")
-    predictor._serving = None  # as after a failure: the walk that follows finds the earlier model only
-    await predictor.refresh()
-    assert ("fallback", [old]) == (predictor.mode, predictor.loaded)
+    chain._serving = None  # as after a failure: the walk that follows finds the earlier model only
+    await chain.refresh()
+    assert ("fallback", [old]) == (chain.mode, chain.loaded)
     promote(tmp_path, model(3e-5))
 
-    asked = [asyncio.create_task(predictor.answer(STATE, TREND, RECOVER_S)) for _ in range(20)]
-    await predictor.refresh()
-    answers = [await task for task in asked] + [await predictor.answer(STATE, TREND, RECOVER_S)]
+    asked = [asyncio.create_task(chain.answer(STATE, TREND, RECOVER_S)) for _ in range(20)]
+    await chain.refresh()
+    answers = [await task for task in asked] + [await chain.answer(STATE, TREND, RECOVER_S)]
 
     modes = {(answer.mode, answer.model == old, bool(answer.doubts)) for answer in answers}
     assert modes <= {("fallback", True, True), ("model", False, False)}
@@ -305,7 +303,7 @@ async def test_what_a_model_does_to_one_symbol_is_nothing_to_another(
     assert "fallback" == (await falling).mode
     assert {("model", current, ())} == {(answer.mode, answer.model, answer.doubts) for answer in answers}
     assert slowest_s < RUN_TIMEOUT_S
-    assert ("", "model") == (other.trouble, other.mode)
+    assert ("", "model") == (other.problem, other.mode)
 
 
 async def test_symbols_share_a_loaded_model_until_it_fails(two: FallbackChains, tmp_path: Path) -> None:
@@ -318,11 +316,11 @@ async def test_symbols_share_a_loaded_model_until_it_fails(two: FallbackChains, 
     path = first._path.parent / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "residual_std": 0.25}))
     again = two.chains["ETHUSDT"]
-    again.trouble, again._tried_at = "somebody has edited a manifest", 0.0
+    again.problem, again._tried_at = "somebody has edited a manifest", 0.0
     await again.refresh()
 
     assert again._serving is not None
-    assert (0.25, "") == (again._serving.model.manifest.residual_std, again.trouble)
+    assert (0.25, "") == (again._serving.model.manifest.residual_std, again.problem)
     assert first is two.chains["BTCUSDT"]._serving.model  # type: ignore[union-attr]  # looked at above
 
 

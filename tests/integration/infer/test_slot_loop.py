@@ -35,10 +35,10 @@ class World:
         self.redis = redis
         self.models = models
         self.hot = HotState(redis, SYMBOL)
-        self.predictor = FallbackChains(ModelRegistry(models), [SYMBOL])
+        self.fallbacks = FallbackChains(ModelRegistry(models), [SYMBOL])
 
-    def forecast(self, replica: str = "a") -> SlotLoop:
-        return SlotLoop(self.redis, SYMBOL, replica, self.predictor.chains[SYMBOL], warm_runs=0)
+    def slot_loop(self, replica: str = "a") -> SlotLoop:
+        return SlotLoop(self.redis, SYMBOL, replica, self.fallbacks.chains[SYMBOL], warm_runs=0)
 
     async def anchored(self, price: float = 100.0) -> None:
         now = await self.hot.anchor()
@@ -64,7 +64,7 @@ async def world(redis_url: str, tmp_path: Path) -> AsyncIterator[World]:
     made = World(redis, tmp_path / "models")
     await made.anchored()
     yield made
-    await made.predictor.close()
+    await made.fallbacks.close()
     await redis.aclose()
 
 
@@ -75,9 +75,9 @@ async def _next_slot() -> int:
     return slot
 
 
-async def _served(forecast: SlotLoop, slot: int) -> Prediction:
-    assert await forecast._serve(slot)
-    return forecast.latest(1)[0][0]
+async def _served(slot_loop: SlotLoop, slot: int) -> Prediction:
+    assert await slot_loop._serve(slot)
+    return slot_loop.latest(1)[0][0]
 
 
 async def _suspect(world: World) -> None:
@@ -111,21 +111,21 @@ async def _priceless(world: World) -> None:
 
 async def _foreign_model(world: World) -> None:
     promote(world.models, model(RETURN), symbols=["ETHUSDT"], name="foreign")
-    await world.predictor.chains[SYMBOL].refresh()
+    await world.fallbacks.chains[SYMBOL].refresh()
 
 
 async def _fallback(world: World) -> None:
     promote(world.models, model(RETURN * 2))
     name, sha256 = ModelRegistry(world.models).in_use()
     (world.models / name / sha256 / "model.onnx").write_bytes(b"")
-    world.predictor.chains[SYMBOL]._serving = None
-    await world.predictor.chains[SYMBOL].refresh()
+    world.fallbacks.chains[SYMBOL]._serving = None
+    await world.fallbacks.chains[SYMBOL].refresh()
 
 
 async def _no_model(world: World) -> None:
     (world.models / "current.json").unlink()
-    world.predictor.chains[SYMBOL]._serving = None
-    await world.predictor.chains[SYMBOL].refresh()
+    world.fallbacks.chains[SYMBOL]._serving = None
+    await world.fallbacks.chains[SYMBOL].refresh()
 
 
 CASES: list[tuple[Callable[[World], Awaitable[None]], str]] = [
@@ -147,14 +147,14 @@ async def test_a_prediction_waits_only_for_a_replica_that_may_be_better(
     world: World, spoil: Callable[[World], Awaitable[None]], kind: str
 ) -> None:
     """What all replicas have in common is committed at once; what is this one's own trouble leaves 600 ms to others."""
-    await world.predictor.start()
-    forecast = world.forecast()
-    await _served(forecast, await _next_slot())
+    await world.fallbacks.start()
+    slot_loop = world.slot_loop()
+    await _served(slot_loop, await _next_slot())
     slot = await _next_slot()
     await world.written()
     await spoil(world)
 
-    record = await _served(forecast, slot)
+    record = await _served(slot_loop, slot)
 
     assert record.degraded
     assert kind in [part.partition(":")[0] for part in record.reason.split("; ")], record.reason
@@ -172,8 +172,8 @@ async def test_a_symbol_that_never_commits_has_its_series(world: World) -> None:
     stop = asyncio.Event()
     stop.set()
 
-    await world.forecast()._look_back()
-    await world.forecast().run(stop)
+    await world.slot_loop()._load_recent()
+    await world.slot_loop().run(stop)
 
     assert _sample("sheetanchor_predictions_total", mode="model", status="COMMITTED") is not None
 
@@ -197,17 +197,17 @@ async def _history(world: World, *parts: tuple[str, Direction, int]) -> int:
 async def test_a_model_is_judged_by_its_own_predictions(world: World) -> None:
     """An hour of an earlier model's misses is no alarm about the present one; enough of its own are, once."""
     promote(world.models, model(RETURN), baseline_accuracy=0.6, name="now")
-    await world.predictor.start()
-    [now] = world.predictor.loaded
+    await world.fallbacks.start()
+    [now] = world.fallbacks.loaded
     await _history(world, ("before@1", "down", 300), (now, "up", DECIDED_MIN + HORIZON_SLOTS))
-    forecast = world.forecast()
-    forecast._show_zeros()
-    await forecast._look_back()
+    slot_loop = world.slot_loop()
+    slot_loop._show_zeros()
+    await slot_loop._load_recent()
     alerts = REGISTRY.get_sample_value("sheetanchor_alerts_total", {"code": "MODEL_ACCURACY"}) or 0
 
-    forecast._show_accuracy()
+    slot_loop._show_accuracy()
 
-    assert {"1h": 300 + DECIDED_MIN, "24h": 300 + DECIDED_MIN} == forecast.decided()
+    assert {"1h": 300 + DECIDED_MIN, "24h": 300 + DECIDED_MIN} == slot_loop.decided()
     assert (1.0, DECIDED_MIN) == (
         _sample("sheetanchor_model_directional_accuracy"), _sample("sheetanchor_model_decided_predictions")
     )  # fmt: skip
@@ -215,24 +215,24 @@ async def test_a_model_is_judged_by_its_own_predictions(world: World) -> None:
     assert 400 == _sample("sheetanchor_decided_predictions", window="1h")
     assert alerts == REGISTRY.get_sample_value("sheetanchor_alerts_total", {"code": "MODEL_ACCURACY"})
 
-    for slot in range(forecast._records[-1].slot + 1, forecast._records[-1].slot + 202):
-        forecast._outcomes.add(slot, "down", 1000.0 + slot, now)
+    for slot in range(slot_loop._records[-1].slot + 1, slot_loop._records[-1].slot + 202):
+        slot_loop._tracker.add(slot, "down", 1000.0 + slot, now)
     for _ in range(2):
-        forecast._show_accuracy()
+        slot_loop._show_accuracy()
     assert alerts + 1 == REGISTRY.get_sample_value("sheetanchor_alerts_total", {"code": "MODEL_ACCURACY"})
 
 
 async def test_an_accuracy_that_is_no_more_is_not_shown(world: World) -> None:
     """After an hour without anything decided there is no share of it; how many there were is 0."""
-    await world.predictor.start()
+    await world.fallbacks.start()
     await _history(world, ("before@1", "up", 50))
-    forecast = world.forecast()
-    await forecast._look_back()
-    forecast._show_accuracy()
+    slot_loop = world.slot_loop()
+    await slot_loop._load_recent()
+    slot_loop._show_accuracy()
     shown = _sample("sheetanchor_directional_accuracy", window="1h")
 
-    forecast._outcomes.add(forecast._records[-1].slot + 3_600, "flat", None)
-    forecast._show_accuracy()
+    slot_loop._tracker.add(slot_loop._records[-1].slot + 3_600, "flat", None)
+    slot_loop._show_accuracy()
 
     assert 1.0 == shown
     assert _sample("sheetanchor_directional_accuracy", window="1h") is None
@@ -242,13 +242,13 @@ async def test_an_accuracy_that_is_no_more_is_not_shown(world: World) -> None:
 
 async def test_an_age_that_nobody_knows_is_beyond_every_limit(world: World) -> None:
     """A state without a stamp does not show the age of the last one that had one."""
-    await world.predictor.start()
-    forecast = world.forecast()
-    await _served(forecast, await _next_slot())
+    await world.fallbacks.start()
+    slot_loop = world.slot_loop()
+    await _served(slot_loop, await _next_slot())
     known = _sample("sheetanchor_feature_age_seconds")
     await world.redis.flushall()
 
-    await _served(forecast, await _next_slot())
+    await _served(slot_loop, await _next_slot())
 
     assert known is not None
     assert known < 10
@@ -257,14 +257,14 @@ async def test_an_age_that_nobody_knows_is_beyond_every_limit(world: World) -> N
 
 async def test_after_two_minutes_without_the_market_nothing_is_claimed(world: World) -> None:
     """The model is there and the book too, but ten seconds ahead of a price so old there is nothing to say."""
-    await world.predictor.start()
-    forecast = world.forecast()
+    await world.fallbacks.start()
+    slot_loop = world.slot_loop()
     now_us = time.time_ns() // 1_000
 
     await world.written(stamp_us=now_us - 110_000_000)
-    recent = await _served(forecast, await _next_slot())
+    recent = await _served(slot_loop, await _next_slot())
     await world.written(stamp_us=now_us - 121_000_000)
-    old = await _served(forecast, await _next_slot())
+    old = await _served(slot_loop, await _next_slot())
 
     assert ("model", True) == (recent.mode, recent.confidence > 0)
     assert ("none", 0.0, 0.0) == (old.mode, old.confidence, old.predicted_return)
@@ -273,23 +273,23 @@ async def test_after_two_minutes_without_the_market_nothing_is_claimed(world: Wo
 
 async def test_a_replica_is_of_use_from_its_first_slot_on(world: World, redis_server: RedisServer) -> None:
     """Not before it; then as long as it serves and has Redis, a model, or an answer from before."""
-    await world.predictor.start()
-    forecast = world.forecast()
-    before = forecast.is_of_use
-    await _served(forecast, await _next_slot())
-    served = forecast.is_of_use
+    await world.fallbacks.start()
+    slot_loop = world.slot_loop()
+    before = slot_loop.is_of_use
+    await _served(slot_loop, await _next_slot())
+    served = slot_loop.is_of_use
 
-    forecast.connected = False
-    from_memory = forecast.is_of_use
-    world.predictor.chains[SYMBOL]._serving = None
-    by_trend = forecast.is_of_use
-    forecast._records[-1] = Prediction.parse(
-        {**forecast._records[-1].fields(), "mode": "none", "slot": str(forecast._records[-1].slot)}
+    slot_loop.connected = False
+    from_memory = slot_loop.is_of_use
+    world.fallbacks.chains[SYMBOL]._serving = None
+    by_trend = slot_loop.is_of_use
+    slot_loop._records[-1] = Prediction.parse(
+        {**slot_loop._records[-1].fields(), "mode": "none", "slot": str(slot_loop._records[-1].slot)}
     )
-    with_nothing = forecast.is_of_use
-    forecast.connected = True
-    connected = forecast.is_of_use
-    forecast._records[-1] = Prediction.parse({**forecast._records[-1].fields(), "slot": "5"})
+    with_nothing = slot_loop.is_of_use
+    slot_loop.connected = True
+    connected = slot_loop.is_of_use
+    slot_loop._records[-1] = Prediction.parse({**slot_loop._records[-1].fields(), "slot": "5"})
 
     assert (False, True, True, True) == (before, served, from_memory, by_trend)
-    assert (False, True, False) == (with_nothing, connected, forecast.is_of_use)
+    assert (False, True, False) == (with_nothing, connected, slot_loop.is_of_use)

@@ -544,11 +544,11 @@ async def test_a_peer_that_answers_no_ping_is_noticed(brisk: LocalExchange) -> N
         url = stream_url(origin, ["BTCUSDT"], ["trade", "bestBidAsk", "depth"])
         connection = Connection(url, API_KEY, "a", lambda frame, at_us: None, ping_interval_s=0.3)
         task = asyncio.create_task(connection.run())
-        await eventually(lambda: _true(connection.vitals.healthy), within_s=5, what="the first message")
+        await eventually(lambda: _true(connection.state.healthy), within_s=5, what="the first message")
         deadline_s = time.monotonic() + within_s
         pinged_s = 0.0
         while time.monotonic() < deadline_s and pinged_s < 0.25:
-            since_s = connection.vitals.unanswered_s
+            since_s = connection.state.unanswered_s
             pinged_s = 0.0 if since_s is None else time.monotonic() - since_s
             await asyncio.sleep(0.01)
         task.cancel()

@@ -15,7 +15,7 @@ from conftest import server_binary
 from sheetanchor.errors import RedisError, RedisRefused, RedisUnavailable
 from sheetanchor.store.function_library import ensure_library, library_version
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import clear_errors, client_of, redis_client, server_identity
+from sheetanchor.store.redis_client import client_of, redis_client, server_identity, translate_errors
 from support.redis_set_parts import RedisSet, redis_set
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ class Writer:
         while True:
             key = f"ob:{id(self)}:{number}"
             try:
-                with clear_errors("SET"):
+                with translate_errors("SET"):
                     await self._redis.set(key, number)
             except RedisError as error:
                 self.refused.append(error)
@@ -139,7 +139,7 @@ async def test_a_wrong_password_is_refused_and_not_waited_for(members: RedisSet)
     """By the Sentinels as by the servers."""
     wrong = redis_client(members.url("infer"), members.password_file("process"))
 
-    with pytest.raises(RedisRefused, match=r"(?i)WRONGPASS|invalid username-password"), clear_errors("PING"):
+    with pytest.raises(RedisRefused, match=r"(?i)WRONGPASS|invalid username-password"), translate_errors("PING"):
         await wrong.ping()
 
     await wrong.aclose()
@@ -150,7 +150,7 @@ async def test_without_any_sentinel_a_call_fails_soon(tmp_path: object, free_por
     nowhere = redis_client(f"sentinel://infer@localhost:{free_port}/sheetanchor")
 
     async with asyncio.timeout(5):
-        with pytest.raises(RedisUnavailable, match="no Sentinel names the master"), clear_errors("PING"):
+        with pytest.raises(RedisUnavailable, match="no Sentinel names the master"), translate_errors("PING"):
             await nowhere.ping()
 
     await nowhere.aclose()

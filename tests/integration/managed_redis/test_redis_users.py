@@ -20,7 +20,7 @@ from sheetanchor.managed_redis.acl_users import NODE, ROLES, server_users
 from sheetanchor.runtime.settings import REDIS_USERS
 from sheetanchor.store.function_library import library_source
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import LineReader, LineWriter, clear_errors, redis_client, server_identity
+from sheetanchor.store.redis_client import LineReader, LineWriter, redis_client, server_identity, translate_errors
 from support.hot_state_cases import apply, rebuild, stage
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "hot-state.md"
@@ -58,7 +58,7 @@ async def log_in(server: RedisServer) -> AsyncIterator[Callable[[str], Redis]]:
 
 
 async def _refused(client: Redis, do: Do) -> None:
-    with pytest.raises(RedisRefused, match=r"(?i)permission|may not"), clear_errors("what is not its own"):
+    with pytest.raises(RedisRefused, match=r"(?i)permission|may not"), translate_errors("what is not its own"):
         await do(client)
 
 
@@ -92,7 +92,7 @@ async def test_nobody_gets_in_without_a_password(server: RedisServer) -> None:
     """The default user is off."""
     client = redis_client(server.url)
 
-    with pytest.raises(RedisRefused, match="wants a password"), clear_errors("PING"):
+    with pytest.raises(RedisRefused, match="wants a password"), translate_errors("PING"):
         await client.ping()
 
     await client.aclose()

@@ -98,9 +98,9 @@ async def test_a_spoilt_file_costs_its_model_and_nothing_else(tmp_path: Path, na
     await chain.close()
 
     assert answer.mode in ("fallback", "linear_trend")
-    assert chain.trouble
-    assert len(chain.trouble) <= MESSAGE_MAX
-    assert "\n" not in chain.trouble
+    assert chain.problem
+    assert len(chain.problem) <= MESSAGE_MAX
+    assert "\n" not in chain.problem
 
 
 @pytest.mark.parametrize("spoilt", ["nested lists", "nested objects", "a pipe"])

@@ -537,7 +537,7 @@ async def test_without_an_anchor_it_waits(stage: Stage) -> None:
     before = await stage.hot.anchor()
 
     async def beats() -> bool:
-        return (await stage.hot.anchor()).beat_us > before.beat_us
+        return (await stage.hot.anchor()).heartbeat_us > before.heartbeat_us
 
     await until(beats, 5, "a sign of life")
     assert ("suspect", 0) == ((await stage.hot.anchor()).state, await stage.redis.exists(KEYS.ob))

@@ -141,7 +141,7 @@ async def test_a_validation_counts_from_its_beginning_by_redis_clock(redis_serve
     """Whatever the clock of the machine that it ran on says: its own times give nothing but how long it took."""
     async with listening(redis_server) as (writer, redis):
         ended_us = await leave(redis, receipt(writer.now_us + off_us))
-        await until(lambda: _is(writer.follower.validated_us > 0), 5, "the receipt is heeded")
+        await until(lambda: _is(writer.follower.validated_us > 0), 5, "the receipt is recorded")
         began_us = writer.clock.of_steady(writer.follower.validated_us)
 
     assert abs(began_us - (ended_us - TOOK_US)) < CLOSE_US
@@ -164,13 +164,16 @@ async def test_no_other_receipt_tells_that_trades_are_right(
 ) -> None:
     """Only a validation that has compared the trade ids does; a later one counts all the same."""
     async with listening(redis_server) as (writer, redis):
-        heeded: list[str] = []
-        heed, writer.heed_run = writer.heed_run, lambda entry, told: (heed(entry, told), heeded.append(told.id))  # type: ignore[method-assign,func-returns-value]
+        recorded: list[str] = []
+        record, writer.record_run = (
+            writer.record_run,
+            lambda entry, told: (record(entry, told), recorded.append(told.id)),
+        )  # type: ignore[method-assign,func-returns-value]
         await leave(redis, receipt(writer.now_us, id="other", **fields))
-        await until(lambda: _is(heeded == ["other"]), 5, "the first receipt is looked at")
+        await until(lambda: _is(recorded == ["other"]), 5, "the first receipt is looked at")
         believed_us = writer.follower.validated_us
         await leave(redis, receipt(writer.now_us))
-        await until(lambda: _is(writer.follower.validated_us > believed_us), 5, "the second receipt is heeded")
+        await until(lambda: _is(writer.follower.validated_us > believed_us), 5, "the second receipt is recorded")
 
     assert 0 == believed_us
 
@@ -179,9 +182,9 @@ async def test_an_older_validation_takes_nothing_back(redis_server: RedisServer)
     """One that began before another that is known, and ended after it, leaves the later beginning as it is."""
     async with listening(redis_server) as (writer, redis):
         await leave(redis, receipt(writer.now_us))
-        await until(lambda: _is(writer.follower.validated_us > 0), 5, "the first receipt is heeded")
+        await until(lambda: _is(writer.follower.validated_us > 0), 5, "the first receipt is recorded")
         first_us = writer.follower.validated_us
-        writer.heed_run(
+        writer.record_run(
             f"{writer.now_us // 1_000}-0", receipt(writer.now_us, started_at_us=writer.now_us - 60 * SECOND)
         )
 

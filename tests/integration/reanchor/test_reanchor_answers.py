@@ -11,7 +11,7 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from conftest import RedisServer
-from sheetanchor.binance.rest_client import speaks_against
+from sheetanchor.binance.rest_client import counts_as_failure
 from sheetanchor.reanchor.receipts import redis_now_us
 from sheetanchor.runtime.reliability import CircuitBreaker
 from sheetanchor.store.hot_state import HotState
@@ -407,7 +407,7 @@ async def test_the_breaker_is_one_over_all_runs(redis: Redis, venue: Venue) -> N
     venue.refusal = lambda _: web.Response(status=500)
     receipts = []
     for _ in range(8):
-        breaker = CircuitBreaker("rest", 5, 0.5, counts=speaks_against)
+        breaker = CircuitBreaker("rest", 5, 0.5, counts=counts_as_failure)
         async with quick_exchange(venue.url, breaker=breaker) as exchange:
             receipts.append(await reanchor_with(redis, exchange))
         if "is asked again in" in receipts[-1].message:
@@ -415,7 +415,7 @@ async def test_the_breaker_is_one_over_all_runs(redis: Redis, venue: Venue) -> N
     asked = len(venue.asked)
     venue.refusal = lambda _: None
     await asyncio.sleep(0.6)
-    async with quick_exchange(venue.url, breaker=CircuitBreaker("rest", 5, 0.5, counts=speaks_against)) as exchange:
+    async with quick_exchange(venue.url, breaker=CircuitBreaker("rest", 5, 0.5, counts=counts_as_failure)) as exchange:
         healed = await reanchor_with(redis, exchange)
 
     refused = receipts[-1]

@@ -131,7 +131,7 @@ async def test_swap_makes_the_staging_the_hot_state(hot: HotState, redis: Redis)
     assert 115 < await redis.ttl("feat:{BTCUSDT}") <= 120
     assert not [key async for key in redis.scan_iter("*new*")]
     assert await hot.lock_holder() == ""
-    assert anchor == Anchor(2, 1, "a", anchor.beat_us, 110, reply.now_us, 110, "receipt-second", "anchored")
+    assert anchor == Anchor(2, 1, "a", anchor.heartbeat_us, 110, reply.now_us, 110, "receipt-second", "anchored")
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from sheetanchor.store.redis_client import (
     LineReader,
     LineWriter,
     check_connection,
-    clear_error,
     redis_client,
     server_identity,
+    translated_error,
 )
 from support.hot_state_cases import anchored, apply, fingerprint, rebuild, stage
 
@@ -281,7 +281,7 @@ async def test_a_server_that_hangs_is_unavailable_soon(own_server: Callable[...,
 )
 def test_each_answer_has_its_error(raised: Exception, expected: type[Exception]) -> None:
     """What Redis says decides between worth another try, out of memory and refused."""
-    assert type(clear_error(raised, "GET x")) is expected
+    assert type(translated_error(raised, "GET x")) is expected
 
 
 async def test_a_cancelled_call_leaves_the_client_usable(hot: HotState) -> None:

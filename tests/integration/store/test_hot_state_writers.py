@@ -94,7 +94,7 @@ async def test_an_empty_apply_is_a_sign_of_life(hot: HotState, redis: Redis) -> 
     reply = await hot.apply(1, "a", 1, 106, 777)
 
     after = await hot.anchor()
-    assert reply.now_us == after.beat_us > before.beat_us
+    assert reply.now_us == after.heartbeat_us > before.heartbeat_us
     assert (after.stamp_us, after.update_id) == (777, 105)
 
 
@@ -236,8 +236,8 @@ async def test_the_writer_may_take_again_and_repeat_itself(hot: HotState) -> Non
 async def test_a_beat_from_the_future_does_not_block_a_takeover(hot: HotState, redis: Redis) -> None:
     """After the server's clock was set back an hour the old beat counts as old, not as fresh."""
     await anchored(hot)
-    beat_us = (await hot.anchor()).beat_us
-    await redis.hset("anchor:{BTCUSDT}", "beat_us", str(beat_us + 3_600_000_000))
+    heartbeat_us = (await hot.anchor()).heartbeat_us
+    await redis.hset("anchor:{BTCUSDT}", "beat_us", str(heartbeat_us + 3_600_000_000))
 
     assert (await hot.take(2, "b", 1, "a")).ok
 

@@ -14,8 +14,8 @@ from redis.asyncio import Redis
 
 from conftest import RedisServer, server_binary
 from sheetanchor.errors import RedisUnavailable
-from sheetanchor.store.redis_client import LineReader, LineWriter, clear_errors, redis_client
-from sheetanchor.store.redis_connection import clear_error, wrong_server
+from sheetanchor.store.redis_client import LineReader, LineWriter, redis_client, translate_errors
+from sheetanchor.store.redis_connection import translated_error, wrong_server
 from support.pipeline import Pipeline
 
 
@@ -130,7 +130,7 @@ async def test_a_name_that_leads_to_a_replica_only_is_told(moving: Moving) -> No
     """It can be tried again, and says why it is refused."""
     client = redis_client(f"redis://127.0.0.1:{moving.second.port}/0")
 
-    with pytest.raises(RedisUnavailable, match="it is a replica, not the master"), clear_errors("SET x"):
+    with pytest.raises(RedisUnavailable, match="it is a replica, not the master"), translate_errors("SET x"):
         await client.set("x", "1")
     await client.aclose()
 
@@ -164,7 +164,7 @@ def test_the_words_of_a_wrong_server_are_known(words: str) -> None:
     error = _raised(words)
 
     assert wrong_server(error)
-    told = clear_error(error, "XADD x")
+    told = translated_error(error, "XADD x")
     assert isinstance(told, RedisUnavailable)
     assert WORDS[words].replace("(", "").split()[0] in str(told).replace("(", "")
 
@@ -175,7 +175,7 @@ def test_what_passes_is_tried_again_where_it_is(words: str) -> None:
     error = _raised(words)
 
     assert "" == wrong_server(error)
-    assert isinstance(clear_error(error, "XADD x"), RedisUnavailable)
+    assert isinstance(translated_error(error, "XADD x"), RedisUnavailable)
 
 
 def test_other_words_leave_no_connection() -> None:
@@ -197,9 +197,9 @@ async def test_a_pipeline_goes_on_where_the_name_leads(moving: Moving, tmp_path:
 
         await _within(30, lambda: _predicts_soundly(second, moved_s + 4), "a sound prediction where the name leads")
 
-        beat_us = int(await second.hget("anchor:{BTCUSDT}", "beat_us"))
+        heartbeat_us = int(await second.hget("anchor:{BTCUSDT}", "beat_us"))
         now_s, _ = await second.time()
-        assert now_s - beat_us // 1_000_000 <= 3
+        assert now_s - heartbeat_us // 1_000_000 <= 3
         assert b"master" == await moving.role(moving.second)
     finally:
         await second.aclose()

@@ -137,7 +137,7 @@ def test_an_outage_is_told_once_and_after_thirty_seconds() -> None:
 
     for tenths in range(2_000):
         if outage.due(NOW_S + tenths / 10, POLICY):
-            outage = outage.tell()
+            outage = outage.mark_reported()
             told_at.append(tenths / 10)
 
     assert [30.1] == told_at
@@ -148,10 +148,10 @@ def test_a_lasting_outage_keeps_its_beginning() -> None:
     outage = Outage().begin(NOW_S)
 
     again = outage.begin(NOW_S + 29)
-    told = again.tell().begin(NOW_S + 60)
+    reported = again.mark_reported().begin(NOW_S + 60)
 
     assert outage == again
-    assert Outage(NOW_S, told=True) == told
+    assert Outage(NOW_S, reported=True) == reported
 
 
 def test_it_is_told_while_the_tries_are_far_from_exhausted() -> None:
@@ -172,7 +172,7 @@ HOUR_S = 3600.0
 
 
 @pytest.mark.parametrize(
-    ("vitals", "expected"),
+    ("state", "expected"),
     [
         pytest.param(ConnectionState(), ConnectionAction.KEEP, id="still connecting"),
         pytest.param(
@@ -181,18 +181,20 @@ HOUR_S = 3600.0
             id="ten seconds without a message",
         ),
         pytest.param(
-            ConnectionState(opened_s=NOW_S - HEALTHY_WITHIN_S - 0.1), ConnectionAction.MUTE, id="never a message"
+            ConnectionState(opened_s=NOW_S - HEALTHY_WITHIN_S - 0.1),
+            ConnectionAction.NO_FIRST_MESSAGE,
+            id="never a message",
         ),
         pytest.param(ConnectionState(NOW_S - 60, NOW_S - 5), ConnectionAction.KEEP, id="five seconds of silence"),
         pytest.param(
-            ConnectionState(NOW_S - 60, NOW_S - 5.1), ConnectionAction.SILENT, id="more than five seconds of silence"
+            ConnectionState(NOW_S - 60, NOW_S - 5.1), ConnectionAction.IDLE, id="more than five seconds of silence"
         ),
         pytest.param(ConnectionState(NOW_S - 23 * HOUR_S, NOW_S), ConnectionAction.KEEP, id="23 hours old"),
         pytest.param(ConnectionState(NOW_S - 23 * HOUR_S - 1, NOW_S), ConnectionAction.REPLACE, id="older"),
         pytest.param(ConnectionState(NOW_S - 60, NOW_S, leaving=True), ConnectionAction.REPLACE, id="announced to end"),
         pytest.param(
             ConnectionState(NOW_S - 60, NOW_S - 6, leaving=True),
-            ConnectionAction.SILENT,
+            ConnectionAction.IDLE,
             id="announced, but silent already",
         ),
         pytest.param(
@@ -212,14 +214,14 @@ HOUR_S = 3600.0
         ),
         pytest.param(
             ConnectionState(NOW_S - 60, NOW_S, unanswered_s=NOW_S - PONG_WITHIN_S - 0.1),
-            ConnectionAction.DEAF,
+            ConnectionAction.NO_PONG,
             id="no pong",
         ),
     ],
 )
-def test_a_connection_is_judged_by_its_vitals(vitals: ConnectionState, expected: ConnectionAction) -> None:
+def test_a_connection_is_judged_by_its_state(state: ConnectionState, expected: ConnectionAction) -> None:
     """Each limit holds on its own side, to a tenth of a second."""
-    verdict = judge(vitals, NOW_S, POLICY)
+    verdict = judge(state, NOW_S, POLICY)
 
     assert expected is verdict
 
@@ -228,7 +230,7 @@ moments = st.none() | st.floats(0, NOW_S)
 
 
 @given(
-    vitals=st.builds(
+    state=st.builds(
         ConnectionState,
         opened_s=moments,
         last_message_s=moments,
@@ -238,14 +240,14 @@ moments = st.none() | st.floats(0, NOW_S)
     ),
     now_s=st.floats(NOW_S, 2 * NOW_S),
 )
-def test_nothing_silent_is_kept(vitals: ConnectionState, now_s: float) -> None:
+def test_nothing_silent_is_kept(state: ConnectionState, now_s: float) -> None:
     """An open connection that is kept has brought a message of late, or is too young to have to."""
-    verdict = judge(vitals, now_s, POLICY)
+    verdict = judge(state, now_s, POLICY)
 
-    if vitals.opened_s is not None and verdict in (ConnectionAction.KEEP, ConnectionAction.REPLACE):
-        last_s = vitals.last_message_s
+    if state.opened_s is not None and verdict in (ConnectionAction.KEEP, ConnectionAction.REPLACE):
+        last_s = state.last_message_s
         limit_s = HEALTHY_WITHIN_S if last_s is None else POLICY.silence_s
-        assert now_s - (vitals.opened_s if last_s is None else last_s) <= limit_s
+        assert now_s - (state.opened_s if last_s is None else last_s) <= limit_s
 
 
 class LifeOfAConnection(RuleBasedStateMachine):
@@ -254,7 +256,7 @@ class LifeOfAConnection(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = NOW_S
-        self.vitals = ConnectionState(opened_s=NOW_S, answers=False)
+        self.state = ConnectionState(opened_s=NOW_S, answers=False)
 
     @rule(seconds=st.sampled_from([0.05, 1.0, 1.25, 2.5, 4.9, 20.0, 59.0]))
     def passes(self, seconds: float) -> None:
@@ -262,19 +264,19 @@ class LifeOfAConnection(RuleBasedStateMachine):
 
     @rule()
     def message(self) -> None:
-        self.vitals = replace(self.vitals, last_message_s=self.now_s, last_sign_s=self.now_s)
+        self.state = replace(self.state, last_message_s=self.now_s, last_sign_s=self.now_s)
 
     @rule()
     def ping_of_the_exchange(self) -> None:
-        self.vitals = replace(self.vitals, last_sign_s=self.now_s)
+        self.state = replace(self.state, last_sign_s=self.now_s)
 
     @rule()
     def ping_of_ours(self) -> None:
-        self.vitals = replace(self.vitals, unanswered_s=self.vitals.unanswered_s or self.now_s)
+        self.state = replace(self.state, unanswered_s=self.state.unanswered_s or self.now_s)
 
     @rule()
     def pong(self) -> None:
-        self.vitals = replace(self.vitals, last_sign_s=self.now_s, unanswered_s=None, answers=True)
+        self.state = replace(self.state, last_sign_s=self.now_s, unanswered_s=None, answers=True)
 
     @rule(quiet_s=st.integers(10, 600))
     def a_market_without_events(self, quiet_s: int) -> None:
@@ -283,19 +285,19 @@ class LifeOfAConnection(RuleBasedStateMachine):
         self.pong()
         while self.now_s < began_s + quiet_s:
             self.now_s += POLICY.ask_after_s
-            assert ConnectionAction.KEEP is judge(self.vitals, self.now_s, POLICY)
+            assert ConnectionAction.KEEP is judge(self.state, self.now_s, POLICY)
             self.pong()
 
     @invariant()
     def lives_by_signs_of_any_kind(self) -> None:
-        verdict, heard_s = judge(self.vitals, self.now_s, POLICY), self.vitals.heard_s
+        verdict, heard_s = judge(self.state, self.now_s, POLICY), self.state.heard_s
         silent_s = self.now_s - (NOW_S if heard_s is None else heard_s)
-        longest_s = HEALTHY_WITHIN_S if heard_s is None else POLICY.silence_s if self.vitals.answers else 60.0
-        waited_s = 0.0 if self.vitals.unanswered_s is None else self.now_s - self.vitals.unanswered_s
+        longest_s = HEALTHY_WITHIN_S if heard_s is None else POLICY.silence_s if self.state.answers else 60.0
+        waited_s = 0.0 if self.state.unanswered_s is None else self.now_s - self.state.unanswered_s
         if silent_s > longest_s:
-            assert verdict is (ConnectionAction.MUTE if heard_s is None else ConnectionAction.SILENT)
+            assert verdict is (ConnectionAction.NO_FIRST_MESSAGE if heard_s is None else ConnectionAction.IDLE)
         elif heard_s is not None and waited_s > PONG_WITHIN_S:
-            assert verdict is ConnectionAction.DEAF
+            assert verdict is ConnectionAction.NO_PONG
         else:
             assert verdict is ConnectionAction.KEEP
 

@@ -43,49 +43,49 @@ def test_a_direction_is_judged_only_where_there_was_one(
 
 def test_the_outcome_is_the_price_exactly_five_slots_later() -> None:
     """Slots in between and after decide nothing about a prediction."""
-    outcomes = AccuracyTracker()
+    tracker = AccuracyTracker()
 
-    found = [outcomes.add(slot, "up", 100.0 + slot) for slot in range(7)]
+    found = [tracker.add(slot, "up", 100.0 + slot) for slot in range(7)]
 
     assert [None] * HORIZON_SLOTS == found[:HORIZON_SLOTS]
-    assert [0, 1] == [outcome.slot for outcome in found[HORIZON_SLOTS:] if outcome]
+    assert [0, 1] == [result.slot for result in found[HORIZON_SLOTS:] if result]
     assert found[HORIZON_SLOTS] == score(0, "up", 100.0, 105.0)
 
 
 @pytest.mark.parametrize("price", [None, float("nan"), float("inf"), 0.0, -1.0])
 def test_a_price_in_doubt_decides_nothing(price: float | None) -> None:
     """Neither the prediction made at such a price nor the one that it would have judged gets an outcome."""
-    outcomes = AccuracyTracker()
+    tracker = AccuracyTracker()
 
-    outcomes.add(0, "up", 100.0)
-    outcomes.add(1, "up", price)
-    judged_by_it = outcomes.add(HORIZON_SLOTS, "up", price)
-    made_at_it = outcomes.add(HORIZON_SLOTS + 1, "up", 100.0)
+    tracker.add(0, "up", 100.0)
+    tracker.add(1, "up", price)
+    judged_by_it = tracker.add(HORIZON_SLOTS, "up", price)
+    made_at_it = tracker.add(HORIZON_SLOTS + 1, "up", 100.0)
 
     assert (None, None) == (judged_by_it, made_at_it)
 
 
 def test_a_missed_slot_leaves_its_prediction_without_outcome() -> None:
     """There is no guessing from the slots beside it."""
-    outcomes = AccuracyTracker()
+    tracker = AccuracyTracker()
 
-    outcomes.add(0, "up", 100.0)
-    found = [outcomes.add(slot, "flat", 101.0) for slot in (4, 6)]
+    tracker.add(0, "up", 100.0)
+    found = [tracker.add(slot, "flat", 101.0) for slot in (4, 6)]
 
     assert [None, None] == found
-    assert {"1h": None, "24h": None} == {"1h": outcomes.last_1h.value, "24h": outcomes.last_24h.value}
+    assert {"1h": None, "24h": None} == {"1h": tracker.last_1h.value, "24h": tracker.last_24h.value}
 
 
 def test_a_slot_counts_once() -> None:
     """A second record of a slot, and one from before, change nothing."""
-    outcomes = AccuracyTracker()
+    tracker = AccuracyTracker()
     for slot in range(HORIZON_SLOTS + 1):
-        outcomes.add(slot, "up", 100.0 + slot)
+        tracker.add(slot, "up", 100.0 + slot)
 
-    again = [outcomes.add(slot, "down", 1.0) for slot in (HORIZON_SLOTS, 2)]
+    again = [tracker.add(slot, "down", 1.0) for slot in (HORIZON_SLOTS, 2)]
 
     assert [None, None] == again
-    assert (1, 1.0) == (outcomes.last_1h.decided, outcomes.last_1h.value)
+    assert (1, 1.0) == (tracker.last_1h.decided, tracker.last_1h.value)
 
 
 def test_accuracy_is_none_before_anything_was_decided() -> None:

@@ -115,8 +115,8 @@ async def _turn(times: int = 30) -> None:
 def _told_truly(chain: ModelFallbackChain) -> None:
     """What serves is told as what it is, and a lesser one never without trouble, which makes the next look retry."""
     if chain.mode != "model":
-        assert chain.trouble != ""
-    if chain.trouble == "":
+        assert chain.problem != ""
+    if chain.problem == "":
         assert chain.mode == "model"
 
 
@@ -158,7 +158,7 @@ async def _play(world: World, steps: list[Any]) -> None:
     chain._tried_at -= 60
     await chain.refresh()
 
-    assert ("model", [world.current], "") == (chain.mode, chain.loaded, chain.trouble)
+    assert ("model", [world.current], "") == (chain.mode, chain.loaded, chain.problem)
     await chain.close()
 
 
@@ -200,5 +200,5 @@ async def test_a_slot_beside_a_look_starts_no_second_walk() -> None:
     world.waiting.pop().set()
     await asyncio.gather(look, slot)
 
-    assert ("model", ["m2"], "") == (chain.mode, chain.loaded, chain.trouble)
+    assert ("model", ["m2"], "") == (chain.mode, chain.loaded, chain.problem)
     await chain.close()

@@ -44,7 +44,7 @@ SOUND = SlotState(
     incomplete="",
     stamp_us=NOW - 1_000,
     hashes={"ob": {"best_bid": "99.0", "best_ask": "101.0"}},
-    beat_us=NOW - 50_000,
+    heartbeat_us=NOW - 50_000,
     sound_until_us=NOW + 1_500_000,
 )
 ANSWER = ModelAnswer("model", 0.001, 0.4, "mlp@12345678")
@@ -65,10 +65,10 @@ def kinds(state: SlotState) -> list[str]:
         (replace(SOUND, stamp_us=0), ["stale"]),
         (replace(SOUND, stamp_us=NOW + AHEAD_MAX_US), []),
         (replace(SOUND, stamp_us=NOW + AHEAD_MAX_US + 1), ["clock"]),
-        (replace(SOUND, beat_us=NOW + AHEAD_MAX_US + 1), ["clock"]),
-        (replace(SOUND, beat_us=NOW - SILENT_WRITER_US), []),
-        (replace(SOUND, beat_us=NOW - SILENT_WRITER_US - 1), ["writer"]),
-        (replace(SOUND, beat_us=0), ["writer"]),
+        (replace(SOUND, heartbeat_us=NOW + AHEAD_MAX_US + 1), ["clock"]),
+        (replace(SOUND, heartbeat_us=NOW - SILENT_WRITER_US), []),
+        (replace(SOUND, heartbeat_us=NOW - SILENT_WRITER_US - 1), ["writer"]),
+        (replace(SOUND, heartbeat_us=0), ["writer"]),
         (replace(SOUND, unmoved_us=UNMOVED_WRITER_US), []),
         (replace(SOUND, unmoved_us=UNMOVED_WRITER_US + 1), ["writer"]),
         (replace(SOUND, sound_until_us=NOW), []),

@@ -100,8 +100,8 @@ def test_the_layout_before_is_read(make: Any) -> None:
 # The rules
 
 
-def look(lookout: GapDetector, market: Market, at_us: int) -> list[Finding]:
-    return lookout.look(market, DetectorContext(at_us, at_us, 0b1, caught_up=True))
+def check(detector: GapDetector, market: Market, at_us: int) -> list[Finding]:
+    return detector.apply_rules(market, DetectorContext(at_us, at_us, 0b1, caught_up=True))
 
 
 def fall(market: Market, levels: range) -> None:
@@ -114,35 +114,35 @@ def fall(market: Market, levels: range) -> None:
 def test_it_is_told_before_the_hot_levels_are_unknown() -> None:
     """While the state is right a new snapshot is asked for; once it may not be, it is suspect. Each is told once."""
     market = cut_off_at(_decoder.Market, LEVELS)
-    lookout = GapDetector(Thresholds(), NOW_US)
+    detector = GapDetector(Thresholds(), NOW_US)
     step_us = EDGE_EVERY_US
 
-    assert [] == look(lookout, market, NOW_US)
+    assert [] == check(detector, market, NOW_US)
     fall(market, range(LEVELS - EDGE_LEVELS))
-    assert [] == look(lookout, market, NOW_US + step_us)
+    assert [] == check(detector, market, NOW_US + step_us)
     fall(market, range(LEVELS - EDGE_LEVELS, LEVELS - EDGE_LEVELS + 1))
-    assert [] == look(lookout, market, NOW_US + step_us + 1)  # counted only every so often
-    (near,) = look(lookout, market, NOW_US + 2 * step_us)
+    assert [] == check(detector, market, NOW_US + step_us + 1)  # counted only every so often
+    (near,) = check(detector, market, NOW_US + 2 * step_us)
     assert ("book_edge", True) == (near.rule, "only 19 are within" in near.reason)
-    assert [] == look(lookout, market, NOW_US + 3 * step_us)
+    assert [] == check(detector, market, NOW_US + 3 * step_us)
 
     fall(market, range(LEVELS - EDGE_LEVELS + 1, LEVELS - HOT_LEVELS))
-    assert [] == look(lookout, market, NOW_US + 4 * step_us)
+    assert [] == check(detector, market, NOW_US + 4 * step_us)
     fall(market, range(LEVELS - HOT_LEVELS, LEVELS - HOT_LEVELS + 1))
-    assert ["book_beyond"] == [one.rule for one in look(lookout, market, NOW_US + 5 * step_us)]
-    assert [] == look(lookout, market, NOW_US + 6 * step_us)
+    assert ["book_beyond"] == [one.rule for one in check(detector, market, NOW_US + 5 * step_us)]
+    assert [] == check(detector, market, NOW_US + 6 * step_us)
 
 
 def test_a_price_that_swings_about_the_edge_is_told_once() -> None:
     """Each finding asks for a rebuild: one that is told ten times a second would be as many requests."""
     market = cut_off_at(_decoder.Market, LEVELS)
-    lookout = GapDetector(Thresholds(), NOW_US)
+    detector = GapDetector(Thresholds(), NOW_US)
     fall(market, range(LEVELS - EDGE_LEVELS))
     told = []
     for turn in range(10):
         update, best = market.update_id + 1, BIDS[LEVELS - EDGE_LEVELS][0]
         market.feed(0, batch(diff(update, update, [(best, turn % 2 * 7)])), NOW_US)
-        told += [one.rule for one in look(lookout, market, NOW_US + (turn + 1) * EDGE_EVERY_US)]
+        told += [one.rule for one in check(detector, market, NOW_US + (turn + 1) * EDGE_EVERY_US)]
 
     assert ["book_edge"] == told
 
@@ -151,11 +151,11 @@ def test_a_rebuilt_book_is_looked_at_anew() -> None:
     """What was told of the one before is told again of the next."""
     market = cut_off_at(_decoder.Market, LEVELS)
     fall(market, range(LEVELS - 15))
-    lookout = GapDetector(Thresholds(), NOW_US)
-    assert ["book_edge"] == [one.rule for one in look(lookout, market, NOW_US)]
+    detector = GapDetector(Thresholds(), NOW_US)
+    assert ["book_edge"] == [one.rule for one in check(detector, market, NOW_US)]
 
-    lookout.reload(market, NOW_US + 1)
-    assert ["book_edge"] == [one.rule for one in look(lookout, market, NOW_US + 2)]
+    detector.reload(market, NOW_US + 1)
+    assert ["book_edge"] == [one.rule for one in check(detector, market, NOW_US + 2)]
 
 
 def test_a_whole_book_has_no_edge() -> None:
@@ -163,7 +163,7 @@ def test_a_whole_book_has_no_edge() -> None:
     market = _decoder.Market("BTCUSDT")
     market.load_snapshot(100, -2, -5, BIDS[:4], ASKS[:4], NOW_US, LEVELS)
 
-    assert [] == look(GapDetector(Thresholds(), NOW_US), market, NOW_US)
+    assert [] == check(GapDetector(Thresholds(), NOW_US), market, NOW_US)
 
 
 def test_a_snapshot_of_few_levels_is_always_near_its_edge() -> None:
@@ -173,7 +173,7 @@ def test_a_snapshot_of_few_levels_is_always_near_its_edge() -> None:
     fall(market, range(15))
 
     assert 5 == market.known_levels(EDGE_LEVELS)
-    assert [] == look(GapDetector(Thresholds(), NOW_US), market, NOW_US)
+    assert [] == check(GapDetector(Thresholds(), NOW_US), market, NOW_US)
 
 
 # The comparison

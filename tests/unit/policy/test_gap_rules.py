@@ -19,8 +19,8 @@ from sheetanchor.policy.gap_rules import (
     Thresholds,
     Volume,
     gap_of,
-    hole_is_final,
     is_anomalous,
+    is_final,
 )
 from sheetanchor.process.gap_detector import DetectorContext, GapDetector
 
@@ -68,7 +68,7 @@ def test_a_hole_is_final_when_nobody_can_fill_it(lines_past: int, live: int, age
     """Every live line has passed it, or 200 ms are over."""
     hole = (5, 7, NOW_US - age_ms * MS, lines_past)
 
-    assert final == hole_is_final(hole, live, NOW_US, 200 * MS)
+    assert final == is_final(hole, live, NOW_US, 200 * MS)
 
 
 def test_a_sequence_gap_names_both_ids_and_what_cures_it() -> None:
@@ -92,17 +92,17 @@ def test_a_threshold_of_two_wants_two_holes_in_a_row() -> None:
 @pytest.mark.parametrize(("quiet_us", "found"), [(5_000_000, False), (5_000_001, True)])
 def test_silence_is_a_gap_after_five_seconds(quiet_us: int, found: bool) -> None:
     """Exactly five seconds are not too long."""
-    _, finding = Silence().look(NOW_US - quiet_us, NOW_US, 5_000_000)
+    _, finding = Silence().check(NOW_US - quiet_us, NOW_US, 5_000_000)
 
     assert found == (finding is not None)
 
 
 def test_silence_is_told_once_and_again_after_sound() -> None:
     """One event per silence, however often it is looked at."""
-    state, first = Silence().look(0, 6_000_000, 5_000_000)
-    state, second = state.look(0, 7_000_000, 5_000_000)
-    state, sound = state.look(7_000_000, 7_100_000, 5_000_000)
-    _, third = state.look(7_000_000, 13_000_000, 5_000_000)
+    state, first = Silence().check(0, 6_000_000, 5_000_000)
+    state, second = state.check(0, 7_000_000, 5_000_000)
+    state, sound = state.check(7_000_000, 7_100_000, 5_000_000)
+    _, third = state.check(7_000_000, 13_000_000, 5_000_000)
 
     assert [True, False, False, True] == [finding is not None for finding in (first, second, sound, third)]
 
@@ -110,28 +110,28 @@ def test_silence_is_told_once_and_again_after_sound() -> None:
 @pytest.mark.parametrize(("price", "found"), [(45_449.0, False), (45_451.0, True), (44_549.0, True), (44_551.0, False)])
 def test_a_price_that_jumps_by_more_than_a_percent_is_a_discontinuity(price: float, found: bool) -> None:
     """In either direction; less is not."""
-    state, _ = Price().look(45_000.0, NOW_US, 0.01)
+    state, _ = Price().check(45_000.0, NOW_US, 0.01)
 
-    _, finding = state.look(price, NOW_US + MS, 0.01)
+    _, finding = state.check(price, NOW_US + MS, 0.01)
 
     assert found == (finding is not None)
 
 
 def test_a_price_after_a_long_silence_is_no_discontinuity() -> None:
     """The market has had time to move; the silence was told by its own rule."""
-    state, _ = Price().look(45_000.0, NOW_US, 0.01)
+    state, _ = Price().check(45_000.0, NOW_US, 0.01)
 
-    _, finding = state.look(50_000.0, NOW_US + 60_000_000, 0.01)
+    _, finding = state.check(50_000.0, NOW_US + 60_000_000, 0.01)
 
     assert finding is None
 
 
 def test_a_jump_is_told_once() -> None:
     """The new price is the reference from then on."""
-    state, _ = Price().look(45_000.0, NOW_US, 0.01)
-    state, first = state.look(46_000.0, NOW_US + MS, 0.01)
+    state, _ = Price().check(45_000.0, NOW_US, 0.01)
+    state, first = state.check(46_000.0, NOW_US + MS, 0.01)
 
-    _, second = state.look(46_001.0, NOW_US + 2 * MS, 0.01)
+    _, second = state.check(46_001.0, NOW_US + 2 * MS, 0.01)
 
     assert (True, None) == (first is not None, second)
 
@@ -154,7 +154,7 @@ def test_the_history_of_volumes_is_bounded() -> None:
     """A pipeline that runs for months remembers ten minutes."""
     state = Volume()
     for step in range(1000):
-        state, _ = state.look(float(step % 7), 3.0)
+        state, _ = state.check(float(step % 7), 3.0)
 
     assert 120 == len(state.history)
 
@@ -162,10 +162,10 @@ def test_the_history_of_volumes_is_bounded() -> None:
 def test_ids_that_stand_still_while_frames_arrive_are_a_reset() -> None:
     """An exchange that went back in its ids would otherwise pass for fresh, duplicates all of it."""
     marks = (10, 10, 10)
-    state, _ = Progress().look(marks, NOW_US)
+    state, _ = Progress().check(marks, NOW_US)
     found = []
     for after_us in (100_000, 2_000_000, 2_200_000, 2_300_000):
-        state, finding = state.look(marks, NOW_US + after_us)
+        state, finding = state.check(marks, NOW_US + after_us)
         found.append(finding and finding.rule)
 
     assert [None, None, "sequence_reset", None] == found
@@ -174,17 +174,17 @@ def test_ids_that_stand_still_while_frames_arrive_are_a_reset() -> None:
 def test_silence_is_not_a_reset() -> None:
     """Without frames the ids cannot move, and the first frame after a silence may be a duplicate."""
     marks = (10, 10, 10)
-    state, _ = Progress().look(marks, NOW_US)
+    state, _ = Progress().check(marks, NOW_US)
 
-    state, silent = state.look(marks, NOW_US)
-    _, duplicate = state.look(marks, NOW_US + 60_000_000)
+    state, silent = state.check(marks, NOW_US)
+    _, duplicate = state.check(marks, NOW_US + 60_000_000)
 
     assert (None, None) == (silent, duplicate)
 
 
 def test_the_event_carries_severity_and_action_of_its_rule() -> None:
     """Readers of the stream need not know the table."""
-    _, finding = Silence().look(0, 6_000_000, 5_000_000)
+    _, finding = Silence().check(0, 6_000_000, 5_000_000)
     assert finding is not None
 
     gap = gap_of(finding, "BTCUSDT", "process", 17, 3)
@@ -229,8 +229,8 @@ def market_at(update_id: int) -> Market:
     return market
 
 
-def look(lookout: GapDetector, market: Market, at_us: int, lines: int = 0b11) -> list[str]:
-    found = lookout.look(market, DetectorContext(at_us, at_us, lines, caught_up=True))
+def check(detector: GapDetector, market: Market, at_us: int, lines: int = 0b11) -> list[str]:
+    found = detector.apply_rules(market, DetectorContext(at_us, at_us, lines, caught_up=True))
     return [finding.rule for finding in found]
 
 
@@ -256,12 +256,12 @@ def test_what_any_line_has_is_no_gap_and_what_none_has_is(
     """Losses on one line only never give a gap; a run of messages lost on both gives exactly one."""
     order, lost = lines
     market = market_at(0)
-    lookout = GapDetector(Thresholds(), NOW_US)
+    detector = GapDetector(Thresholds(), NOW_US)
     rules = []
     for line, number in [(0, 0), *order] if stream == "trade" else order:
         frame = diff(number, number) if stream == "depth" else trade(number)
         market.feed(line, pack_frames([(0, frame)]), NOW_US)
-        rules += look(lookout, market, NOW_US)
+        rules += check(detector, market, NOW_US)
     runs = {number for number in lost if number - 1 not in lost}
 
     assert ["sequence_gap"] * len(runs) == rules
@@ -271,10 +271,10 @@ def test_what_any_line_has_is_no_gap_and_what_none_has_is(
 def test_a_hole_is_not_judged_while_entries_are_unread() -> None:
     """After a pause one line's backlog comes first; the other's may fill the hole."""
     market = market_at(0)
-    lookout = GapDetector(Thresholds(), NOW_US)
+    detector = GapDetector(Thresholds(), NOW_US)
     market.feed(0, pack_frames([(0, diff(3, 3))]), NOW_US - 10_000_000)
 
-    found = lookout.look(market, DetectorContext(NOW_US, NOW_US, 0b11, caught_up=False))
+    found = detector.apply_rules(market, DetectorContext(NOW_US, NOW_US, 0b11, caught_up=False))
 
     assert [] == found
 
@@ -282,23 +282,23 @@ def test_a_hole_is_not_judged_while_entries_are_unread() -> None:
 def test_a_suppressed_rule_says_nothing_but_the_market_goes_on() -> None:
     """The hole is passed all the same: otherwise the book would stand still for ever."""
     market = market_at(0)
-    lookout = GapDetector(replace(Thresholds(), suppressed=frozenset({"sequence_gap"})), NOW_US)
+    detector = GapDetector(replace(Thresholds(), suppressed=frozenset({"sequence_gap"})), NOW_US)
     for line in (0, 1):
         market.feed(line, pack_frames([(0, diff(3, 3))]), NOW_US)
 
-    assert [] == look(lookout, market, NOW_US)
+    assert [] == check(detector, market, NOW_US)
     assert 3 == market.update_id
 
 
 def test_a_crossed_book_is_told_once() -> None:
     """Best bid at or above best ask after an update."""
     market = market_at(0)
-    lookout = GapDetector(Thresholds(), NOW_US)
+    detector = GapDetector(Thresholds(), NOW_US)
     crossing = replace_prices(diff(1, 1))
     market.feed(0, pack_frames([(0, crossing)]), NOW_US)
 
-    assert ["book_crossed"] == look(lookout, market, NOW_US)
-    assert [] == look(lookout, market, NOW_US)
+    assert ["book_crossed"] == check(detector, market, NOW_US)
+    assert [] == check(detector, market, NOW_US)
 
 
 def replace_prices(_: bytes) -> bytes:
@@ -319,26 +319,26 @@ def replace_prices(_: bytes) -> bytes:
 def test_the_stamp_of_freshness_moves_only_with_the_ids() -> None:
     """Old frames that arrive again do not make a state fresh."""
     market = market_at(10)
-    lookout = GapDetector(Thresholds(), NOW_US)
+    detector = GapDetector(Thresholds(), NOW_US)
     market.feed(0, pack_frames([(0, diff(11, 11))]), NOW_US)
-    look(lookout, market, NOW_US)
+    check(detector, market, NOW_US)
 
     market.feed(0, pack_frames([(0, diff(5, 5)), (0, diff(11, 11))]), NOW_US + 1_000_000)
-    look(lookout, market, NOW_US + 1_000_000)
+    check(detector, market, NOW_US + 1_000_000)
 
-    assert NOW_US == lookout.event_stamp_us
+    assert NOW_US == detector.event_stamp_us
 
 
 def test_gaps_are_counted_by_the_day() -> None:
     """The count begins anew at midnight UTC, also when nothing happens then."""
     midnight_us = 1_700_006_400_000_000
-    lookout, market = GapDetector(Thresholds(), 0), Market("BTCUSDT")
+    detector, market = GapDetector(Thresholds(), 0), Market("BTCUSDT")
     told = []
     for at_us in (midnight_us - 2, midnight_us - 1):
-        lookout.count_gap(at_us)
-        told.append(lookout.report(market, at_us)["gaps_detected_today"])
-    told.append(lookout.report(market, midnight_us)["gaps_detected_today"])
-    lookout.count_gap(midnight_us + 1)
-    told.append(lookout.report(market, midnight_us + 1)["gaps_detected_today"])
+        detector.count_gap(at_us)
+        told.append(detector.report(market, at_us)["gaps_detected_today"])
+    told.append(detector.report(market, midnight_us)["gaps_detected_today"])
+    detector.count_gap(midnight_us + 1)
+    told.append(detector.report(market, midnight_us + 1)["gaps_detected_today"])
 
     assert [1, 2, 0, 1] == told

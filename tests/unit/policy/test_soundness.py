@@ -9,7 +9,7 @@ import pytest
 
 from sheetanchor.contract import STALE_AFTER_US, STREAM_TYPES
 from sheetanchor.policy import soundness
-from sheetanchor.policy.soundness import MarketObservation, Memory, Pulse, judge, levels_fault, look, shown_in_time
+from sheetanchor.policy.soundness import MarketObservation, Memory, Pulse, judge, levels_fault, observe, shown_in_time
 from sheetanchor.process.arrival_clock import Arrivals
 from sheetanchor.store.server_clock import RedisClock
 
@@ -67,7 +67,7 @@ class Feed:
                     event_us = self.sent_us[name] + self.event_off_us
                     self.pulses[name] = Pulse(before.count + 1, self.ids[name], event_us, self.now_us - 5 * MS)
             self.agreed += "bestBidAsk" not in without and self.told == self.best
-            self.memory = look(self.memory, self.observed(**other))
+            self.memory = observe(self.memory, self.observed(**other))
         return self
 
     def kinds(self, later_us: int = 0, unwritten: str = "") -> list[str]:
@@ -180,7 +180,7 @@ def test_what_came_during_a_pause_of_the_processor_is_no_jump() -> None:
     feed.run(6)
     newest = max(feed.pulses.values(), key=lambda pulse: pulse.arrival_us)
 
-    memory = look(sound().memory, feed.observed(now_us=asked_us, read_us=asked_us, end_us=newest.event_us))
+    memory = observe(sound().memory, feed.observed(now_us=asked_us, read_us=asked_us, end_us=newest.event_us))
 
     assert () == judge(memory, asked_us).reasons
 
@@ -307,7 +307,7 @@ def test_windows_end_where_the_newest_message_says(late_us: int, ahead_us: int, 
     """Ahead of it by what it is late and a second; behind by what a stream may be late."""
     feed = sound().run(2.5, late_us=late_us)
 
-    feed.memory = look(feed.memory, feed.observed(end_us=feed.end_us() + ahead_us))
+    feed.memory = observe(feed.memory, feed.observed(end_us=feed.end_us() + ahead_us))
 
     assert kinds == feed.kinds()
 

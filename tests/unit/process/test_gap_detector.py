@@ -15,12 +15,12 @@ def rules_found(*, caught_up: bool) -> set[str]:
     """Show a rebuilt market ten seconds of frames whose ids it knows, and name the rules that speak."""
     market = Market("BTCUSDT")
     market.load_snapshot(1000, -2, -2, LEVEL, [(101, 1)], NOW)
-    lookout = GapDetector(Thresholds(), NOW)
-    lookout.reload(market, NOW)
+    detector = GapDetector(Thresholds(), NOW)
+    detector.reload(market, NOW)
     found: set[str] = set()
     for second in range(10):
-        scene = DetectorContext(NOW, NOW - (10 - second) * SECOND, live_lines=1, caught_up=caught_up)
-        found |= {finding.rule for finding in lookout.look(market, scene)}
+        context = DetectorContext(NOW, NOW - (10 - second) * SECOND, live_lines=1, caught_up=caught_up)
+        found |= {finding.rule for finding in detector.apply_rules(market, context)}
     return found
 
 

@@ -134,7 +134,7 @@ class Outage:
     """Since when no healthy connection has been there, and whether it has been told."""
 
     since_s: float | None = None
-    told: bool = False
+    reported: bool = False
 
     def begin(self, at_s: float) -> Outage:
         """Take note of a loss; one that lasts keeps its beginning."""
@@ -142,11 +142,11 @@ class Outage:
 
     def due(self, now_s: float, policy: ConnectionPolicy) -> bool:
         """Say whether the loss has to be told now."""
-        return self.since_s is not None and not self.told and now_s - self.since_s > policy.loss_s
+        return self.since_s is not None and not self.reported and now_s - self.since_s > policy.loss_s
 
-    def tell(self) -> Outage:
+    def mark_reported(self) -> Outage:
         """Take note that it has been told."""
-        return Outage(self.since_s, told=True)
+        return Outage(self.since_s, reported=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,26 +188,26 @@ class ConnectionAction(Enum):
     KEEP = "all is well"
     REPLACE = "open another beside it"
     RETIRE = "replaced by another connection"
-    SILENT = "no sign of life for too long"
-    MUTE = "never a sign of life since it was opened"
-    DEAF = "no pong came back"
+    IDLE = "no sign of life for too long"
+    NO_FIRST_MESSAGE = "never a sign of life since it was opened"
+    NO_PONG = "no pong came back"
 
 
-def judge(vitals: ConnectionState, now_s: float, policy: ConnectionPolicy) -> ConnectionAction:
+def judge(state: ConnectionState, now_s: float, policy: ConnectionPolicy) -> ConnectionAction:
     """Decide about one connection."""
-    if vitals.opened_s is None:
+    if state.opened_s is None:
         return ConnectionAction.KEEP  # the connect call has its own time-out
-    if vitals.replaced_s is not None and now_s - vitals.replaced_s > OVERLAP_S:
+    if state.replaced_s is not None and now_s - state.replaced_s > OVERLAP_S:
         return ConnectionAction.RETIRE
-    heard_s = vitals.heard_s
+    heard_s = state.heard_s
     if heard_s is None:
-        return ConnectionAction.MUTE if now_s - vitals.opened_s > HEALTHY_WITHIN_S else ConnectionAction.KEEP
-    if now_s - heard_s > (policy.silence_s if vitals.answers else max(policy.silence_s, PEER_PING_WITHIN_S)):
-        return ConnectionAction.SILENT
-    if vitals.unanswered_s is not None and now_s - vitals.unanswered_s > PONG_WITHIN_S:
-        return ConnectionAction.DEAF
-    old = vitals.leaving or now_s - vitals.opened_s > policy.rotate_after_s
-    return ConnectionAction.REPLACE if old and vitals.replaced_s is None else ConnectionAction.KEEP
+        return ConnectionAction.NO_FIRST_MESSAGE if now_s - state.opened_s > HEALTHY_WITHIN_S else ConnectionAction.KEEP
+    if now_s - heard_s > (policy.silence_s if state.answers else max(policy.silence_s, PEER_PING_WITHIN_S)):
+        return ConnectionAction.IDLE
+    if state.unanswered_s is not None and now_s - state.unanswered_s > PONG_WITHIN_S:
+        return ConnectionAction.NO_PONG
+    old = state.leaving or now_s - state.opened_s > policy.rotate_after_s
+    return ConnectionAction.REPLACE if old and state.replaced_s is None else ConnectionAction.KEEP
 
 
 LACKS_AFTER_S: Final = {"depth": 10.0, "bestBidAsk": 300.0, "trade": 300.0}

@@ -65,7 +65,7 @@ def mark_of(batch: Batch) -> Mark:
     found: dict[str, int] = {}
     try:
         for _, frame in unpack_frames(batch.frames):
-            _look(frame, found)
+            _collect_ids(frame, found)
             if len(found) == len(Mark._fields) - 2:
                 break
     except ValueError:
@@ -73,7 +73,7 @@ def mark_of(batch: Batch) -> Mark:
     return Mark(batch.entry_id, batch.stamp_us, **found)
 
 
-def _look(frame: bytes, found: dict[str, int]) -> None:
+def _collect_ids(frame: bytes, found: dict[str, int]) -> None:
     try:
         block, template = _HEAD.unpack_from(frame)
         if template == sbe.DEPTH_DIFF_TEMPLATE and "update_id" not in found:

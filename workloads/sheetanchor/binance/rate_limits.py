@@ -42,8 +42,8 @@ def silence_s(retry_after: str | None, date: str | None, text: str, now_s: float
         now_s: Our clock in seconds since 1970, for an answer without a date.
         default_s: What counts when nothing is told.
     """
-    told_s = _date_s(date)
-    clock_s = told_s if told_s is not None else now_s
+    given_s = _date_s(date)
+    clock_s = given_s if given_s is not None else now_s
     text = text[:TEXT_MAX]
     waits = [_header_s(retry_after, clock_s), _ban_s(text, clock_s)]
     known = [wait_s for wait_s in waits if wait_s is not None]

@@ -69,7 +69,7 @@ class Unresponsive(ExchangeError):
     """No answer within the whole time-out: waiting as long again would only hold up whoever asks."""
 
 
-def speaks_against(error: BaseException) -> bool:
+def counts_as_failure(error: BaseException) -> bool:
     """Say whether a failure means that the exchange is not well; a wrong question or too many of them do not."""
     cause = error.last_error if isinstance(error, MaxRetriesExceeded) else error
     return isinstance(cause, (ExchangeUnavailable, Unresponsive))
@@ -93,13 +93,13 @@ class Weight:
     def __init__(self, per_minute: int = WEIGHT_PER_MINUTE) -> None:
         self._limit = int(per_minute * WEIGHT_SHARE)
         self._minute = -1
-        self._told = 0
+        self._reported = 0
         self._untold = 0
         self._in_flight = 0
 
     def _begin_minute(self, now_s: float) -> None:
         if self._minute != int(now_s // 60):
-            self._minute, self._told, self._untold = int(now_s // 60), 0, 0
+            self._minute, self._reported, self._untold = int(now_s // 60), 0, 0
 
     def take(self, cost: int, now_s: float) -> float:
         """Take weight for a request that is made now.
@@ -127,7 +127,9 @@ class Weight:
         self._begin_minute(now_s)
         self._in_flight -= cost
         if used is not None and used.isascii() and used.isdigit():
-            self._told = max(self._told, int(used[:12]))  # answers may come in another order than they were counted in
+            self._reported = max(
+                self._reported, int(used[:12])
+            )  # answers may come in another order than they were counted in
         else:
             self._untold += cost
 
@@ -139,12 +141,12 @@ class Weight:
             at_s: When that was, by the wall clock.
         """
         self._begin_minute(at_s)
-        self._told = max(self._told, self._limit - remaining)
+        self._reported = max(self._reported, self._limit - remaining)
 
     def remaining(self, now_s: float) -> int:
         """Give the weight that may still be used in this minute."""
         self._begin_minute(now_s)
-        return self._limit - self._told - self._untold - self._in_flight
+        return self._limit - self._reported - self._untold - self._in_flight
 
 
 @dataclass(slots=True)
@@ -190,7 +192,7 @@ class RestClient:
         self._timeout_s = timeout_s
         self._patience_s = patience_s
         self._retry_policy = replace(retry_policy, retry_after_max_s=patience_s)
-        self._breaker = breaker or CircuitBreaker("rest", counts=speaks_against)
+        self._breaker = breaker or CircuitBreaker("rest", counts=counts_as_failure)
         self._weight = Weight(weight_per_minute)
         self._asked: dict[str, EndpointCalls] = {}
         self._blocked_until = -math.inf
@@ -227,7 +229,7 @@ class RestClient:
         if (now_s - ago_s) // 60 == now_s // 60:
             self._weight.recall(remaining, now_s)
 
-    def stay_away(self, seconds: float) -> None:
+    def honour_retry_after(self, seconds: float) -> None:
         """Ask nothing for some seconds, for instance because an earlier process was told so."""
         self._blocked_until = max(self._blocked_until, time.monotonic() + seconds)
 
@@ -339,12 +341,12 @@ class RestClient:
             raise Unresponsive(f"GET {endpoint}: no answer from {self.url} within {self._timeout_s:g} s") from error
         except aiohttp.ClientConnectorError as error:
             status = "error"
-            told = error.os_error.strerror or error.os_error
-            raise ExchangeUnavailable(f"GET {endpoint}: cannot connect to {self.url}: {told}") from error
+            message = error.os_error.strerror or error.os_error
+            raise ExchangeUnavailable(f"GET {endpoint}: cannot connect to {self.url}: {message}") from error
         except (aiohttp.ClientError, OSError) as error:
             status = "error"
-            told = " ".join(str(error).split()) or type(error).__name__
-            raise ExchangeUnavailable(f"GET {endpoint}: {told}") from error
+            message = " ".join(str(error).split()) or type(error).__name__
+            raise ExchangeUnavailable(f"GET {endpoint}: {message}") from error
         finally:
             self._weight.settle(weight, used, time.time())
             if len(asked.calls) < CALLS_KEPT:
@@ -361,7 +363,7 @@ class RestClient:
             wait_s = rate_limits.silence_s(
                 headers.get("Retry-After"), headers.get("Date"), said, time.time(), rate_limits.WAIT_DEFAULT_S
             )
-            self.stay_away(wait_s)
+            self.honour_retry_after(wait_s)
             log.warning("Binance rate limit hit, waiting %gs", wait_s)
             raise RateLimited(f"{text}; asks for {wait_s:g} s of silence", retry_after_s=wait_s, status=status)
         if status >= 500:

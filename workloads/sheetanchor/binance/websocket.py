@@ -95,7 +95,7 @@ class Connection:
         self.unknown_texts = 0
 
     @property
-    def vitals(self) -> ConnectionState:
+    def state(self) -> ConnectionState:
         """What is known of the connection."""
         return ConnectionState(
             self._opened_s,
@@ -371,13 +371,13 @@ def upgrade_error(status: int, retry_after: str = "", date: str = "", text: str 
         date: The header of that name, "" without one.
         text: Body of the answer, which may name the end of a ban.
     """
-    told = f"the exchange answered {status} to the WebSocket upgrade"
+    message = f"the exchange answered {status} to the WebSocket upgrade"
     if status in rate_limits.TOO_MANY:
         wait_s = rate_limits.silence_s(retry_after, date, text, time.time(), RETRY_AFTER_DEFAULT_S)
-        return RateLimited(f"{told}: too many requests", retry_after_s=wait_s, status=status)
+        return RateLimited(f"{message}: too many requests", retry_after_s=wait_s, status=status)
     if status in (401, 403):
-        return ExchangeRefused(f"{told}: it does not accept the API key, which must be an Ed25519 key")
-    return ExchangeRefused(told) if 400 <= status < 500 else ExchangeUnavailable(told)
+        return ExchangeRefused(f"{message}: it does not accept the API key, which must be an Ed25519 key")
+    return ExchangeRefused(message) if 400 <= status < 500 else ExchangeUnavailable(message)
 
 
 def stream_url(origin: str, symbols: Sequence[str], streams: Sequence[str]) -> str:

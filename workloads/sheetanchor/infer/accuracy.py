@@ -137,19 +137,19 @@ class AccuracyTracker:
         self._latest = slot
         earlier = self._open.get(slot - HORIZON_SLOTS)
         self._open = {s: known for s, known in self._open.items() if s > slot - HORIZON_SLOTS}
-        outcome = None
+        result = None
         if price is not None and math.isfinite(price) and price > 0:
             self._open[slot] = (predicted, price, model)
             if earlier is not None:
-                outcome = score(slot - HORIZON_SLOTS, *earlier[:2], price)
-        if outcome is not None and outcome.hit is not None and earlier is not None:
+                result = score(slot - HORIZON_SLOTS, *earlier[:2], price)
+        if result is not None and result.hit is not None and earlier is not None:
             by_model = self._by_model.setdefault(earlier[2], RollingAccuracy(SLOTS_1H))
             for window in (self.last_1h, self.last_24h, by_model):
-                window.add(outcome.slot, outcome.hit)
+                window.add(result.slot, result.hit)
         for window in (self.last_1h, self.last_24h, *self._by_model.values()):
             window.advance(slot)
         self._by_model = {name: window for name, window in self._by_model.items() if window.decided}
-        return outcome
+        return result
 
 
 def has_degraded(accuracy: RollingAccuracy, baseline: float | None) -> bool:

@@ -43,20 +43,20 @@ def replica_name(given: str) -> str:
     return (given or f"{socket.gethostname()}-{os.getpid()}")[:REPLICA_LENGTH_MAX]
 
 
-def record_json(record: Prediction, outcome: PredictionResult | None) -> dict[str, Any]:
+def record_json(record: Prediction, result: PredictionResult | None) -> dict[str, Any]:
     """Render a record with its outcome, null while that is unknown."""
     known = {
-        "actual_price": outcome and outcome.price,
-        "actual_return": outcome and outcome.actual_return,
-        "actual_direction": outcome and outcome.direction,
-        "correct": outcome and outcome.hit,
+        "actual_price": result and result.price,
+        "actual_return": result and result.actual_return,
+        "actual_direction": result and result.direction,
+        "correct": result and result.hit,
     }
     return {**record.to_json(), **known}
 
 
-def add_routes(app: FastAPI, forecasts: Sequence[SlotLoop]) -> None:
+def add_routes(app: FastAPI, slot_loops: Sequence[SlotLoop]) -> None:
     """Add the routes that predictions are read from."""
-    by_symbol = {forecast.symbol: forecast for forecast in forecasts}
+    by_symbol = {slot_loop.symbol: slot_loop for slot_loop in slot_loops}
 
     async def symbols() -> dict[str, Any]:
         return {"symbols": sorted(by_symbol)}
@@ -79,26 +79,26 @@ def add_routes(app: FastAPI, forecasts: Sequence[SlotLoop]) -> None:
     app.add_api_route("/predictions/{symbol}", latest)
 
 
-def checks_of(forecasts: Sequence[SlotLoop], predictor: FallbackChains) -> list[Check]:
+def checks_of(slot_loops: Sequence[SlotLoop], fallbacks: FallbackChains) -> list[Check]:
     """What the health answers look at: cached state only."""
 
     async def redis() -> CheckResult:
-        connected = all(forecast.connected for forecast in forecasts)
+        connected = all(slot_loop.connected for slot_loop in slot_loops)
         return CheckResult("healthy" if connected else "unhealthy", {"connected": connected})
 
     async def models() -> CheckResult:
-        chains = predictor.chains.values()
-        sound = all(chain.mode == "model" and not chain.trouble for chain in chains)
+        chains = fallbacks.chains.values()
+        sound = all(chain.mode == "model" and not chain.problem for chain in chains)
         details: dict[str, Any] = {
-            "loaded_models": predictor.loaded,
+            "loaded_models": fallbacks.loaded,
             "symbols": {chain.symbol: {"mode": chain.mode, "model": "".join(chain.loaded)} for chain in chains},
         }
-        if any(chain.trouble for chain in chains):
+        if any(chain.problem for chain in chains):
             details["message"] = "the model in use by the registry cannot be used; see the log"
         return CheckResult("healthy" if sound else "degraded", details)
 
     async def features() -> CheckResult:
-        ages = {forecast.symbol: forecast.age_us for forecast in forecasts}
+        ages = {slot_loop.symbol: slot_loop.age_us for slot_loop in slot_loops}
         fresh = all(age is not None and age <= STALE_AFTER_US for age in ages.values())
         return CheckResult(
             "healthy" if fresh else "degraded",
@@ -106,13 +106,15 @@ def checks_of(forecasts: Sequence[SlotLoop], predictor: FallbackChains) -> list[
         )
 
     async def predictions() -> CheckResult:
-        last = {forecast.symbol: records[0][0] if (records := forecast.latest(1)) else None for forecast in forecasts}
+        last = {
+            slot_loop.symbol: records[0][0] if (records := slot_loop.latest(1)) else None for slot_loop in slot_loops
+        }
         sound = all(record is not None and record.committed and not record.degraded for record in last.values())
-        told = {
+        detail = {
             symbol: None if record is None else {"slot": record.slot, "mode": record.mode, "degraded": record.degraded}
             for symbol, record in last.items()
         }
-        return CheckResult("healthy" if sound else "degraded", {"symbols": told})
+        return CheckResult("healthy" if sound else "degraded", {"symbols": detail})
 
     return [
         # Without it nothing that is said is new; a replica stays reachable all the same, see `SlotLoop.is_of_use`.
@@ -157,30 +159,30 @@ async def run(settings: InferSettings) -> int:
         connect_timeout_s=CALL_TIMEOUT_S,
     )
     health = Health(settings.service_name or "sheetanchor-infer", [], settings.health_check_interval_seconds)
-    predictor = FallbackChains(ModelRegistry(settings.models or default_root()), settings.symbol)
+    fallbacks = FallbackChains(ModelRegistry(settings.models or default_root()), settings.symbol)
     name = replica_name(settings.replica)
-    forecasts = [
+    slot_loops = [
         SlotLoop(redis, symbol, name, chain, warm_runs=settings.warm_runs, beat=partial(health.beat, symbol))
-        for symbol, chain in predictor.chains.items()
+        for symbol, chain in fallbacks.chains.items()
     ]
-    health.checks = checks_of(forecasts, predictor)
-    health.admits = lambda: all(forecast.is_of_use for forecast in forecasts)
+    health.checks = checks_of(slot_loops, fallbacks)
+    health.admits = lambda: all(slot_loop.is_of_use for slot_loop in slot_loops)
     app = create_app(health)
-    add_routes(app, forecasts)
+    add_routes(app, slot_loops)
     try:
         await _check_if_reachable(redis)
-        await predictor.start()
+        await fallbacks.start()
         # What has been made so far stays: a collection in the middle of a slot need not look at it.
         gc.freeze()
         async with serve(app, health, settings.http_host, settings.http_port, settings.probe_port):
             async with asyncio.TaskGroup() as group:
-                for forecast in forecasts:
-                    health.beat(forecast.symbol)
-                    group.create_task(keep_model(predictor.chains[forecast.symbol], forecast, stop))
-                    group.create_task(forecast.run(stop))
+                for slot_loop in slot_loops:
+                    health.beat(slot_loop.symbol)
+                    group.create_task(keep_model(fallbacks.chains[slot_loop.symbol], slot_loop, stop))
+                    group.create_task(slot_loop.run(stop))
             health.draining = True
     finally:
-        await predictor.close()
+        await fallbacks.close()
         await redis.aclose()
     log.info("Shutdown complete")
     return 0

@@ -105,7 +105,7 @@ class ModelFallbackChain:
 
     def __init__(self, registry: ModelRegistry, symbol: str, shelf: ModelCache) -> None:
         self.symbol = symbol
-        self.trouble = "no model has been loaded yet"
+        self.problem = "no model has been loaded yet"
         self._registry = registry
         self._shelf = shelf
         self._thread = ModelThread()
@@ -153,7 +153,7 @@ class ModelFallbackChain:
         seen = await asyncio.to_thread(self._registry.fingerprint)
         if self._search is not None and not self._search.done():
             return
-        due = self.trouble != "" and time.monotonic() - self._tried_at >= RETRY_CURRENT_S
+        due = self.problem != "" and time.monotonic() - self._tried_at >= RETRY_CURRENT_S
         if seen != self._seen or due:
             self._failures.clear()
             await asyncio.shield(self._searching())
@@ -200,7 +200,7 @@ class ModelFallbackChain:
                 return without_model(trend, doubts)
             if self._serving is None:
                 await self._searched_within(deadline - time.monotonic())
-        return without_model(trend, [Doubt("model", self.trouble)])
+        return without_model(trend, [Doubt("model", self.problem)])
 
     async def _try(self, serving: Serving, state: SlotState) -> ModelAnswer | Doubt | None:
         """Run the model: its answer, what the state lacks for one, or None when it failed."""
@@ -227,7 +227,7 @@ class ModelFallbackChain:
         if self.symbol not in symbols:
             doubts.append(Doubt("symbols", f"the model was trained on {', '.join(symbols)}"))
         if serving.mode == "fallback":
-            doubts.append(Doubt("model", f"an earlier model serves: {self.trouble}"))
+            doubts.append(Doubt("model", f"an earlier model serves: {self.problem}"))
         return doubts
 
     def _give_up(self, serving: Serving, error: BadModel) -> None:
@@ -237,7 +237,7 @@ class ModelFallbackChain:
         manifest = serving.model.manifest
         self._failures.setdefault((manifest.name, manifest.sha256), []).append(str(error))
         self._shelf.forget(serving.model)
-        self.trouble = str(error)
+        self.problem = str(error)
         self._alert("inference", error)
 
     def _alert(self, step: str, error: BadModel) -> None:
@@ -270,11 +270,11 @@ class ModelFallbackChain:
         try:
             model = await self._load(await asyncio.to_thread(self._registry.in_use))
         except BadModel as error:
-            self.trouble = str(error)
+            self.problem = str(error)
             self._alert("reload", error)
             return
         self._use(Serving(model, "model"))
-        self.trouble = ""
+        self.problem = ""
 
     async def _load(self, entry: ModelKey) -> OnnxModel:
         """Load a model unless it has failed too often.

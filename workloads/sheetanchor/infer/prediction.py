@@ -86,7 +86,7 @@ class SlotState:
     stamp_us: int
     hashes: Mapping[str, Fields]
     failure: str = ""
-    beat_us: int = 0
+    heartbeat_us: int = 0
     sound_until_us: int | None = None
     unsound: str = ""
     unmoved_us: int = 0
@@ -106,12 +106,12 @@ class SlotState:
 class WriterHeartbeat:
     """The last sign of life of a writer, and when a reader saw it first, on a clock that is never set."""
 
-    beat_us: int = -1
+    heartbeat_us: int = -1
     at_us: int = 0
 
-    def again(self, beat_us: int, at_us: int) -> WriterHeartbeat:
+    def again(self, heartbeat_us: int, at_us: int) -> WriterHeartbeat:
         """Take in what was read."""
-        return self if beat_us == self.beat_us else WriterHeartbeat(beat_us, at_us)
+        return self if heartbeat_us == self.heartbeat_us else WriterHeartbeat(heartbeat_us, at_us)
 
 
 def nothing_read(now_us: int, failure: str) -> SlotState:
@@ -150,7 +150,7 @@ def _doubts_of_age(state: SlotState) -> list[Doubt]:
         return [Doubt("stale", "no market event known")]
     if age_us > STALE_AFTER_US:
         return [Doubt("stale", f"last market event {age_us / 1e6:.1f} s ago")]
-    ahead_us = max(state.stamp_us, state.beat_us) - state.now_us
+    ahead_us = max(state.stamp_us, state.heartbeat_us) - state.now_us
     if ahead_us > AHEAD_MAX_US:
         return [Doubt("clock", f"the state is {ahead_us / 1e6:.1f} s ahead of Redis' clock: its age is not known")]
     return []
@@ -162,10 +162,10 @@ def _doubts_of_writer(state: SlotState) -> list[Doubt]:
     for reason in filter(None, state.unsound.split("; ")):
         kind, _, text = reason.partition(": ")
         found.append(Doubt(kind, text) if kind in REASON_KINDS else Doubt("unproven", reason))
-    silent_us = max(state.now_us - state.beat_us, state.unmoved_us)
+    silent_us = max(state.now_us - state.heartbeat_us, state.unmoved_us)
     if silent_us > SILENT_WRITER_US or state.unmoved_us > UNMOVED_WRITER_US:
-        told = f"for {silent_us / 1e6:.1f} s" if state.beat_us else "yet"
-        found.append(Doubt("writer", f"no processor has spoken {told}"))
+        duration = f"for {silent_us / 1e6:.1f} s" if state.heartbeat_us else "yet"
+        found.append(Doubt("writer", f"no processor has spoken {duration}"))
     return found
 
 

@@ -22,7 +22,7 @@ from prometheus_client import Gauge
 from redis.asyncio import Redis
 
 from sheetanchor.contract import SLOT_MS, keys, slot_of, slot_start_us
-from sheetanchor.errors import RedisError, RedisUnavailable, told
+from sheetanchor.errors import RedisError, RedisUnavailable, message_of
 from sheetanchor.infer.accuracy import SLOTS_24H, AccuracyTracker, PredictionResult, RollingAccuracy, has_degraded
 from sheetanchor.infer.linear_trend import TREND_POINTS_MAX, linear_return
 from sheetanchor.infer.model_fallback import ModelFallbackChain
@@ -42,7 +42,7 @@ from sheetanchor.infer.prediction import (
 from sheetanchor.infer.slots import COMMIT_UNTIL_US, OWN_DEGRADED_WAIT_US, first_served, next_turn, until_us
 from sheetanchor.runtime import metrics
 from sheetanchor.store.hot_state import CommitReply, CommitStatus, HotRead, HotState
-from sheetanchor.store.redis_client import clear_errors
+from sheetanchor.store.redis_client import translate_errors
 from sheetanchor.store.server_clock import RedisClock
 
 log = logging.getLogger(__name__)
@@ -108,8 +108,8 @@ class SlotLoop:
         self._beat = beat
         self._clock = RedisClock()
         self._records: deque[Prediction] = deque(maxlen=HISTORY_MAX)
-        self._outcomes_by_slot: dict[int, PredictionResult] = {}
-        self._outcomes = AccuracyTracker()
+        self._results_by_slot: dict[int, PredictionResult] = {}
+        self._tracker = AccuracyTracker()
         self._mids: deque[tuple[int, float]] = deque(maxlen=TREND_POINTS_MAX)
         self._alerted = False
 
@@ -126,7 +126,7 @@ class SlotLoop:
 
     @property
     def _windows(self) -> dict[str, RollingAccuracy]:
-        return {"1h": self._outcomes.last_1h, "24h": self._outcomes.last_24h}
+        return {"1h": self._tracker.last_1h, "24h": self._tracker.last_24h}
 
     def accuracy(self) -> dict[str, float | None]:
         """Give the directional accuracy over the last hour and day."""
@@ -150,12 +150,12 @@ class SlotLoop:
     def latest(self, limit: int) -> list[tuple[Prediction, PredictionResult | None]]:
         """Give the last predictions, newest first, with their outcomes where they are known."""
         records = list(self._records)[-limit:]
-        return [(record, self._outcomes_by_slot.get(record.slot)) for record in reversed(records)]
+        return [(record, self._results_by_slot.get(record.slot)) for record in reversed(records)]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve slot after slot until told to stop; the slot in hand is finished."""
         self._show_zeros()
-        await self._look_back()
+        await self._load_recent()
         self.last_slot = first_served(self.now_us, self._records[-1].slot if self._records else None)
         while not stop.is_set():
             self._beat()
@@ -188,17 +188,17 @@ class SlotLoop:
         """
         if not self._warm_runs:
             return
-        look = asyncio.create_task(self._look())
-        await asyncio.wait([look], timeout=until_us(slot, self.now_us, 0) / 1e6)
+        reading = asyncio.create_task(self._poll())
+        await asyncio.wait([reading], timeout=until_us(slot, self.now_us, 0) / 1e6)
         for _ in range(self._warm_runs):
             # On a busy machine a dry run may take as long as all the time there is.
             if until_us(slot, self.now_us, 0) > WARM_BEFORE_S * 1e6 / 2:
                 await self._chain.warm(1, self.state)
-        if not look.done():
+        if not reading.done():
             # The slot's own read comes by another connection, and says itself what is wrong.
-            look.cancel()
+            reading.cancel()
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         with suppress(RedisError, ValueError):
             await self._timed(self._hot.read, lambda read: read.now_us)
 
@@ -231,7 +231,7 @@ class SlotLoop:
                 # Somebody has written what is no hot state, for all replicas alike: the next rebuild replaces it.
                 self._found()
                 before = self.state or nothing_read(self.now_us, "")
-                unreadable = f"the hot state cannot be read: {told(error)}"
+                unreadable = f"the hot state cannot be read: {message_of(error)}"
                 return replace(aged(before, self.now_us, ""), incomplete=unreadable)
             else:
                 metrics.STAGE_DURATION.labels("read").observe(time.perf_counter() - started)
@@ -245,8 +245,8 @@ class SlotLoop:
 
     def _state_of(self, read: HotRead) -> SlotState:
         anchor = read.anchor
-        beat_us, monotonic_us = int(anchor.get("beat_us", 0)), time.monotonic_ns() // 1_000
-        self._heard = self._heard.again(beat_us, monotonic_us)
+        heartbeat_us, monotonic_us = int(anchor.get("beat_us", 0)), time.monotonic_ns() // 1_000
+        self._heard = self._heard.again(heartbeat_us, monotonic_us)
         return SlotState(
             now_us=read.now_us,
             epoch=read.epoch,
@@ -255,7 +255,7 @@ class SlotLoop:
             incomplete=read.incomplete,
             stamp_us=int(anchor.get("stamp_us", 0)),
             hashes={"ob": read.ob, "tr_1s": read.tr_1s, "tr_5s": read.tr_5s, "feat": read.feat},
-            beat_us=beat_us,
+            heartbeat_us=heartbeat_us,
             sound_until_us=int(anchor["sound_until_us"]) if "sound_until_us" in anchor else None,
             unsound=anchor.get("unsound", ""),
             unmoved_us=monotonic_us - self._heard.at_us,
@@ -324,7 +324,7 @@ class SlotLoop:
 
     async def _stored(self, slot: int) -> Prediction | None:
         """Read the record that another replica has committed for a slot."""
-        with clear_errors(f"HGETALL {keys(self.symbol).pred}"):
+        with translate_errors(f"HGETALL {keys(self.symbol).pred}"):
             raw: Any = await self._redis.hgetall(keys(self.symbol).pred)
         stored = _parse(raw)
         return stored if stored is not None and stored.slot == slot else None
@@ -341,8 +341,8 @@ class SlotLoop:
                 result = await call()
         except TimeoutError:
             raise RedisUnavailable(f"Redis did not answer within {CALL_TIMEOUT_S * 1000:.0f} ms") from None
-        if (told_us := redis_us(result)) > 0:
-            self._clock.learn(sent_us, time.monotonic_ns() // 1_000, told_us)
+        if (redis_now_us := redis_us(result)) > 0:
+            self._clock.learn(sent_us, time.monotonic_ns() // 1_000, redis_now_us)
         return result
 
     def _remember(self, prediction: Prediction) -> None:
@@ -362,12 +362,12 @@ class SlotLoop:
             metrics.DEGRADED_PREDICTIONS.labels(self.symbol, kind).inc()
 
     def _score(self, prediction: Prediction) -> None:
-        outcome = self._outcomes.add(prediction.slot, prediction.direction, prediction.sound_price, prediction.model)
-        if outcome is None:
+        result = self._tracker.add(prediction.slot, prediction.direction, prediction.sound_price, prediction.model)
+        if result is None:
             return
-        self._outcomes_by_slot[outcome.slot] = outcome
-        while len(self._outcomes_by_slot) > HISTORY_MAX:
-            del self._outcomes_by_slot[next(iter(self._outcomes_by_slot))]
+        self._results_by_slot[result.slot] = result
+        while len(self._results_by_slot) > HISTORY_MAX:
+            del self._results_by_slot[next(iter(self._results_by_slot))]
 
     def _show_zeros(self) -> None:
         """Have every series there from the start: one that never moves is seen, and a first event is an increase."""
@@ -379,7 +379,7 @@ class SlotLoop:
             _show(metrics.ACCURACY, known.value, self.symbol, window)
             metrics.DECIDED.labels(self.symbol, window).set(known.decided)
         version, baseline = "".join(self._chain.loaded), self._chain.baseline_accuracy
-        of_model = self._outcomes.of_model(version)
+        of_model = self._tracker.of_model(version)
         _show(metrics.MODEL_ACCURACY, of_model.value, self.symbol)
         metrics.MODEL_DECIDED.labels(self.symbol).set(of_model.decided)
         metrics.BASELINE_ACCURACY.labels(self.symbol).set(baseline or 0)  # 0: none was recorded
@@ -396,19 +396,19 @@ class SlotLoop:
             )
         self._alerted = degraded
 
-    async def _look_back(self) -> None:
+    async def _load_recent(self) -> None:
         """Score what was committed within the last day, so that a restart does not forget it."""
         begin = f"{max(0, self.now_us // 1_000 - SLOTS_24H * SLOT_MS)}-0"
         try:
             while begin:
-                begin = await self._timed(partial(self._look_at_page, begin), lambda _: 0)
+                begin = await self._timed(partial(self._load_page, begin), lambda _: 0)
         except RedisError as error:
             log.warning("%s: earlier predictions cannot be scored: %s", self.symbol, error)
 
-    async def _look_at_page(self, begin: str) -> str:
+    async def _load_page(self, begin: str) -> str:
         """Score a page of the history; give where the next one begins, "" after the last."""
         stream = keys(self.symbol).preds
-        with clear_errors(f"XRANGE {stream}"):
+        with translate_errors(f"XRANGE {stream}"):
             page: Any = await self._redis.xrange(stream, min=begin, count=PAGE)
         for _, fields in page:
             record = _parse(fields)

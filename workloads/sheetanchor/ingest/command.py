@@ -41,42 +41,46 @@ async def publish_gaps(redis: Redis, gaps: deque[Gap]) -> None:
     Raises:
         RedisRefused: A wrong password or a missing permission.
     """
-    told = False
+    reported = False
     while True:
         try:
             while gaps:
                 await HotState(redis, gaps[0].symbol).add_gap(gaps[0])
                 gaps.popleft()
-            told = False
+            reported = False
         except (RedisUnavailable, RedisOutOfMemory) as error:
-            if not told:
+            if not reported:
                 log.warning("a gap event waits for Redis: %s", error)
-            told = True
+            reported = True
         await asyncio.sleep(GAPS_INTERVAL_S)
 
 
-def describe(keeper: ConnectionSupervisor, sender: StreamPublisher) -> dict[str, dict[str, Any]]:
+def describe(supervisor: ConnectionSupervisor, publisher: StreamPublisher) -> dict[str, dict[str, Any]]:
     """Describe the parts of the line, for health and `/stats`."""
-    numbers = keeper.intake.numbers
+    numbers = supervisor.receiver.numbers
     last_s = numbers.last_message_s
     age_ms = None if last_s is None else round((time.monotonic() - last_s) * 1000)
     tries = numbers.sent + numbers.failed
-    lost = "degraded" if keeper.degraded else "disconnected"
+    lost = "degraded" if supervisor.degraded else "disconnected"
     return {
         "sbe_websocket": {
-            "status": "connected" if keeper.connected else lost,
+            "status": "connected" if supervisor.connected else lost,
             "last_message_age_ms": age_ms,
             "messages_per_second": round(numbers.rate_per_s, 1),
             "reconnect_count": numbers.reconnects,
-            **({"lacking": [f"{symbol}@{stream}" for symbol, stream in keeper.lacking]} if keeper.lacking else {}),
-            **({"message": keeper.last_error} if keeper.last_error and not keeper.connected else {}),
+            **(
+                {"lacking": [f"{symbol}@{stream}" for symbol, stream in supervisor.lacking]}
+                if supervisor.lacking
+                else {}
+            ),
+            **({"message": supervisor.last_error} if supervisor.last_error and not supervisor.connected else {}),
         },
         "kinesis_producer": {
-            "status": "healthy" if sender.connected else "waiting",
+            "status": "healthy" if publisher.connected else "waiting",
             "success_rate": round(numbers.sent / tries, 4) if tries else 1.0,
             "avg_latency_ms": round(1000 * numbers.send_s / numbers.sent, 3) if numbers.sent else 0.0,
-            "buffer_size": sender.waiting,
-            "buffer_bytes": sender.bytes_waiting,
+            "buffer_size": publisher.waiting,
+            "buffer_bytes": publisher.bytes_waiting,
         },
         "sbe_decoder": {
             "status": "loaded" if numbers.refused_in_row < REFUSED_MAX else "refusing",
@@ -92,26 +96,26 @@ def describe(keeper: ConnectionSupervisor, sender: StreamPublisher) -> dict[str,
     }
 
 
-def checks_of(keeper: ConnectionSupervisor, sender: StreamPublisher) -> list[Check]:
+def checks_of(supervisor: ConnectionSupervisor, publisher: StreamPublisher) -> list[Check]:
     """What the health answers look at: cached state only."""
 
     async def websocket() -> CheckResult:
-        details = describe(keeper, sender)["sbe_websocket"]
-        if keeper.connected and keeper.lacking:
+        details = describe(supervisor, publisher)["sbe_websocket"]
+        if supervisor.connected and supervisor.lacking:
             missing = ", ".join(details["lacking"])
             return CheckResult("degraded", {**details, "message": f"nothing comes of {missing}, while others go on"})
-        return CheckResult("healthy" if keeper.connected else "unhealthy", details)
+        return CheckResult("healthy" if supervisor.connected else "unhealthy", details)
 
     async def producer() -> CheckResult:
-        details = describe(keeper, sender)["kinesis_producer"]
-        return CheckResult("healthy" if sender.connected else "unhealthy", details)
+        details = describe(supervisor, publisher)["kinesis_producer"]
+        return CheckResult("healthy" if publisher.connected else "unhealthy", details)
 
     async def decoder() -> CheckResult:
-        details, refused = describe(keeper, sender)["sbe_decoder"], keeper.intake.numbers.refused_in_row
+        details, refused = describe(supervisor, publisher)["sbe_decoder"], supervisor.receiver.numbers.refused_in_row
         if refused < REFUSED_MAX:
             return CheckResult("healthy", details)
-        told = f"the last {refused} frames were all refused: does the exchange speak another schema?"
-        return CheckResult("unhealthy", {**details, "message": told})
+        reported = f"the last {refused} frames were all refused: does the exchange speak another schema?"
+        return CheckResult("unhealthy", {**details, "message": reported})
 
     return [
         Check("sbe_websocket", websocket, component=True),
@@ -178,18 +182,18 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> int:
     service = settings.service_name or "sheetanchor-ingest"
     health = Health(service, [], settings.health_check_interval_seconds)
     redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
-    intake = FrameReceiver(settings.symbol, settings.queue_bytes_max)
-    sender = StreamPublisher(redis, settings.line, intake, settings.linger_ms / 1000)
+    receiver = FrameReceiver(settings.symbol, settings.queue_bytes_max)
+    publisher = StreamPublisher(redis, settings.line, receiver, settings.linger_ms / 1000)
     url = stream_url(settings.ws_url, settings.symbol, settings.streams)
     try:
-        keeper = ConnectionSupervisor(
-            url, settings.line, settings.symbol, api_key, intake, policy_of(settings), settings.streams
+        supervisor = ConnectionSupervisor(
+            url, settings.line, settings.symbol, api_key, receiver, policy_of(settings), settings.streams
         )
-        health.checks = checks_of(keeper, sender)
+        health.checks = checks_of(supervisor, publisher)
         app = create_app(health)
 
         async def stats() -> dict[str, Any]:
-            return {"service": service, "line": settings.line, "sbe_stats": describe(keeper, sender)}
+            return {"service": service, "line": settings.line, "sbe_stats": describe(supervisor, publisher)}
 
         app.add_api_route("/stats", stats)
         if settings.api_secret is not None:
@@ -201,20 +205,20 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> int:
             await listening.enter_async_context(
                 serve(app, health, settings.http_host, settings.http_port, settings.probe_port)
             )
-            await _work(keeper, sender, redis, stop, health)
-        return sender.given_up
+            await _work(supervisor, publisher, redis, stop, health)
+        return publisher.given_up
     finally:
         await redis.aclose()
 
 
 async def _work(
-    keeper: ConnectionSupervisor, sender: StreamPublisher, redis: Redis, stop: asyncio.Event, health: Health
+    supervisor: ConnectionSupervisor, publisher: StreamPublisher, redis: Redis, stop: asyncio.Event, health: Health
 ) -> None:
     """Run all parts; once told to stop, the connection ends first and the queue is emptied after it."""
     closed = asyncio.Event()
 
     async def keep() -> None:
-        await keeper.run(stop, health)
+        await supervisor.run(stop, health)
         closed.set()
 
     async def drain() -> None:
@@ -223,15 +227,15 @@ async def _work(
         health.draining = True
 
     async def send() -> None:
-        await sender.run(closed)
+        await publisher.run(closed)
         for task in side:
             task.cancel()
 
     try:
         async with asyncio.TaskGroup() as group:
             side = [
-                group.create_task(publish_gaps(redis, keeper.gaps)),
-                group.create_task(measure_rate(keeper.intake.numbers)),
+                group.create_task(publish_gaps(redis, supervisor.gaps)),
+                group.create_task(measure_rate(supervisor.receiver.numbers)),
                 group.create_task(drain()),
             ]
             group.create_task(keep())

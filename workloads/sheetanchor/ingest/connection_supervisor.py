@@ -49,7 +49,7 @@ GAPS_MAX: Final = 100
 """Events that wait for Redis; each outage makes one per symbol, and the newest matter."""
 
 _ENDED_HERE: Final = frozenset(
-    {ConnectionAction.RETIRE, ConnectionAction.SILENT, ConnectionAction.MUTE, ConnectionAction.DEAF}
+    {ConnectionAction.RETIRE, ConnectionAction.IDLE, ConnectionAction.NO_FIRST_MESSAGE, ConnectionAction.NO_PONG}
 )
 
 
@@ -80,7 +80,7 @@ class ConnectionSupervisor:
     line: str
     symbols: Sequence[str]
     api_key: str
-    intake: FrameReceiver
+    receiver: FrameReceiver
     policy: ConnectionPolicy
     streams: Sequence[str] = STREAM_TYPES
     lacking: tuple[tuple[str, str], ...] = ()
@@ -122,19 +122,19 @@ class ConnectionSupervisor:
     def _turn(self, now_s: float) -> None:
         late, self._turned_s = now_s - self._turned_s > LATE_S, now_s
         for live in list(self._live):
-            self._heard_s = max(self._heard_s or 0.0, live.connection.vitals.heard_s or 0.0) or None
-            if live.connection.vitals.healthy and not live.welcomed:
+            self._heard_s = max(self._heard_s or 0.0, live.connection.state.heard_s or 0.0) or None
+            if live.connection.state.healthy and not live.welcomed:
                 self._welcome(live, now_s)
         for live in [live for live in self._live if live.task.done()]:
-            self._bury(live, now_s)
+            self._on_closed(live, now_s)
         self._reinstate()
         replacing = not late and self._judge_all(now_s)
-        replacing = self._look_for_lacks(now_s) or replacing
+        replacing = self._check_lacking_streams(now_s) or replacing
         self._note_loss(now_s)
         wanted = not self._live or (replacing and len(self._live) == 1)
         if wanted and now_s >= self._next_try_s and self._budget.take():
             self._open()
-        self._tell_loss(now_s)
+        self._report_loss(now_s)
 
     # -- beginning ----------------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class ConnectionSupervisor:
             self.url,
             self.api_key,
             self.line,
-            lambda frame, at_us: self.intake.take(frame, at_us, watch),
+            lambda frame, at_us: self.receiver.take(frame, at_us, watch),
             ask_after_s=self.policy.ask_after_s,
         )
         self._live.append(LiveConnection(connection, asyncio.create_task(connection.run()), streams))
@@ -164,7 +164,7 @@ class ConnectionSupervisor:
         if self.connected:
             log.info("SBE connection replaced by a new one")
         elif self._ever_healthy:
-            self.intake.numbers.reconnects += 1
+            self.receiver.numbers.reconnects += 1
             metrics.RECONNECTION_ATTEMPTS.labels("sbe", "success").inc()
             log.info("SBE reconnection successful")
         else:
@@ -184,17 +184,17 @@ class ConnectionSupervisor:
         """
         replacing = False
         for live in list(self._live):
-            verdict = judge(live.connection.vitals, now_s, self.policy)
-            if verdict in _ENDED_HERE:
+            action = judge(live.connection.state, now_s, self.policy)
+            if action in _ENDED_HERE:
                 self._end(live)
-                level = logging.INFO if verdict is ConnectionAction.RETIRE else logging.WARNING
-                log.log(level, "connection ended: %s", verdict.value)
-            if verdict is ConnectionAction.MUTE:
-                self._failed(now_s, ExchangeError(verdict.value))
-            replacing = replacing or verdict is ConnectionAction.REPLACE
+                level = logging.INFO if action is ConnectionAction.RETIRE else logging.WARNING
+                log.log(level, "connection ended: %s", action.value)
+            if action is ConnectionAction.NO_FIRST_MESSAGE:
+                self._failed(now_s, ExchangeError(action.value))
+            replacing = replacing or action is ConnectionAction.REPLACE
         return replacing
 
-    def _look_for_lacks(self, now_s: float) -> bool:
+    def _check_lacking_streams(self, now_s: float) -> bool:
         """Tell which streams a living connection lacks, and which come again.
 
         Returns:
@@ -234,7 +234,7 @@ class ConnectionSupervisor:
         if self._live and all(live.connection.replaced_s is not None for live in self._live):
             self._live[-1].connection.replaced_s = None
 
-    def _bury(self, live: LiveConnection, now_s: float) -> None:
+    def _on_closed(self, live: LiveConnection, now_s: float) -> None:
         """Take note of a connection that has ended by itself."""
         self._live.remove(live)
         error = live.task.exception()
@@ -266,7 +266,7 @@ class ConnectionSupervisor:
         self._next_try_s = now_s + self._pause_s
 
     def _note_loss(self, now_s: float) -> None:
-        if not self.connected or any(live.connection.vitals.healthy for live in self._live):
+        if not self.connected or any(live.connection.state.healthy for live in self._live):
             return
         self.connected = False
         self.tries = Tries()
@@ -277,12 +277,12 @@ class ConnectionSupervisor:
         log.warning("SBE WebSocket disconnected")
         log.info("SBE connection lost, starting recovery procedure")
 
-    def _tell_loss(self, now_s: float) -> None:
+    def _report_loss(self, now_s: float) -> None:
         if not self._outage.due(now_s, self.policy) or self._outage.since_s is None:
             return
         reason = f"line {self.line} has had no connection for {now_s - self._outage.since_s:.0f} s"
         log.error("connection_loss: %s", reason)
-        self._outage = self._outage.tell()
+        self._outage = self._outage.mark_reported()
         for symbol in self.symbols:
             finding = Finding("connection_loss", reason)
             gap = gap_of(finding, symbol, f"ingest/{self.line}", time.time_ns() // 1_000, 0)

@@ -58,7 +58,7 @@ class Channel:
     """Where the frames of one symbol go, with its counters looked up once."""
 
     symbol: str
-    outbox: SendBuffer
+    buffer: SendBuffer
     received: dict[int, Counter] = field(default_factory=dict)
     shedding: bool = False
 
@@ -84,7 +84,7 @@ class FrameReceiver:
         }
         self.numbers = LineCounts()
         self.arrived = asyncio.Event()
-        self._channels = {symbol: Channel(symbol, outbox) for symbol, outbox in self.outboxes.items()}
+        self._channels = {symbol: Channel(symbol, buffer) for symbol, buffer in self.outboxes.items()}
         self._first = symbols[0]
         self._show_zeros()
 
@@ -145,9 +145,9 @@ class FrameReceiver:
             log.warning("a frame of %s, not subscribed to, was dropped; more are only counted", symbol)
 
     def _put(self, channel: Channel, frame: bytes, received_us: int, template: int) -> None:
-        shed = channel.outbox.put(received_us, frame, template == BEST_BID_ASK)
+        shed = channel.buffer.put(received_us, frame, template == BEST_BID_ASK)
         if not shed.spare and not shed.other:
-            channel.shedding = channel.shedding and 2 * channel.outbox.bytes_waiting > channel.outbox.bytes_max
+            channel.shedding = channel.shedding and 2 * channel.buffer.bytes_waiting > channel.buffer.bytes_max
             return
         if not channel.shedding:
             log.error("%s: the queue is full, best prices are dropped first, then the oldest frames", channel.symbol)

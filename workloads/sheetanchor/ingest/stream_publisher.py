@@ -28,7 +28,7 @@ FLUSH_MIN_S: Final = 1e-4
 """Less than an append takes: no limit at all."""
 
 REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
-LOOK_INTERVAL_S: Final = 1.0
+CHECK_INTERVAL_S: Final = 1.0
 """Well inside the 15 s that are appended again."""
 
 ROUNDS_SAVED_MAX: Final = 10
@@ -48,15 +48,15 @@ class StreamPublisher:
         flush_s: Longest time that a frame waits for company, in seconds; also the mean time between rounds under load.
     """
 
-    def __init__(self, redis: Redis, line: str, intake: FrameReceiver, flush_s: float) -> None:
+    def __init__(self, redis: Redis, line: str, receiver: FrameReceiver, flush_s: float) -> None:
         self._redis = redis
-        self._intake = intake
+        self._receiver = receiver
         self._flush_s = flush_s
-        self._writers = {symbol: LineWriter(redis, symbol, line) for symbol in intake.outboxes}
-        self._records = {symbol: metrics.RECORDS_SENT.labels(line_stream(symbol, line)) for symbol in intake.outboxes}
+        self._writers = {symbol: LineWriter(redis, symbol, line) for symbol in receiver.outboxes}
+        self._records = {symbol: metrics.RECORDS_SENT.labels(line_stream(symbol, line)) for symbol in receiver.outboxes}
         self._in_hand: dict[str, FrameBatch] = {}
         self._replication_id = ""
-        self._look_due = True
+        self._check_due = True
         self._waits = False
         self._emptied = asyncio.Event()
         self.given_up = 0
@@ -65,13 +65,13 @@ class StreamPublisher:
     @property
     def waiting(self) -> int:
         """Frames that Redis does not have yet."""
-        queued = sum(len(outbox) for outbox in self._intake.outboxes.values())
+        queued = sum(len(buffer) for buffer in self._receiver.outboxes.values())
         return queued + sum(batch.count for batch in self._in_hand.values())
 
     @property
     def bytes_waiting(self) -> int:
         """Bytes of the frames that wait in the queues."""
-        return sum(outbox.bytes_waiting for outbox in self._intake.outboxes.values())
+        return sum(buffer.bytes_waiting for buffer in self._receiver.outboxes.values())
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send until told to stop, then what still waits, for a few seconds at most.
@@ -79,9 +79,9 @@ class StreamPublisher:
         Raises:
             RedisRefused: A wrong password, a missing permission, or a key of another type.
         """
-        self._intake.arrived.set()  # the first look: a wrong password is told although no frame has come yet
+        self._receiver.arrived.set()  # the first look: a wrong password is told although no frame has come yet
         sending = asyncio.create_task(self._send_for_ever())
-        stopping, looking = asyncio.create_task(stop.wait()), asyncio.create_task(self._ask_for_looks())
+        stopping, looking = asyncio.create_task(stop.wait()), asyncio.create_task(self._request_checks())
         try:
             await asyncio.wait([sending, stopping], return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
@@ -95,7 +95,7 @@ class StreamPublisher:
 
     async def _drain(self, sending: asyncio.Task[None]) -> None:
         self._emptied.clear()
-        self._intake.arrived.set()
+        self._receiver.arrived.set()
         emptied = asyncio.create_task(self._emptied.wait())
         await asyncio.wait([sending, emptied], timeout=FLUSH_AT_END_S, return_when=asyncio.FIRST_COMPLETED)
         emptied.cancel()
@@ -107,11 +107,11 @@ class StreamPublisher:
         delays = REDIS_BACKOFF.delays(random.random)
         rounds = TokenBucket(1 / max(self._flush_s, FLUSH_MIN_S), ROUNDS_SAVED_MAX, clock=time.monotonic)
         while True:
-            await self._intake.arrived.wait()
+            await self._receiver.arrived.wait()
             if not rounds.take():
                 await asyncio.sleep(rounds.wait_s())
                 rounds.take(min(1.0, rounds.available))  # a timer may ring a little early
-            self._intake.arrived.clear()
+            self._receiver.arrived.clear()
             try:
                 await self._send_all()
             except (RedisUnavailable, RedisOutOfMemory) as error:
@@ -129,10 +129,10 @@ class StreamPublisher:
         if not self._waits:
             log.warning("frames wait for Redis: %s", error)
         self._waits, self.connected = True, False
-        self._look_due = True  # whatever answers next may be another server
-        self._intake.numbers.failed += 1
+        self._check_due = True  # whatever answers next may be another server
+        self._receiver.numbers.failed += 1
         metrics.QUEUE_BYTES.set(self.bytes_waiting)
-        self._intake.arrived.set()
+        self._receiver.arrived.set()
         if isinstance(error, RedisOutOfMemory):
             await self._make_room()
 
@@ -145,26 +145,26 @@ class StreamPublisher:
                 log.debug("no room was made: %s", error)
 
     async def _send_all(self) -> None:
-        if self._look_due:
-            await self._look()
-        for symbol, outbox in self._intake.outboxes.items():
-            while (batch := self._in_hand.get(symbol) or outbox.take()) is not None:
+        if self._check_due:
+            await self._check_redis()
+        for symbol, buffer in self._receiver.outboxes.items():
+            while (batch := self._in_hand.get(symbol) or buffer.take()) is not None:
                 self._in_hand[symbol] = batch
                 await self._send(symbol, batch)
-                outbox.sent(batch, time.time_ns() // 1_000)
+                buffer.sent(batch, time.time_ns() // 1_000)
                 del self._in_hand[symbol]
         metrics.QUEUE_BYTES.set(self.bytes_waiting)
 
     async def _send(self, symbol: str, batch: FrameBatch) -> None:
         started = time.perf_counter()
         await self._writers[symbol].append_packed(batch.count, batch.first_received_us, batch.packed)
-        numbers = self._intake.numbers
+        numbers = self._receiver.numbers
         numbers.sent += 1
         numbers.send_s += time.perf_counter() - started
         self._records[symbol].inc()
         metrics.INGEST_DELAY.observe(max(0.0, time.time() - batch.first_received_us / 1e6))
 
-    async def _look(self) -> None:
+    async def _check_redis(self) -> None:
         """Append what was sent of late again when Redis turns out to hold another data set.
 
         Done between two appends, never beside them, so that a stream holds frames in their order.
@@ -172,15 +172,15 @@ class StreamPublisher:
         found = (await server_identity(self._redis)).replication_id
         if self._replication_id not in ("", found):
             log.warning("Redis' replication id has changed: appending the last 15 s again")
-            for symbol, outbox in self._intake.outboxes.items():
-                for batch in outbox.recent():
+            for symbol, buffer in self._receiver.outboxes.items():
+                for batch in buffer.recent():
                     await self._writers[symbol].append_packed(batch.count, batch.first_received_us, batch.packed)
             metrics.RECOVERY_ATTEMPTS.labels("append_again", "success").inc()
         # Only now: an attempt that stopped half-way has to be made again.
-        self._replication_id, self._look_due = found, False
+        self._replication_id, self._check_due = found, False
 
-    async def _ask_for_looks(self) -> None:
+    async def _request_checks(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_INTERVAL_S)
-            self._look_due = True
-            self._intake.arrived.set()
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            self._check_due = True
+            self._receiver.arrived.set()

@@ -25,7 +25,7 @@ from sheetanchor.local.processes import Spec, describe_exit, run_once
 from sheetanchor.local.relay import Relay
 from sheetanchor.policy import reanchor_scheduler
 from sheetanchor.store.hot_state import Anchor, HotState
-from sheetanchor.store.redis_client import clear_errors
+from sheetanchor.store.redis_client import translate_errors
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ async def observe(redis: Redis, hot: HotState) -> SymbolObservation:
     Raises:
         RedisError: If Redis does not answer.
     """
-    with clear_errors("reading anchor and lock"):
+    with translate_errors("reading anchor and lock"):
         pipe: Any = redis.pipeline(transaction=False)
         pipe.hgetall(hot.keys.anchor).get(hot.keys.lock).pttl(hot.keys.lock).time()
         raw, holder, ttl_ms, (seconds, micros) = await pipe.execute()
@@ -146,12 +146,12 @@ class Coordinator:
         """
         self._state, skip = reanchor_scheduler.ask(self._state, request, self._policy)
         if skip is not None:
-            self._tell_skip(skip)
+            self._report_skip(skip)
 
-    def _tell_skip(self, skip: reanchor_scheduler.Skip) -> None:
+    def _report_skip(self, skip: reanchor_scheduler.Skip) -> None:
         log.info("%s: %s (%s) changes nothing: %s", self.symbol, skip.request.trigger, skip.request.reason, skip.reason)
 
-    async def look(self) -> SymbolObservation:
+    async def poll(self) -> SymbolObservation:
         """Look at the anchor now.
 
         Raises:
@@ -166,7 +166,7 @@ class Coordinator:
         async with asyncio.TaskGroup() as group:
             while True:
                 try:
-                    observed = await self.look()
+                    observed = await self.poll()
                     start = await self._decide(observed)
                 except RedisError as error:
                     self.last_message = str(error)
@@ -190,7 +190,7 @@ class Coordinator:
             )
             if not isinstance(decision, reanchor_scheduler.Skip):
                 return decision if isinstance(decision, reanchor_scheduler.Start) else None
-            self._tell_skip(decision)
+            self._report_skip(decision)
 
     async def _run_once(self, start: reanchor_scheduler.Start) -> None:
         request_id = new_request_id()
@@ -217,13 +217,13 @@ class Coordinator:
     async def _after(self, request_id: str) -> Receipt | None:
         """Give a dead run's lock back, and find its receipt."""
         try:
-            observed = await self.look()
+            observed = await self.poll()
             if observed.lock_holder.endswith(request_id):
                 log.warning(
                     "%s: the run %s has ended without giving its lock back: done for it", self.symbol, request_id
                 )
                 await self.hot.unlock(observed.lock_holder)
-            with clear_errors("reading receipts"):
+            with translate_errors("reading receipts"):
                 entries: Any = await self._redis.xrevrange(self.hot.keys.receipts, count=RECEIPTS_SEARCHED)
         except RedisError as error:
             log.warning("%s: what became of the run %s cannot be read: %s", self.symbol, request_id, error)

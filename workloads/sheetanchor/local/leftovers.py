@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from sheetanchor.contract import keys, line_names, line_stream
 from sheetanchor.errors import BadSettings
 from sheetanchor.store.hot_state import Anchor, HotState
-from sheetanchor.store.redis_client import clear_errors
+from sheetanchor.store.redis_client import translate_errors
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +31,14 @@ POLL_S: Final = 0.2
 
 async def redis_now_us(redis: Redis) -> int:
     """Read Redis' clock in µs."""
-    with clear_errors("TIME"):
+    with translate_errors("TIME"):
         seconds, micros = await redis.time()
     return int(seconds) * 1_000_000 + int(micros)
 
 
 def writer_age_us(anchor: Anchor, now_us: int) -> int | None:
     """Say how long ago a processor last wrote; None if none ever has."""
-    return max(0, now_us - anchor.beat_us) if anchor.beat_us else None
+    return max(0, now_us - anchor.heartbeat_us) if anchor.heartbeat_us else None
 
 
 async def refuse_if_alive(redis: Redis, hot: HotState) -> None:
@@ -54,7 +54,7 @@ async def refuse_if_alive(redis: Redis, hot: HotState) -> None:
         age_us = writer_age_us(anchor, await redis_now_us(redis))
         if age_us is None or age_us > WRITER_GONE_AFTER_US:
             return
-        if anchor.beat_us != first.beat_us:
+        if anchor.heartbeat_us != first.heartbeat_us:
             raise BadSettings(
                 f"redis_url: another pipeline is writing {hot.keys.symbol} there (writer {anchor.writer}): "
                 "end it, or use another Redis or another database number"
@@ -79,7 +79,7 @@ async def clear(redis: Redis, symbol: str, *, same_market: bool) -> None:
     if holder:
         log.warning("%s: the lock of an earlier run (%s) is taken away", symbol, holder)
         await hot.unlock(holder)
-    with clear_errors(f"removing old keys of {symbol}"):
+    with translate_errors(f"removing old keys of {symbol}"):
         streams = [line_stream(symbol, line) for line in line_names(await redis.smembers(key.lines))]
         staging = [key.ob_new, key.book_new, key.tr_1s_new, key.tr_5s_new, key.feat_new]
         hot_keys = [key.ob, key.book, key.tr_1s, key.tr_5s, key.feat, key.pred]

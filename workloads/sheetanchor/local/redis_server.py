@@ -27,7 +27,7 @@ from sheetanchor.errors import BadSettings, RedisError, RedisRefused, RedisUnava
 from sheetanchor.local.processes import Spec
 from sheetanchor.managed_redis.server_binary import Binary, find_binary, parse_version
 from sheetanchor.runtime.redis_url import masked
-from sheetanchor.store.redis_client import check_connection, clear_errors
+from sheetanchor.store.redis_client import check_connection, translate_errors
 
 __all__ = ["Binary", "find_binary", "parse_version"]
 
@@ -161,7 +161,7 @@ async def check_external(redis: Redis, url: str) -> list[str]:
     shown = masked(url)
     try:
         await wait_until_up(redis, EXTERNAL_TIMEOUT_S)
-        with clear_errors("INFO"):
+        with translate_errors("INFO"):
             info: dict[str, Any] = await redis.info()
     except RedisRefused as error:
         raise BadSettings(f"redis_url = {shown!r}: {error}") from error

@@ -27,7 +27,7 @@ from sheetanchor.errors import ExchangeUnavailable, RedisError
 from sheetanchor.local import leftovers, redis_server
 from sheetanchor.local.coordinator import Coordinator
 from sheetanchor.local.dashboard.board import Board, ProcessRun, why_no_prediction
-from sheetanchor.local.dashboard.probe import LOOKED_AT, Probe, delay_to_phase_s, unready_reason
+from sheetanchor.local.dashboard.probe import EXAMINED, Probe, delay_to_phase_s, unready_reason
 from sheetanchor.local.dashboard.tally import ShownPrediction, Tally, end_after
 from sheetanchor.local.dashboard.training_overlap import lesson_of
 from sheetanchor.local.dashboard.watcher import Watcher
@@ -37,7 +37,7 @@ from sheetanchor.local.roles import EXCHANGE, LocalPlan, child_environment, choo
 from sheetanchor.policy import reanchor_scheduler
 from sheetanchor.runtime.settings import LocalSettings
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import clear_errors, redis_client
+from sheetanchor.store.redis_client import redis_client, translate_errors
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ FEED_WITHIN_S: Final = 10.0
 SETTLE_S: Final = 3.0
 """A rebuild that is under way when the time is over may end; most take less than two seconds."""
 
-MISSED_TOLD_AFTER_US: Final = 500_000
+MISSED_REPORTED_AFTER_US: Final = 500_000
 """A prediction committed in the last moment of its slot takes a while to be read here."""
 
 POLL_S: Final = 0.05
@@ -111,7 +111,7 @@ class Supervisor:
         self._background: list[asyncio.Task[None]] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._watcher: Watcher | None = None
-        self._told: dict[str, int] = {}
+        self._reported: dict[str, int] = {}
 
     async def supervise(self) -> int:
         """Run the pipeline until its time is over, it is asked to end, or it fails.
@@ -168,7 +168,7 @@ class Supervisor:
         ]
         self.board.probe = probe = Probe(session, redis, self._settings.symbol)
         self._spawn(group, self._watcher.run())
-        self._spawn(group, self._look_around(probe))
+        self._spawn(group, self._poll_probes(probe))
         await self._start_feed(group, plan)
         await self._wait_for_lines(redis)
         for spec in plan.replicas(free_port):
@@ -207,7 +207,7 @@ class Supervisor:
         deadline = time.monotonic() + FEED_WITHIN_S
         names = [keys(coordinator.symbol).lines for coordinator in self.board.coordinators]
         while time.monotonic() < deadline:
-            with contextlib.suppress(RedisError), clear_errors(f"EXISTS {' '.join(names)}"):
+            with contextlib.suppress(RedisError), translate_errors(f"EXISTS {' '.join(names)}"):
                 if await redis.exists(*names) == len(names):
                     return
             await asyncio.sleep(POLL_S)
@@ -228,13 +228,13 @@ class Supervisor:
             if coordinator.symbol == symbol:
                 coordinator.take_gap(gap)
 
-    async def _look_around(self, probe: Probe) -> None:
+    async def _poll_probes(self, probe: Probe) -> None:
         while True:
             await asyncio.sleep(delay_to_phase_s(self.run.now_us()) or POLL_S)
             with contextlib.suppress(RedisError):
-                await probe.look(self.board.children)
+                await probe.poll(self.board.children)
             for child in self.board.children:
-                if child.spec.name.startswith(LOOKED_AT) and child.is_hung:
+                if child.spec.name.startswith(EXAMINED) and child.is_hung:
                     log.error("%s runs but does not answer any more: it is killed", child.spec.name)
                     child.restart()
 
@@ -242,7 +242,7 @@ class Supervisor:
         run, tallies = self.run, self.board.tallies
         while not run.stop.is_set():
             self.board.observe_clock()
-            self._tell_missed()
+            self._report_missed()
             firsts = [tally.first_slot for tally in tallies if tally.first_slot is not None]
             if len(firsts) == len(tallies):
                 run.phase = "running"
@@ -262,12 +262,12 @@ class Supervisor:
         for tally in self.board.tallies:
             tally.end_us = end_us
 
-    def _tell_missed(self) -> None:
-        now_us = self.run.now_us() - MISSED_TOLD_AFTER_US
+    def _report_missed(self) -> None:
+        now_us = self.run.now_us() - MISSED_REPORTED_AFTER_US
         for tally in self.board.tallies:
             for slot in tally.missed_slots(now_us):
-                if slot > self._told.get(tally.symbol, -1):
-                    self._told[tally.symbol] = slot
+                if slot > self._reported.get(tally.symbol, -1):
+                    self._reported[tally.symbol] = slot
                     self._listeners.on_missed(tally.symbol, slot)
 
     async def _explain(self, session: aiohttp.ClientSession) -> str:
@@ -292,7 +292,7 @@ class Supervisor:
                 await self._watcher.read()
             while True:
                 for coordinator in self.board.coordinators:
-                    await coordinator.look()
+                    await coordinator.poll()
                 running = any(coordinator.running for coordinator in self.board.coordinators)
                 if self.board.sound or not running or time.monotonic() > deadline:
                     break

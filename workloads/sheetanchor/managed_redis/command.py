@@ -39,7 +39,7 @@ from sheetanchor.managed_redis.config_files import (
     sentinel_notes,
     server_config,
 )
-from sheetanchor.managed_redis.peers import Peers, Replication, look_at
+from sheetanchor.managed_redis.peers import Peers, Replication, replication_of
 from sheetanchor.managed_redis.server_binary import find_binary
 from sheetanchor.managed_redis.topology import Decision, NodeStep, RedisNode, SentinelReport, TopologyObservation
 from sheetanchor.runtime import metrics
@@ -207,19 +207,19 @@ class NodeProcess:
     ) -> tuple[Decision, TopologyObservation]:
         """Look at the others until it is clear what to do."""
         clock = asyncio.get_running_loop().time
-        began_s, asked_s, told = clock(), -FAILOVER_EVERY_S, ""
+        began_s, asked_s, message = clock(), -FAILOVER_EVERY_S, ""
         while True:
             seen = await self._peers.look()
             self._health.beat()
             decision = decide(seen, clock() - began_s)
-            if decision.why != told:
+            if decision.why != message:
                 log.info("%s: %s", decision.step, decision.why)
-                told = decision.why
+                message = decision.why
             if decision.step in (NodeStep.MASTER, NodeStep.REPLICA):
                 return decision, seen
             if decision.step is NodeStep.FAIL_OVER and clock() - asked_s >= FAILOVER_EVERY_S:
                 asked_s = clock()
-                await self._peers.ask_failover()
+                await self._peers.request_failover()
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _write(self, name: str, text: str, folder: Path | None = None) -> Path:
@@ -270,18 +270,18 @@ class NodeProcess:
             self.state.replication = self.state.watched = None
             return False
         except (exceptions.RedisError, RedisError, ValueError) as error:
-            told = " ".join(str(error).split())
-            if told.startswith(BUSY):
+            message = " ".join(str(error).split())
+            if message.startswith(BUSY):
                 self.state.replication = self.state.watched = None
-                await self._free(told)
+                await self._free(message)
                 return False
             # It loads, or waits for replicas: it lives, and will be asked again.
-            log.info("the child answers: %s", told)
+            log.info("the child answers: %s", message)
         return True
 
-    async def _free(self, told: str) -> None:
+    async def _free(self, message: str) -> None:
         """End what keeps a server busy: it answers nobody meanwhile, and no function of ours takes seconds."""
-        log.error("the server is busy: %s", told)
+        log.error("the server is busy: %s", message)
         # It takes nothing now but a login and this, so that the client's name must not be said first.
         client = Redis(
             unix_socket_path=str(self._folder / SOCKET),
@@ -309,7 +309,7 @@ class NodeProcess:
             await client.aclose()
 
     async def _watch_server(self, client: Redis) -> None:
-        found = await look_at(client)
+        found = await replication_of(client)
         before, self.state.replication = self.state.replication, found
         if before is None or before.role != found.role:
             log.info("this server is now a %s", "master" if found.role == "master" else "replica")
@@ -317,9 +317,9 @@ class NodeProcess:
         enough = found.replicas >= self._settings.min_replicas_to_write
         if found.role == "master" and enough:
             # A master without replicas refuses that as it refuses every write.
-            self._tell(await keep_library(client))
+            self._report(await keep_library(client))
 
-    def _tell(self, kept: LibraryCheck) -> None:
+    def _report(self, kept: LibraryCheck) -> None:
         if kept is LibraryCheck.REPAIRED:
             metrics.REDIS_LIBRARY_REPAIRS.labels(self._name).inc()
             log.error(
@@ -381,7 +381,7 @@ class NodeProcess:
     async def _hand_over(self) -> None:
         async with self._client() as local:
             try:
-                found = await look_at(local)
+                found = await replication_of(local)
             except (exceptions.RedisError, OSError):
                 return
             if found.role == "master" and found.replicas:

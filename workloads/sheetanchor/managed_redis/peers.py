@@ -84,7 +84,7 @@ def parse_info(info: Mapping[str, Any]) -> Replication:
     )
 
 
-async def look_at(server: Redis) -> Replication:
+async def replication_of(server: Redis) -> Replication:
     """Ask a server how it stands.
 
     Raises:
@@ -126,7 +126,7 @@ class Peers:
     async def look(self) -> TopologyObservation:
         """Ask everybody at once; takes a second at most."""
         said, servers = await asyncio.gather(
-            asyncio.gather(*(_or_none(self._say(client)) for client in self._sentinels.values())),
+            asyncio.gather(*(_or_none(self._ask_sentinel(client)) for client in self._sentinels.values())),
             asyncio.gather(*(_or_none(self._server(client)) for client in self._servers.values())),
         )
         return TopologyObservation(
@@ -134,15 +134,15 @@ class Peers:
             servers={node: one for node, one in zip(self._servers, servers, strict=True) if one is not None},
         )
 
-    async def _say(self, sentinel: Redis) -> SentinelReport:
+    async def _ask_sentinel(self, sentinel: Redis) -> SentinelReport:
         master = await ask_master(sentinel, self._service)
         return SentinelReport(master.address, master.config_epoch)
 
     async def _server(self, server: Redis) -> ObservedServer:
-        found = await look_at(server)
+        found = await replication_of(server)
         return ObservedServer(found.role, found.has_data, found.master, found.offset)
 
-    async def ask_failover(self) -> bool:
+    async def request_failover(self) -> bool:
         """Ask one Sentinel after the other to promote a replica, until one does; the own one last."""
         for node, sentinel in self._sentinels.items():
             execute: Callable[..., Awaitable[Any]] = sentinel.execute_command
@@ -167,7 +167,7 @@ class Peers:
             async with asyncio.timeout(within_s):
                 execute: Callable[..., Awaitable[Any]] = local.execute_command
                 await execute("CLIENT", "PAUSE", PAUSE_MS, "WRITE")
-                if not await self._caught_up(local) or not await self.ask_failover():
+                if not await self._caught_up(local) or not await self.request_failover():
                     await execute("CLIENT", "UNPAUSE")
                     return False
                 await self._other_master()
@@ -186,7 +186,7 @@ class Peers:
     async def _caught_up(self, local: Redis) -> bool:
         deadline = asyncio.get_running_loop().time() + CATCH_UP_S
         while asyncio.get_running_loop().time() < deadline:
-            found = await look_at(local)
+            found = await replication_of(local)
             if found.caught_up:
                 return True
             if not found.replicas:

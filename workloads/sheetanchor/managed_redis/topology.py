@@ -78,8 +78,8 @@ def own_node(nodes: Sequence[RedisNode], named: str, host_name: str) -> RedisNod
     else:
         found = [node for node in nodes if node.host == host_name or node.host.startswith(host_name + ".")]
     if len(found) != 1:
-        told = ", ".join(map(str, nodes))
-        raise ValueError(f"{named or host_name!r} is {'none' if not found else 'more than one'} of the nodes {told}")
+        listed = ", ".join(map(str, nodes))
+        raise ValueError(f"{named or host_name!r} is {'none' if not found else 'more than one'} of the nodes {listed}")
     return found[0]
 
 

@@ -79,7 +79,7 @@ def rows(recording: Recording) -> Iterator[Row]:
             if _has_hole(market, slot_us):
                 return
             if slot_us - start_us >= WARM_UP_US and all(market.top(1)):
-                yield _look(market, slot_us)
+                yield _row_of(market, slot_us)
             slot_us += SLOT_US
         market.feed(0, pack_frames([(received_us, frame)]), received_us)
 
@@ -89,7 +89,7 @@ def _has_hole(market: Market, now_us: int) -> bool:
     return any(hole is not None and now_us - hole[2] > HOLE_MAX_US for hole in holes)
 
 
-def _look(market: Market, now_us: int) -> Row:
+def _row_of(market: Market, now_us: int) -> Row:
     ob, tr_1s, tr_5s, feat = map(_pairs, market.hot_state(now_us))
     mid = (float(ob["best_bid"]) + float(ob["best_ask"])) / 2
     return Row(now_us, mid, {"ob": ob, "tr_1s": tr_1s, "tr_5s": tr_5s, "feat": feat})

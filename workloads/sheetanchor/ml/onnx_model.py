@@ -19,7 +19,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from sheetanchor.contract import RETURN_MAX, is_usable
-from sheetanchor.errors import BadModel, told
+from sheetanchor.errors import BadModel, message_of
 from sheetanchor.ml.onnx_file import check_self_contained
 from sheetanchor.ml.registry import ModelRecord
 
@@ -114,7 +114,7 @@ class OnnxModel:
         try:
             output = self._session.run(None, {self._input: vector.reshape(1, -1)}, options)[0]
         except Exception as error:
-            raise BadModel(f"{self._path}: failed: {told(error)}") from error
+            raise BadModel(f"{self._path}: failed: {message_of(error)}") from error
         return float(np.asarray(output).reshape(-1)[0]) if np.size(output) else math.nan
 
 
@@ -128,7 +128,7 @@ def _session(record: ModelRecord, path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(record.onnx, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise BadModel(f"{path}: cannot be loaded: {told(error)}") from error
+        raise BadModel(f"{path}: cannot be loaded: {message_of(error)}") from error
 
 
 def _fixed_other(size: object, wanted: int) -> bool:
@@ -174,9 +174,9 @@ class ModelThread:
             try:
                 result = function()
             except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-                _tell(loop, future.set_exception, future, error)
+                _deliver(loop, future.set_exception, future, error)
             else:
-                _tell(loop, future.set_result, future, result)
+                _deliver(loop, future.set_result, future, result)
 
         self._jobs.put(job)
         try:
@@ -191,10 +191,12 @@ class ModelThread:
         self._jobs.put(None)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, tell: Callable[[Any], None], future: asyncio.Future[Any], what: Any) -> None:
+def _deliver(
+    loop: asyncio.AbstractEventLoop, deliver: Callable[[Any], None], future: asyncio.Future[Any], what: Any
+) -> None:
     def unless_given_up() -> None:
         if not future.done():
-            tell(what)
+            deliver(what)
 
     try:
         loop.call_soon_threadsafe(unless_given_up)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sheetanchor.contract import HORIZON_MS, SYMBOL_PATTERN
-from sheetanchor.errors import BadModel, ModelConflict, told
+from sheetanchor.errors import BadModel, ModelConflict, message_of
 from sheetanchor.ml.feature_vector import FEATURES
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_bytes(path, MANIFEST_BYTES_MAX))
     except ValueError as error:
-        raise BadModel(f"{path}: expected JSON: {told(error)}") from error
+        raise BadModel(f"{path}: expected JSON: {message_of(error)}") from error
     except RecursionError as error:
         raise BadModel(f"{path}: expected JSON that is not nested so deeply") from error
 

@@ -131,7 +131,7 @@ def gap_of(finding: Finding, symbol: str, source: str, at_us: int, epoch: int) -
     return Gap(symbol, finding.rule, rule.severity, rule.action, finding.reason, source, at_us, epoch)
 
 
-def hole_is_final(hole: Hole, live_lines: int, now_us: int, wait_us: int) -> bool:
+def is_final(hole: Hole, live_lines: int, now_us: int, wait_us: int) -> bool:
     """Say whether no line can be expected to fill a hole any more.
 
     Args:
@@ -168,16 +168,16 @@ class Sequence:
 class Silence:
     """How long nothing has come, and whether that has been said."""
 
-    told: bool = False
+    reported: bool = False
 
-    def look(self, last_us: int, now_us: int, limit_us: int) -> tuple[Silence, Finding | None]:
+    def check(self, last_us: int, now_us: int, limit_us: int) -> tuple[Silence, Finding | None]:
         """Compare the last event's stamp with Redis' clock."""
         quiet_us = now_us - last_us
         if quiet_us <= limit_us:
             return Silence(), None
-        if self.told:
+        if self.reported:
             return self, None
-        return Silence(told=True), Finding("time_gap", f"Time gap detected: {quiet_us / 1e6:.2f} seconds")
+        return Silence(reported=True), Finding("time_gap", f"Time gap detected: {quiet_us / 1e6:.2f} seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ class Price:
     last: float = 0.0
     at_us: int = 0
 
-    def look(self, price: float | None, at_us: int, limit: float) -> tuple[Price, Finding | None]:
+    def check(self, price: float | None, at_us: int, limit: float) -> tuple[Price, Finding | None]:
         """Compare a price with the one before."""
         if price is None or price <= 0 or not math.isfinite(price):
             return self, None
@@ -204,15 +204,15 @@ class Price:
 class Edge:
     """What has been found about the end of a book; each rule speaks once, however the price swings about it."""
 
-    told: frozenset[str] = frozenset()
+    reported: frozenset[str] = frozenset()
 
-    def look(self, known: int) -> tuple[Edge, Finding | None]:
+    def check(self, known: int) -> tuple[Edge, Finding | None]:
         """Take in the number of known levels among the best `EDGE_LEVELS` of the side that has fewer."""
         rule = "book_edge" if known >= HOT_LEVELS else "book_beyond"
-        if known >= EDGE_LEVELS or rule in self.told:
+        if known >= EDGE_LEVELS or rule in self.reported:
             return self, None
         reason = f"of the best {EDGE_LEVELS} levels of a side only {known} are within what the last snapshot held"
-        return Edge(self.told | {rule}), Finding(rule, reason)
+        return Edge(self.reported | {rule}), Finding(rule, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,18 +220,18 @@ class Volume:
     """Volumes of the last five-second spans."""
 
     history: tuple[float, ...] = ()
-    told: bool = False
+    reported: bool = False
 
-    def look(self, volume: float, sigmas: float) -> tuple[Volume, Finding | None]:
+    def check(self, volume: float, sigmas: float) -> tuple[Volume, Finding | None]:
         """Compare the volume of a complete span with those before it."""
         after = replace(self, history=(*self.history[-(VOLUME_BUCKETS_MAX - 1) :], volume))
         if not is_anomalous(volume, self.history, sigmas):
-            return replace(after, told=False), None
-        if self.told:
+            return replace(after, reported=False), None
+        if self.reported:
             return after, None
         mean = sum(self.history) / len(self.history)
         reason = f"volume {volume:.4g} in 5 s, expected about {mean:.4g}"
-        return replace(after, told=True), Finding("volume_anomaly", reason)
+        return replace(after, reported=True), Finding("volume_anomaly", reason)
 
 
 def is_anomalous(volume: float, history: Iterable[float], sigmas: float) -> bool:
@@ -257,9 +257,9 @@ class Progress:
     marks: tuple[int, int, int] = (-1, -1, -1)
     frames_us: int = 0
     stuck_us: int = 0
-    told: bool = False
+    reported: bool = False
 
-    def look(self, marks: tuple[int, int, int], frames_us: int) -> tuple[Progress, Finding | None]:
+    def check(self, marks: tuple[int, int, int], frames_us: int) -> tuple[Progress, Finding | None]:
         """Compare the ids held with those held before.
 
         Args:
@@ -268,11 +268,11 @@ class Progress:
         """
         if marks != self.marks:
             return Progress(marks, frames_us), None
-        if frames_us <= self.frames_us or self.told:
+        if frames_us <= self.frames_us or self.reported:
             return self, None
         after = replace(self, stuck_us=self.stuck_us or frames_us)
         spent_us = frames_us - after.stuck_us
         if spent_us < RESET_AFTER_US:
             return after, None
         reason = f"frames have arrived for {spent_us / 1e6:.1f} s with ids at or below {marks[0]}"
-        return replace(after, told=True), Finding("sequence_reset", reason)
+        return replace(after, reported=True), Finding("sequence_reset", reason)

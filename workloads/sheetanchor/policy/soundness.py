@@ -1,6 +1,6 @@
 """Whether what is held is what the exchange says: observations and time in, reasons and a deadline out. Pure.
 
-`look` folds an observation into what has to be remembered, `judge` says what is wrong at a moment. Whoever calls
+`observe` folds an observation into what has to be remembered, `judge` says what is wrong at a moment. Whoever calls
 `judge` later with the same memory finds what has become due meanwhile: no fault waits for another message to be
 noticed. What has to hold, and why the limits are what they are, is in docs/gaps.md.
 
@@ -304,7 +304,7 @@ def _in_time(pace: StreamPace) -> StreamPace:
     return replace(pace, baseline_us=pace.baseline_us + pace.late_us, late_us=0)
 
 
-def look(memory: Memory, seen: MarketObservation) -> Memory:
+def observe(memory: Memory, seen: MarketObservation) -> Memory:
     """Take in an observation."""
     if seen.undated:  # what is not known to be new must not pass for it, nor for something that came late
         return replace(memory, began_us=memory.began_us or seen.now_us, latest=seen)

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 FRESH_S: Final = 5.0
 """A last write older than this is a failed check; the beat is every 100 ms."""
 
-LOCK_LOOK_S: Final = 0.5
+LOCK_POLL_S: Final = 0.5
 """How often the answer to `/state` learns who holds the lock."""
 
 
@@ -75,11 +75,11 @@ async def watch_runs(redis: Redis, writer: SymbolProcessor, lock_holders: dict[s
             entry_id, receipt = await newest_receipt(redis, symbol)
             if entry_id != known and receipt is not None:
                 rest.take(receipt)
-                writer.heed_run(entry_id, receipt)
+                writer.record_run(entry_id, receipt)
             known = entry_id
         except RedisError as error:
             log.debug("%s: the lock cannot be looked at: %s", symbol, error)
-        await asyncio.sleep(LOCK_LOOK_S)
+        await asyncio.sleep(LOCK_POLL_S)
 
 
 @asynccontextmanager
@@ -100,8 +100,8 @@ async def asking(
         KubernetesApi,
         Requests,
         api_url,
+        counts_as_failure,
         owner_of,
-        speaks_against,
     )
 
     owner = owner_of(settings)
@@ -111,7 +111,7 @@ async def asking(
         "kubernetes",
         settings.circuit_breaker_threshold,
         settings.circuit_breaker_timeout_seconds,
-        counts=speaks_against,
+        counts=counts_as_failure,
     )
     async with KubernetesApi(api_url(settings, dict(os.environ)), settings.service_account_dir) as api:
         requests = [
@@ -167,7 +167,7 @@ def checks_of(writers: list[SymbolProcessor], rest: RestHealth, kept: RestartedT
 
     async def lines() -> CheckResult:
         ages = {writer.symbol: _age_ms(writer) for writer in writers}
-        lacking = {writer.symbol: told for writer in writers if (told := writer.lines_behind())}
+        lacking = {writer.symbol: lacking for writer in writers if (lacking := writer.lines_behind())}
         good = not lacking and all(age is not None and age < FRESH_S * 1000 for age in ages.values())
         return CheckResult("healthy" if good else "degraded", {"last_event_age_ms": ages, "lacking": lacking})
 

@@ -21,7 +21,7 @@ from sheetanchor.policy.gap_rules import (
     Silence,
     Thresholds,
     Volume,
-    hole_is_final,
+    is_final,
 )
 
 DAY_US: Final = 86_400_000_000
@@ -59,32 +59,32 @@ class DetectorContext:
     clock_jumps: int = 0
 
 
-def observed(market: Market, scene: DetectorContext) -> soundness.MarketObservation:
+def observed(market: Market, context: DetectorContext) -> soundness.MarketObservation:
     """See a market as its soundness is judged by."""
     pulses = {name: soundness.Pulse(*pulse[:4]) for name, pulse in market.pulses().items()}
     bids, asks = market.top(LEVELS_CHECKED)
     unit = 10.0**market.price_exponent
-    told = market.told_best
+    reported = market.told_best
     return soundness.MarketObservation(
-        now_us=scene.now_us,
+        now_us=context.now_us,
         pulses=pulses,
         update_id=market.update_id,
         bba_id=market.bba_id,
         book_best=(bids[0][0] * unit, asks[0][0] * unit) if bids and asks else None,
-        told_best=(told[0] * unit, told[1] * unit) if told else None,
+        told_best=(reported[0] * unit, reported[1] * unit) if reported else None,
         levels=soundness.levels_fault(bids, asks),
         best_agreed=market.best_agreed,
         trade_id=market.trade_id,
-        trades_missing=market.missing_trades(scene.now_us, soundness.WINDOW_US),
-        end_us=market.event_us + max(0, scene.now_us - market.stamp_us),
+        trades_missing=market.missing_trades(context.now_us, soundness.WINDOW_US),
+        end_us=market.event_us + max(0, context.now_us - market.stamp_us),
         clock_sets=market.clock_sets,
         clock_doubted=market.clock_doubted,
         odd_trades=market.odd_trades,
         trade_price=market.last_trade_price,
         has_book=market.has_book,
-        read_us=scene.now_us,
-        undated=scene.undated,
-        validated_us=scene.validated_us,
+        read_us=context.now_us,
+        undated=context.undated,
+        validated_us=context.validated_us,
     )
 
 
@@ -116,7 +116,7 @@ class GapDetector:
     behind: dict[tuple[int, str], int] = field(default_factory=dict)
     _lines: set[int] = field(default_factory=set)
     _line_stamps: dict[tuple[int, str], int] = field(default_factory=dict)
-    _told: set[str] = field(default_factory=set)
+    _reported: set[str] = field(default_factory=set)
     _asked_us: int = 0
     _clock_jumps: int = 0
     _gaps_today: int = 0
@@ -146,7 +146,7 @@ class GapDetector:
         self._line_stamps.clear()
         self.behind.clear()
 
-    def look(self, market: Market, scene: DetectorContext) -> list[Finding]:
+    def apply_rules(self, market: Market, context: DetectorContext) -> list[Finding]:
         """Apply every rule.
 
         Final holes are skipped in the market, whether they make a gap or not.
@@ -155,33 +155,33 @@ class GapDetector:
             What was found, the suppressed rules left out.
         """
         marks = (market.update_id, market.bba_id, market.trade_id)
-        found = self._holes(market, scene)
+        found = self._holes(market, context)
         if market.has_book:  # before the first anchor there is nothing that could be lost or stand still
             found += [
-                self._look_at_time(marks, scene),
-                self._look_at_silence(scene),
-                self._look_at_price(market, scene),
+                self._look_at_time(marks, context),
+                self._look_at_silence(context),
+                self._look_at_price(market, context),
             ]
-            found += [self._look_at_crossing(market), self._look_at_top(market), self._look_at_edge(market, scene)]
+            found += [self._look_at_crossing(market), self._look_at_top(market), self._look_at_edge(market, context)]
         found.append(self._look_at_volume(market))
-        found += self._look_at_soundness(market, scene)
+        found += self._look_at_soundness(market, context)
         return [finding for finding in found if finding and finding.rule not in self.thresholds.suppressed]
 
-    def _holes(self, market: Market, scene: DetectorContext) -> list[Finding | None]:
-        if not scene.caught_up:
+    def _holes(self, market: Market, context: DetectorContext) -> list[Finding | None]:
+        if not context.caught_up:
             return []
         found: list[Finding | None] = []
-        self._depth = self._follow("depth", self._depth, market, scene, found)
-        self._trades = self._follow("trade", self._trades, market, scene, found)
+        self._depth = self._follow("depth", self._depth, market, context, found)
+        self._trades = self._follow("trade", self._trades, market, context, found)
         return found
 
     def _follow(
-        self, stream: str, sequence: Sequence, market: Market, scene: DetectorContext, found: list[Finding | None]
+        self, stream: str, sequence: Sequence, market: Market, context: DetectorContext, found: list[Finding | None]
     ) -> Sequence:
         """Pass every final hole of a stream; behind one there may be another."""
         passed = False
         while hole := market.depth_hole if stream == "depth" else market.trade_hole:
-            if not hole_is_final(hole, scene.live_lines, scene.now_us, self.thresholds.gap_wait_us):
+            if not is_final(hole, context.live_lines, context.now_us, self.thresholds.gap_wait_us):
                 return sequence
             sequence, finding = sequence.hole(stream, hole, self.thresholds.gap_threshold)
             found.append(finding)
@@ -189,23 +189,23 @@ class GapDetector:
                 market.skip_depth_hole()
             else:
                 market.skip_trade_hole()
-                self.memory = soundness.holed(self.memory, scene.now_us)
+                self.memory = soundness.holed(self.memory, context.now_us)
             passed = True
         return sequence if passed else sequence.sound()
 
-    def _look_at_time(self, marks: tuple[int, int, int], scene: DetectorContext) -> Finding | None:
-        if not scene.caught_up:  # a replay after a rebuild brings seconds of frames whose ids are known
+    def _look_at_time(self, marks: tuple[int, int, int], context: DetectorContext) -> Finding | None:
+        if not context.caught_up:  # a replay after a rebuild brings seconds of frames whose ids are known
             return None
-        self._progress, finding = self._progress.look(marks, scene.frames_us)
+        self._progress, finding = self._progress.check(marks, context.frames_us)
         return finding
 
-    def _look_at_silence(self, scene: DetectorContext) -> Finding | None:
-        last_us = max(scene.frames_us, self.since_us)
-        self._silence, finding = self._silence.look(last_us, scene.now_us, self.thresholds.time_gap_us)
+    def _look_at_silence(self, context: DetectorContext) -> Finding | None:
+        last_us = max(context.frames_us, self.since_us)
+        self._silence, finding = self._silence.check(last_us, context.now_us, self.thresholds.time_gap_us)
         return finding
 
-    def _look_at_price(self, market: Market, scene: DetectorContext) -> Finding | None:
-        self._price, finding = self._price.look(market.mid, scene.now_us, self.thresholds.price_jump)
+    def _look_at_price(self, market: Market, context: DetectorContext) -> Finding | None:
+        self._price, finding = self._price.check(market.mid, context.now_us, self.thresholds.price_jump)
         return finding
 
     def _look_at_crossing(self, market: Market) -> Finding | None:
@@ -222,11 +222,11 @@ class GapDetector:
             return None
         return Finding("book_mismatch", f"the top 20 levels of the feed differ from the book at {market.update_id}")
 
-    def _look_at_edge(self, market: Market, scene: DetectorContext) -> Finding | None:
-        if market.cut_off < EDGE_CUT_OFF_MIN or 0 <= scene.now_us - self._edge_at_us < EDGE_EVERY_US:
+    def _look_at_edge(self, market: Market, context: DetectorContext) -> Finding | None:
+        if market.cut_off < EDGE_CUT_OFF_MIN or 0 <= context.now_us - self._edge_at_us < EDGE_EVERY_US:
             return None
-        self._edge_at_us = scene.now_us
-        self._edge, finding = self._edge.look(market.known_levels(EDGE_LEVELS))
+        self._edge_at_us = context.now_us
+        self._edge, finding = self._edge.check(market.known_levels(EDGE_LEVELS))
         return finding
 
     def _look_at_volume(self, market: Market) -> Finding | None:
@@ -238,17 +238,17 @@ class GapDetector:
         if last_end_us == 0 or self._bucket_end_us - last_end_us > VOLUME_BUCKET_US:
             return None  # the first span is cut short, and spans without a view say nothing
         volume = market.volume_between(last_end_us - VOLUME_BUCKET_US, last_end_us)
-        self._volume, finding = self._volume.look(volume, self.thresholds.volume_sigmas)
+        self._volume, finding = self._volume.check(volume, self.thresholds.volume_sigmas)
         return finding
 
-    def _look_at_soundness(self, market: Market, scene: DetectorContext) -> list[Finding]:
+    def _look_at_soundness(self, market: Market, context: DetectorContext) -> list[Finding]:
         """Take in what is seen; tell each kind of reason once until it has gone."""
-        if scene.caught_up:  # half a replay is no state of the market
-            self.memory = soundness.look(self.memory, observed(market, scene))
-            if not scene.undated:
+        if context.caught_up:  # half a replay is no state of the market
+            self.memory = soundness.observe(self.memory, observed(market, context))
+            if not context.undated:
                 self.event_stamp_us = max(self.event_stamp_us, self.memory.moved_us)
-            self._look_at_lines(market, scene.now_us)
-        self.judge(scene.now_us)
+            self._look_at_lines(market, context.now_us)
+        self.judge(context.now_us)
         if not market.has_book:
             return []
         found = {
@@ -256,13 +256,13 @@ class GapDetector:
             for reason in reversed(self.verdict.reasons)
             if reason.kind in RULES_OF_REASONS
         }
-        if scene.clock_jumps > self._clock_jumps:
+        if context.clock_jumps > self._clock_jumps:
             found["clock_jump"] = Finding("clock_jump", "Redis' clock was set, or a server with another clock answers")
-        self._clock_jumps = scene.clock_jumps
-        told, self._told = self._told, set(found)
-        new = [finding for rule, finding in found.items() if rule not in told]
-        if self.verdict.ask and (not self._asked_us or scene.now_us - self._asked_us >= soundness.RECHECK_US):
-            self._asked_us = scene.now_us
+        self._clock_jumps = context.clock_jumps
+        reported, self._reported = self._reported, set(found)
+        new = [finding for rule, finding in found.items() if rule not in reported]
+        if self.verdict.ask and (not self._asked_us or context.now_us - self._asked_us >= soundness.RECHECK_US):
+            self._asked_us = context.now_us
             new.append(Finding("trades_quiet", self.verdict.ask))
         return new
 
@@ -291,10 +291,10 @@ class GapDetector:
 
     def count_gap(self, now_us: int) -> None:
         """Take note that a gap has been told; the count begins anew at midnight UTC."""
-        self._gaps_today = self._told_today(now_us) + 1
+        self._gaps_today = self._reported_today(now_us) + 1
         self._day = now_us // DAY_US
 
-    def _told_today(self, now_us: int) -> int:
+    def _reported_today(self, now_us: int) -> int:
         return self._gaps_today if now_us // DAY_US == self._day else 0
 
     def report(self, market: Market, now_us: int) -> dict[str, Any]:
@@ -303,6 +303,6 @@ class GapDetector:
         return {
             "status": "monitoring",
             "last_check_time": checked.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "gaps_detected_today": self._told_today(now_us),
+            "gaps_detected_today": self._reported_today(now_us),
             "last_sequence_id": market.update_id,
         }

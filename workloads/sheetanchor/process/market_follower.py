@@ -64,7 +64,7 @@ class Follower:
     """
 
     market: Market
-    lookout: GapDetector
+    detector: GapDetector
     clock: RedisClock
     caught_up: bool = False
     lines: dict[str, int] = field(default_factory=dict)
@@ -79,13 +79,13 @@ class Follower:
         """Go on with a loaded market; its lines are read again from somewhere."""
         self.market = market
         self.rewound()
-        self.lookout.reload(market, self.clock.steady_us(now_us))
-        self._heed_jump(now_us)
+        self.detector.reload(market, self.clock.steady_us(now_us))
+        self._follow_clock_jump(now_us)
         if self._jumped_us and now_us - self._jumped_us < JUMP_MATTERS_US:
             # Ids from before are of another clock: nobody knows whether the replay reaches back for as long as windows.
-            self.lookout.memory = holed(self.lookout.memory, self.clock.steady_us(now_us))
+            self.detector.memory = holed(self.detector.memory, self.clock.steady_us(now_us))
 
-    def _heed_jump(self, now_us: int) -> None:
+    def _follow_clock_jump(self, now_us: int) -> None:
         """Note when Redis' clock jumped."""
         if self.clock.jumps != self._jumps:
             self._jumps, self._jumped_us = self.clock.jumps, now_us
@@ -125,16 +125,16 @@ class Follower:
         if complete:
             self._arrivals.complete(self.clock.steady_us(asked_us), frozenset(lines))
 
-    def look(self, asked_us: int) -> list[Finding]:
+    def apply_rules(self, asked_us: int) -> list[Finding]:
         """Apply the rules.
 
         Args:
             asked_us: When the last read was asked for. What was appended until then has been read; of what came later,
                 after a pause of this process say, nothing is known yet.
         """
-        self._heed_jump(asked_us)
+        self._follow_clock_jump(asked_us)
         now_us = self.clock.steady_us(asked_us)
-        scene = DetectorContext(
+        context = DetectorContext(
             now_us=now_us,
             frames_us=max(self._entry_us.values(), default=0),
             live_lines=live_lines(self._entry_us, now_us),
@@ -143,7 +143,7 @@ class Follower:
             validated_us=self.validated_us,
             clock_jumps=self.clock.jumps,
         )
-        return self.lookout.look(self.market, scene)
+        return self.detector.apply_rules(self.market, context)
 
     def validated(self, began_redis_us: int, took_us: int) -> None:
         """Take note of a validation that found what the exchange held when it began to be what we hold.
@@ -154,7 +154,7 @@ class Follower:
         """
         self.validated_us = max(self.validated_us, self.clock.steady_of(began_redis_us))
         if took_us <= IN_TIME_US:
-            self.lookout.memory = shown_in_time(self.lookout.memory)
+            self.detector.memory = shown_in_time(self.detector.memory)
 
     def hot(self, now_us: int) -> tuple[Lists, str]:
         """Give the fields of the hot keys, or nothing and why they cannot be written."""
@@ -171,16 +171,16 @@ class Follower:
             now_us: The moment.
             unwritten: Why the state cannot be written, "" if it can.
         """
-        return self.lookout.judge(self.clock.steady_us(now_us), unwritten)
+        return self.detector.judge(self.clock.steady_us(now_us), unwritten)
 
     def event_age_us(self, now_us: int) -> int | None:
         """Give the time since the last message that moved an id; None before the first."""
-        stamp_us = self.lookout.event_stamp_us
+        stamp_us = self.detector.event_stamp_us
         return max(0, self.clock.steady_us(now_us) - stamp_us) if stamp_us else None
 
     def event_redis_us(self) -> int:
         """Give the moment of the last message that moved an id, on Redis' clock as it goes now; 0 before the first."""
-        stamp_us = self.lookout.event_stamp_us
+        stamp_us = self.detector.event_stamp_us
         return self.clock.of_steady(stamp_us) if stamp_us else 0
 
     def lines_behind(self, now_us: int) -> dict[str, list[str]]:
@@ -188,7 +188,7 @@ class Follower:
         steady_us = self.clock.steady_us(now_us)
         names = {index: name for name, index in self.lines.items()}
         lacking: dict[str, list[str]] = {}
-        for (index, stream), since_us in sorted(self.lookout.behind.items()):
+        for (index, stream), since_us in sorted(self.detector.behind.items()):
             if steady_us - since_us >= SILENT_LINE_US:
                 lacking.setdefault(names.get(index, str(index)), []).append(stream)
         return lacking

@@ -27,7 +27,7 @@ from sheetanchor.policy.reanchor_object import GROUP, VERSION, Ask, Manifest, Ow
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy, retry
 from sheetanchor.runtime.settings import ReanchorRequests
-from sheetanchor.store.redis_client import clear_errors
+from sheetanchor.store.redis_client import translate_errors
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ DELAY_MAX_S: Final = 8.0
 """Longest delay between two tries; the processor helps itself soon after."""
 
 DEFAULT_POLICY: Final = RetryPolicy(3, Backoff(max_s=DELAY_MAX_S))
-TELL_AGAIN_S: Final = 60.0
+LOG_AGAIN_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def verdict_of(answer: CreateResult) -> str:
     return "refused"
 
 
-def speaks_against(error: BaseException) -> bool:
+def counts_as_failure(error: BaseException) -> bool:
     """Say whether a failure means that the API server is not well: it could not answer, however often it was asked."""
     return isinstance(error, MaxRetriesExceeded)
 
@@ -173,12 +173,12 @@ class Requests:
     active: Callable[[], bool]
     create: Callable[[Manifest], Awaitable[CreateResult]]
     policy: RetryPolicy = DEFAULT_POLICY
-    breaker: CircuitBreaker = field(default_factory=lambda: CircuitBreaker("kubernetes", counts=speaks_against))
+    breaker: CircuitBreaker = field(default_factory=lambda: CircuitBreaker("kubernetes", counts=counts_as_failure))
     _last_id: str = ""
     _recent: deque[Gap] = field(default_factory=lambda: deque(maxlen=QUEUE_MAX))
     _queue: deque[Gap] = field(default_factory=lambda: deque(maxlen=QUEUE_MAX))
     _wakened: asyncio.Event = field(default_factory=asyncio.Event)
-    _told_s: float = float("-inf")
+    _logged_s: float = float("-inf")
 
     async def run(self) -> None:
         """Read and ask until cancelled."""
@@ -192,7 +192,7 @@ class Requests:
                 gaps = await self._next_gaps()
                 now_us = await self._now_us() if gaps or self._recent else 0
             except RedisError as error:
-                self._say(f"{self.symbol}: gaps cannot be read: {error}")
+                self._log_once_in_a_while(f"{self.symbol}: gaps cannot be read: {error}")
                 await asyncio.sleep(REDIS_RETRY_S * (0.5 + random.random()))
                 continue
             self._recent.extend(gaps)
@@ -206,7 +206,7 @@ class Requests:
 
     async def _next_gaps(self) -> list[Gap]:
         stream = keys(self.symbol).gaps
-        with clear_errors(f"XREAD {stream}"):
+        with translate_errors(f"XREAD {stream}"):
             if not self._last_id:
                 self._last_id = f"{max(0, await self._now_us() - RECENT_US) // 1_000}-0"
             answer: Any = await self.redis.xread({stream: self._last_id}, count=READ_COUNT, block=READ_BLOCK_MS)
@@ -222,7 +222,7 @@ class Requests:
 
     async def _now_us(self) -> int:
         """Read Redis' clock."""
-        with clear_errors("TIME"):
+        with translate_errors("TIME"):
             seconds, microseconds = await self.redis.time()
         return int(seconds) * 1_000_000 + int(microseconds)
 
@@ -236,39 +236,41 @@ class Requests:
     async def _ask_for(self, gap: Gap) -> None:
         """Have one object created; gives up after some tries, for then this processor helps itself."""
         manifest = reanchor_object(self.owner, ask_of_gap(gap, self.requested_by))
-        answer, verdict = CreateResult(0, "the API server is left alone just now"), "unavailable"
+        answer, answer_kind = CreateResult(0, "the API server is left alone just now"), "unavailable"
 
         async def once() -> None:
-            nonlocal answer, verdict
+            nonlocal answer, answer_kind
             answer = await self.create(manifest)
-            verdict = verdict_of(answer)
-            metrics.REANCHOR_REQUESTS.labels(self.symbol, verdict).inc()
-            if verdict == "unavailable":
+            answer_kind = verdict_of(answer)
+            metrics.REANCHOR_REQUESTS.labels(self.symbol, answer_kind).inc()
+            if answer_kind == "unavailable":
                 raise ConnectionError(f"{answer.status} {answer.message}".strip())
 
         try:
             await self.breaker.call(lambda: retry(once, "kubernetes", self.policy))
         except (OperationFailed, MaxRetriesExceeded, CircuitOpen) as error:
             log.debug("%s: %s", self.symbol, error)
-        self._tell(manifest, verdict, answer)
+        self._report(manifest, answer_kind, answer)
 
-    def _tell(self, manifest: Manifest, verdict: str, answer: CreateResult) -> None:
+    def _report(self, manifest: Manifest, answer_kind: str, answer: CreateResult) -> None:
         name = manifest["metadata"]["name"]
-        if verdict == "created":
+        if answer_kind == "created":
             log.info("%s: asked for a re-anchor: %s (%s)", self.symbol, name, manifest["spec"]["reason"])
-        if verdict in ("created", "exists"):
+        if answer_kind in ("created", "exists"):
             return
-        advice = "; the Role of this pod's service account must allow to create reanchors" * (verdict == "forbidden")
+        advice = "; the Role of this pod's service account must allow to create reanchors" * (
+            answer_kind == "forbidden"
+        )
         said = f"{answer.status} {answer.message}".strip()
-        self._say(f"{self.symbol}: no ReAnchor {name}: {verdict}: {said}{advice}")
+        self._log_once_in_a_while(f"{self.symbol}: no ReAnchor {name}: {answer_kind}: {said}{advice}")
 
-    def _say(self, text: str) -> None:
+    def _log_once_in_a_while(self, text: str) -> None:
         """Log an error, or only for debugging if there was one in the last minute."""
         now_s = time.monotonic()
-        if now_s - self._told_s <= TELL_AGAIN_S:
+        if now_s - self._logged_s <= LOG_AGAIN_S:
             log.debug("%s", text)
             return
-        self._told_s = now_s
+        self._logged_s = now_s
         log.error("%s", text)
 
 

@@ -25,9 +25,9 @@ class RestHealth:
         self._newest[receipt.symbol] = receipt
         newest = max(self._newest.values(), key=lambda one: one.finished_at_us)
         metrics.CIRCUIT_STATE.labels(DEPENDENCY).set(newest.breaker)
-        told = [one for one in self._newest.values() if one.weight_remaining >= 0]
-        if told:
-            metrics.REST_WEIGHT.set(max(told, key=lambda one: one.finished_at_us).weight_remaining)
+        known = [one for one in self._newest.values() if one.weight_remaining >= 0]
+        if known:
+            metrics.REST_WEIGHT.set(max(known, key=lambda one: one.finished_at_us).weight_remaining)
 
     async def check(self) -> CheckResult:
         """Say whether the exchange answered the newest run of each symbol; healthy before there is one."""

@@ -27,11 +27,11 @@ from sheetanchor.policy.reanchor_scheduler import EXIT_LOCK_HELD, EXIT_SUPERSEDE
 from sheetanchor.runtime.command_line import VARIABLE_PREFIX, variable_of
 from sheetanchor.runtime.settings import ProcessSettings, ReanchorSettings
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import clear_errors
+from sheetanchor.store.redis_client import translate_errors
 
 log = logging.getLogger(__name__)
 
-LOOK_S: Final = 1.0
+POLL_S: Final = 1.0
 GAPS_READ: Final = 100
 RECEIPTS_READ: Final = 20
 OWN_FILES: Final = (VARIABLE_PREFIX + "CONFIG", "CONFIG_FILE")
@@ -157,7 +157,7 @@ async def newest_receipt(redis: Redis, symbol: str) -> tuple[str, Receipt | None
         RedisError: If Redis does not answer.
     """
     stream = keys(symbol).receipts
-    with clear_errors(f"XREVRANGE {stream}"):
+    with translate_errors(f"XREVRANGE {stream}"):
         newest: Any = await redis.xrevrange(stream, count=1)
     return (newest[0][0].decode(), receipt_in(newest[0][1])) if newest else ("", None)
 
@@ -186,13 +186,13 @@ class SelfHelp:
         settings: ProcessSettings,
         redis: Redis,
         symbol: str,
-        wish: RebuildRequest,
+        request: RebuildRequest,
         seen: Callable[[bool], tuple[reanchor_scheduler.Seen, int] | None],
     ) -> None:
         self._settings = settings
         self._redis = redis
         self._symbol = symbol
-        self._wish = wish
+        self._request = request
         self._seen = seen
         self._hot = HotState(redis, symbol)
         self._unmet = Unmet(round(settings.self_reanchor_after_s * 1e6))
@@ -203,24 +203,24 @@ class SelfHelp:
         if self._settings.self_reanchor_after_s <= 0:
             await asyncio.Event().wait()
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
             try:
-                await self._look()
+                await self._poll()
             except RedisError as error:
                 log.warning("%s: re-anchor not begun: %s", self._symbol, error)
 
-    async def _look(self) -> None:
-        wish = self._wish
+    async def _poll(self) -> None:
+        request = self._request
         news = await self._read_receipts()
         await self._read_gaps()
         held = bool(await self._hot.lock_holder())
         # A run may be over between two looks; its receipt shows that somebody takes care.
-        if wish.trigger and (news or held):
-            wish.since_s = time.monotonic()
-        if wish.trigger:
-            if time.monotonic() - wish.since_s >= self._settings.self_reanchor_after_s:
-                await self._begin(wish.trigger, wish.reason)
-                wish.since_s = time.monotonic()
+        if request.trigger and (news or held):
+            request.since_s = time.monotonic()
+        if request.trigger:
+            if time.monotonic() - request.since_s >= self._settings.self_reanchor_after_s:
+                await self._begin(request.trigger, request.reason)
+                request.since_s = time.monotonic()
             return
         seen = self._seen(held)
         due = None if seen is None else self._unmet.due(*seen)
@@ -254,7 +254,7 @@ class SelfHelp:
 
     async def _after(self, stream: str, entry_id: str, count: int) -> list[tuple[str, dict[bytes, bytes]]]:
         """Read a stream on; the first time only what there is last, for what came before has been seen to."""
-        with clear_errors(f"XRANGE {stream}"):
+        with translate_errors(f"XRANGE {stream}"):
             if entry_id:
                 found: Any = await self._redis.xrange(stream, min=f"({entry_id}", count=count)
             else:

@@ -18,21 +18,21 @@ def standing(writer: SymbolProcessor, lock_holder: str) -> dict[str, Any]:
     known = writer.connected and writer.clock.known
     now_us = writer.now_us if known else 0
     anchor, active = writer.anchor, writer.role is WriteRole.WRITER
-    beat_us = writer.last_write_us if active else anchor.beat_us
+    heartbeat_us = writer.last_write_us if active else anchor.heartbeat_us
     event_age_us = writer.event_age_us if known else None
     suspect = anchor.state == "suspect"
     return {
         "active": active,
         "state": anchor.state if known else "unknown",
         "reason": anchor.reason if suspect else "",
-        "unsound": "; ".join(str(reason) for reason in writer.lookout.verdict.reasons) if known else "",
-        "quiet": writer.lookout.verdict.quiet if known else "",
+        "unsound": "; ".join(str(reason) for reason in writer.detector.verdict.reasons) if known else "",
+        "quiet": writer.detector.verdict.quiet if known else "",
         "epoch": anchor.epoch,
         "term": anchor.term,
         "writer": anchor.writer,
         "suspect_since_us": anchor.suspect_at if suspect else 0,
         "event_age_ms": None if event_age_us is None else event_age_us // 1_000,
-        "beat_age_ms": _age_ms(beat_us, now_us),
+        "beat_age_ms": _age_ms(heartbeat_us, now_us),
         "lock_held": bool(lock_holder),
         "lock_holder": lock_holder,
         "connected": writer.connected,

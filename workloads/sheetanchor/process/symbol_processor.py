@@ -45,13 +45,13 @@ FAILOVER_REWIND_US: Final = 30_000_000
 """Twice what ingestors append again after a failover."""
 
 IDENTITY_INTERVAL_US: Final = 1_000_000
-WARM_LOOK_US: Final = 200_000
+STANDBY_POLL_US: Final = 200_000
 """A warm processor looks at the writer's beat five times within the second that it waits for."""
 
-WARM_READ_US: Final = 20_000
+STANDBY_READ_US: Final = 20_000
 """A warm processor reads this often: it has nothing to write, and keeps up all the same."""
 
-HOLE_LOOK_US: Final = 10_000
+MISSING_RANGE_POLL_US: Final = 10_000
 """While a hole waits for another line, nobody has to speak for its time to run out."""
 
 LOAD_TRIES: Final = 3
@@ -69,7 +69,7 @@ REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
 class WriteRole(Enum):
     """Whether this process writes."""
 
-    WARM = 0
+    STANDBY = 0
     WRITER = 1
 
 
@@ -113,7 +113,7 @@ class SymbolProcessor:
     ) -> None:
         self.symbol = symbol
         self.name = name
-        self.role = WriteRole.WARM
+        self.role = WriteRole.STANDBY
         self.clock = RedisClock()
         self.follower = Follower(Market(symbol), GapDetector(thresholds, 0), self.clock)
         self.anchor = Anchor()
@@ -132,11 +132,11 @@ class SymbolProcessor:
         self._epoch = 0
         self._identity: ServerIdentity | None = None
         self._findings: list[Finding] = []
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._loaded = False
         self._dirty = False
         self._delays = FrameDelays()
-        self._applied_us = self._booked_us = self._looked_us = self._identified_us = 0
+        self._applied_us = self._booked_us = self._writer_checked_us = self._identified_us = 0
         self._behind_since_us = 0
         self._counted: dict[str, int] = {}
 
@@ -182,8 +182,8 @@ class SymbolProcessor:
         batches = await self._reader.read(self._block_ms(), READ_COUNT, now_us=asked_us)
         self._feed(batches, asked_us, self._reader.skipped - skipped)
         now_us = monotonic_us()
-        if self.role is WriteRole.WARM and now_us - self._looked_us >= WARM_LOOK_US:
-            await self._look_at_writer()
+        if self.role is WriteRole.STANDBY and now_us - self._writer_checked_us >= STANDBY_POLL_US:
+            await self._check_writer()
         await self._judge(asked_us)
         if self._due(now_us):
             await self._write(now_us)
@@ -193,7 +193,7 @@ class SymbolProcessor:
         if not self._caught_up:
             return
         is_writer = self.role is WriteRole.WRITER
-        wait_us = self._applied_us + self._cadence.flush_us - monotonic_us() if is_writer else WARM_READ_US
+        wait_us = self._applied_us + self._cadence.flush_us - monotonic_us() if is_writer else STANDBY_READ_US
         if wait_us > 0:
             await asyncio.sleep(wait_us / 1e6)
 
@@ -206,7 +206,7 @@ class SymbolProcessor:
         if self.role is WriteRole.WRITER:
             longest_us -= monotonic_us() - self._applied_us
         if self.market.depth_hole or self.market.trade_hole:
-            longest_us = min(longest_us, HOLE_LOOK_US)
+            longest_us = min(longest_us, MISSING_RANGE_POLL_US)
         return max(1, longest_us // 1_000)
 
     def _due(self, now_us: int) -> bool:
@@ -243,9 +243,9 @@ class SymbolProcessor:
         return self.follower.market
 
     @property
-    def lookout(self) -> GapDetector:
+    def detector(self) -> GapDetector:
         """The rules that it is judged by."""
-        return self.follower.lookout
+        return self.follower.detector
 
     @property
     def _caught_up(self) -> bool:
@@ -271,7 +271,7 @@ class SymbolProcessor:
         await self._rewind(ids, REPLAY_US)
         await id_continuity.leave_out(self._redis, self._reader, market, ids)
         self._loaded = True
-        self._told.clear()
+        self._reported.clear()
         self.follower.begin(market, monotonic_us())
         log.info("%s: loaded epoch %d at update %d", self.symbol, anchor.epoch, self.market.update_id)
 
@@ -317,7 +317,7 @@ class SymbolProcessor:
         """Time since the last message that moved an id; None before the first."""
         return self.follower.event_age_us(monotonic_us())
 
-    def heed_run(self, entry_id: str, receipt: Receipt) -> None:
+    def record_run(self, entry_id: str, receipt: Receipt) -> None:
         """Take note of a re-anchor run that has ended.
 
         Args:
@@ -339,7 +339,7 @@ class SymbolProcessor:
         elif not self._caught_up:
             blind = "entries of the lines are still unread"
         else:
-            return self.lookout.report(self.market, self.now_us)
+            return self.detector.report(self.market, self.now_us)
         return {"status": "blind", "message": blind}
 
     def lines_behind(self) -> dict[str, list[str]]:
@@ -370,21 +370,21 @@ class SymbolProcessor:
         positions = self._reader.ids
         await self._rewind({}, FAILOVER_REWIND_US)
         await id_continuity.leave_out(self._redis, self._reader, self.market, positions)
-        await self._look_at_writer()
+        await self._check_writer()
         self._identity = identity  # only now: all of this has to be done again if Redis went away during it
 
     # Becoming and being the writer
 
-    async def _look_at_writer(self) -> None:
+    async def _check_writer(self) -> None:
         """Take the pen if its holder has gone; follow it into a new epoch if not."""
-        self._looked_us = monotonic_us()
+        self._writer_checked_us = monotonic_us()
         highest = self._term
         anchor = await self._read_anchor()
-        if anchor.epoch > self._epoch and self.role is WriteRole.WARM:
+        if anchor.epoch > self._epoch and self.role is WriteRole.STANDBY:
             await self.load()
             return
         held = self.role is WriteRole.WRITER and anchor.writer == self.name and anchor.term == highest
-        alive = anchor.writer not in ("", self.name) and abs(self.now_us - anchor.beat_us) <= TAKEOVER_AFTER_US
+        alive = anchor.writer not in ("", self.name) and abs(self.now_us - anchor.heartbeat_us) <= TAKEOVER_AFTER_US
         if held or alive:
             return
         reply = await self._hot.take(self._term + 1, self.name, anchor.term, anchor.writer)
@@ -392,7 +392,7 @@ class SymbolProcessor:
             return
         self._term = reply.term
         self.role = WriteRole.WRITER
-        self._told.clear()
+        self._reported.clear()
         log.info("%s: writing under term %d", self.symbol, reply.term)
         if not self.market.has_book and anchor.epoch == self._epoch > 0:
             await self.load()  # what could not be read at the start may have been written since
@@ -422,7 +422,7 @@ class SymbolProcessor:
         if not self.clock.known:
             return
         self._judged_us = monotonic_us()
-        for finding in self.follower.look(asked_us):
+        for finding in self.follower.apply_rules(asked_us):
             if self.role is WriteRole.WRITER or GAP_DETECTION_RULES[finding.rule].suspects:
                 self._find(finding)
         while self._findings and self.role is WriteRole.WRITER:
@@ -443,14 +443,14 @@ class SymbolProcessor:
                 self._step_back(reply.term)
                 return False
             self._note_state(reply.state, finding.reason, reply.now_us)
-            if finding.rule in self._told or (self._told and finding.rule in CONSEQUENCES):
+            if finding.rule in self._reported or (self._reported and finding.rule in CONSEQUENCES):
                 return True  # still the same doubt; it has only grown
         await self._hot.add_gap(gap_of(finding, self.symbol, "process", self.now_us, self._epoch))
         log.warning("%s: %s: %s", self.symbol, finding.rule, finding.reason)
         metrics.GAPS.labels(self.symbol, finding.rule, rule.action).inc()
-        self.lookout.count_gap(self.now_us)
+        self.detector.count_gap(self.now_us)
         if rule.suspects:
-            self._told.add(finding.rule)
+            self._reported.add(finding.rule)
         if rule.action != VALIDATION:
             self._wanted(finding.rule, finding.reason)
         return True
@@ -466,8 +466,8 @@ class SymbolProcessor:
     def _step_back(self, term: int) -> None:
         if self.role is WriteRole.WRITER:
             log.warning("%s: no longer the writer: term %d is another's", self.symbol, term)
-        self.role = WriteRole.WARM
-        self._looked_us = 0
+        self.role = WriteRole.STANDBY
+        self._writer_checked_us = 0
 
     # Writing
 
@@ -518,7 +518,7 @@ class SymbolProcessor:
                 self._wanted("suspect", "somebody else doubts the state")
         metrics.ANCHORED.labels(self.symbol).set(reply.state == "anchored")
         if reply.state == "anchored":
-            self._told.clear()
+            self._reported.clear()
             self._wanted("", "")
         now_us = monotonic_us()
         if not behind or self._behind_since_us == 0:
@@ -551,12 +551,12 @@ class SymbolProcessor:
         self._counted = counters
         metrics.CLOCK_JUMPS.labels(self.symbol).inc(self.clock.jumps - self._clock_jumps)
         self._clock_jumps = self.clock.jumps
-        self._tell_lines()
+        self._report_lines()
         metrics.EPOCH.labels(self.symbol).set(self._epoch)
         metrics.TERM.labels(self.symbol).set(self._term)
         metrics.WRITER.labels(self.symbol).set(self.role.value)
 
-    def _tell_lines(self) -> None:
+    def _report_lines(self) -> None:
         """Say which line is covered by another one: nothing is wrong yet, but nothing more may be lost."""
         lacking = self.lines_behind()
         for line in self.follower.lines:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from sheetanchor.binance.rest_client import RestClient, speaks_against
+from sheetanchor.binance.rest_client import RestClient, counts_as_failure
 from sheetanchor.contract import Receipt
 from sheetanchor.reanchor.outcome import EXIT_STOPPED, worst
 from sheetanchor.reanchor.phases import ReanchorRun
@@ -24,7 +24,7 @@ from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy
 from sheetanchor.runtime.settings import ReanchorSettings
 from sheetanchor.store.redis_client import redis_client
 
-__all__ = ["Order", "Reanchor", "run"]
+__all__ = ["ReanchorRun", "RunOrder", "run"]
 
 
 async def run(settings: ReanchorSettings) -> int:
@@ -52,7 +52,7 @@ def _exchange(settings: ReanchorSettings) -> RestClient:
             "rest",
             settings.circuit_breaker_threshold,
             settings.circuit_breaker_timeout_seconds,
-            counts=speaks_against,
+            counts=counts_as_failure,
         ),
     )
 
@@ -76,8 +76,8 @@ def order_of(settings: ReanchorSettings, symbol: str) -> RunOrder:
 
 
 async def _all(settings: ReanchorSettings, redis: Redis, exchange: RestClient) -> int:
-    report = partial(tell, receipt_file=settings.receipt_file)
-    runs = (ReanchorRun(order_of(settings, symbol), redis, exchange).run(report) for symbol in settings.symbol)
+    publish = partial(report, receipt_file=settings.receipt_file)
+    runs = (ReanchorRun(order_of(settings, symbol), redis, exchange).run(publish) for symbol in settings.symbol)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one) for one in runs]
     return worst([task.result().exit_code for task in tasks])
@@ -98,7 +98,7 @@ async def _stoppable(work: Coroutine[None, None, int]) -> int:
             loop.remove_signal_handler(number)
 
 
-def tell(receipt: Receipt, receipt_file: Path | None = None) -> None:
+def report(receipt: Receipt, receipt_file: Path | None = None) -> None:
     """Print a receipt; what went wrong goes to stderr in words."""
     print(receipt.to_json(), flush=True)
     if receipt_file is not None:

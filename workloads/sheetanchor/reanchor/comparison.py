@@ -50,8 +50,8 @@ async def compare(
     Raises:
         RedisError: Redis does not answer.
     """
-    told = await _live_state(hot, snapshot, limits)
-    return told or await _live_book(hot, redis, snapshot, compared_levels(depth_limit), wait_s)
+    reference = await _live_state(hot, snapshot, limits)
+    return reference or await _live_book(hot, redis, snapshot, compared_levels(depth_limit), wait_s)
 
 
 async def _live_state(hot: HotState, snapshot: Snapshot, limits: Limits) -> list[str]:
@@ -61,10 +61,10 @@ async def _live_state(hot: HotState, snapshot: Snapshot, limits: Limits) -> list
         return [f"the state is suspect: {read.anchor.get('reason', 'there is none yet')}"]
     if read.incomplete:
         return [f"the state is incomplete: {read.incomplete}"]
-    told = references(snapshot)
+    reference = references(snapshot)
     return [
-        *check_order_book(read.ob, estimate_for(read.ob, told, limits), limits.price_deviation_max),
-        *judge_prices(read.ob, told, limits.price_tolerance)[0],
+        *check_order_book(read.ob, estimate_for(read.ob, reference, limits), limits.price_deviation_max),
+        *judge_prices(read.ob, reference, limits.price_tolerance)[0],
         *check_trade_window(read.tr_1s, None, None),
         *check_trade_window(read.tr_5s, None, None),
         *check_features(read.feat),
@@ -108,7 +108,7 @@ async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, depth: int
 
 async def _exchange_book(redis: Redis, snapshot: Snapshot, update_id: int, wait_s: float) -> Market | None:
     market = build(snapshot)
-    replay = Replay(redis, market, snapshot.asked_us, min(wait_s, 1.0), snapshot.told_us)
+    replay = Replay(redis, market, snapshot.asked_us, min(wait_s, 1.0), snapshot.known_us)
     return market if await replay.reach(update_id) else None
 
 

@@ -75,8 +75,8 @@ def outcome_of(error: BaseException, phase: str, timeout_s: float, now_us: int) 
     if isinstance(error, RedisError):
         return Outcome("failed", EXIT_REDIS, text)
     if isinstance(error, TimeoutError):
-        told = f"not done within {timeout_s:g} s; the time was up during {phase}"
-        return Outcome("failed", PHASE_EXITS.get(phase, EXIT_REDIS), told)
+        message = f"not done within {timeout_s:g} s; the time was up during {phase}"
+        return Outcome("failed", PHASE_EXITS.get(phase, EXIT_REDIS), message)
     return Outcome("failed", 1, f"{type(error).__name__}: {text}")
 
 

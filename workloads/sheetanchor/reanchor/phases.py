@@ -35,7 +35,7 @@ from sheetanchor.reanchor.outcome import Outcome, outcome_of
 from sheetanchor.reanchor.recall import breaker_of, weight_of
 from sheetanchor.reanchor.receipts import RunOrder, RunProgress, earlier_receipts, new_id, receipt_of, redis_now_us
 from sheetanchor.reanchor.replay import Reached, Replay
-from sheetanchor.reanchor.snapshot import Snapshot, build, fetch, limits_of, references, tell_time
+from sheetanchor.reanchor.snapshot import Snapshot, build, fetch, learn_time, limits_of, references
 from sheetanchor.reanchor.validation import Candidate, validate
 from sheetanchor.runtime.reliability import CircuitState
 from sheetanchor.store.hot_state import Anchor, HotState, SwapReply, SwapStatus
@@ -127,8 +127,8 @@ class ReanchorRun:
         progress.started_us = await redis_now_us(self._redis) - int((time.monotonic() - self._began_s) * 1e6)
         async with self._phase("lock"):
             anchor = await self._lock()
-        self._heed_later_anchor(anchor)
-        answered = await self._heed_earlier_runs(anchor)
+        self._check_later_anchor(anchor)
+        answered = await self._check_earlier_runs(anchor)
         if answered is not None:
             return answered
         if self.order.validate_only:
@@ -168,7 +168,7 @@ class ReanchorRun:
         Raises:
             LockHeld: Somebody else has it.
         """
-        await self._unlock_for_the_dead()
+        await self._release_stale_lock()
         if not await self._hot.lock(self.progress.id, self.order.lock_ttl_s):
             holder = await self._hot.lock_holder()
             raise LockHeld(f"Re-anchor already in progress for {self.order.symbol}: the lock is held by {holder}")
@@ -177,13 +177,13 @@ class ReanchorRun:
         self.progress.epoch_before = anchor.epoch
         return anchor
 
-    def _heed_later_anchor(self, anchor: Anchor) -> None:
+    def _check_later_anchor(self, anchor: Anchor) -> None:
         """Do not rebuild what somebody else has rebuilt while this run was being started."""
         doubted = self.order.doubted_epoch
         if doubted >= 0 and anchor.state == "anchored" and anchor.epoch > doubted:
             raise Superseded(f"the state of epoch {anchor.epoch} is anchored; the doubt was about epoch {doubted}")
 
-    async def _unlock_for_the_dead(self) -> None:
+    async def _release_stale_lock(self) -> None:
         """Give back the lock of a run that was killed before it could; whoever started this one knows that it was."""
         if not self.order.unlock_for:
             return
@@ -192,30 +192,30 @@ class ReanchorRun:
             log.warning("the run %s has ended without giving its lock back: done for it", holder)
             await self._hot.unlock(holder)
 
-    async def _heed_earlier_runs(self, anchor: Anchor) -> Outcome | None:
+    async def _check_earlier_runs(self, anchor: Anchor) -> Outcome | None:
         """Do not repeat a request that was answered, nor undercut a Retry-After that an earlier run was given."""
         receipts = await earlier_receipts(self._redis, self.order.symbol)
         now_us = await redis_now_us(self._redis)
         here = [receipt.retry_at_us for receipt in receipts if receipt.exchange == self._exchange.url]
         retry_at_us = max(here, default=0)
         if retry_at_us > now_us:
-            self._exchange.stay_away((retry_at_us - now_us) / 1e6)
-        remaining, told_us = weight_of(receipts, self._exchange.url)
-        if remaining >= 0 and told_us <= now_us:
-            self._exchange.recall_weight(remaining, (now_us - told_us) / 1e6)
+            self._exchange.honour_retry_after((retry_at_us - now_us) / 1e6)
+        remaining, known_us = weight_of(receipts, self._exchange.url)
+        if remaining >= 0 and known_us <= now_us:
+            self._exchange.recall_weight(remaining, (now_us - known_us) / 1e6)
         request_id = self.order.request_id
         if not request_id:
-            await self._heed_breaker(receipts, now_us)
+            await self._check_breaker(receipts, now_us)
             return None
         same = [receipt for receipt in receipts if receipt.request_id == request_id and receipt.result != "lock_held"]
         if not same and anchor.receipt.partition(":")[2] != request_id:
-            await self._heed_breaker(receipts, now_us)
+            await self._check_breaker(receipts, now_us)
             return None
         self.progress.epoch_after = self.progress.epoch_before
         told = f": {same[0].result}, {same[0].message}" if same else ""
         return Outcome("repeated", same[0].exit_code if same else 0, f"request {request_id} was answered before{told}")
 
-    async def _heed_breaker(self, receipts: list[Receipt], now_us: int) -> None:
+    async def _check_breaker(self, receipts: list[Receipt], now_us: int) -> None:
         """Leave an exchange alone that has failed too often in a row, over all runs; then try one small question.
 
         Raises:
@@ -276,7 +276,7 @@ class ReanchorRun:
             snapshot = await self._fetch()
             async with self._phase("build"):
                 market = build(snapshot)
-                replay = Replay(self._redis, market, snapshot.asked_us, self.order.catch_up_s, snapshot.told_us)
+                replay = Replay(self._redis, market, snapshot.asked_us, self.order.catch_up_s, snapshot.known_us)
                 log.debug("Temporary state built for %s", self.order.symbol)
             async with self._phase("catch_up"):
                 reached = await replay.catch_up()
@@ -285,7 +285,7 @@ class ReanchorRun:
                     reached = await replay.catch_up(forgive_trades=True)
             if reached is not Reached.HOLE:
                 if reached is not Reached.LIVE:
-                    tell_time(replay.market, snapshot)
+                    learn_time(replay.market, snapshot)
                     self.progress.notes.append(reached.value)
                 return replay, snapshot
             told = f"snapshot {snapshot.depth.last_update_id} does not join the lines: {_hole(replay.market)}"

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from sheetanchor.binance.rest_client import EndpointCalls
 from sheetanchor.contract import LOCK_TTL_S, RECEIPTS_LENGTH_MAX, Receipt, keys
 from sheetanchor.reanchor.outcome import ALERT_FAILED, Outcome
-from sheetanchor.store.redis_client import clear_errors
+from sheetanchor.store.redis_client import translate_errors
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ async def redis_now_us(redis: Redis) -> int:
     Raises:
         RedisError: If Redis does not answer.
     """
-    with clear_errors("TIME"):
+    with translate_errors("TIME"):
         seconds, microseconds = await redis.time()
     return int(seconds) * 1_000_000 + int(microseconds)
 
@@ -123,7 +123,7 @@ async def earlier_receipts(redis: Redis, symbol: str) -> list[Receipt]:
         RedisError: If Redis does not answer.
     """
     stream = keys(symbol).receipts
-    with clear_errors(f"XREVRANGE {stream}"):
+    with translate_errors(f"XREVRANGE {stream}"):
         entries: Any = await redis.xrevrange(stream, count=RECEIPTS_LENGTH_MAX)
     receipts = []
     for _, fields in entries:

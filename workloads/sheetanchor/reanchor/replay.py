@@ -74,15 +74,15 @@ class Replay:
         market: Market to feed, built from a snapshot.
         asked_us: Redis' clock when the snapshot was asked for.
         wait_s: Longest wait for the lines to reach the snapshot.
-        told_us: The exchange's time of the newest trade that the snapshot tells, or of the snapshot if it tells none.
+        known_us: The exchange's time of the newest trade that the snapshot tells, or of the snapshot if it tells none.
     """
 
-    def __init__(self, redis: Redis, market: Market, asked_us: int, wait_s: float, told_us: int) -> None:
+    def __init__(self, redis: Redis, market: Market, asked_us: int, wait_s: float, known_us: int) -> None:
         self.market = market
         self.traded = Traded()
         self._redis = redis
         self._snapshot_id = market.update_id
-        self._told = market.trade_id, told_us
+        self._known = market.trade_id, known_us
         self._reader = LineReader(redis, market.symbol)
         self._begun = self._drained = False
         self._hole_s: float | None = None
@@ -128,7 +128,7 @@ class Replay:
 
     def _is_untold(self, mark: id_continuity.Mark) -> bool:
         """A trade from before the question whose id the exchange has not come to yet, though its time is over."""
-        trade_id, trade_us = self._told
+        trade_id, trade_us = self._known
         return mark.stamp_us < self._asked_us and mark.trade_id > trade_id and mark.trade_us < trade_us
 
     async def catch_up(self, *, forgive_trades: bool = False) -> Reached:

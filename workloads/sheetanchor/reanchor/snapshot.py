@@ -57,7 +57,7 @@ class Snapshot:
         return max(self.ticker.close_us, self.trades[-1].time_us if self.trades else 0) or self.heard_us
 
     @property
-    def told_us(self) -> int:
+    def known_us(self) -> int:
         """Give the exchange's time of the newest trade that it tells, or its clock if it tells none."""
         return self.trades[-1].time_us if self.trades else self.exchange_us
 
@@ -94,10 +94,10 @@ async def fetch(
             depth = group.create_task(exchange.depth(symbol, depth_limit))
             trades = group.create_task(exchange.trades(symbol, TRADES_LIMIT))
             klines = group.create_task(exchange.klines(symbol, "1m", KLINES_LIMIT))
-            told = group.create_task(ticker())
+            ticker_task = group.create_task(ticker())
     except ExceptionGroup as group_error:
-        raise _most_telling(group_error) from group_error
-    answer, heard_us = told.result()
+        raise _most_informative(group_error) from group_error
+    answer, heard_us = ticker_task.result()
     if answer.last and not trades.result():
         raise ExchangeError(f"No recent trades data received, though the last price is {value(answer.last):.10g}")
     return Snapshot(
@@ -112,7 +112,7 @@ async def fetch(
     )
 
 
-def _most_telling(group: ExceptionGroup[Exception]) -> Exception:
+def _most_informative(group: ExceptionGroup[Exception]) -> Exception:
     """Pick the failure to report: a rate limit says when to come back, a plain bug must not be hidden."""
     unexpected = [error for error in group.exceptions if not isinstance(error, ExchangeError)]
     limited = [error for error in group.exceptions if isinstance(error, RateLimited)]
@@ -147,7 +147,7 @@ def build(snapshot: Snapshot) -> Market:
     return market
 
 
-def tell_time(market: Market, snapshot: Snapshot) -> None:
+def learn_time(market: Market, snapshot: Snapshot) -> None:
     """Let the market know the exchange's clock where no line does, so that its windows end in the right place."""
     tick = sbe.Trades(
         event_time_us=snapshot.exchange_us,

@@ -131,7 +131,7 @@ async def follow(redis: Redis, recording: Recording, ids: dict[str, str], second
     await reader.discover()
     reader.seek(ids)
     collected = Collected(recording.symbol, recording.snapshot.book_update_id)
-    started = told = time.monotonic()
+    started = logged_s = time.monotonic()
     while not stop.is_set() and time.monotonic() - started < seconds:
         for batch in await reader.read(BLOCK_MS, now_us=time.monotonic_ns() // 1_000):
             try:
@@ -143,9 +143,9 @@ async def follow(redis: Redis, recording: Recording, ids: dict[str, str], second
                 continue
             for received_us, frame in frames:
                 collected.add(received_us, frame, batch.line)
-        if time.monotonic() - told >= PROGRESS_S:
-            told = time.monotonic()
-            log.info("%s: %d frames in %.0f s", recording.symbol, len(collected), told - started)
+        if time.monotonic() - logged_s >= PROGRESS_S:
+            logged_s = time.monotonic()
+            log.info("%s: %d frames in %.0f s", recording.symbol, len(collected), logged_s - started)
     recording.events.extend(collected.events())
 
 

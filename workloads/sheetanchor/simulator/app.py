@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import WSCloseCode, web
 
-from sheetanchor.errors import BadSettings, shortened, told
+from sheetanchor.errors import BadSettings, message_of, shortened
 from sheetanchor.recording import recording_file
 from sheetanchor.runtime.settings import ExchangeSettings
 from sheetanchor.simulator import answers, rest
@@ -228,7 +228,7 @@ async def _post_fault(request: web.Request) -> web.Response:
     except RecursionError:
         return _refusal(400, -1100, "Expected a flat JSON object.")
     except (ValueError, BadSettings) as error:
-        return _refusal(400, -1100, told(error))
+        return _refusal(400, -1100, message_of(error))
     venue.tick_faults(venue.now_us())
     return web.json_response(fault.report(), status=201)
 

@@ -20,7 +20,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from sheetanchor import errors
-from sheetanchor.store.redis_client import clear_errors
+from sheetanchor.store.redis_client import translate_errors
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +91,11 @@ async def ensure_library(redis: Redis) -> int:
         RedisUnavailable: It lacks the library and this user may not load it: whoever may has to first.
         RedisError: If it cannot be asked or loaded.
     """
-    with clear_errors(f"FUNCTION LOAD {NAME}"):
-        found = await _look(redis)
+    with translate_errors(f"FUNCTION LOAD {NAME}"):
+        found = await _read_library(redis)
         step = decide(found, library_source(), library_version())
         if step is LibraryStep.LOAD:
-            await _load_or_tell(redis, found)
+            await _load(redis, found)
         elif step is LibraryStep.USE_NEWER:
             log.warning(
                 "the server's function library says it is version %d, newer than this role's %d: it is used as it is",
@@ -106,7 +106,7 @@ async def ensure_library(redis: Redis) -> int:
     return library_version()
 
 
-async def _load_or_tell(redis: Redis, found: Loaded) -> None:
+async def _load(redis: Redis, found: Loaded) -> None:
     try:
         await execute(redis, "FUNCTION", "LOAD", "REPLACE", library_source())
     except exceptions.NoPermissionError as error:
@@ -119,7 +119,7 @@ async def _load_or_tell(redis: Redis, found: Loaded) -> None:
         log.warning("the server's function library (version %d) was another: replaced it", found.version)
 
 
-async def _look(redis: Redis) -> Loaded:
+async def _read_library(redis: Redis) -> Loaded:
     try:
         codes = await libraries(redis, NAME)
     except exceptions.NoPermissionError:
@@ -153,13 +153,13 @@ async def keep_library(redis: Redis) -> LibraryCheck:
         RedisError: redis-py's, if it cannot be asked or loaded.
     """
     found = await libraries(redis)
-    strangers = sorted(set(found) - {NAME})
-    for name in strangers:
+    foreign = sorted(set(found) - {NAME})
+    for name in foreign:
         await execute(redis, "FUNCTION", "DELETE", name)
     code = found.get(NAME)
     if code != library_source():
         await execute(redis, "FUNCTION", "LOAD", "REPLACE", library_source())
-    if strangers or (code is not None and code != library_source() and version_of(code) >= library_version()):
+    if foreign or (code is not None and code != library_source() and version_of(code) >= library_version()):
         return LibraryCheck.REPAIRED
     if code is None:
         return LibraryCheck.LOADED

@@ -25,7 +25,7 @@ from sheetanchor.contract import (
     keys,
 )
 from sheetanchor.store.function_library import ensure_library, execute, function_missing
-from sheetanchor.store.redis_client import clear_error, clear_errors
+from sheetanchor.store.redis_client import translate_errors, translated_error
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class Anchor:
     epoch: int = 0
     term: int = 0
     writer: str = ""
-    beat_us: int = 0
+    heartbeat_us: int = 0
     update_id: int = 0
     anchored_at: int = 0
     stamp_us: int = 0
@@ -168,7 +168,7 @@ class Anchor:
             epoch=_count(fields, "epoch"),
             term=_count(fields, "term"),
             writer=fields.get("writer", ""),
-            beat_us=_count(fields, "beat_us"),
+            heartbeat_us=_count(fields, "beat_us"),
             update_id=_count(fields, "update_id"),
             anchored_at=_count(fields, "anchored_at"),
             stamp_us=_count(fields, "stamp_us"),
@@ -295,7 +295,7 @@ class HotState:
 
     async def lock_holder(self) -> str:
         """Name the lock's owner, "" if nobody holds it."""
-        with clear_errors(f"GET {self.keys.lock}"):
+        with translate_errors(f"GET {self.keys.lock}"):
             return _text(await self._redis.get(self.keys.lock) or b"")
 
     async def stage(
@@ -378,19 +378,19 @@ class HotState:
 
     async def anchor(self) -> Anchor:
         """Read the anchor alone."""
-        with clear_errors(f"HGETALL {self.keys.anchor}"):
+        with translate_errors(f"HGETALL {self.keys.anchor}"):
             raw = await self._redis.hgetall(self.keys.anchor)
         return Anchor.parse({_text(name): _text(value) for name, value in raw.items()})
 
     async def book(self) -> bytes | None:
         """Read the packed book, None if there is none."""
-        with clear_errors(f"GET {self.keys.book}"):
+        with translate_errors(f"GET {self.keys.book}"):
             packed: Any = await self._redis.get(self.keys.book)
         return None if packed is None else bytes(packed)
 
     async def add_gap(self, gap: Gap) -> None:
         """Append to the history of gaps."""
-        with clear_errors(f"XADD {self.keys.gaps}"):
+        with translate_errors(f"XADD {self.keys.gaps}"):
             entry: dict[Any, Any] = {**gap.fields()}
             try:
                 await self._redis.xadd(self.keys.gaps, entry, maxlen=GAPS_LENGTH_MAX, approximate=True)
@@ -404,7 +404,7 @@ class HotState:
 
     async def add_receipt(self, receipt: Receipt) -> None:
         """Append to the history of receipts."""
-        with clear_errors(f"XADD {self.keys.receipts}"):
+        with translate_errors(f"XADD {self.keys.receipts}"):
             entry: dict[Any, Any] = {"receipt": receipt.to_json()}
             await self._redis.xadd(self.keys.receipts, entry, maxlen=RECEIPTS_LENGTH_MAX, approximate=True)
 
@@ -420,12 +420,12 @@ class HotState:
             return await execute(self._redis, *words)
         except exceptions.ResponseError as error:
             if not function_missing(error):
-                raise clear_error(error, function) from error
+                raise translated_error(error, function) from error
         except (exceptions.RedisError, OSError) as error:
-            raise clear_error(error, function) from error
+            raise translated_error(error, function) from error
         # The server was emptied or replaced since the library was checked.
         await ensure_library(self._redis)
-        with clear_errors(function):
+        with translate_errors(function):
             return await execute(self._redis, *words)
 
 

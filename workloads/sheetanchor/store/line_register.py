@@ -28,7 +28,7 @@ class LineRegister:
         self._redis = redis
         self._symbol = symbol
         self._key = keys(symbol).lines
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     async def lines(self, known: Collection[str]) -> list[str]:
         """Name the lines to read: those known and those that have come since, no more in all than are read.
@@ -41,7 +41,7 @@ class LineRegister:
             if not await self._is_stream(line):
                 continue
             if len(read) >= LINES_MAX:
-                self.tell(self._key, f"line {line} is not read: expected at most {LINES_MAX} lines")
+                self.warn_once(self._key, f"line {line} is not read: expected at most {LINES_MAX} lines")
                 break
             read.append(line)
         return read
@@ -56,11 +56,11 @@ class LineRegister:
         except exceptions.ResponseError as error:
             if not str(error).startswith("WRONGTYPE"):
                 raise
-            self.tell(self._key, "the registered lines cannot be read: expected a set")
+            self.warn_once(self._key, "the registered lines cannot be read: expected a set")
             return []
         names = line_names(members)
         if len(names) < len(members):
-            self.tell(self._key, f"{len(members) - len(names)} registered lines are none by their names")
+            self.warn_once(self._key, f"{len(members) - len(names)} registered lines are none by their names")
         return names
 
     async def _is_stream(self, line: str) -> bool:
@@ -68,11 +68,11 @@ class LineRegister:
         raw: bytes | str = await self._redis.type(stream)
         kind = raw.decode() if isinstance(raw, bytes) else raw
         if kind not in ("stream", "none"):
-            self.tell(stream, f"not read: expected a stream, found a {kind}")
+            self.warn_once(stream, f"not read: expected a stream, found a {kind}")
         return kind == "stream"
 
-    def tell(self, key: str, text: str) -> None:
+    def warn_once(self, key: str, text: str) -> None:
         """Log what is wrong with a key, once: whoever wrote it may do so without end."""
-        if key not in self._told:
-            self._told.add(key)
+        if key not in self._warned:
+            self._warned.add(key)
             log.error("%s: %s", key, text)

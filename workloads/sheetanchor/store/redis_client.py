@@ -29,9 +29,9 @@ from sheetanchor.contract import (
 from sheetanchor.runtime import metrics, redis_url, sentinel_url
 from sheetanchor.store import sentinel_pool
 from sheetanchor.store.line_register import LineRegister
-from sheetanchor.store.redis_connection import clear_error as clear_error
-from sheetanchor.store.redis_connection import clear_errors as clear_errors
 from sheetanchor.store.redis_connection import packing_in_c
+from sheetanchor.store.redis_connection import translate_errors as translate_errors
+from sheetanchor.store.redis_connection import translated_error as translated_error
 
 SOCKET_TIMEOUT_S: Final = 2.0
 """One prediction slot: whoever waits longer for Redis has missed it."""
@@ -167,7 +167,7 @@ async def check_connection(redis: Redis) -> None:
         RedisUnavailable: If it does not answer just now.
         RedisRefused: If it wants another password, or lacks functions.
     """
-    with clear_errors("PING"):
+    with translate_errors("PING"):
         await redis.ping()
 
 
@@ -191,7 +191,7 @@ async def server_identity(redis: Redis) -> ServerIdentity:
     Raises:
         RedisError: If it does not say.
     """
-    with clear_errors("INFO"):
+    with translate_errors("INFO"):
         replication = await redis.info("replication")
         server = await redis.info("server")
     return ServerIdentity(
@@ -259,7 +259,7 @@ class LineWriter:
             RedisError: As `append`.
         """
         fields: dict[Any, Any] = {"n": count, "t": first_received_us, "f": packed}
-        with clear_errors(f"XADD {self._stream}"):
+        with translate_errors(f"XADD {self._stream}"):
             if self._bytes < 0:
                 await self._measure()
             entry_id = _text(await self._redis.xadd(self._stream, fields))
@@ -276,7 +276,7 @@ class LineWriter:
         Raises:
             RedisError: If it could not be cut.
         """
-        with clear_errors(f"XTRIM {self._stream}"):
+        with translate_errors(f"XTRIM {self._stream}"):
             seconds, _ = await self._redis.time()
             oldest = f"{max(0, seconds * 1000 - self._age_max_ms)}-0"
             await self._redis.xtrim(self._stream, minid=oldest, approximate=True)
@@ -403,7 +403,7 @@ class LineReader:
             RedisError: If Redis does not answer.
         """
         if not self._fixed:
-            with clear_errors(f"SMEMBERS {self._lines_key}"):
+            with translate_errors(f"SMEMBERS {self._lines_key}"):
                 lines = await self._register.lines(tuple(self._ids))
             self._ids = {line: self._ids.get(line, self._start) for line in lines}
         return tuple(self._ids)
@@ -413,7 +413,7 @@ class LineReader:
         metrics.DECODE_ERRORS.labels(self._symbol, "envelope").inc()
         stream = line_stream(self._symbol, line)
         shown = entry_id.decode("ascii", "replace")[:40]
-        self._register.tell(stream, f"entry {shown} skipped (further ones are counted): {error}")
+        self._register.warn_once(stream, f"entry {shown} skipped (further ones are counted): {error}")
 
     async def check_trimmed(self) -> list[Trimmed]:
         """Name the lines that have lost entries after the place they are to be read from.
@@ -434,7 +434,7 @@ class LineReader:
         stream = line_stream(self._symbol, line)
         place = _order(asked_id)
         by_time = place[1] == SEQUENCE_MAX
-        with clear_errors(f"XINFO STREAM {stream}"):
+        with translate_errors(f"XINFO STREAM {stream}"):
             try:
                 info: dict[str, Any] = await self._redis.xinfo_stream(stream)
             except exceptions.ResponseError as error:
@@ -470,7 +470,7 @@ class LineReader:
             return []
         streams: dict[Any, Any] = {line_stream(self._symbol, line): last for line, last in self._ids.items()}
         names = {line_stream(self._symbol, line): line for line in self._ids}
-        with clear_errors(f"XREAD {' '.join(names)}"):
+        with translate_errors(f"XREAD {' '.join(names)}"):
             try:
                 answer = await self._redis.xread(streams, count=count, block=min(block_ms, BLOCK_MAX_MS) or None)
             except exceptions.ResponseError as error:

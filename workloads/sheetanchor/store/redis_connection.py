@@ -47,42 +47,42 @@ def wrong_server(error: Exception) -> str:
     The name that leads to it may lead to another one by now. Of a cluster each server has some of the keys, and says
     who has the others.
     """
-    told = " ".join(str(error).split())
-    if isinstance(error, exceptions.MovedError) or told.startswith("MOVED "):
-        return f"it is in cluster mode, and another server has the keys ({told}): let redis_url lead there"
-    if isinstance(error, exceptions.AskError) or told.startswith("ASK "):
-        return f"it is in cluster mode, and the keys are on their way to another server ({told})"
-    if isinstance(error, exceptions.ReadOnlyError) or told.startswith("READONLY"):
-        return f"it is a replica, not the master (any more): {told}"
-    if told.startswith("UNBLOCKED"):
-        return f"it has just become a replica: {told}"
-    if isinstance(error, exceptions.MasterDownError) or told.startswith("MASTERDOWN"):
-        return f"it is a replica without its master: {told}"
+    message = " ".join(str(error).split())
+    if isinstance(error, exceptions.MovedError) or message.startswith("MOVED "):
+        return f"it is in cluster mode, and another server has the keys ({message}): let redis_url lead there"
+    if isinstance(error, exceptions.AskError) or message.startswith("ASK "):
+        return f"it is in cluster mode, and the keys are on their way to another server ({message})"
+    if isinstance(error, exceptions.ReadOnlyError) or message.startswith("READONLY"):
+        return f"it is a replica, not the master (any more): {message}"
+    if message.startswith("UNBLOCKED"):
+        return f"it has just become a replica: {message}"
+    if isinstance(error, exceptions.MasterDownError) or message.startswith("MASTERDOWN"):
+        return f"it is a replica without its master: {message}"
     return ""
 
 
-def clear_error(error: Exception, doing: str) -> errors.RedisError:
+def translated_error(error: Exception, doing: str) -> errors.RedisError:
     """Turn what the Redis client raised into one of ours, with one line that says what was being done.
 
     Args:
         error: What the client raised.
         doing: What was asked of Redis, for instance `XADD sbe:{BTCUSDT}:a`.
     """
-    told = " ".join(str(error).split()) or type(error).__name__
-    if told.startswith(("NOAUTH", "HELLO must be called", "Authentication required")):
-        told = "it wants a password and none was given (see redis_password_file)"
+    message = " ".join(str(error).split()) or type(error).__name__
+    if message.startswith(("NOAUTH", "HELLO must be called", "Authentication required")):
+        message = "it wants a password and none was given (see redis_password_file)"
     if isinstance(error, _REFUSED):
-        return errors.RedisRefused(f"Redis refused {doing}: {told}")
+        return errors.RedisRefused(f"Redis refused {doing}: {message}")
     if isinstance(error, exceptions.OutOfMemoryError):
-        return errors.RedisOutOfMemory(f"Redis is out of memory and refused {doing}: {told}")
+        return errors.RedisOutOfMemory(f"Redis is out of memory and refused {doing}: {message}")
     wrong = wrong_server(error)
-    if wrong or isinstance(error, (*_UNAVAILABLE, OSError)) or told.startswith(_UNAVAILABLE_CODES):
-        return errors.RedisUnavailable(f"Redis cannot do {doing} just now: {wrong or told}")
-    return errors.RedisRefused(f"Redis refused {doing}: {told}")
+    if wrong or isinstance(error, (*_UNAVAILABLE, OSError)) or message.startswith(_UNAVAILABLE_CODES):
+        return errors.RedisUnavailable(f"Redis cannot do {doing} just now: {wrong or message}")
+    return errors.RedisRefused(f"Redis refused {doing}: {message}")
 
 
 @contextmanager
-def clear_errors(doing: str) -> Iterator[None]:
+def translate_errors(doing: str) -> Iterator[None]:
     """Let only errors of our own tree out of a block that talks to Redis.
 
     Raises:
@@ -93,7 +93,7 @@ def clear_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except (exceptions.RedisError, OSError) as error:
-        raise clear_error(error, doing) from error
+        raise translated_error(error, doing) from error
 
 
 class _Way:
@@ -126,13 +126,13 @@ class _LeftIfWrong:
         try:
             return await super().read_response(*arguments, **named)  # type: ignore[misc]
         except exceptions.ResponseError as error:
-            told = wrong_server(error)
-            if not told:
+            message = wrong_server(error)
+            if not message:
                 raise
             if self.turn == self.way.turns:
                 self.way.turns += 1
             await self.disconnect(nowait=True)
-            raise exceptions.ConnectionError(told) from error
+            raise exceptions.ConnectionError(message) from error
 
 
 class _PackedInC:

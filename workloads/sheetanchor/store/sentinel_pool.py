@@ -26,7 +26,7 @@ ASK_TIMEOUT_S: Final = 0.5
 CONNECT_TIMEOUT_S: Final = 1.0
 """Shorter than a single server's: another attempt asks the Sentinels anew and may reach another server."""
 
-LOOK_EVERY_S: Final = 1.0
+CHECK_EVERY_S: Final = 1.0
 
 STRAGGLER_S: Final = 0.02
 """How much later than most a Sentinel may answer before its connection is given up."""
@@ -131,16 +131,16 @@ class Masters:
         """
         now = asyncio.get_running_loop().time()
         awake = [number for number, until in self._rests_until.items() if now >= until]
-        said = await self._ask_all(awake)
+        said = await self._query_all(awake)
         if not _masters(said) and len(awake) < len(self._sentinels):
-            said = await self._ask_all(list(self._rests_until))
+            said = await self._query_all(list(self._rests_until))
         found = newest(_masters(said))
         if found is None:
             raise self._none_found([error for error in said if isinstance(error, Exception)])
         return found
 
-    async def _ask_all(self, numbers: Sequence[int]) -> list[Master | Exception]:
-        tasks = [asyncio.create_task(self._ask(number)) for number in numbers]
+    async def _query_all(self, numbers: Sequence[int]) -> list[Master | Exception]:
+        tasks = [asyncio.create_task(self._query(number)) for number in numbers]
         if not tasks:
             return []
         answers = 0
@@ -159,7 +159,7 @@ class Masters:
             await asyncio.gather(*tasks, return_exceptions=True)
         return [task.result() for task in tasks if not task.cancelled()]
 
-    async def _ask(self, number: int) -> Master | Exception:
+    async def _query(self, number: int) -> Master | Exception:
         loop = asyncio.get_running_loop()
         # Whoever is waited for in vain rests as well.
         self._rests_until[number] = loop.time() + REST_S
@@ -174,8 +174,8 @@ class Masters:
         for error in refusals:
             if isinstance(error, (exceptions.AuthenticationError, exceptions.NoPermissionError)):
                 return error
-        told = "; ".join(sorted({" ".join(str(error).split()) for error in refusals})) or "no answer in time"
-        return exceptions.ConnectionError(f"no Sentinel names the master of {self._service!r}: {told}")
+        message = "; ".join(sorted({" ".join(str(error).split()) for error in refusals})) or "no answer in time"
+        return exceptions.ConnectionError(f"no Sentinel names the master of {self._service!r}: {message}")
 
     async def aclose(self) -> None:
         """Close the connections to the Sentinels."""
@@ -241,15 +241,15 @@ class MasterPool(ConnectionPool):
         super().__init__(masters=masters, **options)
         self._masters = masters
         self._master: Master | None = None
-        self._looked_at = 0.0
-        self._look: asyncio.Task[None] | None = None
+        self._checked_at = 0.0
+        self._check: asyncio.Task[None] | None = None
 
     async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
         """Give a connection; once a second, look in the background whether it leads to the right server."""
         now = asyncio.get_running_loop().time()
-        if now - self._looked_at >= LOOK_EVERY_S and (self._look is None or self._look.done()):
-            self._looked_at = now
-            self._look = asyncio.create_task(self._follow())
+        if now - self._checked_at >= CHECK_EVERY_S and (self._check is None or self._check.done()):
+            self._checked_at = now
+            self._check = asyncio.create_task(self._follow())
         get: Callable[[], Awaitable[Any]] = super().get_connection
         return await get()
 
@@ -266,9 +266,9 @@ class MasterPool(ConnectionPool):
 
     async def aclose(self) -> None:
         """Close all connections."""
-        if self._look is not None:
-            self._look.cancel()
-            await asyncio.gather(self._look, return_exceptions=True)
+        if self._check is not None:
+            self._check.cancel()
+            await asyncio.gather(self._check, return_exceptions=True)
         await super().aclose()
         await self._masters.aclose()
 

@@ -172,7 +172,7 @@ class Answers:
         """Make an answer of the common shape, count its code, and log it with its id."""
         request_id = str(getattr(request.state, "request_id", ""))
         self._counters.errors.labels(code).inc()
-        request.state.told = f"{code}: {message}"
+        request.state.message = f"{code}: {message}"
         return JSONResponse(_body(code, message, request_id), status_code=status, headers=_NOSNIFF)
 
     async def answer(self, request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -220,9 +220,9 @@ class Answers:
         more = f" ({self._unlogged} more were not logged)" if self._unlogged else ""
         self._unlogged = 0
         text = "request failed: %s %s answered %d %s%s"
-        told = getattr(request.state, "told", "")
+        message = getattr(request.state, "message", "")
         extra = {"request_id": request.state.request_id}
-        log.log(level, text, request.method, request.url.path[:200], status, told, more, extra=extra)
+        log.log(level, text, request.method, request.url.path[:200], status, message, more, extra=extra)
 
     def bad_request(self) -> bytes:
         """Give the body of the answer to what is no HTTP, and count it."""

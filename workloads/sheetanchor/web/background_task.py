@@ -47,13 +47,13 @@ class RestartedTasks:
             begun_s = self.clock()
             try:
                 await work()
-                told = "ended, though it never should"
-                log.error("%s: %s", name, told)
+                message = "ended, though it never should"
+                log.error("%s: %s", name, message)
             except Exception as error:  # whatever it is: this work must not end for good by one defect
-                told = f"{type(error).__name__}: {error}"
+                message = f"{type(error).__name__}: {error}"
                 log.exception("%s has failed and is begun again", name)
             metrics.TASK_FAULTS.labels(name).inc()
-            self._faults[name] = (self.clock(), told)
+            self._faults[name] = (self.clock(), message)
             if self.clock() - begun_s > SOUND_AFTER_S:
                 delays = BACKOFF.delays(random.random)
             await self.sleep(next(delays))
@@ -61,5 +61,5 @@ class RestartedTasks:
     async def check(self) -> CheckResult:
         """Say which tasks have failed within the last minute."""
         now_s = self.clock()
-        failing = {name: told for name, (at_s, told) in self._faults.items() if now_s - at_s <= SOUND_AFTER_S}
+        failing = {name: message for name, (at_s, message) in self._faults.items() if now_s - at_s <= SOUND_AFTER_S}
         return CheckResult("degraded" if failing else "healthy", {"failing": failing})

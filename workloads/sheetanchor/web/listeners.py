@@ -385,11 +385,11 @@ def _probe_app(answers: dict[str, tuple[Callable[[], bool], str, str]]) -> App:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         found = answers.get(scope["path"]) if scope["method"] in ("GET", "HEAD") else None
         if found is None:
-            status, told = 404, "only /health/live and /health/ready are answered here"
+            status, message = 404, "only /health/live and /health/ready are answered here"
         else:
             good = found[0]()
-            status, told = (200, found[1]) if good else (503, found[2])
-        body = f'{{"status": "{told}"}}'.encode()
+            status, message = (200, found[1]) if good else (503, found[2])
+        body = f'{{"status": "{message}"}}'.encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

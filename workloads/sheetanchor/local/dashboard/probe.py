@@ -20,10 +20,10 @@ from sheetanchor.local.dashboard import exposition
 from sheetanchor.local.dashboard.exposition import Sample
 from sheetanchor.local.dashboard.status import LineStatus, RoleStatus
 from sheetanchor.local.processes import Child
-from sheetanchor.store.redis_client import clear_errors
+from sheetanchor.store.redis_client import translate_errors
 
 TIMEOUT_S: Final = 0.8
-LOOKED_AT: Final = ("ingest/", "process", "infer/")
+EXAMINED: Final = ("ingest/", "process", "infer/")
 """Roles that have a metrics page, by the beginning of their names."""
 
 PHASE_MS: Final = SLOT_MS // 2
@@ -89,21 +89,21 @@ class Probe:
         self._session = session
         self._redis = redis
         self._counts: dict[str, dict[str, float]] = {}
-        self._looked_at = 0.0
+        self._polled_at = 0.0
 
-    async def look(self, children: Sequence[Child]) -> None:
+    async def poll(self, children: Sequence[Child]) -> None:
         """Look at every role once; one that does not answer is left out."""
         pages: dict[str, list[Sample]] = {}
         for child in children:
-            if child.port and child.spec.name.startswith(LOOKED_AT):
+            if child.port and child.spec.name.startswith(EXAMINED):
                 page = await self._page(child.port)
                 if page:
                     child.heard()
                 pages[child.spec.name] = exposition.parse(page)
         self.latency.add(exposition.histograms(sample for page in pages.values() for sample in page))
         now = time.monotonic()
-        elapsed_s, self._looked_at = now - self._looked_at, now
-        await self._look_at_lines(pages, elapsed_s)
+        elapsed_s, self._polled_at = now - self._polled_at, now
+        await self._poll_lines(pages, elapsed_s)
 
     async def _page(self, port: int) -> str:
         try:
@@ -112,7 +112,7 @@ class Probe:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return ""
 
-    async def _look_at_lines(self, pages: Mapping[str, list[Sample]], elapsed_s: float) -> None:
+    async def _poll_lines(self, pages: Mapping[str, list[Sample]], elapsed_s: float) -> None:
         rates: dict[str, dict[str, float]] = {}
         connected: dict[str, bool] = {}
         for name, samples in pages.items():
@@ -122,7 +122,7 @@ class Probe:
                 self._counts[line] = counts
                 states = [value >= 1 for metric, _, value in samples if metric == exposition.CONNECTED]
                 connected.update(dict.fromkeys([line] if states else [], all(states)))
-        with clear_errors("looking at the lines"):
+        with translate_errors("looking at the lines"):
             memory: dict[str, Any] = await self._redis.info("memory")
             self.redis_memory_mb = int(memory.get("used_memory", 0)) / 2**20
             seconds, micros = await self._redis.time()

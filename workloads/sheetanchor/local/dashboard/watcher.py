@@ -14,7 +14,7 @@ from sheetanchor.contract import Gap, Receipt, keys
 from sheetanchor.errors import RedisError
 from sheetanchor.local.dashboard import reanchor_metrics
 from sheetanchor.local.dashboard.tally import ShownPrediction, Tally
-from sheetanchor.store.redis_client import clear_errors
+from sheetanchor.store.redis_client import translate_errors
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Watcher:
             RedisError: If Redis does not answer.
         """
         for stream in self._takers:
-            with clear_errors(f"XREVRANGE {stream}"):
+            with translate_errors(f"XREVRANGE {stream}"):
                 newest: Any = await self._redis.xrevrange(stream, count=1)
             self._ids[stream] = newest[0][0].decode() if newest else "0-0"
 
@@ -80,7 +80,7 @@ class Watcher:
         Raises:
             RedisError: If Redis does not answer.
         """
-        with clear_errors("XREAD preds, gaps, receipts"):
+        with translate_errors("XREAD preds, gaps, receipts"):
             ids: dict[Any, Any] = dict(self._ids)
             answer: Any = await self._redis.xread(ids, count=COUNT, block=block_ms)
         for name, entries in answer.items() if isinstance(answer, dict) else answer or ():
