@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY
 from sheetanchor.binance.sbe import DECODE_ERROR_KINDS
 from sheetanchor.ingest.frame_receiver import FrameReceiver
 from sheetanchor_operator import metrics
-from sheetanchor_operator.controller.pipeline_metrics import Measures
+from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from support.reference import KINDS
 
 
@@ -28,7 +28,7 @@ def test_an_ingestor_shows_what_has_not_happened() -> None:
 
 def test_an_operator_shows_what_has_not_happened() -> None:
     """A pipeline's failed and successful runs are there before the first one; so is the limit of its memory."""
-    measures = Measures()
+    measures = PipelineMetrics()
     measures.take(("zero", "btc"), {}, [], announced=False)
     for result in ("success", "failure"):
         labels = {"namespace": "zero", "name": "btc", "mechanism": "reanchor", "result": result}
