@@ -79,7 +79,7 @@ class Looker:
                     listed.add((self.where, body["metadata"]["name"]))
             self.leader.swept(Place(kind, self.where), listed, int(version))
         begun_s = time.monotonic()
-        await self.leader._look((self.where, "btc"))
+        await self.leader._reconcile((self.where, "btc"))
         self.took_s = time.monotonic() - begun_s
         await self.reconciler.publisher.publish_waiting()
 

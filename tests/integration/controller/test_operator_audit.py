@@ -162,7 +162,7 @@ async def test_a_defect_is_told_and_takes_nobody_down(apiserver: ApiServer, wher
     leader = Leader(cluster, cache, reconciler, [where], nodes=False, workers=1)
     cache.put(pipeline_of(apiserver, where))
 
-    await leader._look((where, "btc"))
+    await leader._reconcile((where, "btc"))
 
     (ready,) = [one for one in pipeline_of(apiserver, where)["status"]["conditions"] if one["type"] == "Ready"]
     assert ("False", "SpecRefused") == (ready["status"], ready["reason"])
@@ -186,7 +186,7 @@ async def test_what_another_pipeline_has_left_is_taken_over(apiserver: ApiServer
     cache.put(made)
     cache.put(pipeline_of(apiserver, where))
 
-    await leader._look((where, "btc"))
+    await leader._reconcile((where, "btc"))
 
     now = apiserver.ask(f"{path}/btc-redis")
     assert [pipeline_of(apiserver, where)["metadata"]["uid"]] == [
@@ -203,7 +203,7 @@ async def test_a_strangers_secret_is_not_used_in_silence(apiserver: ApiServer, w
     leader = leader_of(cluster, cache, where)
     cache.put(pipeline_of(apiserver, where))
 
-    await leader._look((where, "btc"))
+    await leader._reconcile((where, "btc"))
 
     told = " ".join(one["message"] for one in pipeline_of(apiserver, where)["status"]["conditions"])
     assert "Secret btc-redis: there is one of this name that is not the operator's" in told
