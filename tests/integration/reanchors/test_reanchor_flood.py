@@ -16,7 +16,7 @@ import pytest
 from sheetanchor_operator.api.reanchor_spec import TERMINAL_PHASES
 from sheetanchor_operator.kube.api_client import Body, Cluster
 from sheetanchor_operator.kube.reconcile_timer import BEGIN_WITHIN_S
-from sheetanchor_operator.reanchors.request_queue import QUEUE_MAX
+from sheetanchor_operator.reanchors.stages.bound_queue import QUEUE_MAX
 from support.apiserver import ApiServer
 from support.operator_looks import Looker, connected
 from support.operator_parts import namespace, reanchors

@@ -11,9 +11,9 @@ from sheetanchor_operator.api.timestamps import micros_of
 from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from sheetanchor_operator.metrics import REGISTRY
 from sheetanchor_operator.names import Reason
-from sheetanchor_operator.reanchors.decide import HELD_MAX
-from sheetanchor_operator.reanchors.plan import WRITES_MAX
-from sheetanchor_operator.reanchors.request_queue import QUEUE_MAX
+from sheetanchor_operator.reanchors.situation import WRITES_MAX
+from sheetanchor_operator.reanchors.stages.bound_queue import QUEUE_MAX
+from sheetanchor_operator.reanchors.stages.record_runs import HELD_MAX
 from support.reanchor_world import BEGIN_US, SECOND, SYMBOL, World, args_of
 
 FLOOD = 6_000
