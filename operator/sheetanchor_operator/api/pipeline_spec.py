@@ -1,4 +1,7 @@
-"""`PredictionPipeline.spec`: as it is read, and as its schema is generated from."""
+"""`PredictionPipeline.spec`: as it is read, and as its schema is generated from.
+
+One module, since it is one document: fields, defaults and rules stand in the order in which users read them.
+"""
 
 from __future__ import annotations
 

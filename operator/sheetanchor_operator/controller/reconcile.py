@@ -1,4 +1,4 @@
-"""One pipeline, one look: observe, decide, apply, tell. Decisions are pure; this is the order of things."""
+"""One reconcile of one pipeline: observe, decide, apply, report. Decisions are pure; this is the order of things."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any, Final
 
 from sheetanchor.errors import shortened
@@ -19,26 +18,21 @@ from sheetanchor_operator.api.reanchor_spec import TERMINAL_PHASES
 from sheetanchor_operator.api.timestamps import text_of
 from sheetanchor_operator.apply.installation_claim import TAKE_OVER_AFTER_S, ObservedClaim, decide, observe_claim
 from sheetanchor_operator.children.object_meta import Defaults
-from sheetanchor_operator.children.prerequisites import claims_needed, config_maps_needed, secrets_needed
 from sheetanchor_operator.controller.apply_children import ChildApplier
+from sheetanchor_operator.controller.observe import Observer
 from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from sheetanchor_operator.controller.plan_writes import PlanWriter
 from sheetanchor_operator.controller.processor_wait import processor_wait_s
 from sheetanchor_operator.controller.seen_requests import SeenRequests
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.kube.api_client import (
-    CHILDREN,
-    JOB,
-    KINDS,
     PIPELINE,
-    POD,
     REANCHOR,
     ApiError,
     ApiRefused,
-    Body,
     Cluster,
 )
-from sheetanchor_operator.kube.cache import Cache, Key, content_hash, secret_hash
+from sheetanchor_operator.kube.cache import Cache, Key
 from sheetanchor_operator.kube.event_recorder import Publisher
 from sheetanchor_operator.kube.reconcile_timer import CURRENT_TIMER, ReconcileTimer
 from sheetanchor_operator.kube.workload_probe import Workloads
@@ -48,7 +42,6 @@ from sheetanchor_operator.reanchors.decide import plan
 from sheetanchor_operator.reanchors.plan import ReanchorPlan
 from sheetanchor_operator.status.conditions import PLANNED_FROM
 from sheetanchor_operator.status.summary import NO_PLAN, refused_status, status_of, transitions
-from sheetanchor_operator.zones.schedulable_zones import usable_zones
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +55,6 @@ PLANNED_HERE_MAX: Final = 200
 """Re-anchors that are decided upon within some milliseconds."""
 
 DEFECT_LENGTH_MAX: Final = 300
-
-_CHILD_KINDS: Final = frozenset(kind.name for kind in CHILDREN)
 
 
 @dataclass(slots=True)
@@ -89,6 +80,7 @@ class Reconciler:
     """Namespace and name of our Lease, by which pipelines say who looks after them; "" asks and tells nobody."""
 
     _applier: ChildApplier = field(init=False, repr=False)
+    _observer: Observer = field(init=False, repr=False)
     _writer: PlanWriter = field(init=False, repr=False)
     _claims: dict[Key, ObservedClaim] = field(default_factory=dict)
     _kept_off: dict[Key, str] = field(default_factory=dict)
@@ -97,6 +89,7 @@ class Reconciler:
     _unsound: set[Key] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self._observer = Observer(self.cluster, self.cache, self.workloads)
         self._applier = ChildApplier(self.cluster, self.cache, self.defaults)
         self._writer = PlanWriter(self.cluster, self.cache, self.pipeline_metrics)
 
@@ -198,7 +191,12 @@ class Reconciler:
     async def _reconcile_parsed(
         self, key: Key, pipeline: Pipeline, body: Mapping[str, Any], timer: ReconcileTimer
     ) -> float:
-        observed = await self._observe(pipeline, self.cache.of(key))
+        observed = await self._observer.observe(
+            pipeline,
+            self.cache.of(key),
+            unwatchable=self.unwatchable(pipeline.namespace),
+            overwritten=self.seen_requests.of(key),
+        )
         # What may be deleted or changed by now must not be made again as it was.
         if not pipeline.paused and PIPELINE.name not in observed.unwatchable:
             observed = await self._applier.keep(
@@ -299,90 +297,7 @@ class Reconciler:
             wait_s = max(wait_s, UNSOUND_S)
         return wait_s
 
-    # Observing
-
-    async def _observe(self, pipeline: Pipeline, mine: Mapping[tuple[str, str], Mapping[str, Any]]) -> Observed:
-        # A flood makes them many: they are sorted by kind and name once.
-        kinds: dict[str, list[Mapping[str, Any]]] = {}
-        for kind, name in sorted(mine):
-            kinds.setdefault(kind, []).append(mine[kind, name])
-        pods = tuple(kinds.get(POD.name, ()))
-        answers, prerequisites, events = await asyncio.gather(
-            self.workloads.ask(pods, pipeline.spec.symbols),
-            self._prerequisites(pipeline),
-            self._warnings(pipeline, mine),
-        )
-        zones, nodes = self.cache.node_zones(), self.cache.nodes().values()
-        return Observed(
-            now_us=_now_us(),
-            children=_children(mine),
-            pods=pods,
-            zones=tuple(sorted(set(zones.values()))),
-            usable_zones=usable_zones(nodes, pipeline.spec.scheduling),
-            node_zones=zones,
-            unwatchable=self.unwatchable(pipeline.namespace),
-            overwritten=self.seen_requests.of((pipeline.namespace, pipeline.name)),
-            reanchors=tuple(kinds.get(REANCHOR.name, ())),
-            jobs=tuple(kinds.get(JOB.name, ())),
-            states=answers.states,
-            predictions=answers.predictions,
-            health=answers.health,
-            events=events,
-            **prerequisites,
-        )
-
-    async def _prerequisites(self, pipeline: Pipeline) -> dict[str, Any]:
-        """Look at what people have to provide. Of a Secret only the names of its entries are kept."""
-
-        async def read(kind: str, name: str) -> Body | Refusal | None:
-            try:
-                return await self.cluster.get(KINDS[kind], pipeline.namespace, name)
-            except ApiRefused as error:
-                return Refusal(kind, name, error.code, str(error), error.reason)
-
-        places = [("Secret", name) for name in secrets_needed(pipeline)]
-        places += [("ConfigMap", name) for name in config_maps_needed(pipeline)]
-        places += [("PersistentVolumeClaim", name) for name in claims_needed(pipeline)]
-        # At once: a look waits for the slowest of the answers instead of for all of them.
-        answers = await asyncio.gather(*(read(*place) for place in places))
-        secrets, versions, config_maps, claims = {}, {}, {}, {}
-        for (kind, name), found in zip(places, answers, strict=True):
-            if isinstance(found, Refusal):
-                continue
-            if kind == "Secret":
-                secrets[name] = None if found is None else frozenset(found.get("data") or {})
-                if found is not None:
-                    versions[name] = secret_hash(found)
-            elif kind == "ConfigMap":
-                keys = {} if found is None else {**(found.get("data") or {}), **(found.get("binaryData") or {})}
-                config_maps[name] = None if found is None else {**dict.fromkeys(keys, ""), "": content_hash(found)}
-            else:
-                claims[name] = found is not None
-        return {
-            "secrets": secrets,
-            "secret_versions": versions,
-            "config_maps": config_maps,
-            "volume_claims": claims,
-            "refusals": tuple(one for one in answers if isinstance(one, Refusal)),
-        }
-
-    async def _warnings(self, pipeline: Pipeline, mine: Mapping[tuple[str, str], Any]) -> tuple[Body, ...]:
-        """Read why a StatefulSet makes no pods, while it does not: unlike a Deployment it does not say so itself."""
-
-        async def read(kind: str, name: str, uid: str) -> list[Body]:
-            with suppress(ApiRefused):  # without the right to read Events only their words are missing
-                return await self.cluster.warnings(pipeline.namespace, kind, name, uid)
-            return []
-
-        without_pods = [
-            (kind, name, body["metadata"]["uid"])
-            for (kind, name), body in sorted(mine.items())
-            if kind == "StatefulSet"
-            and int((body.get("status") or {}).get("replicas", 0)) < int((body.get("spec") or {}).get("replicas", 1))
-        ]
-        return tuple(chain.from_iterable(await asyncio.gather(*(read(*one) for one in without_pods))))
-
-    # Telling
+    # Reporting
 
     async def _write_status(self, body: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
         """Write the status if it differs; false if the pipeline is gone."""
@@ -414,10 +329,6 @@ def _whole(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, A
         else:
             whole[name] = value
     return whole
-
-
-def _children(mine: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
-    return {place: body for place, body in mine.items() if place[0] in _CHILD_KINDS}
 
 
 def key_of_pipeline(pipeline: Pipeline) -> Key:

@@ -1,7 +1,8 @@
 """The Kubernetes API server: the only module that talks to it.
 
-Children are applied server-side under one field manager. What the server refuses is told as `ApiRefused`, with its own
-words; what it cannot do just now as `ApiUnavailable`, which is worth another try later.
+Children are applied server-side under one field manager. What the server refuses is raised as `ApiRefused`, with the
+server's message; what it cannot do just now as `ApiUnavailable`, which is worth another try later. One module, since
+every request goes through the same fence, timeout and translation of errors.
 """
 
 from __future__ import annotations

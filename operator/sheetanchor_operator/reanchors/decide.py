@@ -15,7 +15,6 @@ from sheetanchor_operator.children.object_meta import Defaults
 from sheetanchor_operator.observation import Observed
 from sheetanchor_operator.reanchors.durable_record import outcomes_of, remembered
 from sheetanchor_operator.reanchors.plan import Patch, ReanchorPlan
-from sheetanchor_operator.reanchors.runs import UNKNOWN, redis_ahead_us, symbol_observations
 from sheetanchor_operator.reanchors.situation import Changes, Situation, Stage, situation_of
 from sheetanchor_operator.reanchors.stages.bound_queue import bound_queue
 from sheetanchor_operator.reanchors.stages.create_requests import create_requests, last_request
@@ -23,6 +22,7 @@ from sheetanchor_operator.reanchors.stages.merged import answer_merged
 from sheetanchor_operator.reanchors.stages.record_runs import record_runs
 from sheetanchor_operator.reanchors.stages.retention import adopt, expire, last_reanchor
 from sheetanchor_operator.reanchors.stages.start_runs import facts_of, skip_unknown_symbols, start_runs
+from sheetanchor_operator.reanchors.symbol_observation import UNKNOWN, redis_ahead_us, symbol_observations
 
 
 def plan(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> ReanchorPlan:

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sheetanchor.contract import STALE_AFTER_US, Receipt
+from sheetanchor.contract import Receipt
 from sheetanchor.errors import shortened
-from sheetanchor.policy.reanchor_scheduler import EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION, Request, Seen
+from sheetanchor.policy.reanchor_scheduler import EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION, Request
 from sheetanchor_operator.api.reanchor_spec import TERMINAL_PHASES
 from sheetanchor_operator.api.timestamps import micros_of
 from sheetanchor_operator.names import Component
-from sheetanchor_operator.observation import Live, PodResponse, symbols_in, whole_number
+from sheetanchor_operator.observation import Live
 from sheetanchor_operator.reanchors.run_receipt import receipt_in
 
 REANCHOR_LABEL: Final = "sheetanchor.dev/reanchor"
@@ -337,87 +337,3 @@ def _waits_for_place(pod: Live) -> str:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return f"the pod cannot be placed: {' '.join(str(condition.get('message', '')).split())}"
     return ""
-
-
-@dataclass(frozen=True, slots=True)
-class SymbolObservation:
-    """How a symbol stands, as the best placed processor tells it.
-
-    Attributes:
-        known: A processor has answered that knows it.
-        now_us: Redis' clock when it answered.
-    """
-
-    known: bool = False
-    state: str = "unknown"
-    epoch: int = 0
-    fresh: bool = False
-    lock_holder: str = ""
-    suspect_since_us: int = 0
-    now_us: int = 0
-
-    def seen(self, lock_held: bool) -> Seen:
-        """Give it as the decision takes it; what is not known counts as suspect."""
-        since_us = self.suspect_since_us if self.state == "suspect" else 0
-        state = self.state if self.known else "suspect"
-        return Seen(state, self.epoch, self.fresh, lock_held, since_us)
-
-
-UNKNOWN: Final = SymbolObservation()
-
-
-CLOCK_AHEAD_MAX_US: Final = 24 * 3600 * SECOND_US
-"""Whoever says that Redis' clock is further from ours than this is not believed."""
-
-
-def redis_ahead_us(sights: Iterable[SymbolObservation], now_us: int) -> int:
-    """Say how far Redis' clock is ahead of this process'; 0 while nobody tells it.
-
-    Receipts, gaps and doubts are stamped by Redis' clock, so what is compared with them has to be told by it too.
-
-    Args:
-        sights: What processors say.
-        now_us: This process' clock when they said it.
-    """
-    told_us = max((sight.now_us for sight in sights), default=0)
-    ahead_us = told_us - now_us if told_us else 0
-    return ahead_us if abs(ahead_us) <= CLOCK_AHEAD_MAX_US else 0
-
-
-Rank = tuple[bool, int, int]
-
-
-def symbol_observations(states: Mapping[str, PodResponse]) -> dict[str, SymbolObservation]:
-    """Read the processors' answers: of each symbol the active one's counts, of two the one with the higher term.
-
-    Whatever cannot be read is no answer: any program may listen where a processor did.
-    """
-    best: dict[str, tuple[Rank, SymbolObservation]] = {}
-    for _, answer in sorted(states.items()):
-        for symbol, report in symbols_in(answer).items():
-            ranked = _sight_in(report)
-            if ranked is not None and (symbol not in best or ranked[0] > best[symbol][0]):
-                best[symbol] = ranked
-    return {symbol: sight for symbol, (_, sight) in best.items()}
-
-
-def _sight_in(report: Any) -> tuple[Rank, SymbolObservation] | None:
-    if not isinstance(report, Mapping) or report.get("state") not in ("anchored", "suspect"):
-        return None
-    numbers = [whole_number(report.get(name) or 0) for name in ("epoch", "term", "suspect_since_us", "now_us")]
-    age_ms, holder = report.get("event_age_ms"), report.get("lock_holder")
-    if None in numbers:
-        return None
-    epoch, term, since_us, now_us = (number or 0 for number in numbers)
-    if not isinstance(age_ms, int | float | None) or not isinstance(holder, str | None):
-        return None
-    sight = SymbolObservation(
-        known=True,
-        state=report["state"],
-        epoch=epoch,
-        fresh=age_ms is not None and age_ms * 1_000 < STALE_AFTER_US,
-        lock_holder=holder or ("?" if report.get("lock_held") else ""),
-        suspect_since_us=since_us,
-        now_us=now_us,
-    )
-    return (bool(report.get("active")), term, now_us), sight

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from sheetanchor_operator.observation import PodResponse
-from sheetanchor_operator.reanchors.runs import ATTEMPT_ANNOTATION, read_reanchor, runs_of, symbol_observations
+from sheetanchor_operator.reanchors.runs import ATTEMPT_ANNOTATION, read_reanchor, runs_of
+from sheetanchor_operator.reanchors.symbol_observation import symbol_observations
 from support.reanchor_world import BEGIN_US, SYMBOL, World
 
 SOUND = {"state": "anchored", "epoch": 3, "term": 2, "active": True, "event_age_ms": 12, "now_us": 7}

@@ -7,7 +7,6 @@ import pytest
 from sheetanchor_operator.api.pipeline import parse
 from sheetanchor_operator.children.object_meta import Defaults
 from sheetanchor_operator.observation import Observed
-from sheetanchor_operator.reanchors.runs import UNKNOWN
 from sheetanchor_operator.reanchors.situation import WRITES_MAX, Changes, Situation, situation_of
 from sheetanchor_operator.reanchors.stages.bound_queue import QUEUE_MAX, bound_queue
 from sheetanchor_operator.reanchors.stages.create_requests import create_requests
@@ -15,6 +14,7 @@ from sheetanchor_operator.reanchors.stages.merged import answer_merged
 from sheetanchor_operator.reanchors.stages.record_runs import record_runs
 from sheetanchor_operator.reanchors.stages.retention import adopt, expire
 from sheetanchor_operator.reanchors.stages.start_runs import skip_unknown_symbols, start_runs
+from sheetanchor_operator.reanchors.symbol_observation import UNKNOWN
 from support.reanchor_world import BEGIN_US, SYMBOL, World
 
 STAGES = {

@@ -16,11 +16,12 @@ from sheetanchor_operator.reanchors.history import history_of, rebuilds_of
 from sheetanchor_operator.reanchors.job import RunParameters, job
 from sheetanchor_operator.reanchors.plan import JobStart, SymbolFacts
 from sheetanchor_operator.reanchors.requests import OPERATOR
-from sheetanchor_operator.reanchors.runs import SECOND_US, ReAnchor, SymbolObservation
+from sheetanchor_operator.reanchors.runs import SECOND_US, ReAnchor
 from sheetanchor_operator.reanchors.situation import Changes, Situation, Stage
 from sheetanchor_operator.reanchors.stages.bound_queue import answer_again, skipped
 from sheetanchor_operator.reanchors.stages.merged import attach
 from sheetanchor_operator.reanchors.status_patch import running
+from sheetanchor_operator.reanchors.symbol_observation import SymbolObservation
 
 SWAP_SEEN_GRACE_US: Final = 5 * SECOND_US
 """After a swap the processor says so within a tenth of a second; an answer from before it must not count for longer."""

@@ -1,0 +1,143 @@
+"""Observes what one reconcile of a pipeline decides on: its objects, its pods' answers, and what people provide."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final
+
+from sheetanchor_operator.api.pipeline import Pipeline
+from sheetanchor_operator.children.prerequisites import claims_needed, config_maps_needed, secrets_needed
+from sheetanchor_operator.kube.api_client import CHILDREN, JOB, KINDS, POD, REANCHOR, ApiRefused, Body, Cluster
+from sheetanchor_operator.kube.cache import Cache, content_hash, secret_hash
+from sheetanchor_operator.kube.workload_probe import Workloads
+from sheetanchor_operator.observation import Observed, Refusal
+from sheetanchor_operator.zones.schedulable_zones import usable_zones
+
+_CHILD_KINDS: Final = frozenset(kind.name for kind in CHILDREN)
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Observes pipelines.
+
+    Attributes:
+        cluster: The API server.
+        cache: What the watches have shown.
+        workloads: Asks pods over HTTP.
+    """
+
+    cluster: Cluster
+    cache: Cache
+    workloads: Workloads
+
+    async def observe(
+        self,
+        pipeline: Pipeline,
+        mine: Mapping[tuple[str, str], Mapping[str, Any]],
+        *,
+        unwatchable: Mapping[str, Refusal],
+        overwritten: tuple[str, ...],
+    ) -> Observed:
+        """Observe a pipeline.
+
+        Args:
+            pipeline: What is wanted.
+            mine: Its objects by kind and name.
+            unwatchable: Why a kind cannot be watched, by its name.
+            overwritten: Values of the annotation that were replaced before a reconcile.
+
+        Raises:
+            ApiUnavailable: The API server cannot do it just now.
+        """
+        # A flood makes them many: they are sorted by kind and name once.
+        kinds: dict[str, list[Mapping[str, Any]]] = {}
+        for kind, name in sorted(mine):
+            kinds.setdefault(kind, []).append(mine[kind, name])
+        pods = tuple(kinds.get(POD.name, ()))
+        answers, prerequisites, events = await asyncio.gather(
+            self.workloads.ask(pods, pipeline.spec.symbols),
+            self._prerequisites(pipeline),
+            self._warnings(pipeline, mine),
+        )
+        zones, nodes = self.cache.node_zones(), self.cache.nodes().values()
+        return Observed(
+            now_us=_now_us(),
+            children=_children(mine),
+            pods=pods,
+            zones=tuple(sorted(set(zones.values()))),
+            usable_zones=usable_zones(nodes, pipeline.spec.scheduling),
+            node_zones=zones,
+            unwatchable=unwatchable,
+            overwritten=overwritten,
+            reanchors=tuple(kinds.get(REANCHOR.name, ())),
+            jobs=tuple(kinds.get(JOB.name, ())),
+            states=answers.states,
+            predictions=answers.predictions,
+            health=answers.health,
+            events=events,
+            **prerequisites,
+        )
+
+    async def _prerequisites(self, pipeline: Pipeline) -> dict[str, Any]:
+        """Look at what people have to provide. Of a Secret only the names of its entries are kept."""
+
+        async def read(kind: str, name: str) -> Body | Refusal | None:
+            try:
+                return await self.cluster.get(KINDS[kind], pipeline.namespace, name)
+            except ApiRefused as error:
+                return Refusal(kind, name, error.code, str(error), error.reason)
+
+        places = [("Secret", name) for name in secrets_needed(pipeline)]
+        places += [("ConfigMap", name) for name in config_maps_needed(pipeline)]
+        places += [("PersistentVolumeClaim", name) for name in claims_needed(pipeline)]
+        # At once: a look waits for the slowest of the answers instead of for all of them.
+        answers = await asyncio.gather(*(read(*place) for place in places))
+        secrets, versions, config_maps, claims = {}, {}, {}, {}
+        for (kind, name), found in zip(places, answers, strict=True):
+            if isinstance(found, Refusal):
+                continue
+            if kind == "Secret":
+                secrets[name] = None if found is None else frozenset(found.get("data") or {})
+                if found is not None:
+                    versions[name] = secret_hash(found)
+            elif kind == "ConfigMap":
+                keys = {} if found is None else {**(found.get("data") or {}), **(found.get("binaryData") or {})}
+                config_maps[name] = None if found is None else {**dict.fromkeys(keys, ""), "": content_hash(found)}
+            else:
+                claims[name] = found is not None
+        return {
+            "secrets": secrets,
+            "secret_versions": versions,
+            "config_maps": config_maps,
+            "volume_claims": claims,
+            "refusals": tuple(one for one in answers if isinstance(one, Refusal)),
+        }
+
+    async def _warnings(self, pipeline: Pipeline, mine: Mapping[tuple[str, str], Any]) -> tuple[Body, ...]:
+        """Read why a StatefulSet makes no pods, while it does not: unlike a Deployment it does not say so itself."""
+
+        async def read(kind: str, name: str, uid: str) -> list[Body]:
+            with suppress(ApiRefused):  # without the right to read Events only their words are missing
+                return await self.cluster.warnings(pipeline.namespace, kind, name, uid)
+            return []
+
+        without_pods = [
+            (kind, name, body["metadata"]["uid"])
+            for (kind, name), body in sorted(mine.items())
+            if kind == "StatefulSet"
+            and int((body.get("status") or {}).get("replicas", 0)) < int((body.get("spec") or {}).get("replicas", 1))
+        ]
+        return tuple(chain.from_iterable(await asyncio.gather(*(read(*one) for one in without_pods))))
+
+
+def _children(mine: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    return {place: body for place, body in mine.items() if place[0] in _CHILD_KINDS}
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1_000
