@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
+SOURCES = ("charts", "decoder", "docs", "operator", "tests", "workloads")
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 
 
@@ -23,6 +24,25 @@ def test_every_page_can_be_found() -> None:
     assert set() == {page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")} - {
         page.relative_to(ROOT).as_posix() for page in found
     }
+
+
+NAMED = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|md|yaml|toml|lua)|(?:[\w.-]+/)+)`")
+
+
+def test_recipes_name_files_that_exist() -> None:
+    """Each file and folder that CONTRIBUTING names is there, whole or as the end of a path."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = {path.relative_to(ROOT).as_posix() for folder in SOURCES for path in (ROOT / folder).rglob("*.*")}
+    made = {".venv/", "build/dist/"}
+
+    missing = [
+        name
+        for name in NAMED.findall(text)
+        if name not in made and not (ROOT / name).exists() and not any(f"/{name}" in f"/{path}" for path in paths)
+    ]
+
+    assert len(NAMED.findall(text)) > 50
+    assert [] == missing
 
 
 def test_what_keeps_a_fault_from_coming_back_exists() -> None:
