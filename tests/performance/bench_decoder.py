@@ -22,8 +22,7 @@ import orjson
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sheetanchor import _decoder
-from sheetanchor.binance import sbe
+from sheetanchor import _decoder, sbe
 from sheetanchor.contract import pack_frames
 from sheetanchor.recording import recording_file
 from support import reference, reference_market

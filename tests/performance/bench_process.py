@@ -22,8 +22,8 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import RedisServer
+from sheetanchor import sbe
 from sheetanchor._decoder import Market
-from sheetanchor.binance import sbe
 from sheetanchor.contract import pack_frames
 from sheetanchor.recording import recording_file
 from sheetanchor.store.redis_client import LineWriter, redis_client

@@ -14,7 +14,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from support.exchange_fixture import KEY_HEADER, LocalExchange
 
 ALL = "/stream?streams=btcusdt@trade/btcusdt@bestBidAsk/btcusdt@depth"

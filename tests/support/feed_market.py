@@ -10,7 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cache
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 
 SYMBOL = "X"
 EXPONENTS = (-2, -3)

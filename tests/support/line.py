@@ -14,12 +14,14 @@ from redis.asyncio import Redis
 from websockets.asyncio.server import ServerConnection, serve
 
 from conftest import free_port_number
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from sheetanchor.contract import Gap, keys, line_stream, unpack_frames
 from sheetanchor.errors import BadSettings
 from sheetanchor.ingest.command import run_line
 from sheetanchor.runtime.settings import IngestSettings
 from sheetanchor.store.redis_client import redis_client
+from sheetanchor.venue import TradingVenue
+from sheetanchor.venue_lookup import BINANCE
 from support.exchange_fixture import API_KEY, eventually
 
 
@@ -88,7 +90,7 @@ class Line:
 
 
 @asynccontextmanager
-async def line(redis_url: str, ws_url: str, **settings: Any) -> AsyncIterator[Line]:
+async def line(redis_url: str, ws_url: str, venue: TradingVenue = BINANCE, **settings: Any) -> AsyncIterator[Line]:
     """Run a line while the block runs; it ends in good order at the block's end."""
     chosen = {
         "redis_url": redis_url,
@@ -99,7 +101,7 @@ async def line(redis_url: str, ws_url: str, **settings: Any) -> AsyncIterator[Li
     } | settings
     redis = redis_client(redis_url)
     running = Line(IngestSettings(**chosen), redis)
-    task = asyncio.create_task(run_line(running.settings, running.stop))
+    task = asyncio.create_task(run_line(running.settings, running.stop, venue))
 
     async def answers() -> bool:
         if task.done():

@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from sheetanchor import _decoder
-from sheetanchor.binance import sbe
+from sheetanchor import _decoder, sbe
 
 T0 = 1_726_700_000_000_000
 BIDS = [(5978655, 150000), (5978600, 220000)]

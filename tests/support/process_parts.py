@@ -21,8 +21,8 @@ from redis.asyncio import Redis
 
 from conftest import wait_until
 from sheetanchor._decoder import Market
-from sheetanchor.binance.sbe import BestBidAsk, DepthDiff, Trades, encode
 from sheetanchor.contract import Gap, keys
+from sheetanchor.sbe import BestBidAsk, DepthDiff, Trades, encode
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import LineWriter, redis_client
 

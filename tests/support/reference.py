@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 
 GROUP_COUNT_MAX = 65534
 KINDS = (

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from sheetanchor.contract import STREAM_TYPES
 from support import reference_pack
 from support import reference_windows as windows

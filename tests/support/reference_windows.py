@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 
 PRICE_MAX = 2**61
 QTY_MAX = 2**63 - 1

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sheetanchor import sbe
 from sheetanchor._decoder import Market
-from sheetanchor.binance import sbe
 from sheetanchor.binance.websocket import stream_url
 from sheetanchor.contract import SYMBOL_PATTERN, keys, line_stream, stream_symbol
 from sheetanchor.errors import BadSettings

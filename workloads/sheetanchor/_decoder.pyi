@@ -12,7 +12,7 @@ def validate_frame(frame: bytes | bytearray | memoryview) -> tuple[int, str, int
         trades message is empty), and the number of entries (trades, or levels of both sides; 1 for bestBidAsk).
 
     Raises:
-        sheetanchor.binance.sbe.DecodeError: The frame is none of the four messages.
+        sheetanchor.sbe.DecodeError: The frame is none of the four messages.
     """
 
 Hole = tuple[int, int, int, int]

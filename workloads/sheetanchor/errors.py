@@ -5,10 +5,11 @@
     ├── BadRecording         a recording cannot be read
     ├── BadModel             a model file or its manifest cannot be used
     ├── ModelConflict        somebody else has changed which model is in use
-    ├── DecodeError          (in `sheetanchor.binance.sbe`) a frame is not one of the four known messages
+    ├── DecodeError          (in `sheetanchor.sbe`) a frame is not one of the four known messages
     ├── ExchangeError        the exchange's REST interface did not give what was asked
     │   ├── ExchangeUnavailable   no answer, a 5xx, or a refused connection: worth another try
     │   ├── RateLimited           429 or 418; `retry_after_s` says when to come back
+    │   ├── Unresponsive          no answer within the whole time-out: another try would only hold up whoever asks
     │   └── ExchangeRefused       any other 4xx: asking again will not help
     ├── RedisError           Redis did not do what was asked
     │   ├── RedisUnavailable      no connection, time-out, LOADING, READONLY, NOREPLICAS, MASTERDOWN: worth another try
@@ -64,6 +65,10 @@ class ExchangeError(SheetAnchorError):
 
 class ExchangeUnavailable(ExchangeError):
     """No answer, a 5xx, or a refused connection."""
+
+
+class Unresponsive(ExchangeError):
+    """No answer within the whole time-out: waiting as long again would only hold up whoever asks."""
 
 
 class RateLimited(ExchangeError):

@@ -24,7 +24,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from conftest import free_port_number
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from sheetanchor.binance.websocket import CLOSE_TIMEOUT_S, Connection, stream_url
 from sheetanchor.contract import line_stream, unpack_frames
 from sheetanchor.simulator.sessions import Terms

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from sheetanchor.binance.connection_policy import LACKS_AFTER_S
+from sheetanchor.ingest.connection_policy import LACKS_AFTER_S
 from support.exchange_fixture import eventually
 from support.line import Line, best, line, peer
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from sheetanchor.ingest.frame_receiver import REFUSED_MAX
 from support.exchange_fixture import eventually
 from support.line import Line, best, line, peer

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from conftest import RedisServer
+from sheetanchor import sbe
 from sheetanchor._decoder import Market
-from sheetanchor.binance import sbe
 from sheetanchor.contract import line_stream, pack_frames
 from sheetanchor.policy.gap_rules import Thresholds
 from sheetanchor.process.symbol_processor import Cadence, SymbolProcessor

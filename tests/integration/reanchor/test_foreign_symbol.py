@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from sheetanchor.contract import line_stream
 from sheetanchor.reanchor.command import run
 from sheetanchor.runtime.settings import ReanchorSettings

@@ -11,11 +11,11 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from conftest import RedisServer
-from sheetanchor.binance.rest_client import counts_as_failure
 from sheetanchor.reanchor.receipts import redis_now_us
 from sheetanchor.runtime.reliability import CircuitBreaker
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
+from sheetanchor.venue import counts_as_failure
 from support.reanchor_parts import KEYS, SYMBOL, dump, quick_exchange, reanchor, reanchor_with, staging_left
 from support.venue import Answers, Venue, running_venue
 

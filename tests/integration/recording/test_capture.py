@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from sheetanchor import sbe
 from sheetanchor._decoder import Market
-from sheetanchor.binance import sbe
 from sheetanchor.contract import keys, line_stream, pack_frames, unpack_frames
 from sheetanchor.errors import BadRecording, BadSettings, RedisRefused
 from sheetanchor.ml.dataset import rows

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from support.exchange_client import (
     ClientBook,
     client,

@@ -15,8 +15,8 @@ import websockets
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
+from sheetanchor import sbe
 from sheetanchor._decoder import Market
-from sheetanchor.binance import sbe
 from sheetanchor.contract import pack_frames
 from sheetanchor.errors import BadSettings
 from sheetanchor.simulator.sessions import Terms

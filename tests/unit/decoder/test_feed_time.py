@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sheetanchor import _decoder
-from sheetanchor.binance import sbe
+from sheetanchor import _decoder, sbe
 from support import reference_market
 from support.market_parts import Market, batch
 

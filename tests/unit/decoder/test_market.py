@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from support.market_parts import ASKS, BIDS, T0, Market, batch, best, counted, diff, hot, native_market, trades
 
 # --- depth

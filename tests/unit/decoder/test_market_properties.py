@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sheetanchor import _decoder
-from sheetanchor.binance import sbe
+from sheetanchor import _decoder, sbe
 from support import reference_market
 
 T0 = 1_726_700_000_000_000

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sheetanchor import sbe
 from sheetanchor._decoder import Market
-from sheetanchor.binance import sbe
 from sheetanchor.contract import HORIZON_MS, pack_frames
 from sheetanchor.ml.dataset import HORIZON_SLOTS, SLOT_US, WARM_UP_US, Example, Row, label, rows, split
 from sheetanchor.recording import recording_file

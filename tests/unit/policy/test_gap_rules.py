@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sheetanchor._decoder import Market
-from sheetanchor.binance.sbe import DepthDiff, Trades, encode
 from sheetanchor.contract import pack_frames
 from sheetanchor.policy.gap_rules import (
     GAP_DETECTION_RULES,
@@ -23,6 +22,7 @@ from sheetanchor.policy.gap_rules import (
     is_final,
 )
 from sheetanchor.process.gap_detector import DetectorContext, GapDetector
+from sheetanchor.sbe import DepthDiff, Trades, encode
 
 MS = 1_000
 NOW_US = 1_700_000_000_000_000

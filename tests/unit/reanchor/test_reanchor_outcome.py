@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from sheetanchor.binance.rest_client import EndpointCalls, Unresponsive
 from sheetanchor.contract import Receipt
 from sheetanchor.errors import (
     CircuitOpen,
@@ -16,10 +15,12 @@ from sheetanchor.errors import (
     RedisOutOfMemory,
     RedisUnavailable,
     Superseded,
+    Unresponsive,
     ValidationFailed,
 )
 from sheetanchor.reanchor.outcome import Outcome, outcome_of, worst
 from sheetanchor.reanchor.receipts import RunOrder, RunProgress, receipt_of
+from sheetanchor.venue import EndpointCalls
 
 
 @pytest.mark.parametrize(

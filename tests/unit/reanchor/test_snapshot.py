@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sheetanchor.binance.rest_bodies import Depth, Kline, Ticker, Trade
 from sheetanchor.reanchor.snapshot import Snapshot, build, limits_of, references
+from sheetanchor.venue import Depth, Kline, Ticker, Trade
 
 NOW_US = 1_726_700_000_000_000
 SECOND_US = 1_000_000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from sheetanchor.contract import pack_frames
 from sheetanchor.errors import BadRecording
 from sheetanchor.recording import recording_file

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY
 
-from sheetanchor.binance.sbe import DECODE_ERROR_KINDS
 from sheetanchor.ingest.frame_receiver import FrameReceiver
+from sheetanchor.sbe import DECODE_ERROR_KINDS
 from sheetanchor_operator import metrics
 from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from support.reference import KINDS

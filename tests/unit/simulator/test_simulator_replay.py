@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 
 import pytest
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from sheetanchor.errors import BadRecording, BadSettings
 from sheetanchor.recording import recording_file
 from sheetanchor.simulator import answers

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from sheetanchor.errors import BadSettings
 from sheetanchor.recording import recording_file
 from sheetanchor.simulator.control import STREAMS_MAX, Subscriptions, answer

@@ -1,19 +1,17 @@
 """Bodies of the exchange's REST answers: checked, and turned into exact integers. Pure.
 
-Prices and quantities become mantissas at `EXPONENT` straight from their decimal text; no float is ever involved.
+Prices and quantities become mantissas at `EXPONENT`, which has the eight decimals that the exchange writes, straight
+from their decimal text; no float is ever involved.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sheetanchor.errors import ExchangeError, shortened
-
-EXPONENT: Final = -8
-"""The exchange writes eight decimals."""
+from sheetanchor.venue import EXPONENT, Depth, Kline, Ticker, Trade
 
 _ONE: Final = 10**-EXPONENT
 MANTISSA_LIMIT: Final = 2**63
@@ -25,54 +23,6 @@ header that asks for microseconds."""
 
 ID_MAX: Final = 2**62
 SHOWN_MAX: Final = 80
-
-
-class Trade(NamedTuple):
-    """One trade; price and quantity are mantissas."""
-
-    id: int
-    price: int
-    qty: int
-    time_us: int
-    is_buyer_maker: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Depth:
-    """An order book as it was right after update `last_update_id`; levels are `(price, quantity)` mantissas."""
-
-    last_update_id: int
-    bids: list[tuple[int, int]]
-    asks: list[tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Kline:
-    """One candle; prices are mantissas. What it holds besides is not read, so that nothing in it refuses an answer."""
-
-    open_us: int
-    open: int
-    high: int
-    low: int
-    close: int
-    close_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ticker:
-    """The last 24 hours.
-
-    Attributes:
-        last: Price of the last trade, a mantissa.
-        bid: Best bid; None where the answer does not tell it.
-        ask: Best ask; None where the answer does not tell it.
-        close_us: The exchange's clock at the time of the answer.
-    """
-
-    last: int
-    bid: int | None
-    ask: int | None
-    close_us: int
 
 
 class Body:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final, Self
 
 import aiohttp
@@ -19,10 +19,6 @@ from sheetanchor import __version__
 from sheetanchor.binance import rate_limits
 from sheetanchor.binance.rest_bodies import (
     Body,
-    Depth,
-    Kline,
-    Ticker,
-    Trade,
     parse_complaint,
     parse_depth,
     parse_klines,
@@ -30,7 +26,6 @@ from sheetanchor.binance.rest_bodies import (
     parse_ticker,
     parse_trades,
 )
-from sheetanchor.contract import Call
 from sheetanchor.errors import (
     ExchangeError,
     ExchangeRefused,
@@ -38,8 +33,10 @@ from sheetanchor.errors import (
     MaxRetriesExceeded,
     OperationFailed,
     RateLimited,
+    Unresponsive,
 )
 from sheetanchor.runtime.reliability import DEFAULT_RETRY, CircuitBreaker, RetryPolicy, retry
+from sheetanchor.venue import Depth, EndpointCalls, Kline, Ticker, Trade, counts_as_failure
 
 TIMEOUT_S: Final = 10.0
 CONNECT_TIMEOUT_S: Final = 3.0
@@ -63,16 +60,6 @@ TRADES_WEIGHT: Final = 25
 LIGHT_WEIGHT: Final = 2
 
 log = logging.getLogger(__name__)
-
-
-class Unresponsive(ExchangeError):
-    """No answer within the whole time-out: waiting as long again would only hold up whoever asks."""
-
-
-def counts_as_failure(error: BaseException) -> bool:
-    """Say whether a failure means that the exchange is not well; a wrong question or too many of them do not."""
-    cause = error.last_error if isinstance(error, MaxRetriesExceeded) else error
-    return isinstance(cause, (ExchangeUnavailable, Unresponsive))
 
 
 def depth_weight(limit: int) -> int:
@@ -147,19 +134,6 @@ class Weight:
         """Give the weight that may still be used in this minute."""
         self._begin_minute(now_s)
         return self._limit - self._reported - self._untold - self._in_flight
-
-
-@dataclass(slots=True)
-class EndpointCalls:
-    """What was asked for one symbol.
-
-    Attributes:
-        calls: Each request; the oldest are kept.
-        retries: Tries after the first one.
-    """
-
-    calls: list[Call] = field(default_factory=list)
-    retries: int = 0
 
 
 class RestClient:

@@ -12,7 +12,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
@@ -27,9 +27,10 @@ from websockets.uri import WebSocketURI, parse_uri
 
 from sheetanchor import __version__
 from sheetanchor.binance import rate_limits
-from sheetanchor.binance.connection_policy import PING_INTERVAL_S, ConnectionPolicy, ConnectionState, message_budget
+from sheetanchor.binance.connection_limits import message_budget
 from sheetanchor.contract import stream_symbol
 from sheetanchor.errors import ExchangeError, ExchangeRefused, ExchangeUnavailable, RateLimited
+from sheetanchor.venue import ConnectionState, OnFrame
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,9 @@ NEXT_ADDRESS_AFTER_S: Final = 0.25
 RETRY_AFTER_DEFAULT_S: Final = 60.0
 """Limits of the exchange are counted by the minute."""
 
-OnFrame = Callable[[bytes, int], None]
-"""(frame, receive time in µs since 1970)"""
+PING_INTERVAL_S: Final = 180.0
+ASK_AFTER_S: Final = 1.25
+"""A quarter of the 5 s that a line goes without a sign of life, so that one lost answer is no lost connection."""
 
 
 class Connection:
@@ -71,7 +73,7 @@ class Connection:
         on_frame: OnFrame,
         *,
         ping_interval_s: float = PING_INTERVAL_S,
-        ask_after_s: float = ConnectionPolicy().ask_after_s,
+        ask_after_s: float = ASK_AFTER_S,
     ) -> None:
         self._url = url
         self._key_header = {"X-MBX-APIKEY": api_key}

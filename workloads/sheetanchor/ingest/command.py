@@ -16,10 +16,9 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from sheetanchor.binance.connection_policy import ConnectionPolicy
-from sheetanchor.binance.websocket import stream_url
 from sheetanchor.contract import Gap
 from sheetanchor.errors import BadSettings, RedisError, RedisOutOfMemory, RedisUnavailable
+from sheetanchor.ingest.connection_policy import ConnectionPolicy
 from sheetanchor.ingest.connection_supervisor import ConnectionSupervisor
 from sheetanchor.ingest.frame_receiver import REFUSED_MAX, FrameReceiver, measure_rate
 from sheetanchor.ingest.stream_publisher import StreamPublisher
@@ -28,6 +27,8 @@ from sheetanchor.runtime.reliability import Backoff
 from sheetanchor.runtime.settings import IngestSettings
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
+from sheetanchor.venue import TradingVenue
+from sheetanchor.venue_lookup import venue_of
 from sheetanchor.web.server import Check, CheckResult, Health, create_app, serve
 
 log = logging.getLogger(__name__)
@@ -163,12 +164,12 @@ async def run(settings: IngestSettings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    given_up = await run_line(settings, stop)
+    given_up = await run_line(settings, stop, venue_of(settings))
     log.info("Shutdown complete")
     return 1 if given_up else 0
 
 
-async def run_line(settings: IngestSettings, stop: asyncio.Event) -> int:
+async def run_line(settings: IngestSettings, stop: asyncio.Event, venue: TradingVenue) -> int:
     """Run one line until an event is set.
 
     Returns:
@@ -184,10 +185,16 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event) -> int:
     redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
     receiver = FrameReceiver(settings.symbol, settings.queue_bytes_max)
     publisher = StreamPublisher(redis, settings.line, receiver, settings.linger_ms / 1000)
-    url = stream_url(settings.ws_url, settings.symbol, settings.streams)
     try:
         supervisor = ConnectionSupervisor(
-            url, settings.line, settings.symbol, api_key, receiver, policy_of(settings), settings.streams
+            venue,
+            settings.ws_url,
+            settings.line,
+            settings.symbol,
+            api_key,
+            receiver,
+            policy_of(settings),
+            settings.streams,
         )
         health.checks = checks_of(supervisor, publisher)
         app = create_app(health)

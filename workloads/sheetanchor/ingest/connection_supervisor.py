@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sheetanchor.binance.connection_policy import (
+from sheetanchor.contract import STREAM_TYPES, Gap
+from sheetanchor.errors import ExchangeError, ExchangeRefused, RateLimited
+from sheetanchor.ingest.connection_policy import (
     ConnectionAction,
     ConnectionPolicy,
     Outage,
@@ -24,17 +26,14 @@ from sheetanchor.binance.connection_policy import (
     Stage,
     StreamWatch,
     Tries,
-    attempt_budget,
     judge,
     pause_s,
 )
-from sheetanchor.binance.websocket import Connection
-from sheetanchor.contract import STREAM_TYPES, Gap
-from sheetanchor.errors import ExchangeError, ExchangeRefused, RateLimited
 from sheetanchor.ingest.frame_receiver import FrameReceiver
 from sheetanchor.policy.gap_rules import Finding, gap_of
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import TokenBucket
+from sheetanchor.venue import TradingVenue, VenueConnection
 from sheetanchor.web.server import Health
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ _ENDED_HERE: Final = frozenset(
 class LiveConnection:
     """A connection and the task that runs it."""
 
-    connection: Connection
+    connection: VenueConnection
     task: asyncio.Task[str]
     watch: StreamWatch
     welcomed: bool = False
@@ -68,7 +67,8 @@ class ConnectionSupervisor:
     """Keeps the connection of one line.
 
     Attributes:
-        url: What to connect to.
+        venue: What to connect to.
+        origin: Where it is, for instance `wss://host:port`.
         gaps: Gap events to publish, oldest first.
         connected: Whether a healthy connection is there.
         streams: Stream types that are subscribed to, of every symbol.
@@ -76,7 +76,8 @@ class ConnectionSupervisor:
         last_error: Why the last try failed; "" after one that did not.
     """
 
-    url: str
+    venue: TradingVenue
+    origin: str
     line: str
     symbols: Sequence[str]
     api_key: str
@@ -91,13 +92,16 @@ class ConnectionSupervisor:
     _outage: Outage = field(default_factory=Outage)
     _live: list[LiveConnection] = field(default_factory=list)
     _closing: set[asyncio.Task[str]] = field(default_factory=set)
-    _budget: TokenBucket = field(default_factory=lambda: attempt_budget(time.monotonic))
+    _budget: TokenBucket = field(init=False)
     _next_try_s: float = 0.0
     _pause_s: float = 0.0
     _ever_healthy: bool = False
     _heard_s: float | None = None
     _turned_s: float = 0.0
     _replacing: Replacing = field(default_factory=Replacing)
+
+    def __post_init__(self) -> None:
+        self._budget = self.venue.attempt_budget(time.monotonic)
 
     @property
     def degraded(self) -> bool:
@@ -146,8 +150,10 @@ class ConnectionSupervisor:
             log.log(level, "SBE connection attempt %d/%d after %.1f s delay", number, most, self._pause_s)
         streams = StreamWatch([(symbol, name) for symbol in self.symbols for name in self.streams], time.monotonic())
         watch = SequenceWatch(streams)
-        connection = Connection(
-            self.url,
+        connection = self.venue.connection(
+            self.origin,
+            self.symbols,
+            self.streams,
             self.api_key,
             self.line,
             lambda frame, at_us: self.receiver.take(frame, at_us, watch),

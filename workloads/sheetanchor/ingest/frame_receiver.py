@@ -12,10 +12,10 @@ from typing import Final
 from prometheus_client import Counter
 
 from sheetanchor._decoder import validate_frame
-from sheetanchor.binance.connection_policy import SequenceWatch
-from sheetanchor.binance.sbe import DECODE_ERROR_KINDS, DecodeError
+from sheetanchor.ingest.connection_policy import SequenceWatch
 from sheetanchor.ingest.send_buffer import RESEND_BYTES_MAX, SendBuffer
 from sheetanchor.runtime import metrics
+from sheetanchor.sbe import DECODE_ERROR_KINDS, DecodeError
 
 log = logging.getLogger(__name__)
 

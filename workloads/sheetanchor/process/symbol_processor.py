@@ -19,7 +19,6 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market
-from sheetanchor.binance import id_continuity
 from sheetanchor.contract import BEAT_INTERVAL_US, CHECK_OF_TRADES, STREAM_TYPES, TAKEOVER_AFTER_US, Receipt
 from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
 from sheetanchor.policy.gap_rules import CONSEQUENCES, GAP_DETECTION_RULES, VALIDATION, Finding, Thresholds, gap_of
@@ -29,6 +28,7 @@ from sheetanchor.process.gap_detector import GapDetector
 from sheetanchor.process.market_follower import NOTHING, Follower
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff
+from sheetanchor.store import id_continuity
 from sheetanchor.store.hot_state import Anchor, ApplyReply, ApplyStatus, HotState, TakeStatus, Vouch
 from sheetanchor.store.redis_client import Batch, LineReader, ServerIdentity, server_identity
 from sheetanchor.store.server_clock import RedisClock

@@ -10,12 +10,12 @@ import asyncio
 import signal
 import sys
 from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 
 from redis.asyncio import Redis
 
-from sheetanchor.binance.rest_client import RestClient, counts_as_failure
 from sheetanchor.contract import Receipt
 from sheetanchor.reanchor.outcome import EXIT_STOPPED, worst
 from sheetanchor.reanchor.phases import ReanchorRun
@@ -23,6 +23,8 @@ from sheetanchor.reanchor.receipts import RunOrder, write_receipt
 from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy
 from sheetanchor.runtime.settings import ReanchorSettings
 from sheetanchor.store.redis_client import redis_client
+from sheetanchor.venue import TradingVenue, VenueRestClient, counts_as_failure
+from sheetanchor.venue_lookup import venue_of
 
 __all__ = ["ReanchorRun", "RunOrder", "run"]
 
@@ -33,16 +35,25 @@ async def run(settings: ReanchorSettings) -> int:
     Raises:
         BadSettings: The Redis URL or password file cannot be used.
     """
+    return await run_on(settings, venue_of(settings))
+
+
+async def run_on(settings: ReanchorSettings, venue: TradingVenue) -> int:
+    """Do the same on a venue.
+
+    Raises:
+        BadSettings: The Redis URL or password file cannot be used.
+    """
     redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
     try:
-        async with _exchange(settings) as exchange:
+        async with _exchange(settings, venue) as exchange:
             return await _stoppable(_all(settings, redis, exchange))
     finally:
         await redis.aclose()
 
 
-def _exchange(settings: ReanchorSettings) -> RestClient:
-    return RestClient(
+def _exchange(settings: ReanchorSettings, venue: TradingVenue) -> AbstractAsyncContextManager[VenueRestClient]:
+    return venue.rest_client(
         settings.rest_url,
         timeout_s=settings.fetch_timeout_s,
         retry_policy=RetryPolicy(
@@ -75,7 +86,7 @@ def order_of(settings: ReanchorSettings, symbol: str) -> RunOrder:
     )
 
 
-async def _all(settings: ReanchorSettings, redis: Redis, exchange: RestClient) -> int:
+async def _all(settings: ReanchorSettings, redis: Redis, exchange: VenueRestClient) -> int:
     publish = partial(report, receipt_file=settings.receipt_file)
     runs = (ReanchorRun(order_of(settings, symbol), redis, exchange).run(publish) for symbol in settings.symbol)
     async with asyncio.TaskGroup() as group:

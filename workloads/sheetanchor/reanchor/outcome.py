@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
-from sheetanchor.binance.rest_client import Unresponsive
 from sheetanchor.errors import (
     CircuitOpen,
     ExchangeError,
@@ -14,6 +13,7 @@ from sheetanchor.errors import (
     RateLimited,
     RedisError,
     Superseded,
+    Unresponsive,
     ValidationFailed,
 )
 

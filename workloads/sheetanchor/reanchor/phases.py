@@ -17,7 +17,6 @@ from typing import Final
 from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market
-from sheetanchor.binance.rest_client import RestClient
 from sheetanchor.contract import CHECK_OF_TRADES, STALE_AFTER_US, Receipt
 from sheetanchor.errors import (
     CircuitOpen,
@@ -39,6 +38,7 @@ from sheetanchor.reanchor.snapshot import Snapshot, build, fetch, learn_time, li
 from sheetanchor.reanchor.validation import Candidate, validate
 from sheetanchor.runtime.reliability import CircuitState
 from sheetanchor.store.hot_state import Anchor, HotState, SwapReply, SwapStatus
+from sheetanchor.venue import VenueRestClient
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class ReanchorRun:
         hook: Called before and after each phase.
     """
 
-    def __init__(self, order: RunOrder, redis: Redis, exchange: RestClient, hook: Hook = _no_hook) -> None:
+    def __init__(self, order: RunOrder, redis: Redis, exchange: VenueRestClient, hook: Hook = _no_hook) -> None:
         now_us = time.time_ns() // 1000
         self.order = order
         self.progress = RunProgress(new_id(order.symbol, order.request_id, now_us), now_us, exchange.url)

@@ -14,10 +14,11 @@ from typing import Final
 
 from redis.asyncio import Redis
 
+from sheetanchor import sbe
 from sheetanchor._decoder import Market
-from sheetanchor.binance import id_continuity, sbe
 from sheetanchor.contract import unpack_frames
 from sheetanchor.errors import ExchangeError
+from sheetanchor.store import id_continuity
 from sheetanchor.store.redis_client import Batch, LineReader
 
 log = logging.getLogger(__name__)

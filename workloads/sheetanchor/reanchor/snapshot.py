@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
+from sheetanchor import sbe
 from sheetanchor._decoder import Market
-from sheetanchor.binance import sbe
-from sheetanchor.binance.rest_bodies import EXPONENT, Depth, Kline, Ticker, Trade
-from sheetanchor.binance.rest_client import RestClient
 from sheetanchor.contract import pack_frames
 from sheetanchor.errors import ExchangeError, RateLimited
 from sheetanchor.reanchor.validation import KLINE, LAST_TRADES, LEVELS_MIN, TICKER, Limits, References
+from sheetanchor.venue import EXPONENT, Depth, Kline, Ticker, Trade, VenueRestClient
 
 TRADES_LIMIT: Final = 1000
 KLINES_LIMIT: Final = 5
@@ -69,7 +68,7 @@ class Snapshot:
 
 
 async def fetch(
-    exchange: RestClient, symbol: str, depth_limit: int, asked_us: int, clock_s: Callable[[], float]
+    exchange: VenueRestClient, symbol: str, depth_limit: int, asked_us: int, clock_s: Callable[[], float]
 ) -> Snapshot:
     """Ask for depth, trades, klines and the ticker at once.
 

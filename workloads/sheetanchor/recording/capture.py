@@ -19,11 +19,11 @@ from typing import Final
 from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market, validate_frame
-from sheetanchor.binance.sbe import DecodeError, DepthSnapshot
 from sheetanchor.contract import pack_frames, unpack_frames
 from sheetanchor.errors import BadRecording, BadSettings, RedisRefused
 from sheetanchor.recording.recording_file import Recording, save
 from sheetanchor.runtime.settings import CaptureSettings
+from sheetanchor.sbe import DecodeError, DepthSnapshot
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import LineReader, redis_client
 

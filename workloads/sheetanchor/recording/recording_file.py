@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from sheetanchor.contract import pack_frames, unpack_frames
 from sheetanchor.errors import BadRecording
 

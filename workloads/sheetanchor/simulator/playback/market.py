@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from sheetanchor.contract import stream_symbol
 from sheetanchor.simulator.playback.book import Book
 from sheetanchor.simulator.playback.playback_clock import Pace

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from sheetanchor.binance import sbe
+from sheetanchor import sbe
 from sheetanchor.errors import BadRecording
 from sheetanchor.recording.recording_file import Recording
 from sheetanchor.simulator.playback.book import Book, changes

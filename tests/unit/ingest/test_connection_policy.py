@@ -7,7 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from sheetanchor.binance.connection_policy import (
+from sheetanchor.binance.connection_limits import attempt_budget, message_budget
+from sheetanchor.binance.websocket import stream_url, upgrade_error
+from sheetanchor.contract import STREAM_TYPES
+from sheetanchor.errors import ExchangeRefused, ExchangeUnavailable, RateLimited
+from sheetanchor.ingest.connection_policy import (
     HEALTHY_WITHIN_S,
     LACKS_AFTER_S,
     LACKS_WHILE,
@@ -15,22 +19,17 @@ from sheetanchor.binance.connection_policy import (
     PONG_WITHIN_S,
     ConnectionAction,
     ConnectionPolicy,
-    ConnectionState,
     Outage,
     Replacing,
     SequenceWatch,
     Stage,
     StreamWatch,
     Tries,
-    attempt_budget,
     judge,
-    message_budget,
     pause_s,
 )
-from sheetanchor.binance.websocket import stream_url, upgrade_error
-from sheetanchor.contract import STREAM_TYPES
-from sheetanchor.errors import ExchangeRefused, ExchangeUnavailable, RateLimited
 from sheetanchor.runtime.reliability import Backoff
+from sheetanchor.venue import ConnectionState
 
 POLICY = ConnectionPolicy()
 NOW_S = 10_000.0

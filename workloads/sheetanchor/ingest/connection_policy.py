@@ -8,12 +8,13 @@ feed is never given up for good. All that time an outage of more than 30 s is to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from sheetanchor.runtime.reliability import Backoff, TokenBucket
+from sheetanchor.runtime.reliability import Backoff
+from sheetanchor.venue import ConnectionState
 
 HEALTHY_WITHIN_S: Final = 10.0
 """A new connection that has given no sign of life by then, though asked for one, is as good as none."""
@@ -21,7 +22,6 @@ HEALTHY_WITHIN_S: Final = 10.0
 OVERLAP_S: Final = 2.0
 """A connection is kept this long beside the one that replaces it: what is on its way would be lost otherwise."""
 
-PING_INTERVAL_S: Final = 180.0
 PONG_WITHIN_S: Final = 60.0
 """A peer that speaks but does not hear; it is the time that the exchange itself gives a pong."""
 
@@ -30,16 +30,6 @@ PEER_PING_WITHIN_S: Final = 60.0
 
 ASKS_PER_SILENCE: Final = 4
 """Pings within the longest silence: the answer to the first has three quarters of it, and one may get lost."""
-
-CLIENT_MESSAGES_PER_S: Final = 2
-CLIENT_MESSAGES_BURST: Final = 3
-"""The exchange closes a connection that sends more than five in a second, pings and pongs counted: in no second more
-than the burst and what comes back meanwhile."""
-
-ATTEMPTS_PER_S: Final = 0.4
-ATTEMPTS_BURST: Final = 20
-"""The exchange allows 300 connections in five minutes from an address; two lines on one host stay below that."""
-
 
 DEFAULT_BACKOFF: Final = Backoff(initial_s=1.0, max_s=60.0)
 
@@ -147,39 +137,6 @@ class Outage:
     def mark_reported(self) -> Outage:
         """Take note that it has been told."""
         return Outage(self.since_s, reported=True)
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionState:
-    """What is known of one connection, in monotonic seconds; None for what has not happened.
-
-    Attributes:
-        opened_s: When it was open.
-        last_message_s: When its last market message came.
-        unanswered_s: When the ping was sent that no pong has answered.
-        replaced_s: When another connection took over from it.
-        leaving: The exchange has announced that it will close it.
-        last_sign_s: When its last sign of life of any kind came.
-        answers: False while it has answered no ping of ours but sends pings itself.
-    """
-
-    opened_s: float | None = None
-    last_message_s: float | None = None
-    unanswered_s: float | None = None
-    replaced_s: float | None = None
-    leaving: bool = False
-    last_sign_s: float | None = None
-    answers: bool = True
-
-    @property
-    def heard_s(self) -> float | None:
-        """When it was last heard of."""
-        return max((at_s for at_s in (self.last_message_s, self.last_sign_s) if at_s is not None), default=None)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether it has given any sign of life."""
-        return self.heard_s is not None
 
 
 class ConnectionAction(Enum):
@@ -296,13 +253,3 @@ class SequenceWatch:
         if last is None or last_id > last:
             self._last[key] = last_id
         return last is not None and first_id > last + 1
-
-
-def message_budget(clock: Callable[[], float]) -> TokenBucket:
-    """Make the budget of messages that a client may send on one connection."""
-    return TokenBucket(CLIENT_MESSAGES_PER_S, CLIENT_MESSAGES_BURST, clock=clock)
-
-
-def attempt_budget(clock: Callable[[], float]) -> TokenBucket:
-    """Make the budget of connections."""
-    return TokenBucket(ATTEMPTS_PER_S, ATTEMPTS_BURST, clock=clock)

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 
 from redis.asyncio import Redis
 
+from sheetanchor import sbe
 from sheetanchor._decoder import Market
-from sheetanchor.binance import sbe
 from sheetanchor.contract import unpack_frames
 from sheetanchor.store.redis_client import Batch, LineReader
 
