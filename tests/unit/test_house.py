@@ -4,20 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from collections import Counter
-from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def tracked(*patterns: str) -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=False)
-    if listed.returncode != 0:
-        pytest.skip("not a git checkout")
-    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+from support.repository import ROOT, tracked
 
 
 def test_the_folder_operator_is_no_package() -> None:

@@ -278,7 +278,7 @@ class RestClient:
         deadline_s = time.monotonic() + self._patience_s
         while True:
             wait_s = self.blocked_s
-            why = "the exchange told us to stay away"
+            why = "the exchange asked us to wait"
             if wait_s == 0:
                 left = self.weight_remaining
                 wait_s = self._weight.take(weight, time.time())

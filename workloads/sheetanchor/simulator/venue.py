@@ -66,9 +66,9 @@ class Venue:
         for market in self.markets.values():
             top = any(market.top_stream in session.streams for session in self.sessions.values())
             events += market.advance(now_us, count_max=EVENTS_PER_TICK_MAX, top=top)
-        held_back, silenced = self.board.active("hold"), self.board.active("silence")
+        holding, silenced = self.board.active("hold"), self.board.active("silence")
         for session in list(self.sessions.values()):
-            session.hold(any(fault.picks(session.client) for fault in held_back))
+            session.hold(any(fault.picks(session.client) for fault in holding))
             session.silent = any(fault.picks(session.client) for fault in silenced)
         if events:
             self.sent += len(events)
