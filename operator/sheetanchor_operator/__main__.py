@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -24,6 +23,7 @@ from sheetanchor.errors import BadSettings
 from sheetanchor.runtime import logs
 from sheetanchor.runtime.command_line import add_flags, load
 from sheetanchor.runtime.redis_url import without_passwords
+from sheetanchor.runtime.stop_signals import stop_event
 from sheetanchor.web.listeners import is_local, open_listeners, probes, serving
 from sheetanchor_operator import metrics
 from sheetanchor_operator.children.object_meta import Defaults
@@ -191,10 +191,7 @@ async def _served(operator: Operator, settings: OperatorSettings) -> AsyncIterat
 async def run(settings: OperatorSettings) -> int:
     """Serve health and metrics, and operate until SIGTERM or SIGINT."""
     metrics.LEADER.set(0)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_event()
     cluster = Cluster(await configuration(settings))
     operator = Operator(settings, cluster)
     try:

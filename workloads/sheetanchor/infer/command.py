@@ -11,7 +11,6 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import socket
 from collections.abc import Sequence
 from functools import partial
@@ -27,6 +26,7 @@ from sheetanchor.infer.prediction import Prediction
 from sheetanchor.infer.slot_loop import CALL_TIMEOUT_S, HISTORY_MAX, SlotLoop
 from sheetanchor.ml.registry import ModelRegistry, default_root
 from sheetanchor.runtime.settings import InferSettings
+from sheetanchor.runtime.stop_signals import stop_event
 from sheetanchor.store.redis_client import check_connection, redis_client
 from sheetanchor.web.server import Check, CheckResult, Health, create_app, serve
 
@@ -147,10 +147,7 @@ async def run(settings: InferSettings) -> int:
         BadSettings: If a setting cannot be used.
         RedisRefused: If Redis wants another password.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_event()
     redis = redis_client(
         settings.redis_url,
         settings.redis_password_file,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections import deque
 from contextlib import AsyncExitStack
@@ -25,6 +24,7 @@ from sheetanchor.ingest.stream_publisher import StreamPublisher
 from sheetanchor.runtime.command_line import read_secret
 from sheetanchor.runtime.reliability import Backoff
 from sheetanchor.runtime.settings import IngestSettings
+from sheetanchor.runtime.stop_signals import stop_event
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
 from sheetanchor.venue import TradingVenue
@@ -160,10 +160,7 @@ async def run(settings: IngestSettings) -> int:
         BadSettings: If a setting cannot be used.
         RedisRefused: If Redis wants another password.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_event()
     given_up = await run_line(settings, stop, venue_of(settings))
     log.info("Shutdown complete")
     return 1 if given_up else 0

@@ -44,6 +44,7 @@ from sheetanchor.managed_redis.server_binary import find_binary
 from sheetanchor.managed_redis.topology import Decision, NodeStep, RedisNode, SentinelReport, TopologyObservation
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.settings import RedisSettings
+from sheetanchor.runtime.stop_signals import stop_event
 from sheetanchor.store.function_library import LibraryCheck, execute, keep_library
 from sheetanchor.store.redis_client import client_of, redis_client
 from sheetanchor.store.sentinel_pool import Master, ask_master
@@ -427,10 +428,7 @@ async def run(settings: RedisSettings) -> int:
     Raises:
         BadSettings: If a setting cannot be used.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_event()
     health = Health(settings.service_name or "sheetanchor-redis", [], HEALTH_INTERVAL_S)
     node = NodeProcess(settings, health)
     health.checks = checks_of(node, settings)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ from sheetanchor.process.state_endpoint import state_route
 from sheetanchor.process.symbol_processor import Cadence, SymbolProcessor, WriteRole
 from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy
 from sheetanchor.runtime.settings import ProcessSettings
+from sheetanchor.runtime.stop_signals import stop_event
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import check_connection, redis_client
 from sheetanchor.web.background_task import RestartedTasks
@@ -242,10 +242,7 @@ async def run(settings: ProcessSettings) -> int:
     if unknown:
         known = ", ".join(sorted(GAP_DETECTION_RULES))
         raise BadSettings(f"suppress_rules = {', '.join(unknown)}: expected some of {known}")
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_event()
     clients = [
         redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
         for _ in (*settings.symbol, "shared")

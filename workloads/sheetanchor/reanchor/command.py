@@ -7,7 +7,6 @@ failed as one line on stderr.
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -22,6 +21,7 @@ from sheetanchor.reanchor.phases import ReanchorRun
 from sheetanchor.reanchor.receipts import RunOrder, write_receipt
 from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy
 from sheetanchor.runtime.settings import ReanchorSettings
+from sheetanchor.runtime.stop_signals import STOP_SIGNALS
 from sheetanchor.store.redis_client import redis_client
 from sheetanchor.venue import TradingVenue, VenueRestClient, counts_as_failure
 from sheetanchor.venue_lookup import venue_of
@@ -98,14 +98,14 @@ async def _stoppable(work: Coroutine[None, None, int]) -> int:
     """Do the work until it is done or SIGTERM or SIGINT comes; either way everything is cleaned up."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, task.cancel)
     try:
         return await task
     except asyncio.CancelledError:
         return EXIT_STOPPED
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-import signal
 import time
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -23,6 +22,7 @@ from sheetanchor.contract import pack_frames, unpack_frames
 from sheetanchor.errors import BadRecording, BadSettings, RedisRefused
 from sheetanchor.recording.recording_file import Recording, save
 from sheetanchor.runtime.settings import CaptureSettings
+from sheetanchor.runtime.stop_signals import stop_event
 from sheetanchor.sbe import DecodeError, DepthSnapshot
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import LineReader, redis_client
@@ -180,9 +180,7 @@ async def run(settings: CaptureSettings) -> int:
         raise BadSettings(f"symbol = {', '.join(settings.symbol)}: expected one symbol, a file holds one market")
     if not Path(settings.out).parent.is_dir():
         raise BadSettings(f"out = {str(settings.out)!r}: expected a file in a folder that exists")
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_event()
     redis = redis_client(settings.redis_url, settings.redis_password_file, ca_file=settings.redis_ca_file)
     try:
         recording, ids = await begin(redis, settings.symbol[0])

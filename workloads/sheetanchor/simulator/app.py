@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from aiohttp import WSCloseCode, web
 from sheetanchor.errors import BadSettings, message_of, shortened
 from sheetanchor.recording import recording_file
 from sheetanchor.runtime.settings import ExchangeSettings
+from sheetanchor.runtime.stop_signals import stop_event
 from sheetanchor.simulator import answers, rest
 from sheetanchor.simulator.control import STREAMS_MAX, is_stream_name, not_served, unserved_type
 from sheetanchor.simulator.faults import RECIPES, Client, check, parse
@@ -381,10 +381,7 @@ async def run(settings: ExchangeSettings, on_ready: Callable[[int], None] | None
         BadSettings: A setting is wrong, or the port is taken.
         BadRecording: A recording cannot be used.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = stop_event()
     async with serving(settings) as server:
         if on_ready is not None:
             on_ready(server.port)
