@@ -134,18 +134,18 @@ class Operator:
             await asyncio.wait({candidacy, stopping, leader_task}, return_when=asyncio.FIRST_COMPLETED)
             code = 0 if stop.is_set() else EXIT_LOST
             if leader_task.done() and leader_task.exception() is not None:
-                log.error("cannot lead any more: %s", _words(leader_task.exception()))
-            # Nothing is written any more before the Lease is given back.
+                log.error("the leader has failed and stops: %s", _words(leader_task.exception()))
+            # Nothing is written any more before the Lease is released.
             await _end(leader_task)
         metrics.LEADER.set(0)
         if candidacy.done() and (problem := candidacy.exception()) is not None:
-            log.error("cannot stand for election any more: %s", _words(problem))
+            log.error("the leader election has failed: %s", _words(problem))
         await _end(candidacy, stopping, elected)
         if not self.election.lost.is_set():
             try:
                 await self.election.release()
             except ApiError as error:
-                log.warning("the Lease could not be given back, and will run out: %s", error)
+                log.warning("the Lease could not be released, it expires by itself: %s", error)
         return code
 
 
@@ -211,9 +211,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="sheetanchor-operator",
-        description="Look after PredictionPipelines: make their parts, keep them, and re-anchor them.",
-        epilog="Every flag --some-name is also the variable SHEETANCHOR_SOME_NAME. POD_NAME and POD_NAMESPACE say who "
-        "and where the operator is.",
+        description="Manage PredictionPipelines: create their objects, keep them as specified, and re-anchor them.",
+        epilog="Every flag --some-name is also the variable SHEETANCHOR_SOME_NAME. POD_NAME and POD_NAMESPACE are "
+        "the operator's own pod and its namespace.",
     )
     parser.add_argument("--version", action="version", version=f"sheetanchor-operator {__version__}")
     add_flags(parser, OperatorSettings)

@@ -27,7 +27,7 @@ class OperatorSettings(Common):
     operator_image_pull_secrets: list[str] = setting(
         [], "pull secret of pipelines that name none, in each one's namespace; repeat for several"
     )
-    operator_namespaces: list[str] = setting([], "namespace to look after; repeat for several; none means all")
+    operator_namespaces: list[str] = setting([], "namespace to manage; repeat for several; none means all")
     operator_cluster_domain: str = setting("cluster.local", "DNS domain of the cluster's services")
     operator_monitoring_namespaces: list[str] = setting(
         [], "namespace that may scrape metrics; repeat for several; none means all"
@@ -42,21 +42,21 @@ class OperatorSettings(Common):
     )
     operator_assign_ids: bool = setting(
         True,
-        "have pods run as the image's user and group; false leaves their ids to the cluster, as OpenShift wants it",
+        "have pods run as the image's user and group; false leaves their ids to the cluster, as OpenShift requires",
     )
     operator_dns_peers: list[Annotated[str, AfterValidator(_peer)]] = setting(
         [],
-        "whom pods may ask for names: NAMESPACE/LABEL=VALUE, or a block of addresses; repeat for several; none means "
-        "anybody",
+        "DNS servers that pods may query: NAMESPACE/LABEL=VALUE, or a block of addresses; repeat for several; none "
+        "means any",
     )
-    operator_nodes: bool = setting(True, "look at the nodes' zones; needs the right to list nodes")
+    operator_nodes: bool = setting(True, "read the nodes' zones; needs the right to list nodes")
     operator_lease: str = setting("sheetanchor-operator", "name of the Lease that the leader holds")
-    operator_workers: int = setting(8, "pipelines that are looked at at the same time", ge=1, le=100)
+    operator_workers: int = setting(8, "pipelines that are reconciled at the same time", ge=1, le=100)
     operator_resync_s: float = setting(
-        10.0, "seconds between two looks at a pipeline to which nothing happens", ge=1, le=3600
+        10.0, "seconds between two reconciles of a pipeline that does not change", ge=1, le=3600
     )
     operator_ask_through: Literal["direct", "apiserver"] = setting(
-        "direct", "how workloads are asked: at their pods' addresses, or through the API server's proxy"
+        "direct", "how workloads are reached: at their pods' addresses, or through the API server's proxy"
     )
     kubeconfig: Path | None = setting(None, "kubeconfig to use outside of a cluster; default KUBECONFIG")
     operator_listen_address: str = setting(

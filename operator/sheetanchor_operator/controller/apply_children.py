@@ -137,7 +137,7 @@ class ChildApplier:
             if (kind, name) in wanted or kind in observed.unwatchable or not _may_delete(body, pipeline):
                 continue
             if can_delete(body, desired, live):
-                log.info("%s %s/%s is not wanted any more", kind, pipeline.namespace, name)
+                log.info("%s %s/%s is no longer needed and is deleted", kind, pipeline.namespace, name)
                 try:
                     await self.cluster.delete(KINDS[kind], pipeline.namespace, name, body["metadata"]["uid"])
                 except ApiRefused as error:
@@ -181,7 +181,7 @@ class ChildApplier:
             known.awaited = (now.awaited, now_s)
         elif now_s - known.awaited[1] >= HOLD_S:
             log.warning(
-                "%s %s/%s is not renewed within %g s: the changes behind it wait no longer",
+                "%s %s/%s is not rolled out within %g s: the changes that wait for it go on",
                 now.awaited[0],
                 pipeline.namespace,
                 now.awaited[1],
@@ -241,10 +241,10 @@ class ChildApplier:
         found = await self.cluster.get(KINDS[kind], pipeline.namespace, name)
         if found is None:
             self.cache.drop(kind, pipeline.namespace, name)
-            raise ApiUnavailable(f"{kind} {pipeline.namespace}/{name} was deleted while it was looked at")
+            raise ApiUnavailable(f"{kind} {pipeline.namespace}/{name} was deleted during the reconcile")
         found = {**found, "kind": kind, "apiVersion": KINDS[kind].api_version}
         if not may_take_over(found, pipeline):
-            words = "there is one of this name that is not the operator's"
+            words = "an object of this name exists that does not belong to the operator"
             raise ApiRefused(CONFLICT, NAME_TAKEN_REASON, words)
         found = await self._adopt(pipeline, manifest, found)
         if once:
@@ -256,7 +256,7 @@ class ChildApplier:
         await self.cluster.own_fields(found)
         written = await self.cluster.apply(manifest, found["metadata"]["uid"])
         self._remember(pipeline, manifest, written)
-        log.info("%s %s/%s put right", kind, pipeline.namespace, name)
+        log.info("%s %s/%s corrected", kind, pipeline.namespace, name)
         return written
 
     def _remember(self, pipeline: Pipeline, manifest: Manifest, written: Body) -> None:
@@ -267,7 +267,11 @@ class ChildApplier:
         if spared and spared != known.agreed.get(place, _Agreed("", "")).spared:
             fields = ", ".join(sorted(spared)[:5])
             log.warning(
-                "%s %s/%s: the cluster keeps %s otherwise than asked", place[0], pipeline.namespace, place[1], fields
+                "%s %s/%s: the cluster keeps other values of %s than were applied",
+                place[0],
+                pipeline.namespace,
+                place[1],
+                fields,
             )
         known.agreed[place] = _Agreed(annotations.get(APPLIED, ""), _version(written), spared)
 
@@ -285,7 +289,9 @@ class ChildApplier:
         change = {"metadata": {**change, "uid": found["uid"]}}
         adopted = await self.cluster.merge(kind, metadata["namespace"], metadata["name"], change)
         if adopted is None:
-            raise ApiUnavailable(f"{kind.name} {metadata['namespace']}/{metadata['name']} was deleted meanwhile")
+            raise ApiUnavailable(
+                f"{kind.name} {metadata['namespace']}/{metadata['name']} was deleted during the reconcile"
+            )
         self.cache.put(adopted)
         log.info("%s %s/%s taken over", kind.name, metadata["namespace"], metadata["name"])
         return adopted

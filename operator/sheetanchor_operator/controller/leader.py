@@ -116,7 +116,7 @@ class Leader:
                 for key in self._cache.pipelines():
                     self._schedule.at(key, self._now_s)
                 self.synced = True
-                log.info("looking after %d pipelines", len(self._cache.pipelines()))
+                log.info("managing %d pipelines", len(self._cache.pipelines()))
                 for _ in range(self._workers):
                     group.create_task(self._work())
                 group.create_task(self._audit())
@@ -231,7 +231,7 @@ class Leader:
         except Exception:
             # A defect that one pipeline brings to light must not take the others' operator away; its status says so.
             result = "error"
-            log.exception("pipeline %s/%s: the operator fails on it", *key)
+            log.exception("pipeline %s/%s: the reconcile failed on a defect of the operator", *key)
         else:
             if again_s is None:
                 self._schedule.forget(key)

@@ -203,6 +203,6 @@ class PlanWriter:
         if is_run_of(found, manifest):
             self.cache.put(found)
             return None
-        words = "there is one of this name that is not the operator's"
+        words = "an object of this name exists that does not belong to the operator"
         refusal = Refusal(kind, name, CONFLICT, words, NAME_TAKEN_REASON)
         return self.refusals.add(key, place, kind, refusal, time.monotonic())

@@ -136,7 +136,7 @@ class Reconciler:
             # What one pipeline holds must not stay untold, whatever it is; who called decides what becomes of it.
             defect = shortened(" ".join(f"{type(error).__name__}: {error}".split()), DEFECT_LENGTH_MAX)
             with suppress(ApiError):
-                await self._refuse(key, body, f"the operator fails on this pipeline, its log says where: {defect}")
+                await self._refuse(key, body, f"the operator fails to reconcile this pipeline, see its log: {defect}")
             raise
 
     async def _claimed(self, key: Key, body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -164,12 +164,12 @@ class Reconciler:
             written = await self.cluster.merge(PIPELINE, *key, change, "status")
         except ApiRefused as error:
             # Without this right nothing can be told; children can be kept all the same, unless they are another's.
-            log.warning("pipeline %s/%s cannot say who looks after it: %s", *key, error)
+            log.warning("pipeline %s/%s: the claim of this installation cannot be written: %s", *key, error)
             return body if known.name in ("", self.installation) else None
         if written is None:
             return None
         if known.name != self.installation:
-            log.info("pipeline %s/%s is looked after by %s from now on", *key, self.installation)
+            log.info("pipeline %s/%s is managed by %s from now on", *key, self.installation)
         self.cache.put(written)
         return written
 
@@ -181,8 +181,8 @@ class Reconciler:
         self._kept_off[key] = other
         self.pipeline_metrics.forget(key)
         message = (
-            f"installation {other} looks after this pipeline, and {self.installation} keeps off; it takes over once it "
-            f"has heard nothing of it for {TAKE_OVER_AFTER_S / 60:g} minutes, or at once with "
+            f"installation {other} manages this pipeline, and {self.installation} leaves it alone; it takes over once "
+            f"that one has not renewed its claim for {TAKE_OVER_AFTER_S / 60:g} minutes, or at once with "
             f"kubectl -n {key[0]} annotate pp {key[1]} --overwrite {OPERATOR_ANNOTATION}={self.installation}"
         )
         log.warning("pipeline %s/%s: %s", *key, message)

@@ -193,7 +193,7 @@ class Cluster:
         """
         if method != "GET" and self._may_write is not None:
             if not self._may_write():
-                raise ApiUnavailable(f"{method} {path}: not sent, since the Lease may be another's by now")
+                raise ApiUnavailable(f"{method} {path}: not sent, since this operator may no longer hold the Lease")
             timeout_s = min(timeout_s, FENCED_TIMEOUT_S)
         url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
         headers = await self._headers(f"{method} {path}", content_type, accept)

@@ -58,7 +58,7 @@ class Publisher:
         if not self._queue.put(namespace, event):
             metrics.EVENTS_LEFT_OUT.inc()
             log.warning(
-                "this Event about %s %s/%s is left out, since %d of the namespace wait to be published",
+                "this Event about %s %s/%s is dropped, since %d of the namespace wait to be published",
                 event.kind,
                 namespace,
                 event.name,

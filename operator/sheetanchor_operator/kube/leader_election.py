@@ -178,4 +178,4 @@ class Election:
         spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _stamp()}
         body = {**lease, "spec": spec}
         await self._cluster.ask("PUT", kind.path(self._namespace, self._name), body=body, timeout_s=CALL_TIMEOUT_S)
-        log.info("the Lease is given back")
+        log.info("the Lease is released")

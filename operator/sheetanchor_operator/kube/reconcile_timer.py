@@ -52,8 +52,8 @@ class ReconcileTimer:
         took_s, (longest_s, what) = now_s - self.begun_s, self._longest
         if took_s <= LONG_S:
             return ""
-        waited = f"its longest wait for the API server was {longest_s:.3f} s: {what}" if what else "it asked nobody"
-        return f"this look took {took_s:.3f} s; for {self.starved_s:.3f} s it had no processor; {waited}"
+        waited = f"its longest wait for the API server was {longest_s:.3f} s: {what}" if what else "it sent no request"
+        return f"this reconcile took {took_s:.3f} s; for {self.starved_s:.3f} s it had no CPU; {waited}"
 
 
 CURRENT_TIMER: Final[ContextVar[ReconcileTimer | None]] = ContextVar("LOOK", default=None)

@@ -86,12 +86,12 @@ class Workloads:
             async with self._session.get(f"http://{host}:{HTTP_PORT}{path}", allow_redirects=False) as response:
                 raw = await _read(response)
                 if raw is None:
-                    return PodResponse(error=f"an answer of more than {BYTES_MAX} bytes")
+                    return PodResponse(error=f"the answer has more than {BYTES_MAX} bytes")
                 body = json.loads(raw)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             return PodResponse(error=str(error) or type(error).__name__)
         if not isinstance(body, dict):
-            return PodResponse(error="an answer that is no JSON object")
+            return PodResponse(error="the answer is not a JSON object")
         # The detailed health of an unhealthy line is a 503 that says why.
         if response.status >= 400 and "checks" not in body:
             return PodResponse(error=f"HTTP {response.status}")

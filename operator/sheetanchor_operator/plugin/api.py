@@ -199,7 +199,7 @@ class Api:
         you = self.whoami()
         return (
             f"you may not {verb} {plural}.{GROUP} in namespace {self.namespace}: "
-            f"the ClusterRole {ROLE} of the chart allows it, have somebody bind it with "
+            f"the ClusterRole {ROLE} of the chart allows it, ask an administrator to bind it with "
             f"kubectl create rolebinding {ROLE} --clusterrole={ROLE} {_subject(you)} -n {self.namespace}"
             f"{f' ({detail})' if detail else ''}"
         )
@@ -252,7 +252,7 @@ def _no_kubeconfig(error: ConfigException, access: Access | None) -> str:
     if access is not None:
         return f"no usable kubeconfig: {error}"
     where = os.environ.get("KUBECONFIG") or "~/.kube/config"
-    return f"no kubeconfig: there is no configuration in {where}, and this is no pod of a cluster ({error})"
+    return f"no kubeconfig: there is no configuration in {where}, and this process does not run in a pod ({error})"
 
 
 def _own_namespace() -> str:

@@ -25,7 +25,7 @@ INTERRUPTED: Final = 130
 """128 + SIGINT."""
 
 USAGE: Final = """kubectl reanchor NAME [options]           ask for a re-anchor of a pipeline
-       kubectl reanchor status [NAME] [options]  tell how pipelines stand
+       kubectl reanchor status [NAME] [options]  show the state of pipelines
        kubectl reanchor history NAME [options]   list a pipeline's re-anchors"""
 
 EPILOG: Final = """A pipeline whose name is status or history is written pp/status.
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kubectl reanchor",
         usage=USAGE,
-        description="Rebuild the hot state of a PredictionPipeline from the exchange, and see what came of it.",
+        description="Rebuild the hot state of a PredictionPipeline from the exchange, and see the result.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--symbol", default="", help="one trading pair; default all of the pipeline's")
     request = parser.add_argument_group("asking for a re-anchor")
     request.add_argument("--reason", default="", help="why, in one line; kept in the receipt")
-    request.add_argument("--wait", action="store_true", help="wait until it is done, and exit with what came of it")
+    request.add_argument("--wait", action="store_true", help="wait until it is done, and exit with its result")
     request.add_argument("--timeout", type=float, default=180.0, metavar="S", help="seconds to wait (default 180)")
     request.add_argument("--dry-run", action="store_true", help="do everything but the swap")
     request.add_argument("--force", action="store_true", help="regardless of cool-down, budget and being switched off")
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_line(f"kubectl reanchor: {' '.join(str(error).split())}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print_line("kubectl reanchor: interrupted; what was asked for stays asked for", sys.stderr)
+        print_line("kubectl reanchor: interrupted; the request stays", sys.stderr)
         return INTERRUPTED
 
 

@@ -85,7 +85,7 @@ def ask(api: Api, options: RequestOptions) -> SubmittedRequest:
             if not done:
                 raise
             made = ", ".join(one["metadata"]["name"] for one in manifests[:done])
-            raise PluginError(f"{error}; asked for already: {made}", error.exit_code) from error
+            raise PluginError(f"{error}; already requested: {made}", error.exit_code) from error
     names = tuple(str(one["metadata"]["name"]) for one in manifests)
     return SubmittedRequest(request_id, names, "; ".join(filter(None, notes)))
 
@@ -114,7 +114,7 @@ def _create(api: Api, manifest: Object, request_id: str) -> str:
     there = api.reanchor(name)
     if there is not None and _asks_the_same(there, manifest):
         return f"request {request_id} was made before, as {name}"
-    raise PluginError(f"there is another ReAnchor named {name}: ask with another --request-id", EXIT_FAILED)
+    raise PluginError(f"another ReAnchor is named {name}: use another --request-id", EXIT_FAILED)
 
 
 def _asks_the_same(there: Object, manifest: Object) -> bool:

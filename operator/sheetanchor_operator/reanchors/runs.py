@@ -36,11 +36,11 @@ STARTING_WORDS: Final = frozenset({"ContainerCreating", "PodInitializing"})
 EXIT_WORDS: Final = {
     1: "the run failed",
     2: "the run's settings are wrong",
-    3: "the exchange did not give what was asked",
+    3: "a request to the exchange failed",
     4: "the rebuilt state is not sound",
-    5: "Redis did not do what was asked",
+    5: "a command to Redis failed",
     6: "another run holds the lock",
-    7: "somebody else has rebuilt the state meanwhile",
+    7: "another run has rebuilt the state in the meantime",
     137: "the run was killed",
     143: "the run was stopped",
 }
@@ -55,7 +55,7 @@ class ReAnchor:
         finished_us: End of the run that decided it, or of the last failed one; 0 before.
         duration_us: Duration of that run.
         next_us: When the next run begins at the earliest; 0 for at once.
-        held: Runs that found another one at work: they are no failures.
+        held: Runs that found another run in progress: they are no failures.
         raw: The status as it is.
     """
 
@@ -281,28 +281,28 @@ def _ended_container(terminated: Mapping[str, Any], created_us: int) -> Ended:
         return Ended(receipt.exit_code, receipt.result, receipt.message, *times, receipt)
     words = EXIT_WORDS.get(code, f"the run ended with exit code {code}")
     if terminated.get("reason") == "OOMKilled":
-        words = "the run was killed for want of memory: raise spec.reanchor.resources.limits.memory of the pipeline"
+        words = "the run ran out of memory and was killed: raise spec.reanchor.resources.limits.memory of the pipeline"
     last = text.strip().splitlines()[-1] if text.strip() else ""
     result = {0: "swapped", 6: "lock_held", 7: "superseded"}.get(code, "failed")
-    return Ended(code, result, f"{words}: {last}" if last else f"{words}; it left no receipt", started_us, finished_us)
+    return Ended(code, result, f"{words}: {last}" if last else f"{words}; it wrote no receipt", started_us, finished_us)
 
 
 def _without_exit(condition: Mapping[str, Any], pods: list[Live], reanchor: ReAnchor) -> str:
     """Say why a Job failed whose process nobody saw exit."""
     known = _waits_for(pods) or str(reanchor.raw.get("message") or "")
     if condition.get("reason") == "DeadlineExceeded":
-        text = "the Job ran into its deadline"
-        return f"{text}; last seen: {known}" if known else f"{text}, and its pod was ended"
+        text = "the Job exceeded its deadline"
+        return f"{text}; last seen: {known}" if known else f"{text}, and its pod was terminated"
     for pod in pods:
         if (pod.get("status") or {}).get("phase") == "Failed":
             return _pod_words(pod["status"])
     text = f"the Job failed: {condition.get('reason', 'Unknown')}: {condition.get('message', '')}".rstrip(": ")
-    return f"{text}; its pod is gone, with its node or by somebody's hand"
+    return f"{text}; its pod was deleted, or its node was lost"
 
 
 def _pod_words(status: Mapping[str, Any]) -> str:
     reason, message = status.get("reason") or "Failed", status.get("message") or ""
-    return f"the pod was ended from outside: {reason}{': ' + message if message else ''}"
+    return f"the pod was terminated: {reason}{': ' + message if message else ''}"
 
 
 def _waits_for(pods: list[Live]) -> str:
@@ -335,5 +335,5 @@ def _waits_for_container(pod: Live) -> str:
 def _waits_for_place(pod: Live) -> str:
     for condition in (pod.get("status") or {}).get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return f"the pod cannot be placed: {' '.join(str(condition.get('message', '')).split())}"
+            return f"the pod cannot be scheduled: {' '.join(str(condition.get('message', '')).split())}"
     return ""

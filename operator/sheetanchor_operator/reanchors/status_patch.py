@@ -61,7 +61,7 @@ def waiting_for_lock(attempt: int, held: int, ended: Ended, next_us: int) -> Sta
         "phase": "Pending",
         "attempts": attempt,
         "attemptsHeld": held,
-        "message": one_line(f"waits: run {attempt} found another one at work: {ended.message}", MESSAGE_LENGTH_MAX),
+        "message": one_line(f"waits: run {attempt} found another run in progress: {ended.message}", MESSAGE_LENGTH_MAX),
         "nextAttemptAt": text_of(next_us),
     }
 

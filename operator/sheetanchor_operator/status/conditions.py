@@ -136,9 +136,7 @@ def _anchored(facts: Facts) -> EvaluatedCondition:
     ]
     unknown = [symbol.name for symbol in symbols if symbol.state == "unknown"]
     if new:
-        return condition(
-            "False", Reason.AWAITING_FIRST_ANCHOR, f"{', '.join(new)}: not anchored for the first time yet"
-        )
+        return condition("False", Reason.AWAITING_FIRST_ANCHOR, f"{', '.join(new)}: waiting for the first anchor")
     if suspect:
         return condition(
             "False", Reason.SUSPECT, f"{'; '.join(suspect)}; predictions are marked degraded until a re-anchor"
@@ -147,8 +145,8 @@ def _anchored(facts: Facts) -> EvaluatedCondition:
         problem = worst_of(facts.problems, Component.PROCESS, Component.REDIS)
         if problem is not None:
             return condition("Unknown", problem.reason, problem.message)
-        return condition("Unknown", Reason.UNKNOWN, f"{', '.join(unknown)}: no processor answers that knows its state")
-    return condition("True", Reason.ANCHORED, "the state of every symbol is what the exchange says")
+        return condition("Unknown", Reason.UNKNOWN, f"{', '.join(unknown)}: no processor reports its state")
+    return condition("True", Reason.ANCHORED, "every symbol is anchored: its state agrees with the exchange")
 
 
 def _ingestion(facts: Facts) -> EvaluatedCondition:
@@ -248,7 +246,7 @@ def _external(facts: Facts, connected: list[bool]) -> tuple[Truth, Reason, str]:
     return (
         "Unknown",
         Reason.STARTING if _is_new(facts) else Reason.UNKNOWN,
-        f"no processor has said yet whether it reaches {url}",
+        f"no processor has reported yet whether it reaches {url}",
     )
 
 
@@ -303,7 +301,7 @@ def _reanchor_in_progress(facts: Facts) -> EvaluatedCondition:
         return condition("True", Reason.REANCHOR_RUNNING, "; ".join(running))
     if pending:
         return condition("False", Reason.REANCHOR_PENDING, f"waiting: {'; '.join(pending)}")
-    return condition("False", Reason.IDLE, "no re-anchor is wanted")
+    return condition("False", Reason.IDLE, "no re-anchor is requested")
 
 
 def _reanchor_throttled(facts: Facts) -> EvaluatedCondition:
@@ -317,7 +315,7 @@ def _reanchor_throttled(facts: Facts) -> EvaluatedCondition:
         return EvaluatedCondition(Condition.REANCHOR_THROTTLED, "True", Reason.DISABLED, text)
     if not waits:
         return EvaluatedCondition(
-            Condition.REANCHOR_THROTTLED, "False", Reason.NOT_THROTTLED, "nothing holds up a re-anchor"
+            Condition.REANCHOR_THROTTLED, "False", Reason.NOT_THROTTLED, "no re-anchor is throttled"
         )
     first = waits[0][1].throttled or Reason.UNKNOWN
     text = "; ".join(f"{symbol}: {one.message}" for symbol, one in waits)
@@ -348,7 +346,7 @@ def _command(pipeline: Pipeline) -> str:
 
 def _paused(facts: Facts) -> EvaluatedCondition:
     if facts.pipeline.paused:
-        text = "annotation sheetanchor.dev/paused is true: children are left as they are; remove it to go on"
+        text = "annotation sheetanchor.dev/paused is true: its objects are left as they are; remove it to resume"
         return EvaluatedCondition(Condition.PAUSED, "True", Reason.PAUSED, text)
     paused_reason = scale_down_reason(facts.pipeline)
     if paused_reason is not None:

@@ -50,7 +50,7 @@ POD_REMEDIES: Final = {
     Cause.QUOTA: "raise the namespace's ResourceQuota or lower {fields}",
     Cause.QUOTA_FIELD: "set what the ResourceQuota asks for in {fields}",
     Cause.LIMIT_RANGE: "set {fields} within the namespace's LimitRange",
-    Cause.RIGHTS: "the cluster's own controllers may not make pods here: see its RBAC",
+    Cause.RIGHTS: "the cluster's own controllers are not allowed to create pods here: check RBAC",
     Cause.NO_KIND: "admission refuses it",
     Cause.OTHER: "admission refuses it",
 }
@@ -221,7 +221,7 @@ def _stuck(pipeline: Pipeline, component: str, name: str) -> Problem:
     return Problem(
         component,
         Reason.PODS_NOT_READY,
-        f"{component}: the roll-out of {name} does not come further, old pods go on; see "
+        f"{component}: the roll-out of {name} does not progress, old pods keep serving; see "
         f"kubectl -n {pipeline.namespace} rollout status deploy/{name} and the newest pod",
     )
 
@@ -232,7 +232,7 @@ def _refused_pod(component: str, message: str) -> Problem:
     cause = cause_of(CODE_FORBIDDEN, "", message)
     remedy = POD_REMEDIES.get(cause, REMEDIES[cause]).format(fields=_fields_of_resources(component, message))
     reason = Reason.QUOTA_EXCEEDED if cause is Cause.QUOTA else Reason.POD_REFUSED
-    return Problem(component, reason, f"{component}: no pod can be made: {message}; {remedy}")
+    return Problem(component, reason, f"{component}: no pod can be created: {message}; {remedy}")
 
 
 def _fields_of_resources(component: str, message: str) -> str:
@@ -279,7 +279,7 @@ def _of_container(pipeline: Pipeline, component: str, container: Any, now_us: in
 def _image_cause(word: str, message: str) -> str:
     """Name the cause; kubelet words the same failure differently each time that it tries."""
     if word == "InvalidImageName":
-        return "is no valid reference: correct spec.image"
+        return "is not a valid reference: correct spec.image"
     if word == "ErrImageNeverPull":
         return "is not on the node and may not be pulled: load it there, or set imagePullPolicy IfNotPresent"
     if re.search(r"unauthorized|denied|forbidden|authentication", message, re.I):
@@ -288,7 +288,7 @@ def _image_cause(word: str, message: str) -> str:
         return "does not exist: correct spec.image, or the operator's default image if that is empty"
     if re.search(r"no such host|timeout|timed out|refused|unreachable|lookup", message, re.I):
         return "cannot be pulled: the node cannot reach the registry; check the registry's name and the network"
-    return "cannot be pulled: correct spec.image or spec.imagePullSecrets; the pod's Events tell more"
+    return "cannot be pulled: correct spec.image or spec.imagePullSecrets; see the pod's Events"
 
 
 def _logs(pipeline: Pipeline, component: str, container: str) -> str:
@@ -299,10 +299,10 @@ def _logs(pipeline: Pipeline, component: str, container: str) -> str:
 def _crash(ended: Any, container: str, logs: str) -> str:
     code, last = ended.get("exitCode", -1), last_line(ended.get("message") or "")
     if ended.get("reason") == "OOMKilled":
-        return f"{container} was killed for its memory: raise resources.limits.memory"
+        return f"{container} was killed because it ran out of memory: raise resources.limits.memory"
     report = f": {last}" if last else ""
     advice = "correct the setting that it names" if code == EXIT_BAD_SETTINGS else logs
-    return f"{container} ends with exit code {code} again and again{report}; {advice}"
+    return f"{container} ends with exit code {code} repeatedly{report}; {advice}"
 
 
 def last_line(log: str) -> str:

@@ -85,9 +85,9 @@ _RIGHTS: Final = (
     "watches"
 )
 REMEDIES: Final = {
-    Cause.TERMINATING: "the namespace is being deleted: nothing to do, or make the pipeline in another one",
-    Cause.NO_NAMESPACE: "the namespace is gone: make it again, or take it out of the chart's watchNamespaces",
-    Cause.NAME_TAKEN: "delete that object, or name the pipeline otherwise",
+    Cause.TERMINATING: "the namespace is being deleted: nothing to do, or create the pipeline in another one",
+    Cause.NO_NAMESPACE: "the namespace does not exist: create it again, or take it out of the chart's watchNamespaces",
+    Cause.NAME_TAKEN: "delete that object, or give the pipeline another name",
     Cause.QUOTA: "raise the namespace's ResourceQuota",
     Cause.QUOTA_FIELD: "set what the ResourceQuota asks for in the resources that the pipeline's component has",
     Cause.LIMIT_RANGE: "set resources of the pipeline's component within the namespace's LimitRange",
@@ -98,9 +98,9 @@ REMEDIES: Final = {
     Cause.RIGHTS: _RIGHTS,
     Cause.CREDENTIALS: "the operator's credentials are not accepted: see its ServiceAccount's token or its kubeconfig",
     Cause.NO_KIND: "the API server does not serve this kind: install the chart's definitions, of this version",
-    Cause.NO_ACCOUNT: "the ServiceAccount is missing: see what else this pipeline tells",
-    Cause.NO_PRIORITY_CLASS: "make the PriorityClass, or correct scheduling.priorityClassName",
-    Cause.FIXED: "delete that object if it is to change: the operator makes it anew",
+    Cause.NO_ACCOUNT: "the ServiceAccount is missing: see the pipeline's other conditions and Events",
+    Cause.NO_PRIORITY_CLASS: "create the PriorityClass, or correct scheduling.priorityClassName",
+    Cause.FIXED: "delete that object if it is to change: the operator creates it again",
     Cause.UNAVAILABLE: "see the API server's own log",
     Cause.OTHER: "correct the field of the pipeline that it comes from",
 }

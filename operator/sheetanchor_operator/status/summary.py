@@ -283,7 +283,7 @@ def _of_phase(old: Mapping[str, Any], new: Mapping[str, Any]) -> EventRows:
     ends = {
         Phase.SUSPENDED: (False, EventReason.RESUMED, "workloads are started again"),
         Phase.MAINTENANCE: (False, EventReason.MAINTENANCE_ENDED, "workloads are started again"),
-        Phase.PAUSED: (False, EventReason.UNPAUSED, "children are kept as specified again"),
+        Phase.PAUSED: (False, EventReason.UNPAUSED, "the pipeline's objects are kept as specified again"),
     }
     if was in ends:
         report.append(ends[Phase(was)])

@@ -206,7 +206,7 @@ async def test_a_strangers_secret_is_not_used_in_silence(apiserver: ApiServer, w
     await leader._reconcile((where, "btc"))
 
     told = " ".join(one["message"] for one in pipeline_of(apiserver, where)["status"]["conditions"])
-    assert "Secret btc-redis: there is one of this name that is not the operator's" in told
+    assert "Secret btc-redis: an object of this name exists that does not belong to the operator" in told
 
 
 async def test_a_deaf_watch_of_requests_is_noticed(apiserver: ApiServer, where: str, cluster: Cluster) -> None:

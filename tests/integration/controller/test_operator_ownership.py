@@ -105,8 +105,9 @@ async def test_a_name_that_is_taken_is_told_and_what_needs_it_waits(
     after = there(apiserver, where, *place)
     assert before["metadata"]["resourceVersion"] == after["metadata"]["resourceVersion"]
     assert "NameTaken" == condition_of(apiserver, where, "Ready")["reason"]
-    assert f"{place[0]} {place[1]}: there is one of this name that is not the operator's" in ready_message(
-        apiserver, where
+    assert (
+        f"{place[0]} {place[1]}: an object of this name exists that does not belong to the operator"
+        in ready_message(apiserver, where)
     )
     waiting = {f"{one[0]}/{one[1]}" for one, manifest in wanted.items() if place in depends_on(manifest)}
     made = {name for name in children_of(apiserver, where) if name != f"{place[0]}/{place[1]}"}
@@ -161,5 +162,5 @@ async def test_a_run_of_somebody_elses_is_not_taken_for_ours(
 
     status = reanchors(apiserver, where)["one"]["status"]
     assert status.get("phase", "Pending") == "Pending"
-    assert "there is one of this name that is not the operator's" in status["message"]
+    assert "an object of this name exists that does not belong to the operator" in status["message"]
     assert "NameTaken" == condition_of(apiserver, where, "Ready")["reason"]

@@ -98,7 +98,7 @@ def test_one_that_was_stopped_writes_nothing_when_it_goes_on(apiserver: ApiServe
             assert one.process is not None
             one.process.send_signal(signal.SIGSTOP)
             until_leading(two, within_s=2 * DURATION_S)
-            written = one.said().count("put right") + one.said().count("created")
+            written = one.said().count("corrected") + one.said().count("created")
 
             one.process.send_signal(signal.SIGCONT)
             try:
@@ -107,7 +107,7 @@ def test_one_that_was_stopped_writes_nothing_when_it_goes_on(apiserver: ApiServe
                 raise AssertionError(f"it goes on\n{one.said()[-2000:]}") from None
 
             assert 1 == code
-            assert written == one.said().count("put right") + one.said().count("created")
+            assert written == one.said().count("corrected") + one.said().count("created")
             assert holder(apiserver, where).startswith("two")
 
 

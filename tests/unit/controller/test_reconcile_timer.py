@@ -138,9 +138,9 @@ def test_a_long_look_says_what_it_has_waited_for() -> None:
     look.answered("GET /c", 0.1)
 
     assert "" == look.words(10.0 + LONG_S)
-    told = "this look took 1.500 s; for 0.300 s it had no processor; its longest wait for the API server was 0.900 s"
+    told = "this reconcile took 1.500 s; for 0.300 s it had no CPU; its longest wait for the API server was 0.900 s"
     assert f"{told}: PATCH /b" == look.words(11.5)
-    assert "it asked nobody" in ReconcileTimer(0.0).words(2.0)
+    assert "it sent no request" in ReconcileTimer(0.0).words(2.0)
 
 
 def test_waiting_for_a_processor_is_counted() -> None:

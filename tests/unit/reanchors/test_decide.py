@@ -295,16 +295,22 @@ def test_lock_of_somebody_else_is_waited_for() -> None:
 @pytest.mark.parametrize(
     ("kill", "told"),
     [
-        (lambda w: w.dies("one-1", 137, reason="OOMKilled"), "want of memory: raise spec.reanchor.resources"),
-        (lambda w: w.dies("one-1", 137), "the run was killed; it left no receipt"),
+        (
+            lambda w: w.dies("one-1", 137, reason="OOMKilled"),
+            "ran out of memory and was killed: raise spec.reanchor.resources",
+        ),
+        (lambda w: w.dies("one-1", 137), "the run was killed; it wrote no receipt"),
         (lambda w: w.dies("one-1", 2, "x\nsheetanchor reanchor: symbol = 'x': bad"), "settings are wrong: sheetanchor"),
-        (lambda w: w.fails("one-1", "DeadlineExceeded"), "the Job ran into its deadline"),
-        (lambda w: w.fails("one-1", "BackoffLimitExceeded", "has reached"), "its pod is gone, with its node"),
+        (lambda w: w.fails("one-1", "DeadlineExceeded"), "the Job exceeded its deadline"),
+        (
+            lambda w: w.fails("one-1", "BackoffLimitExceeded", "has reached"),
+            "its pod was deleted, or its node was lost",
+        ),
         (
             lambda w: w.pods["one-1"].update(status={"phase": "Failed", "reason": "Evicted", "message": "low memory"}),
-            "the pod was ended from outside: Evicted: low memory",
+            "the pod was terminated: Evicted: low memory",
         ),
-        (lambda w: w.jobs.clear(), "the run's Job has vanished"),
+        (lambda w: w.jobs.clear(), "the run's Job no longer exists"),
     ],
 )
 def test_dead_job_is_a_failure_with_a_clear_message(kill: Any, told: str) -> None:

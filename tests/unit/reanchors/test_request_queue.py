@@ -80,7 +80,7 @@ def test_first_come_are_looked_at_and_the_rest_is_told() -> None:
     assert ["insists-1"] == world.at_work()
     skipped = [name for name in world.reanchors if world.of(name).get("phase") == "Skipped"]
     assert [f"flood-{number:05}" for number in range(QUEUE_MAX - 1, QUEUE_MAX + 30)] == sorted(skipped)
-    assert {"more than 100 requests wait: this one was passed over; ask again when fewer do"} == {
+    assert {"more than 100 requests wait: this one is skipped; request it again when fewer wait"} == {
         world.of(name)["message"] for name in skipped
     }
     world.ends("insists-1")

@@ -226,7 +226,7 @@ def test_foreign_symbol_is_refused() -> None:
 
     world.settle()
 
-    assert "symbol DOGEUSDT is none of the pipeline's: BTCUSDT" == world.of("one")["message"]
+    assert "the pipeline has no symbol DOGEUSDT: it has BTCUSDT" == world.of("one")["message"]
 
 
 def test_object_without_owner_is_adopted() -> None:

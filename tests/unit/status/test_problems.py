@@ -207,11 +207,11 @@ CRASHES = [
     (crashed(2, "redis_url: expected a URL", name="infer"), "correct the setting that it names"),
     (
         crashed(1, "a\nTraceback\nboom: x\n\n", name="infer"),
-        "exit code 1 again and again: boom: x; kubectl -n market logs -l ",
+        "exit code 1 repeatedly: boom: x; kubectl -n market logs -l ",
     ),
-    (crashed(1, "[" * 100_000, name="infer"), "exit code 1 again and again: [[[["),
-    (crashed(1, '{"message": ' + "[" * 900 + "]" * 900 + "}", name="infer"), "exit code 1 again and again: "),
-    (crashed(1, '{"message": "half \\ud800"}', name="infer"), "exit code 1 again and again: half ?;"),
+    (crashed(1, "[" * 100_000, name="infer"), "exit code 1 repeatedly: [[[["),
+    (crashed(1, '{"message": ' + "[" * 900 + "]" * 900 + "}", name="infer"), "exit code 1 repeatedly: "),
+    (crashed(1, '{"message": "half \\ud800"}', name="infer"), "exit code 1 repeatedly: half ?;"),
     (crashed(137, reason="OOMKilled", name="infer"), "raise resources.limits.memory"),
 ]
 

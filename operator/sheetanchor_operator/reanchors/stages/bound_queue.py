@@ -26,12 +26,12 @@ def bound_queue(before: Situation) -> Changes:
         return stage.changes()
     open_ones.sort(key=lambda one: (one.phase != "Running", not one.answered_by, not one.force, one.at_us, one.name))
     rest = [one for one in open_ones[QUEUE_MAX:] if one.phase != "Running"]
-    message = f"more than {QUEUE_MAX} requests wait: this one was passed over; ask again when fewer do"
+    message = f"more than {QUEUE_MAX} requests wait: this one is skipped; request it again when fewer wait"
     for one in rest:
         if not stage.may_write():
             break
         stage.write(one.name, skipped(stage, one, message))
-    text = f"more than {QUEUE_MAX} requests for re-anchors wait: the first are looked at, the rest is skipped"
+    text = f"more than {QUEUE_MAX} requests for re-anchors wait: the first are handled, the others are skipped"
     stage.emit(None, "Warning", EventReason.REANCHOR_SKIPPED, text, both=True)
     return stage.changes(passed_over=frozenset(one.name for one in rest))
 

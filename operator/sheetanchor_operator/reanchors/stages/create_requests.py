@@ -28,7 +28,7 @@ def create_requests(before: Situation) -> Changes:
         try:
             asks = [*asks, *requests_of_annotation(read_request(value, pipeline.spec.symbols), stage.now_us)]
         except BadRequest as error:
-            message = f"the annotation sheetanchor.dev/reanchor changes nothing: {error}"
+            message = f"the annotation sheetanchor.dev/reanchor is ignored: {error}"
             stage.emit(None, "Warning", EventReason.REANCHOR_SKIPPED, message, both=True)
     for ask in asks:
         stage.request(ask)

@@ -22,7 +22,10 @@ def answer_merged(before: Situation) -> Changes:
             continue
         lead = _lead_of(stage, one)
         if lead is None:
-            stage.write(one.name, {"answeredBy": None, "message": "waits again: what it was merged into is gone"})
+            stage.write(
+                one.name,
+                {"answeredBy": None, "message": "waits again: the request that it was merged into no longer exists"},
+            )
         elif lead.final:
             message = f"answered by {lead.name}: {lead.raw.get('message') or lead.result}"
             end = Ended(0, "coalesced", message, 0, lead.finished_us or stage.now_us)

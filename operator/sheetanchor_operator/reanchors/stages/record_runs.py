@@ -52,7 +52,7 @@ def _record_run(stage: Stage, one: ReAnchor) -> None:
     run = runs[-1] if runs and runs[-1].attempt >= one.attempts else None
     if run is None:
         if one.phase == "Running" and stage.now_us - one.started_us > JOB_MISSING_GRACE_US:
-            gone = Ended(-1, "failed", "the run's Job has vanished", one.started_us, stage.now_us)
+            gone = Ended(-1, "failed", "the run's Job no longer exists", one.started_us, stage.now_us)
             _record_end(stage, one, one.attempts, gone)
         return
     if run.attempt > one.attempts or one.phase == "Running":
@@ -86,7 +86,7 @@ def _record_end(stage: Stage, one: ReAnchor, attempt: int, ended: Ended) -> None
         stage.emit(one, "Warning", EventReason.REANCHOR_FAILED, _failed_words(attempt, ended), both=True)
         return
     stage.write(one.name, retried(one, attempt, ended, next_us))
-    again = f"{_failed_words(attempt, ended)}; again at {text_of(next_us - next_us % SECOND_US)}"
+    again = f"{_failed_words(attempt, ended)}; next attempt at {text_of(next_us - next_us % SECOND_US)}"
     stage.emit(one, "Warning", EventReason.REANCHOR_FAILED, again, both=True)
 
 
@@ -94,14 +94,14 @@ def _record_lock_wait(stage: Stage, one: ReAnchor, attempt: int, ended: Ended) -
     """Wait for the run that holds the lock: another run at work is no failure, for counters and alerts alike."""
     held = one.held + 1
     if held >= HELD_MAX:
-        ended = replace(ended, message=f"{held} runs found another one at work: {ended.message}")
+        ended = replace(ended, message=f"{held} runs found another run in progress: {ended.message}")
         stage.write(one.name, finished(one, "Skipped", ended) | {"attempts": attempt, "attemptsHeld": held})
         stage.emit(one, "Normal", EventReason.REANCHOR_SKIPPED, ended.message, both=False)
         return
     next_us = next_try_us(one, attempt, held, ended.finished_us, 0, stage.before.policy)
     stage.write(one.name, waiting_for_lock(attempt, held, ended, next_us))
     next_text = text_of(next_us - next_us % SECOND_US)
-    words = f"run {attempt} found another one at work; again at {next_text}: {ended.message}"
+    words = f"run {attempt} found another run in progress; next attempt at {next_text}: {ended.message}"
     stage.emit(one, "Normal", EventReason.REANCHOR_THROTTLED, words, both=False)
 
 

@@ -128,7 +128,7 @@ def _skip_if_moot(
     if not reason:
         return False
     stage.write(one.name, skipped(stage, one, reason))
-    stage.emit(one, "Normal", EventReason.REANCHOR_SKIPPED, f"{one.trigger} changes nothing: {reason}", both=False)
+    stage.emit(one, "Normal", EventReason.REANCHOR_SKIPPED, f"{one.trigger} is skipped: {reason}", both=False)
     return True
 
 
@@ -259,7 +259,7 @@ def skip_unknown_symbols(before: Situation) -> Changes:
     for one in list(stage.known.values()):
         waits = not one.final and one.phase != "Running" and one.name not in stage.before.passed_over
         if one.symbol not in symbols and waits and stage.may_write(2):
-            reason = f"symbol {one.symbol} is none of the pipeline's: {', '.join(symbols)}"
+            reason = f"the pipeline has no symbol {one.symbol}: it has {', '.join(symbols)}"
             stage.write(one.name, skipped(stage, one, reason))
             stage.emit(one, "Warning", EventReason.REANCHOR_SKIPPED, reason, both=False)
     return stage.changes()
