@@ -1,4 +1,4 @@
-"""`sheetanchor-operator`: stands for election, and looks after all pipelines while it leads.
+"""`sheetanchor-operator`: stands for election, and manages all pipelines while it leads.
 
 Exit codes: 0 told to stop, 1 the Lease or the watches were lost (start it anew), 2 bad settings.
 """

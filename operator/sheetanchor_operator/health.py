@@ -20,7 +20,7 @@ from sheetanchor.web.server import CHECK_TIMEOUT_S, LOOP_STALL_MAX_S, TURN_EVERY
 from sheetanchor_operator.metrics import HTTP_REQUEST_ERRORS, HTTP_REQUESTS, REGISTRY
 
 LEASE_STALE_S: Final = 60.0
-"""The Lease is looked at every two seconds: an operator that has not managed to for a minute is of no use."""
+"""The Lease is read every two seconds: an operator that has not managed to for a minute is of no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class OperatorHealth:
 
     Attributes:
         leading: It holds the Lease.
-        synced: It has seen everything that there is; only a leader looks.
+        synced: It has seen everything that there is; only a leader watches.
         stale_watch: What the watch of which has missed something for too long, "" for none.
-        lease_age_s: Time since the Lease was last looked at.
-        pipelines: How many it looks after.
+        lease_age_s: Time since the Lease was last read.
+        pipelines: How many it manages.
         serves: Whether there is a namespace of which everything that is needed can be heard.
         refused: What cannot be listed or watched, each with the reason.
     """

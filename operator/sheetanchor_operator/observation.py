@@ -68,17 +68,17 @@ class Observed:
         zones: Zone names that the labels of the cluster's nodes show, sorted, whether the nodes are ready or not.
         node_zones: Zone of each node by the node's name.
         reanchors: The pipeline's ReAnchor objects.
-        overwritten: Values of the annotation that asks for re-anchors which others have replaced before a look.
+        overwritten: Values of the annotation that asks for re-anchors which others have replaced before a reconcile.
         jobs: Their Jobs.
         secrets: Keys of each Secret that the pipeline names, by its name; None for one that does not exist. A Secret
-            that was not looked at is absent. Values of Secrets are never held.
+            that was not read is absent. Values of Secrets are never held.
         secret_versions: A keyed hash of what each of these Secrets holds: pods are rolled when it changes.
         config_maps: Keys and a content hash under `""` of each ConfigMap that the pipeline names; None if missing.
         volume_claims: Whether each PersistentVolumeClaim that the pipeline names exists.
         events: Recent Warning events about the pipeline's children, newest last.
-        refusals: What the API server would not do in this look.
+        refusals: What the API server would not do in this reconcile.
         unwatchable: Why a kind cannot be listed or watched, by its name: what is known of it may be old.
-        usable_zones: Of the zones those in which the pipeline's pods can run; None if that was not looked at.
+        usable_zones: Of the zones those in which the pipeline's pods can run; None if that was not read.
         states: `GET /state` of each processor, by pod name.
         predictions: `GET /predictions/{S}` by pod name and symbol.
         health: `GET /health/detailed` of each ingestor and Redis node, by pod name.

@@ -1,9 +1,9 @@
-"""Which installation of the operator looks after a pipeline. Pure.
+"""Which installation of the operator manages a pipeline. Pure.
 
-Two installations that look after the same objects undo each other's work. So the one that does says so in the status,
+Two installations that manage the same objects undo each other's work. So the one that does says so in the status,
 and says it again every two minutes; another one keeps off, and takes over when it has heard nothing for three times as
 long, by its own clock: clocks of different machines are never compared. The annotation `sheetanchor.dev/operator` on a
-pipeline names the installation that is to look after it, and counts at once.
+pipeline names the installation that is to manage it, and counts at once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def decide(own: str, wanted: str, claim: ObservedClaim, now_us: int, now_s: floa
 
     Args:
         own: Its name.
-        wanted: Who is to look after the pipeline by its annotation, "" for whoever does.
+        wanted: Who is to manage the pipeline by its annotation, "" for whoever does.
         claim: Who does, as was last heard.
         now_us: The time.
         now_s: The same by the steady clock.

@@ -94,7 +94,7 @@ def _processor(pipeline: Pipeline, defaults: Defaults) -> Manifest:
 def network(pipeline: Pipeline, defaults: Defaults) -> list[Manifest]:
     """Render the policies; none if the pipeline does without.
 
-    Predictions may be read from anywhere; whoever wants less adds a policy of his own, since policies only add up if
+    Predictions may be read from anywhere; whoever wants less adds a policy, since policies only add up if
     they allow.
     """
     if not pipeline.spec.network_policy.enabled:

@@ -29,7 +29,7 @@ HOLD_S: Final = 180.0
 
 CONFLICT: Final = 409
 LATE: Final[Mapping[str, Any]] = {}
-"""Stands for a child that is left to the next look."""
+"""Stands for a child that is left to the next reconcile."""
 
 _CONTENTS: Final = frozenset(kind.name for kind in METADATA_ONLY)
 
@@ -57,7 +57,7 @@ class _Known:
         agreed: How each child was last found to agree with its manifest.
         content: Version and content of the Secrets that were made here; nowhere else is it kept, and it is never told.
         holding: Whether a change waits for its turn.
-        late: Whether the last look had no time for all that was to be written.
+        late: Whether the last reconcile had no time for all that was to be written.
         awaited: What is waited for, and since when.
         passed_over: What was waited for in vain: it never comes to an end, and nobody waits for it any more.
     """
@@ -86,7 +86,7 @@ class ChildApplier:
         Args:
             pipeline: What is wanted.
             observed: What is there.
-            has_time: Whether one more child may be written by this look; the others are left to the next.
+            has_time: Whether one more child may be written by this reconcile; the others are left to the next.
 
         Returns:
             What is there then, and what the API server would not do.
@@ -104,7 +104,7 @@ class ChildApplier:
             if place in deferred:
                 continue
             if place[0] in observed.unwatchable or (unwritten & depends_on(manifest) and not _is_scaled_down(manifest)):
-                # Whoever starts now would start with what it should not; what runs goes on with what it has.
+                # A pod that starts now would start with what it should not; what runs goes on with what it has.
                 unwritten.add(place)
                 continue
             try:
@@ -149,7 +149,7 @@ class ChildApplier:
         return key in self._known and self._known[key].holding
 
     def is_late(self, key: Key) -> bool:
-        """Say whether the last look had no time for all that was to be written."""
+        """Say whether the last reconcile had no time for all that was to be written."""
         return key in self._known and self._known[key].late
 
     def forget(self, key: Key) -> None:
@@ -231,7 +231,7 @@ class ChildApplier:
         kind, name = place = place_of(manifest)
         known, once = self._known_of(pipeline), CREATE_ONLY in manifest["metadata"]["annotations"]
         if not known_there:
-            # Whoever is at work knows the passwords that were, and whoever starts would be given others.
+            # Running pods know the passwords that were, and new ones would be given others.
             given = {**manifest, "data": known.content[place][1]} if once and place in known.content else manifest
             created = await self.cluster.create(given)
             if created is not None:
@@ -297,7 +297,7 @@ class ChildApplier:
         return adopted
 
     async def _keep_content(self, pipeline: Pipeline, manifest: Manifest, live: Mapping[str, Any]) -> None:
-        """Keep in mind what is made once: if somebody deletes it, it comes back as it was, or as he had changed it."""
+        """Remember what is created once: if it is deleted, it comes back as it was, or as it had been changed."""
         kind, name = place = place_of(manifest)
         content, version = self._known_of(pipeline).content, str(live["metadata"].get("resourceVersion"))
         if place not in content or content[place][0] != version:

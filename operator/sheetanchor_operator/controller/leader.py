@@ -50,10 +50,10 @@ class Leader:
     Args:
         cluster: The API server.
         cache: What is known; filled here.
-        reconciler: Looks at one pipeline.
-        namespaces: Where pipelines are looked after; empty for everywhere.
-        nodes: Whether nodes may be looked at.
-        workers: How many pipelines are looked at at the same time.
+        reconciler: Reconciles one pipeline.
+        namespaces: Where pipelines are managed; empty for everywhere.
+        nodes: Whether nodes may be read.
+        workers: How many pipelines are reconciled at the same time.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Leader:
                     self._wake(key)
 
     def reachability_changed(self, place: Place) -> None:
-        """A place can be heard no longer, or again: whoever is concerned tells it."""
+        """A place can be heard no longer, or again: its pipelines are reconciled."""
         refused = place in self.problems
         metrics.WATCH_REFUSED.labels(place.kind.name, place.namespace).set(refused)
         for key in self._cache.pipelines():

@@ -84,7 +84,7 @@ class Observer:
         )
 
     async def _prerequisites(self, pipeline: Pipeline) -> dict[str, Any]:
-        """Look at what people have to provide. Of a Secret only the names of its entries are kept."""
+        """Read what people have to provide. Of a Secret only the names of its entries are kept."""
 
         async def read(kind: str, name: str) -> Body | Refusal | None:
             try:
@@ -95,7 +95,7 @@ class Observer:
         places = [("Secret", name) for name in secrets_needed(pipeline)]
         places += [("ConfigMap", name) for name in config_maps_needed(pipeline)]
         places += [("PersistentVolumeClaim", name) for name in claims_needed(pipeline)]
-        # At once: a look waits for the slowest of the answers instead of for all of them.
+        # At once: a reconcile waits for the slowest of the answers instead of for all of them.
         answers = await asyncio.gather(*(read(*place) for place in places))
         secrets, versions, config_maps, claims = {}, {}, {}, {}
         for (kind, name), found in zip(places, answers, strict=True):

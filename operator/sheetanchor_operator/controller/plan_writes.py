@@ -1,4 +1,4 @@
-"""Writes what was planned about re-anchors. What can wait is begun only while the look has time for it."""
+"""Writes what was planned about re-anchors. What can wait is begun only while the reconcile has time for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sheetanchor_operator.status.refusal_causes import NAME_TAKEN_REASON
 log = logging.getLogger(__name__)
 
 AT_ONCE: Final = AT_LEAST
-"""One after another, a look with many writes takes over a second; more at once would crowd out other pipelines."""
+"""One after another, a reconcile with many writes takes over a second; more at once would crowd out other pipelines."""
 
 Item = TypeVar("Item")
 
@@ -194,11 +194,11 @@ class PlanWriter:
         return None
 
     async def _existing(self, key: Key, manifest: Manifest) -> Refusal | None:
-        """Look at what has the name of an object of a re-anchor: it may be the one, or somebody else's."""
+        """Read what has the name of an object of a re-anchor: it may be the one, or somebody else's."""
         kind, name = place = place_of(manifest)
         found = await self.cluster.get(KINDS[kind], key[0], name)
         if found is None:
-            return None  # gone meanwhile: the next look makes it
+            return None  # gone meanwhile: the next reconcile makes it
         found = {**found, "kind": kind, "apiVersion": KINDS[kind].api_version}
         if is_run_of(found, manifest):
             self.cache.put(found)

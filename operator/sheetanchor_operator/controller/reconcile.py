@@ -46,10 +46,10 @@ from sheetanchor_operator.status.summary import NO_PLAN, refused_status, status_
 log = logging.getLogger(__name__)
 
 UNSOUND_S: Final = 3.0
-"""How soon a pipeline that is not as it should be is looked at again."""
+"""How soon a pipeline that is not as it should be is reconciled again."""
 
 PER_PIPELINE_S: Final = 0.05
-"""With many pipelines each is looked at less often: at most twenty a second are, whatever their number."""
+"""With many pipelines each is reconciled less often: at most twenty a second are, whatever their number."""
 
 PLANNED_HERE_MAX: Final = 200
 """Re-anchors that are decided upon within some milliseconds."""
@@ -59,10 +59,10 @@ DEFECT_LENGTH_MAX: Final = 300
 
 @dataclass(slots=True)
 class Reconciler:
-    """Looks at pipelines.
+    """Reconciles pipelines.
 
     Attributes:
-        resync_s: Time between two looks at a pipeline to which nothing happens.
+        resync_s: Time between two reconciles of a pipeline to which nothing happens.
     """
 
     cluster: Cluster
@@ -77,14 +77,14 @@ class Reconciler:
 
     seen_requests: SeenRequests = field(default_factory=SeenRequests)
     installation: str = ""
-    """Namespace and name of our Lease, by which pipelines say who looks after them; "" asks and tells nobody."""
+    """Namespace and name of our Lease, by which pipelines say who manages them; "" asks and tells nobody."""
 
     _applier: ChildApplier = field(init=False, repr=False)
     _observer: Observer = field(init=False, repr=False)
     _writer: PlanWriter = field(init=False, repr=False)
     _claims: dict[Key, ObservedClaim] = field(default_factory=dict)
     _kept_off: dict[Key, str] = field(default_factory=dict)
-    """Pipelines that another installation looks after, each with its name."""
+    """Pipelines that another installation manages, each with its name."""
 
     _unsound: set[Key] = field(default_factory=set)
 
@@ -94,10 +94,10 @@ class Reconciler:
         self._writer = PlanWriter(self.cluster, self.cache, self.pipeline_metrics)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Look at a pipeline once.
+        """Reconcile a pipeline once.
 
         Returns:
-            Seconds until the next look if nothing happens before; None if the pipeline is no more.
+            Seconds until the next reconcile if nothing happens before; None if the pipeline is no more.
 
         Raises:
             ApiUnavailable: The API server cannot do it just now.
@@ -140,7 +140,7 @@ class Reconciler:
             raise
 
     async def _claimed(self, key: Key, body: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Have a pipeline say that we look after it; gives it as it is then, None if another installation does.
+        """Have a pipeline say that we manage it; gives it as it is then, None if another installation does.
 
         Raises:
             ApiUnavailable: Somebody has written the pipeline at the same moment, perhaps another one that claims it.
@@ -208,7 +208,7 @@ class Reconciler:
             decided = await self._plan(pipeline, observed, timer)
             decided, refusals = await self._writer.carry_out(key, pipeline, decided, timer, _now_us())
         observed = replace(observed, refusals=(*observed.refusals, *refusals))
-        # What happened to the ReAnchors is written by now: another look would not find it new.
+        # What happened to the ReAnchors is written by now: another reconcile would not find it new.
         self._publish(pipeline.namespace, decided.events)
         status = status_of(pipeline, observed, decided)
         events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
@@ -232,7 +232,7 @@ class Reconciler:
 
         before_s = processor_wait_s()
         made, waited_s = await asyncio.to_thread(planned)
-        # What this thread waited meanwhile is counted with the rest of the look.
+        # What this thread waited meanwhile is counted with the rest of the reconcile.
         timer.starved_s += max(0.0, waited_s - (processor_wait_s() - before_s))
         return made
 
@@ -252,7 +252,7 @@ class Reconciler:
         """Tell ReAnchors of a pipeline that does not exist that they wait for one; owned ones go with their owner.
 
         Returns:
-            Whether all have been told; a look tells no more than it has time for.
+            Whether all have been told; a reconcile tells no more than it has time for.
         """
         namespace, name = key
         change = {
@@ -290,7 +290,7 @@ class Reconciler:
             wait_s = 0.0
         if decided.wake_at_us is not None:
             wake_s = (decided.wake_at_us - _now_us()) / 1e6
-            # A pipeline that is in doubt wants a look every second: many of them take turns.
+            # A pipeline that is in doubt is reconciled every second: many of them take turns.
             wait_s = min(wait_s, max(0.0 if sound else least_s, wake_s))
         if refused:
             # The plan would have it done at once, and is refused until somebody changes something.

@@ -10,17 +10,17 @@ from sheetanchor_operator.names import REANCHOR_ANNOTATION
 from sheetanchor_operator.reanchors.requests import key_of
 
 KEPT_MAX: Final = 20
-"""More than people write between two looks; whoever writes faster is heard less."""
+"""More than people write between two reconciles; of a client that writes faster some are lost."""
 
 
 class SeenRequests:
-    """Keeps what the watch has shown of each pipeline's annotation between two looks."""
+    """Keeps what the watch has shown of each pipeline's annotation between two reconciles."""
 
     def __init__(self) -> None:
         self._values: dict[Key, list[str]] = {}
 
     def note(self, before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> None:
-        """Compare two versions of a pipeline; the older one's value is kept if no look has taken it."""
+        """Compare two versions of a pipeline; the older one's value is kept if no reconcile has taken it."""
         value = _value_in(before)
         if before is None or not value or value == _value_in(after):
             return

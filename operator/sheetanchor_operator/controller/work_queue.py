@@ -1,4 +1,4 @@
-"""Which pipeline is looked at next, and when. One at a time per pipeline, each failure later than the one before.
+"""Which pipeline is reconciled next, and when. One at a time per pipeline, each failure later than the one before.
 
 The schedule is pure; time and chance are arguments.
 """
@@ -15,7 +15,7 @@ SETTLE_S: Final = 0.1
 """Changes come in flocks: a Deployment, its ReplicaSet and its pods within a tenth of a second."""
 
 GAP_S: Final = 0.5
-"""Least time between two looks at the same pipeline, however much happens to it."""
+"""Least time between two reconciles of the same pipeline, however much happens to it."""
 
 BACKOFF_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
@@ -40,7 +40,7 @@ class Schedule(Generic[Item]):
         return len(self._entries)
 
     def wake(self, item: Item, now_s: float) -> None:
-        """Something has happened to an item: look at it soon, but not before its backoff is over."""
+        """Something has happened to an item: reconcile it soon, but not before its backoff is over."""
         entry = self._entries.setdefault(item, _Entry())
         self._bring_forward(entry, max(now_s + SETTLE_S, entry.started_s + GAP_S, entry.not_before_s))
 
@@ -74,7 +74,7 @@ class Schedule(Generic[Item]):
         return min(due, default=None)
 
     def done(self, item: Item, due_s: float) -> None:
-        """An item has been looked at; look again at `due_s` unless something has happened meanwhile."""
+        """An item has been reconciled; reconcile it again at `due_s` unless something has happened meanwhile."""
         entry = self._entries.get(item)
         if entry is not None:
             entry.running, entry.failures, entry.not_before_s = False, 0, float("-inf")

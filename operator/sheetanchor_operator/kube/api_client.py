@@ -34,7 +34,7 @@ FENCED_TIMEOUT_S: Final = 3.9
 """A write of a leader that is about to lose its Lease has ended before anybody else may take it."""
 
 EVENT_PAGES_MAX: Final = 4
-"""Pages of Events that one look reads of an object; they are kept for an hour, and the same one again is one."""
+"""Pages of Events that one reconcile reads of an object; they are kept for an hour, and the same one again is one."""
 EVENTS_PER_PAGE: Final = 500
 
 PAGE: Final = 100

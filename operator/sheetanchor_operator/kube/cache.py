@@ -36,7 +36,7 @@ _METADATA: Final = (
     "ownerReferences",
     "finalizers",
 )
-"""Fields of the metadata that are looked at; labels and annotations are sifted."""
+"""Fields of the metadata that are read; labels and annotations are sifted."""
 
 _LABELS: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/", "job-name", "pod-template-hash")
 _ANNOTATIONS: Final = (f"{GROUP}/",)
@@ -69,14 +69,14 @@ def _sifted(given: Mapping[str, str] | None, prefixes: tuple[str, ...]) -> dict[
 
 
 def slim(body: Body) -> Body:
-    """Leave out what is never looked at: others' labels and annotations, what Secrets and ConfigMaps hold.
+    """Leave out what is never read: others' labels and annotations, what Secrets and ConfigMaps hold.
 
     An annotation may hold a copy of all the rest (`kubectl apply` writes one), and anybody may add a megabyte of them.
     """
     kind, given = body.get("kind"), body["metadata"]
     metadata: dict[str, Any] = {name: given[name] for name in _METADATA if name in given}
     if kind == NODE_KIND:
-        # Only what decides whether pods may run there is looked at, and kubelets write their statuses all the time.
+        # Only what decides whether pods may run there is read, and kubelets write their statuses all the time.
         spec = body.get("spec") or {}
         kept = {name: spec[name] for name in ("taints", "unschedulable") if spec.get(name)}
         labels = dict(given.get("labels") or {})

@@ -9,7 +9,7 @@ from typing import Final
 from sheetanchor_operator.events import Event
 
 WAITING_MAX: Final = 200
-"""Events of one namespace that wait. A look at a flood makes nearly as many, and they are gone before the next."""
+"""Events of one namespace that wait. A reconcile in a flood makes nearly as many, and they are gone before the next."""
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Kubernetes Events, as `events.k8s.io/v1`; the same words about the same object are not said again for a while.
 
-Nobody waits for an Event: whoever has one puts it on a queue, and the leader publishes what is there.
+Nobody waits for an Event: Events go on a queue, and the leader publishes what is there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NOTE_MAX: Final = 1_024
 """Longest note that the API server takes, in bytes."""
 
 AT_ONCE: Final = 2
-"""Looks come first: Events take no more of the API server than two requests at a time."""
+"""Reconciles come first: Events take no more of the API server than two requests at a time."""
 
 _ACTIONS: Final = "Reconcile"
 

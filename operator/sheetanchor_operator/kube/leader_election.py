@@ -19,7 +19,7 @@ from sheetanchor_operator.kube.api_client import KINDS, ApiError, ApiRefused, Cl
 log = logging.getLogger(__name__)
 
 DURATION_S: Final = 13.0
-"""A leader that has not renewed for this long may be replaced: with two looks of 2 s each, another acts within 20 s."""
+"""A leader that has not renewed for this long may be replaced: with two tries of 2 s each, another acts within 20 s."""
 
 RENEW_WITHIN_S: Final = 9.0
 """A leader that has not managed to renew for this long stops acting: well before another may start."""
@@ -51,7 +51,7 @@ Action = Literal["renew", "take", "wait"]
 
 
 def seen(view: View, lease: dict[str, Any] | None, now_s: float) -> View:
-    """Take a look at the Lease into the view of it."""
+    """Update the view of the Lease with what was read."""
     if lease is None:
         return View(changed_s=now_s)
     spec, version = lease.get("spec") or {}, str(lease["metadata"]["resourceVersion"])

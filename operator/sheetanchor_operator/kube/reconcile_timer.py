@@ -1,4 +1,4 @@
-"""How long a look takes: when it stops beginning what can wait, and what it has waited for. Time is an argument."""
+"""The time of a reconcile: when it stops beginning what can wait, and what it waited for. Time is an argument."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Final
 
 BEGIN_WITHIN_S: Final = 0.5
-"""A look that is older than this begins nothing that can wait: the next look goes on, and others have their turn."""
+"""A reconcile that is older than this begins nothing that can wait: the next one goes on, and others get a turn."""
 
 AT_LEAST: Final = 8
-"""So much is begun whatever the time, all at once: a look that has little time would get nothing done for ever."""
+"""So much is begun whatever the time, all at once: a reconcile that has little time would get nothing done for ever."""
 
 LONG_S: Final = 1.0
-"""A look that takes longer is told in the log, with what it has waited for."""
+"""A reconcile that takes longer is logged, with what it has waited for."""
 
 
 @dataclass(slots=True)
 class ReconcileTimer:
-    """The time of one look.
+    """The time of one reconcile.
 
     Attributes:
         begun_s: When it began, by a steady clock.
@@ -35,7 +35,7 @@ class ReconcileTimer:
 
         Args:
             now_s: The time.
-            can_wait: Whether it can wait for the next look; what cannot is always sent.
+            can_wait: Whether it can wait for the next reconcile; what cannot is always sent.
             at_least: So many are sent whatever the time; 1 for those that are sent one after another.
         """
         if can_wait and self._begun >= at_least and now_s - self.begun_s >= BEGIN_WITHIN_S:
@@ -48,7 +48,7 @@ class ReconcileTimer:
         self._longest = max(self._longest, (took_s, what))
 
     def words(self, now_s: float) -> str:
-        """Say why the look took long; "" if it did not."""
+        """Say why the reconcile took long; "" if it did not."""
         took_s, (longest_s, what) = now_s - self.begun_s, self._longest
         if took_s <= LONG_S:
             return ""
@@ -57,4 +57,4 @@ class ReconcileTimer:
 
 
 CURRENT_TIMER: Final[ContextVar[ReconcileTimer | None]] = ContextVar("LOOK", default=None)
-"""The look that a request to the API server is part of; None for what no look waits for."""
+"""The reconcile that a request to the API server is part of; None for what no reconcile waits for."""

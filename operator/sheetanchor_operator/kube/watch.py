@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 BACKOFF_S: Final = 1.0
 BACKOFF_MAX_S: Final = 15.0
-"""What is refused is tried again this often: whoever gives the right back wants to see it soon."""
+"""What is refused is tried again this often: a permission that is given back takes effect soon."""
 
 UNHEARD_S: Final = 20.0
 """A place that cannot be listed or watched for longer than this, while others can, is told like one that is refused."""
@@ -45,7 +45,7 @@ LISTS_AT_ONCE: Final = 8
 
 
 class Place(NamedTuple):
-    """A kind, and where its objects are looked at; "" means everywhere."""
+    """A kind, and where its objects are watched; "" means everywhere."""
 
     kind: Kind
     namespace: str = ""

@@ -53,7 +53,7 @@ class Workloads:
             await self._session.close()
 
     async def ask(self, pods: Sequence[Live], symbols: Sequence[str]) -> PodResponses:
-        """Ask all pods of a pipeline at the same time; whoever does not answer within a second has not answered."""
+        """Ask all pods of a pipeline at the same time; a pod that does not answer within a second has not answered."""
         answers = PodResponses()
         questions = []
         for pod in pods:

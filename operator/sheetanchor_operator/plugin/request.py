@@ -182,7 +182,7 @@ def wait(api: Api, submitted: SubmittedRequest, timeout_s: float) -> list[Object
 
 
 def _poll(api: Api, submitted: SubmittedRequest, final: dict[str, Object], waited_s: float) -> str:
-    """Look at what is not final yet and note what is; gives in words what is waited for."""
+    """Read what is not final yet and note what is; gives in words what is waited for."""
     words = []
     for name in submitted.names:
         if name in final:

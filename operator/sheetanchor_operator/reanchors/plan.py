@@ -29,8 +29,8 @@ class Patch:
     """Fields to merge into a ReAnchor's status; None removes one.
 
     Attributes:
-        can_wait: Whether the next look finds the same again if this one has no time for it. What concerns a run does
-            not wait: there are few of them, and their ends are counted in the pipeline's status.
+        can_wait: Whether the next reconcile finds the same again if this one has no time for it. What concerns a run
+            does not wait: there are few of them, and their ends are counted in the pipeline's status.
     """
 
     name: str
@@ -135,7 +135,7 @@ def defer(plan: ReanchorPlan, unwritten: Collection[str], now_us: int) -> Reanch
     Args:
         plan: What was decided.
         unwritten: Names of the ReAnchors.
-        now_us: The moment: the next look comes at once.
+        now_us: The moment: the next reconcile comes at once.
     """
     if not unwritten:
         return plan

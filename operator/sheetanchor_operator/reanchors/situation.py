@@ -39,7 +39,7 @@ class Situation:
         answered: Requests of the last 24 hours by their key: an id is answered once.
         by_symbol: Names of each symbol's ReAnchors, first asked first.
         by_request_id: Names of the ReAnchors of a symbol and a request id, first created first.
-        passed_over: Names of those that this plan leaves alone: more wait than are looked at.
+        passed_over: Names of those that this plan leaves alone: more wait than are handled.
         writes_left: Requests that can wait and may still be planned.
     """
 

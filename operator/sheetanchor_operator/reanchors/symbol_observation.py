@@ -40,7 +40,7 @@ UNKNOWN: Final = SymbolObservation()
 
 
 CLOCK_AHEAD_MAX_US: Final = 24 * 3600 * SECOND_US
-"""Whoever says that Redis' clock is further from ours than this is not believed."""
+"""A processor that says that Redis' clock is further from ours than this is not believed."""
 
 
 def redis_ahead_us(sights: Iterable[SymbolObservation], now_us: int) -> int:

@@ -191,7 +191,7 @@ def _mend_config_map(namespace: str, name: str, keys: Iterable[str], *, there: b
 
 
 def _of_workloads(pipeline: Pipeline, observed: Observed) -> Iterator[Problem]:
-    """Look at pods that could not even be made."""
+    """Find pods that could not even be made."""
     for (kind, _), live in observed.children.items():
         if kind == "Deployment":
             for condition in live.get("status", {}).get("conditions") or ():

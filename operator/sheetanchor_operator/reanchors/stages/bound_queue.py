@@ -1,4 +1,4 @@
-"""Which requests are looked at at all: no more than a bound of them, and each id once within a day. Pure."""
+"""Which requests are handled at all: no more than a bound of them, and each id once within a day. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sheetanchor_operator.reanchors.situation import Changes, Situation, Stage
 from sheetanchor_operator.reanchors.status_patch import Status, answered_again, finished
 
 QUEUE_MAX: Final = 100
-"""Requests that are looked at while they wait; a run answers many, and there are no more than ten symbols."""
+"""Requests that are handled while they wait; a run answers many, and there are no more than ten symbols."""
 
 
 def bound_queue(before: Situation) -> Changes:
-    """Look at the first hundred that are not final, and skip the rest: a flood must not cost more than it is worth.
+    """Handle the first hundred that are not final, and skip the rest: a flood must not cost more than it is worth.
 
     What runs and what a person forces goes first. A state in doubt is rebuilt whoever asks, so nothing is lost by it.
     """

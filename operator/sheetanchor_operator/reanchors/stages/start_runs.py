@@ -27,7 +27,7 @@ SWAP_SEEN_GRACE_US: Final = 5 * SECOND_US
 """After a swap the processor says so within a tenth of a second; an answer from before it must not count for longer."""
 
 SUSPECT_POLL_US: Final = SECOND_US
-"""How often to look at a state that is in doubt."""
+"""How often to reconcile while a state is suspect."""
 
 RUN_POLL_US: Final = 5 * SECOND_US
 
