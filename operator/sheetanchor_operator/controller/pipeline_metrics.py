@@ -92,18 +92,18 @@ class PipelineMetrics:
             metrics.PHASE.labels(*key, str(known)).set(known == phase)
 
     def _success_rate(self, key: Key, status: Mapping[str, Any], reanchors: Sequence[Mapping[str, Any]]) -> None:
-        told = status.get("reanchorRuns")
-        if told is None:  # written by the first look that plans; until then only what is kept is known
+        runs = status.get("reanchorRuns")
+        if runs is None:  # written by the first reconcile that plans; until then only the kept objects are known
             good, bad = map(len, outcomes_of(map(read_reanchor, reanchors), {}, time.time_ns() // 1_000))
         else:
-            good, bad = (len(told.get(name) or ()) for name in ("succeededMicros", "failedMicros"))
+            good, bad = (len(runs.get(name) or ()) for name in ("succeededMicros", "failedMicros"))
         if good + bad:
             metrics.SUCCESS_RATE.labels(*key).set(good / (good + bad))
         else:
             _remove(metrics.SUCCESS_RATE, *key)
 
     def count(self, key: Key, receipt: Receipt) -> None:
-        """Count what a run has said of itself. It is told once, when its end is written down.
+        """Count what a receipt says of its run, once: when its end is recorded.
 
         Args:
             key: The pipeline.

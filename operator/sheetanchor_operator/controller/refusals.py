@@ -42,8 +42,8 @@ class Refusals:
     def add(self, key: Key, place: Place, digest: str, refusal: Refusal, now_s: float) -> Refusal:
         """Keep a refusal in mind; gives it."""
         # What nobody asks for again, as a ReAnchor that was refused for good, must not be kept for ever.
-        standing = {at: one for at, one in self._active.get(key, {}).items() if now_s < one.until_s}
-        self._active[key] = {**standing, place: _ActiveRefusal(digest, refusal, now_s + REFUSED_AGAIN_S)}
+        unexpired = {at: one for at, one in self._active.get(key, {}).items() if now_s < one.until_s}
+        self._active[key] = {**unexpired, place: _ActiveRefusal(digest, refusal, now_s + REFUSED_AGAIN_S)}
         return refusal
 
     def forget(self, key: Key) -> None:

@@ -172,10 +172,12 @@ class Api:
     def _explain(self, error: ApiException, verb: str, plural: str) -> PluginError:
         detail = _message(error)
         if error.status == UNAUTHORIZED:
-            who = f"the credentials of context {self._access.context!r}" if self._access else "the pod's own token"
+            credentials = (
+                f"the credentials of context {self._access.context!r}" if self._access else "the pod's own token"
+            )
             return PluginError(
-                f"You must be logged in to the server ({detail or 'Unauthorized'}): {who} are not accepted, they may "
-                "have expired: log in again",
+                f"You must be logged in to the server ({detail or 'Unauthorized'}): {credentials} are not accepted, "
+                "they may have expired: log in again",
                 EXIT_UNREACHABLE,
             )
         if error.status == FORBIDDEN and f'User "{ANONYMOUS}"' in detail:

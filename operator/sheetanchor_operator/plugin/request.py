@@ -114,7 +114,7 @@ def _create(api: Api, manifest: Object, request_id: str) -> str:
     there = api.reanchor(name)
     if there is not None and _asks_the_same(there, manifest):
         return f"request {request_id} was made before, as {name}"
-    raise PluginError(f"another ReAnchor is named {name}: use another --request-id", EXIT_FAILED)
+    raise PluginError(f"there is another ReAnchor named {name}: use another --request-id", EXIT_FAILED)
 
 
 def _asks_the_same(there: Object, manifest: Object) -> bool:

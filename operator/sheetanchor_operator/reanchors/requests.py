@@ -135,22 +135,22 @@ def read_request(value: str, symbols: tuple[str, ...]) -> RebuildRequest:
     )
 
 
-def requests_of_annotation(wish: RebuildRequest, now_us: int) -> list[Ask]:
+def requests_of_annotation(request: RebuildRequest, now_us: int) -> list[Ask]:
     """Make one request per symbol of what the annotation asks for."""
     return [
         Ask(
             symbol=symbol,
-            suffix=f"a{digest(wish.request_id, symbol)}",
+            suffix=f"a{digest(request.request_id, symbol)}",
             action=IMMEDIATE,
-            reason=wish.reason,
+            reason=request.reason,
             trigger="annotation",
-            requested_by=wish.requested_by,
+            requested_by=request.requested_by,
             at_us=now_us,
-            request_id=wish.request_id,
-            dry_run=wish.dry_run,
-            force=wish.force,
+            request_id=request.request_id,
+            dry_run=request.dry_run,
+            force=request.force,
         )
-        for symbol in wish.symbols
+        for symbol in request.symbols
     ]
 
 

@@ -43,17 +43,17 @@ CLOCK_AHEAD_MAX_US: Final = 24 * 3600 * SECOND_US
 """A processor that says that Redis' clock is further from ours than this is not believed."""
 
 
-def redis_ahead_us(sights: Iterable[SymbolObservation], now_us: int) -> int:
+def redis_ahead_us(observations: Iterable[SymbolObservation], now_us: int) -> int:
     """Say how far Redis' clock is ahead of this process'; 0 while nobody tells it.
 
     Receipts, gaps and doubts are stamped by Redis' clock, so what is compared with them has to be told by it too.
 
     Args:
-        sights: What processors say.
+        observations: What processors say.
         now_us: This process' clock when they said it.
     """
-    told_us = max((sight.now_us for sight in sights), default=0)
-    ahead_us = told_us - now_us if told_us else 0
+    newest_us = max((observation.now_us for observation in observations), default=0)
+    ahead_us = newest_us - now_us if newest_us else 0
     return ahead_us if abs(ahead_us) <= CLOCK_AHEAD_MAX_US else 0
 
 
@@ -68,13 +68,13 @@ def symbol_observations(states: Mapping[str, PodResponse]) -> dict[str, SymbolOb
     best: dict[str, tuple[Rank, SymbolObservation]] = {}
     for _, answer in sorted(states.items()):
         for symbol, report in symbols_in(answer).items():
-            ranked = _sight_in(report)
+            ranked = _observation_in(report)
             if ranked is not None and (symbol not in best or ranked[0] > best[symbol][0]):
                 best[symbol] = ranked
-    return {symbol: sight for symbol, (_, sight) in best.items()}
+    return {symbol: observation for symbol, (_, observation) in best.items()}
 
 
-def _sight_in(report: Any) -> tuple[Rank, SymbolObservation] | None:
+def _observation_in(report: Any) -> tuple[Rank, SymbolObservation] | None:
     if not isinstance(report, Mapping) or report.get("state") not in ("anchored", "suspect"):
         return None
     numbers = [whole_number(report.get(name) or 0) for name in ("epoch", "term", "suspect_since_us", "now_us")]
@@ -84,7 +84,7 @@ def _sight_in(report: Any) -> tuple[Rank, SymbolObservation] | None:
     epoch, term, since_us, now_us = (number or 0 for number in numbers)
     if not isinstance(age_ms, int | float | None) or not isinstance(holder, str | None):
         return None
-    sight = SymbolObservation(
+    observation = SymbolObservation(
         known=True,
         state=report["state"],
         epoch=epoch,
@@ -93,4 +93,4 @@ def _sight_in(report: Any) -> tuple[Rank, SymbolObservation] | None:
         suspect_since_us=since_us,
         now_us=now_us,
     )
-    return (bool(report.get("active")), term, now_us), sight
+    return (bool(report.get("active")), term, now_us), observation

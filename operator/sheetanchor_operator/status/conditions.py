@@ -306,10 +306,10 @@ def _reanchor_in_progress(facts: Facts) -> EvaluatedCondition:
 
 def _reanchor_throttled(facts: Facts) -> EvaluatedCondition:
     waits = [(symbol, one) for symbol, one in sorted(facts.plan.symbols.items()) if one.throttled is not None]
-    held = _held_by_the_switch(facts)
-    if held:
+    blocked = _switched_off(facts)
+    if blocked:
         text = (
-            f"reanchor.enabled is false and {', '.join(held)} would be rebuilt: set it to true, or "
+            f"reanchor.enabled is false and {', '.join(blocked)} would be rebuilt: set it to true, or "
             f"{_command(facts.pipeline)} --force"
         )
         return EvaluatedCondition(Condition.REANCHOR_THROTTLED, "True", Reason.DISABLED, text)
@@ -327,7 +327,7 @@ def _reanchor_throttled(facts: Facts) -> EvaluatedCondition:
     )
 
 
-def _held_by_the_switch(facts: Facts) -> list[str]:
+def _switched_off(facts: Facts) -> list[str]:
     """Name the symbols that want a rebuild and get none because re-anchoring is switched off.
 
     A state in doubt wants one whether or not somebody asks: its requests are skipped, and nothing is left waiting.
