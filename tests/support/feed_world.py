@@ -22,7 +22,7 @@ from sheetanchor.policy.soundness import ANSWER_US, LATE_US, OWED_AFTER_US
 from sheetanchor.process.gap_detector import GapDetector
 from sheetanchor.process.market_follower import Follower
 from sheetanchor.store.server_clock import RedisClock
-from support.feed_market import EXPONENTS, SYMBOL, Message, Truth, truth
+from support.feed_market import EXPONENTS, FIRST_ID, SYMBOL, Message, Truth, truth
 
 SECOND = 1_000_000
 TICK_US = 80_000
@@ -422,22 +422,23 @@ class World:
         ]
         depth_us = _newest_us(read, "depth", now_us)
         known_id = max((e.last_id for e in read if e.stream == "trade" and e.at_us <= depth_us), default=0)
+        newest_id = max((e.last_id for e in read if e.stream == "depth"), default=FIRST_ID)
+        known_id = max(known_id, self.truth.trade_at(self.truth.id_times[newest_id - FIRST_ID]))
         trades_us = [e.at_us for e in read if e.stream == "trade" and e.last_id > known_id]
         return min(trades_us, default=now_us) <= now_us - OWED_AFTER_US - SLACK_US
 
-    def _steps_of_second(self, at_us: int) -> set[int]:
-        """By how much the exchange's clock has been off within a second."""
+    def _steps_since_read(self, at_us: int) -> set[int]:
+        """By how much the exchange's clock has been off within a second, or since anything came that could show it."""
+        newest_us = [e[place - 1].at_us for e, place in zip(self.lines, self.places, strict=True) if place]
+        since_us = min(at_us - SECOND, max(newest_us, default=at_us))
         sets = [f for f in self.faults if f.kind == "exchange_clock"]
-        edges = [edge_us for f in sets for edge_us in (f.start_us, f.end_us) if at_us - SECOND <= edge_us <= at_us]
-        return {stepped_us(self.faults, "exchange_clock", moment_us) for moment_us in (at_us - SECOND, at_us, *edges)}
+        edges = [edge_us for f in sets for edge_us in (f.start_us, f.end_us) if since_us <= edge_us <= at_us]
+        return {stepped_us(self.faults, "exchange_clock", moment_us) for moment_us in (since_us, at_us, *edges)}
 
     def _window_differences(self, written: Written) -> Iterator[str]:
         """Windows hold exactly the trades before their end, which is about now."""
         feed = self.truth
-        second = range(written.at_us - SECOND, written.at_us + 1, 10_000)
-        offs = {
-            EXCHANGE_OFF_US + stepped_us(self.faults, "exchange_clock", at_us) for at_us in (*second, written.at_us)
-        }
+        offs = {EXCHANGE_OFF_US + step_us for step_us in self._steps_since_read(written.at_us)}
         found = ""
         for off_us in offs:
             end_us = written.end_us - WALL_US - off_us

@@ -62,6 +62,10 @@ long as it had lasted: a market at rest must not use up the budget of requests, 
 ANSWER_US: Final = 15_000_000
 """How long a validation may take before the silence it was asked about counts as a doubt."""
 
+LATE_RECHECK_US: Final = 15_000_000
+"""Lateness is compared with the exchange again after this, and after as long as it has lasted: a clock that is set
+while a stream is late can leave a baseline that messages in time never reach, and one validation may come too early."""
+
 BEHIND_US: Final = 1_000_000
 """Reading what has been appended takes milliseconds; a second shows that this process does not keep up."""
 
@@ -293,15 +297,19 @@ def holed(memory: Memory, now_us: int) -> Memory:
     return replace(memory, holed_us=now_us)
 
 
-def shown_in_time(memory: Memory) -> Memory:
-    """Take note that the feed was shown to be in time: what passed for late was a clock set while it was silent."""
-    return replace(memory, paces={name: _in_time(pace) for name, pace in memory.paces.items()})
+def shown_in_time(memory: Memory, now_us: int) -> Memory:
+    """Take note that the feed was shown to be in time: what passed for late was a clock set while it was silent.
+
+    Windows may hold what its old reading dated, as after any other clock that was set.
+    """
+    return replace(memory, paces={name: _in_time(pace, now_us) for name, pace in memory.paces.items()})
 
 
-def _in_time(pace: StreamPace) -> StreamPace:
+def _in_time(pace: StreamPace, now_us: int) -> StreamPace:
     if pace.baseline_us is None:
         return pace
-    return replace(pace, baseline_us=pace.baseline_us + pace.late_us, late_us=0)
+    after = replace(pace, baseline_us=pace.baseline_us + pace.late_us, late_us=0)
+    return replace(after, jumped_us=now_us, jump_us=-pace.late_us) if pace.late_us > LATE_US else after
 
 
 def observe(memory: Memory, seen: MarketObservation) -> Memory:

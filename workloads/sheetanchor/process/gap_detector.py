@@ -118,6 +118,8 @@ class GapDetector:
     _line_stamps: dict[tuple[int, str], int] = field(default_factory=dict)
     _reported: set[str] = field(default_factory=set)
     _asked_us: int = 0
+    _late_since_us: int = 0
+    _late_asked_us: int = 0
     _clock_jumps: int = 0
     _gaps_today: int = 0
     _day: int = 0
@@ -261,10 +263,23 @@ class GapDetector:
         self._clock_jumps = context.clock_jumps
         reported, self._reported = self._reported, set(found)
         new = [finding for rule, finding in found.items() if rule not in reported]
+        if "feed_late" in found and self._is_late_again(context.now_us, first="feed_late" not in reported):
+            new.append(found["feed_late"])
         if self.verdict.ask and (not self._asked_us or context.now_us - self._asked_us >= soundness.RECHECK_US):
             self._asked_us = context.now_us
             new.append(Finding("trades_quiet", self.verdict.ask))
         return new
+
+    def _is_late_again(self, now_us: int, *, first: bool) -> bool:
+        """Say whether lateness that has been reported is worth another comparison."""
+        if first:
+            self._late_since_us = self._late_asked_us = now_us
+            return False
+        wait_us = max(soundness.LATE_RECHECK_US, self._late_asked_us - self._late_since_us)
+        if now_us - self._late_asked_us < wait_us:
+            return False
+        self._late_asked_us = now_us
+        return True
 
     def judge(self, now_us: int, unwritten: str = "") -> soundness.Soundness:
         """Say what is wrong at a moment.

@@ -152,9 +152,10 @@ class Follower:
             began_redis_us: When it began, on Redis' clock.
             took_us: How long it took: the feed cannot be later than that.
         """
-        self.validated_us = max(self.validated_us, self.clock.steady_of(began_redis_us))
+        began_us = self.clock.steady_of(began_redis_us)
+        self.validated_us = max(self.validated_us, began_us)
         if took_us <= IN_TIME_US:
-            self.detector.memory = shown_in_time(self.detector.memory)
+            self.detector.memory = shown_in_time(self.detector.memory, began_us + took_us)
 
     def hot(self, now_us: int) -> tuple[Lists, str]:
         """Give the fields of the hot keys, or nothing and why they cannot be written."""
