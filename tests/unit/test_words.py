@@ -17,6 +17,7 @@ from support.repository import ROOT, tracked
 NAMES = {
     "bury": "on_closed",
     "company": "debounce",
+    "dead": "closed, stale",
     "deaf": "no_pong, stale_watch",
     "draft": "plan",
     "forecast": "slot_loop, prediction",
@@ -35,6 +36,7 @@ NAMES = {
     "reign": "term",
     "scene": "context",
     "sender": "stream_publisher",
+    "sight": "observation",
     "strangers": "unknown_symbols",
     "tell": "report, emit_event, record",
     "tells": "reports",
@@ -43,6 +45,7 @@ NAMES = {
     "twin": "duplicate_of",
     "vitals": "connection_state",
     "whence": "scheduling_fields",
+    "wish": "request",
     "world": "replication_history",
 }
 """Words within names: of modules, classes, functions, arguments, attributes and variables."""
@@ -56,7 +59,6 @@ DEFINED = {
     "moments": "timestamps",
     "parts": "object_meta",
     "shelf": "model_loader",
-    "wish": "request",
     "wishes": "requests",
 }
 """Words within names of modules, classes and functions only."""
@@ -73,6 +75,8 @@ WHOLE_NAMES = {
 }
 
 TEXTS = {
+    "beat": "heartbeat, deadline, slot",
+    "company": "others to join it",
     "deaf": "receives nothing",
     "forecast": "prediction",
     "greet": "acknowledge",
@@ -86,8 +90,11 @@ TEXTS = {
     "scene": "context",
     "strangers": "unknown clients",
     "told": "reported, recorded, shown",
+    "tell": "report, show, say",
+    "tells": "reports, shows, says",
     "trouble": "problem",
     "troubles": "problems",
+    "wish": "request",
     "wishes": "requests",
 }
 """Words within messages, help, status texts, alerts and pages."""

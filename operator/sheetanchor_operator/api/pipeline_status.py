@@ -36,7 +36,7 @@ class LastReanchor(Block):
 
 
 class SymbolStatus(Block):
-    """The state of one trading pair, as the active processor tells it."""
+    """The state of one trading pair, as the active processor reports it."""
 
     name: str = field(..., "Trading pair.", max_length=20)
     state: Literal["anchored", "suspect", "unknown"] = field(..., "Whether its hot state is what the exchange says.")

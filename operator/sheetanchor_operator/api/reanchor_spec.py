@@ -14,7 +14,7 @@ _MICROSECONDS_MIN: Final = 1_500_000_000_000_000
 
 
 class ReanchorSpec(Block):
-    """What is asked for. It cannot be changed: a second wish is a second object."""
+    """What is asked for. It cannot be changed: a second request is a second object."""
 
     model_config = ruled(
         rule(
@@ -51,7 +51,7 @@ class ReanchorSpec(Block):
     action: Literal["immediate_reanchor", "scheduled_reanchor", "validation_reanchor", "emergency_reanchor"] = field(
         "immediate_reanchor",
         "How urgent it is: emergency goes before everything, immediate starts now, scheduled waits two seconds "
-        "for company, validation compares with the exchange and rebuilds only on a difference.",
+        "for others to join it, validation compares with the exchange and rebuilds only on a difference.",
     )
     requested_by: str = field(
         "",

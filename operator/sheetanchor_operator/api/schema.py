@@ -35,8 +35,8 @@ PIPELINE_TEXT: Final = (
     "anchored to what the exchange says. `spec: {symbols: [BTCUSDT]}` is a complete one."
 )
 REANCHOR_TEXT: Final = (
-    "One wish to rebuild a trading pair's hot state from the exchange, and the receipt of what came of it. Made by the "
-    "processor when it finds a gap, and by the operator for an annotation or a schedule."
+    "A request to rebuild a trading pair's hot state from the exchange, and the receipt of what came of it. Made by "
+    "the processor when it finds a gap, and by the operator for an annotation or a schedule."
 )
 NAME_RULES: Final = [
     rule(

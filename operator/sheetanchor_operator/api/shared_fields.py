@@ -39,7 +39,7 @@ _REQUESTS: Final = (
 )
 _LIMITS: Final = (
     "What each pod may use at most, by resource. There is no CPU limit by default: throttled for a tenth of a "
-    "second, a workload would miss its beat."
+    "second, a workload would miss its deadlines."
 )
 
 

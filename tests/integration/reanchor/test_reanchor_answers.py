@@ -338,7 +338,7 @@ def nothing_to_compare(answers: Answers) -> None:
     [
         (quotes_elsewhere, "from ticker 95 to 95.01"),
         (no_quotes_and_trades_elsewhere, "from last trades 80"),
-        (nothing_to_compare, "the exchange tells no other price to hold the book against"),
+        (nothing_to_compare, "the exchange gives no other price to hold the book against"),
     ],
 )
 async def test_a_book_that_nothing_vouches_for_is_refused(

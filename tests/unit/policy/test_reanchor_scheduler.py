@@ -120,7 +120,7 @@ def test_lost_line_without_a_live_one_starts(seen: Seen) -> None:
     assert "rebuild" == start_of(asked(State(), wish(EMERGENCY)), seen, NOW).kind
 
 
-def test_scheduled_requests_wait_for_company() -> None:
+def test_scheduled_requests_wait_for_others() -> None:
     """Two scheduled requests within the debounce lead to one run when the first one's wait is over."""
     state = asked(State(), wish(SCHEDULED), wish(SCHEDULED, NOW + SECOND))
 
@@ -128,7 +128,7 @@ def test_scheduled_requests_wait_for_company() -> None:
     start = start_of(state, SOUND, NOW + 2 * SECOND)
     state = started(state, start, NOW + 2 * SECOND)
 
-    assert Wait(NOW + 2 * SECOND, "a scheduled re-anchor waits for company") == early
+    assert Wait(NOW + 2 * SECOND, "a scheduled re-anchor waits for others") == early
     assert "because of scheduled_reanchor (and 1 more)" == start.reason
     assert () == state.pending
 

@@ -296,7 +296,7 @@ def test_only_loading_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("ingest", "--redis-password-file PATH file that holds the Redis password --"),
         (
             "ingest",
-            "--linger-ms X, --flush-ms X longest time in milliseconds that a frame waits for company (default 5.",
+            "--linger-ms X, --flush-ms X longest time in milliseconds that a frame waits for others (default 5.",
         ),
         ("local", "--live, --no-live use the real exchange (needs BINANCE_API_KEY) (default False) --"),
         ("local", "--for X end this many seconds after"),

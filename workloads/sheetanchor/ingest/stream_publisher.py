@@ -45,7 +45,7 @@ class StreamPublisher:
         redis: Client to append with.
         line: Name of the line.
         intake: Where frames wait.
-        flush_s: Longest time that a frame waits for company, in seconds; also the mean time between rounds under load.
+        flush_s: Longest time that a frame waits for others, in seconds; also the mean time between rounds under load.
     """
 
     def __init__(self, redis: Redis, line: str, receiver: FrameReceiver, flush_s: float) -> None:

@@ -26,7 +26,7 @@ class Rule:
     Attributes:
         condition: When it applies, in words; thresholds are settings.
         severity: low, medium, high or critical.
-        action: What is asked for: emergency goes before everything, immediate starts now, scheduled waits for company,
+        action: What is asked for: emergency goes before everything, immediate starts now, scheduled waits for others,
             validation compares with the exchange and rebuilds only on a difference.
         suspects: Whether the state is suspect from that moment.
     """

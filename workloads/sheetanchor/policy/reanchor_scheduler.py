@@ -19,7 +19,7 @@ from typing import Final, Literal
 from sheetanchor.contract import Gap
 
 Kind = Literal["rebuild", "validate"]
-WaitKind = Literal["idle", "running", "lock", "grace", "company", "backoff", "cooldown", "budget"]
+WaitKind = Literal["idle", "running", "lock", "grace", "debounce", "backoff", "cooldown", "budget"]
 
 SECOND_US: Final = 1_000_000
 HOUR_US: Final = 3600 * SECOND_US
@@ -42,7 +42,7 @@ class Policy:
     """How often is too often.
 
     Attributes:
-        debounce_us: A scheduled request waits this long for company; one prediction slot.
+        debounce_us: A scheduled request waits this long for others to join its run; one prediction slot.
         cooldown_us: Least time between the end of a rebuild and the next one of a state that is not suspect.
         validation_cooldown_us: Least time between the end of any run and a validation.
         suspect_grace_us: A suspect state is rebuilt without a request after this time; the record that says why it is
@@ -155,7 +155,7 @@ class Wait:
     """Nothing to do now; decide again at `until_us`, or when something changes if it is None.
 
     Attributes:
-        kind: idle, running, lock, grace, company, backoff, cooldown or budget; the reason says the same for people.
+        kind: idle, running, lock, grace, debounce, backoff, cooldown or budget; the reason says the same for people.
     """
 
     until_us: int | None
@@ -316,7 +316,7 @@ def _waits(state: State, request: Request, seen: Seen, policy: Policy) -> list[W
         spent = budget_wait(state, policy)
         return [*waits, spent] if spent is not None else waits
     if request.action == SCHEDULED:
-        waits.append(Wait(request.first_us + policy.debounce_us, "a scheduled re-anchor waits for company", "company"))
+        waits.append(Wait(request.first_us + policy.debounce_us, "a scheduled re-anchor waits for others", "debounce"))
     if state.rebuilt_us and not seen.suspect and request.action != EMERGENCY:
         waits.append(Wait(state.rebuilt_us[-1] + policy.cooldown_us, "cooling down after the last rebuild", "cooldown"))
     spent = budget_wait(state, policy)

@@ -202,7 +202,7 @@ def judge_prices(ob: Fields, references: References, tolerance: float) -> tuple[
     old = {source: check_prices(ob, {source: told}, tolerance) for source, told in references.old.items()}
     warnings = [f"{words} (old)" for found in old.values() for words in found]
     if not references.prices:
-        return ["the exchange tells no other price to hold the book against"], warnings
+        return ["the exchange gives no other price to hold the book against"], warnings
     forgiven: set[str] = set()
     if vouched_for(ob, references, tolerance):
         forgiven = {LAST_TRADES} if not far.get(LAST_TRADES) else {LAST_TRADES, KLINE}

@@ -304,7 +304,7 @@ class IngestSettings(RoleSettings, WithFeed):
     )
     linger_ms: float = setting(
         5.0,
-        "longest time in milliseconds that a frame waits for company",
+        "longest time in milliseconds that a frame waits for others",
         validation_alias=AliasChoices("linger_ms", "flush_ms"),
         ge=0,
         le=100,
