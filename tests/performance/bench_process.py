@@ -26,7 +26,8 @@ from sheetanchor import sbe
 from sheetanchor._decoder import Market
 from sheetanchor.contract import pack_frames
 from sheetanchor.recording import recording_file
-from sheetanchor.store.redis_client import LineWriter, redis_client
+from sheetanchor.store.frame_streams import LineWriter
+from sheetanchor.store.redis_client import redis_client
 from support.process_parts import KEYS, SYMBOL, Stage
 
 FLUSH_S = 0.005

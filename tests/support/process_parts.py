@@ -23,8 +23,9 @@ from conftest import wait_until
 from sheetanchor._decoder import Market
 from sheetanchor.contract import Gap, keys
 from sheetanchor.sbe import BestBidAsk, DepthDiff, Trades, encode
+from sheetanchor.store.frame_streams import LineWriter
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import LineWriter, redis_client
+from sheetanchor.store.redis_client import redis_client
 
 SYMBOL = "BTCUSDT"
 KEYS = keys(SYMBOL)

@@ -22,7 +22,7 @@ from sheetanchor.contract import Receipt, keys
 from sheetanchor.reanchor.phases import Hook, ReanchorRun
 from sheetanchor.reanchor.receipts import RunOrder
 from sheetanchor.runtime.reliability import Backoff, RetryPolicy
-from sheetanchor.store.redis_client import LineWriter
+from sheetanchor.store.frame_streams import LineWriter
 
 SYMBOL = "BTCUSDT"
 KEYS = keys(SYMBOL)

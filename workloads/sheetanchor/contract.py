@@ -37,10 +37,6 @@ TAKEOVER_AFTER_US: Final = 1_000_000
 """A warm processor takes over when the writer's beat is older than this."""
 
 LOCK_TTL_S: Final = 300
-STAGING_TTL_S: Final = 600
-TRADES_TTL_S: Final = 300
-FEATURES_TTL_S: Final = 120
-PREDICTION_TTL_S: Final = 120
 
 STREAM_AGE_MAX_MS: Final = 15 * 60 * 1000
 STREAM_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -72,6 +68,12 @@ CHECK_OF_TRADES: Final = "live_trades"
 """Name of a validation's check that the exchange's newest trade is held live; a processor goes by it."""
 
 STREAM_TYPES: Final = ("trade", "bestBidAsk", "depth")
+
+
+def stream_id_order(entry_id: str) -> tuple[int, int]:
+    """Give a stream id as something that compares: milliseconds of Redis' clock, then the number within them."""
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
 
 
 @dataclass(frozen=True, slots=True)

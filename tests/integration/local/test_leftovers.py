@@ -13,8 +13,9 @@ from sheetanchor.contract import keys
 from sheetanchor.errors import BadSettings, RedisUnavailable
 from sheetanchor.local.leftovers import clear, refuse_if_alive
 from sheetanchor.local.redis_server import check_external
+from sheetanchor.store.frame_streams import LineWriter
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import LineWriter, redis_client
+from sheetanchor.store.redis_client import redis_client
 from support.local_samples import receipt
 
 KEY = keys("BTCUSDT")

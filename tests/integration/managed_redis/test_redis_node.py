@@ -15,7 +15,8 @@ from conftest import server_binary
 from sheetanchor.errors import RedisError, RedisRefused, RedisUnavailable
 from sheetanchor.store.function_library import ensure_library, library_version
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import client_of, redis_client, server_identity, translate_errors
+from sheetanchor.store.redis_client import client_of, redis_client, server_identity
+from sheetanchor.store.redis_connection import translate_errors
 from support.redis_set_parts import RedisSet, redis_set
 
 pytestmark = pytest.mark.slow

@@ -18,9 +18,11 @@ from sheetanchor.errors import RedisRefused
 from sheetanchor.infer.slots import slot_of
 from sheetanchor.managed_redis.acl_users import NODE, ROLES, server_users
 from sheetanchor.runtime.settings import REDIS_USERS
+from sheetanchor.store.frame_streams import LineReader, LineWriter
 from sheetanchor.store.function_library import library_source
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import LineReader, LineWriter, redis_client, server_identity, translate_errors
+from sheetanchor.store.redis_client import redis_client, server_identity
+from sheetanchor.store.redis_connection import translate_errors
 from support.hot_state_cases import apply, rebuild, stage
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "hot-state.md"

@@ -19,7 +19,8 @@ from sheetanchor.recording import recording_file
 from sheetanchor.recording.capture import hole_in, run
 from sheetanchor.recording.recording_file import Recording
 from sheetanchor.runtime.settings import CaptureSettings
-from sheetanchor.store.redis_client import LineWriter, redis_client
+from sheetanchor.store.frame_streams import LineWriter
+from sheetanchor.store.redis_client import redis_client
 from support.bad_entries import BROKEN_FRAMES, spoil, spoil_lines
 
 SYMBOL = "BTCUSDT"

@@ -6,7 +6,7 @@ import asyncio
 
 from redis.asyncio import Redis
 
-from sheetanchor.store.redis_client import LineWriter
+from sheetanchor.store.frame_streams import LineWriter
 
 
 async def test_busy_writer_can_be_cancelled(redis: Redis) -> None:

@@ -12,7 +12,8 @@ from redis.asyncio import Redis
 from conftest import RedisServer
 from sheetanchor import errors
 from sheetanchor.contract import line_stream, unpack_frames
-from sheetanchor.store.redis_client import LineReader, LineWriter, redis_client, server_identity
+from sheetanchor.store.frame_streams import LineReader, LineWriter
+from sheetanchor.store.redis_client import redis_client, server_identity
 from support.bad_entries import BAD_IDS, MALFORMED, spoil, spoil_lines
 
 STREAM = line_stream("BTCUSDT", "a")

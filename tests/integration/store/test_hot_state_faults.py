@@ -15,16 +15,11 @@ from redis.asyncio import Redis
 from conftest import RedisServer, free_port_number
 from sheetanchor import errors
 from sheetanchor.contract import keys, slot_of
+from sheetanchor.store.frame_streams import LineReader, LineWriter
 from sheetanchor.store.function_library import ensure_library, library_source, library_version
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import (
-    LineReader,
-    LineWriter,
-    check_connection,
-    redis_client,
-    server_identity,
-    translated_error,
-)
+from sheetanchor.store.redis_client import check_connection, redis_client, server_identity
+from sheetanchor.store.redis_connection import translated_error
 from support.hot_state_cases import anchored, apply, fingerprint, rebuild, stage
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "hot-state.md"

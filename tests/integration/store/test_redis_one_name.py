@@ -14,8 +14,9 @@ from redis.asyncio import Redis
 
 from conftest import RedisServer, server_binary
 from sheetanchor.errors import RedisUnavailable
-from sheetanchor.store.redis_client import LineReader, LineWriter, redis_client, translate_errors
-from sheetanchor.store.redis_connection import translated_error, wrong_server
+from sheetanchor.store.frame_streams import LineReader, LineWriter
+from sheetanchor.store.redis_client import redis_client
+from sheetanchor.store.redis_connection import translate_errors, translated_error, wrong_server
 from support.pipeline import Pipeline
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sheetanchor.store.frame_streams import Batch
 from sheetanchor.store.id_continuity import Mark, begin_after, beyond, mark_of, order, overtaken
-from sheetanchor.store.redis_client import Batch
 from support.market_parts import T0, batch, best, diff, trades
 
 STEP_MS = 100

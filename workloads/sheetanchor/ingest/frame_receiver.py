@@ -15,15 +15,25 @@ from sheetanchor._decoder import validate_frame
 from sheetanchor.ingest.connection_policy import SequenceWatch
 from sheetanchor.ingest.send_buffer import RESEND_BYTES_MAX, SendBuffer
 from sheetanchor.runtime import metrics
-from sheetanchor.sbe import DECODE_ERROR_KINDS, DecodeError
+from sheetanchor.sbe import (
+    BEST_BID_ASK_TEMPLATE,
+    DECODE_ERROR_KINDS,
+    DEPTH_DIFF_TEMPLATE,
+    DEPTH_SNAPSHOT_TEMPLATE,
+    TRADES_TEMPLATE,
+    DecodeError,
+)
 
 log = logging.getLogger(__name__)
 
-TRADE: Final = 10000
-BEST_BID_ASK: Final = 10001
-DEPTH: Final = 10003
-STREAM_NAMES: Final = {TRADE: "trade", BEST_BID_ASK: "bestBidAsk", 10002: "depth20", DEPTH: "depth", 0: "unreadable"}
-CHAINED: Final = frozenset({TRADE, DEPTH})
+STREAM_NAMES: Final = {
+    TRADES_TEMPLATE: "trade",
+    BEST_BID_ASK_TEMPLATE: "bestBidAsk",
+    DEPTH_SNAPSHOT_TEMPLATE: "depth20",
+    DEPTH_DIFF_TEMPLATE: "depth",
+    0: "unreadable",
+}
+CHAINED: Final = frozenset({TRADES_TEMPLATE, DEPTH_DIFF_TEMPLATE})
 """Templates whose ids follow each other; the exchange leaves best prices out under load, so their ids jump."""
 
 SHED_STREAMS: Final = ("bestBidAsk", "other")
@@ -145,7 +155,7 @@ class FrameReceiver:
             log.warning("a frame of %s, not subscribed to, was dropped; more are only counted", symbol)
 
     def _put(self, channel: Channel, frame: bytes, received_us: int, template: int) -> None:
-        shed = channel.buffer.put(received_us, frame, template == BEST_BID_ASK)
+        shed = channel.buffer.put(received_us, frame, template == BEST_BID_ASK_TEMPLATE)
         if not shed.spare and not shed.other:
             channel.shedding = channel.shedding and 2 * channel.buffer.bytes_waiting > channel.buffer.bytes_max
             return

@@ -20,7 +20,8 @@ from sheetanchor.ingest.frame_receiver import FrameReceiver
 from sheetanchor.ingest.send_buffer import FrameBatch
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff, TokenBucket
-from sheetanchor.store.redis_client import LineWriter, server_identity
+from sheetanchor.store.frame_streams import LineWriter
+from sheetanchor.store.redis_client import server_identity
 
 log = logging.getLogger(__name__)
 

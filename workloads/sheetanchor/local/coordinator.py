@@ -25,7 +25,7 @@ from sheetanchor.local.processes import Spec, describe_exit, run_once
 from sheetanchor.local.relay import Relay
 from sheetanchor.policy import reanchor_scheduler
 from sheetanchor.store.hot_state import Anchor, HotState
-from sheetanchor.store.redis_client import translate_errors
+from sheetanchor.store.redis_connection import translate_errors
 
 log = logging.getLogger(__name__)
 

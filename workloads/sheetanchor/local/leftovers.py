@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from sheetanchor.contract import keys, line_names, line_stream
 from sheetanchor.errors import BadSettings
 from sheetanchor.store.hot_state import Anchor, HotState
-from sheetanchor.store.redis_client import translate_errors
+from sheetanchor.store.redis_connection import translate_errors
 
 log = logging.getLogger(__name__)
 

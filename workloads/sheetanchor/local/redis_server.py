@@ -27,7 +27,8 @@ from sheetanchor.errors import BadSettings, RedisError, RedisRefused, RedisUnava
 from sheetanchor.local.processes import Spec
 from sheetanchor.managed_redis.server_binary import Binary, find_binary, parse_version
 from sheetanchor.runtime.redis_url import masked
-from sheetanchor.store.redis_client import check_connection, translate_errors
+from sheetanchor.store.redis_client import check_connection
+from sheetanchor.store.redis_connection import translate_errors
 
 __all__ = ["Binary", "find_binary", "parse_version"]
 

@@ -37,7 +37,8 @@ from sheetanchor.local.roles import EXCHANGE, LocalPlan, child_environment, choo
 from sheetanchor.policy import reanchor_scheduler
 from sheetanchor.runtime.settings import LocalSettings
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import redis_client, translate_errors
+from sheetanchor.store.redis_client import redis_client
+from sheetanchor.store.redis_connection import translate_errors
 
 log = logging.getLogger(__name__)
 

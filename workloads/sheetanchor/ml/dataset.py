@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from sheetanchor._decoder import Market
-from sheetanchor.contract import HORIZON_MS, SLOT_MS, pack_frames
+from sheetanchor.contract import HORIZON_MS, HORIZON_SLOTS, SLOT_MS, pack_frames
 from sheetanchor.recording.recording_file import Recording
 
 SLOT_US: Final = SLOT_MS * 1_000
-HORIZON_SLOTS: Final = HORIZON_MS // SLOT_MS
 
 HOLE_MAX_US: Final = 1_000_000
 """A hole in the ids that no frame has filled for so long stays; what comes after it is not the market any more."""

@@ -17,6 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from sheetanchor.contract import Gap
+from sheetanchor.policy.gap_rules import EMERGENCY as EMERGENCY
+from sheetanchor.policy.gap_rules import IMMEDIATE as IMMEDIATE
+from sheetanchor.policy.gap_rules import SCHEDULED as SCHEDULED
+from sheetanchor.policy.gap_rules import VALIDATION as VALIDATION
 
 Kind = Literal["rebuild", "validate"]
 WaitKind = Literal["idle", "running", "lock", "grace", "debounce", "backoff", "cooldown", "budget"]
@@ -26,10 +30,6 @@ HOUR_US: Final = 3600 * SECOND_US
 IDS_KEPT_US: Final = 24 * HOUR_US
 IDS_MAX: Final = 1_000
 
-EMERGENCY: Final = "emergency_reanchor"
-IMMEDIATE: Final = "immediate_reanchor"
-SCHEDULED: Final = "scheduled_reanchor"
-VALIDATION: Final = "validation_reanchor"
 URGENCY: Final = {EMERGENCY: 0, IMMEDIATE: 1, SCHEDULED: 2, VALIDATION: 3}
 """What each action of a gap rule means for the order: lower goes first."""
 

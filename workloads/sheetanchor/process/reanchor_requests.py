@@ -27,7 +27,7 @@ from sheetanchor.policy.reanchor_object import GROUP, VERSION, Ask, Manifest, Ow
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy, retry
 from sheetanchor.runtime.settings import ReanchorRequests
-from sheetanchor.store.redis_client import translate_errors
+from sheetanchor.store.redis_connection import translate_errors
 
 log = logging.getLogger(__name__)
 

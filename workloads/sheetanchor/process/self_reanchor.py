@@ -27,7 +27,7 @@ from sheetanchor.policy.reanchor_scheduler import EXIT_LOCK_HELD, EXIT_SUPERSEDE
 from sheetanchor.runtime.command_line import VARIABLE_PREFIX, variable_of
 from sheetanchor.runtime.settings import ProcessSettings, ReanchorSettings
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import translate_errors
+from sheetanchor.store.redis_connection import translate_errors
 
 log = logging.getLogger(__name__)
 

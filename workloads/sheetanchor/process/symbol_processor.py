@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
@@ -19,18 +19,28 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market
-from sheetanchor.contract import BEAT_INTERVAL_US, CHECK_OF_TRADES, STREAM_TYPES, TAKEOVER_AFTER_US, Receipt
+from sheetanchor.contract import (
+    BEAT_INTERVAL_US,
+    CHECK_OF_TRADES,
+    STREAM_TYPES,
+    TAKEOVER_AFTER_US,
+    Receipt,
+    stream_id_order,
+)
 from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
-from sheetanchor.policy.gap_rules import CONSEQUENCES, GAP_DETECTION_RULES, VALIDATION, Finding, Thresholds, gap_of
+from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Finding, Thresholds
 from sheetanchor.policy.soundness import REASON_KINDS
+from sheetanchor.process.book_loader import load_book, rewind
 from sheetanchor.process.frame_delays import FrameDelays
 from sheetanchor.process.gap_detector import GapDetector
+from sheetanchor.process.gap_reporter import GapReporter, WriteOwnership
 from sheetanchor.process.market_follower import NOTHING, Follower
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff
 from sheetanchor.store import id_continuity
+from sheetanchor.store.frame_streams import Batch, LineReader
 from sheetanchor.store.hot_state import Anchor, ApplyReply, ApplyStatus, HotState, TakeStatus, Vouch
-from sheetanchor.store.redis_client import Batch, LineReader, ServerIdentity, server_identity
+from sheetanchor.store.redis_client import ServerIdentity, server_identity
 from sheetanchor.store.server_clock import RedisClock
 
 log = logging.getLogger(__name__)
@@ -53,9 +63,6 @@ STANDBY_READ_US: Final = 20_000
 
 MISSING_RANGE_POLL_US: Final = 10_000
 """While a hole waits for another line, nobody has to speak for its time to run out."""
-
-LOAD_TRIES: Final = 3
-"""A rebuild may be swapped in between two reads; twice in a row it is not."""
 
 BEHIND_MAX_US: Final = 3_000_000
 """A replay is done within this; an update id that is still below the stored one then is from another world."""
@@ -122,6 +129,7 @@ class SymbolProcessor:
         self._redis = redis
         self._hot = HotState(redis, symbol)
         self._reader = LineReader(reading, symbol)
+        self._gaps = GapReporter(self._hot, symbol, wanted)
         self._clock_jumps = 0
         self._judged_us = 0
         self._lacking: dict[str, list[str]] = {}
@@ -131,8 +139,6 @@ class SymbolProcessor:
         self._term = 0
         self._epoch = 0
         self._identity: ServerIdentity | None = None
-        self._findings: list[Finding] = []
-        self._reported: set[str] = set()
         self._loaded = False
         self._dirty = False
         self._delays = FrameDelays()
@@ -258,52 +264,21 @@ class SymbolProcessor:
             RedisError: If Redis does not answer.
         """
         self._loaded = False
-        anchor, packed = await self._read_book()
-        self._epoch = anchor.epoch
-        market = Market(self.symbol)
+        loaded = await load_book(self._hot, self.symbol, self._read_anchor)
+        self._epoch = loaded.epoch
         self._counted = {}
-        self._findings = []
-        ids: dict[str, str] = {}
-        if packed is not None:
-            ids = self._load_book(market, packed, anchor)
-        elif anchor.epoch > 0:
-            self._find(Finding("book_unreadable", "the stored book is missing"))
-        await self._rewind(ids, REPLAY_US)
-        await id_continuity.leave_out(self._redis, self._reader, market, ids)
+        self._gaps.clear()
+        if loaded.finding is not None:
+            self._gaps.add(loaded.finding)
+        await self._rewind(loaded.positions, REPLAY_US)
+        await id_continuity.leave_out(self._redis, self._reader, loaded.market, loaded.positions)
         self._loaded = True
-        self._reported.clear()
-        self.follower.begin(market, monotonic_us())
-        log.info("%s: loaded epoch %d at update %d", self.symbol, anchor.epoch, self.market.update_id)
+        self._gaps.forget_reported()
+        self.follower.begin(loaded.market, monotonic_us())
+        log.info("%s: loaded epoch %d at update %d", self.symbol, loaded.epoch, self.market.update_id)
 
-    async def _read_book(self) -> tuple[Anchor, bytes | None]:
-        """Read anchor and book as they belong together."""
-        anchor = await self._read_anchor()
-        for _ in range(LOAD_TRIES):
-            packed = await self._hot.book() if anchor.epoch > 0 else None
-            before, anchor = anchor, await self._read_anchor()
-            if anchor.epoch == before.epoch:
-                break
-        return anchor, packed
-
-    def _load_book(self, market: Market, packed: bytes, anchor: Anchor) -> dict[str, str]:
-        try:
-            epoch, ids = market.load_book(packed)
-        except ValueError as error:
-            self._find(Finding("book_unreadable", f"the stored book is damaged: {error}"))
-            return {}
-        # The book keeps the epoch it was packed in; a swap renames a book that was packed for the epoch it makes.
-        if epoch != anchor.epoch:
-            self._find(Finding("book_unreadable", f"the stored book is of epoch {epoch}, expected {anchor.epoch}"))
-        return ids
-
-    async def _rewind(self, ids: dict[str, str], back_us: int) -> None:
-        self._reader.seek_time((self.now_us - back_us) // 1_000)
-        await self._reader.discover()
-        by_time = self._reader.ids
-        earlier = {line: ids[line] for line in ids if line in by_time and _order(ids[line]) < _order(by_time[line])}
-        self._reader.seek(earlier)
-        for trimmed in await self._reader.check_trimmed():
-            log.warning("%s: line %s begins at %s only", self.symbol, trimmed.line, trimmed.first_id or "nothing")
+    async def _rewind(self, positions: Mapping[str, str], back_us: int) -> None:
+        await rewind(self._reader, self.symbol, positions, self.now_us - back_us)
         self.follower.rewound()
         self._delays.replay()
 
@@ -327,7 +302,7 @@ class SymbolProcessor:
         if receipt.result != "validated" or CHECK_OF_TRADES not in receipt.checks or not self.clock.known:
             return
         took_us = max(0, receipt.finished_at_us - receipt.started_at_us)  # by one clock, whichever it is
-        self.follower.validated(_order(entry_id)[0] * 1_000 - took_us, took_us)
+        self.follower.validated(stream_id_order(entry_id)[0] * 1_000 - took_us, took_us)
 
     def detector_report(self) -> dict[str, Any]:
         """Describe the gap detector for health answers: blind while it does not look, or cannot see all there is."""
@@ -366,7 +341,7 @@ class SymbolProcessor:
             self._identity = identity
             return
         log.warning("%s: Redis' replication id has changed", self.symbol)
-        self._find(Finding("redis_failover", "Redis' replication id has changed: acknowledged writes may be gone"))
+        self._gaps.add(Finding("redis_failover", "Redis' replication id has changed: acknowledged writes may be gone"))
         positions = self._reader.ids
         await self._rewind({}, FAILOVER_REWIND_US)
         await id_continuity.leave_out(self._redis, self._reader, self.market, positions)
@@ -392,23 +367,15 @@ class SymbolProcessor:
             return
         self._term = reply.term
         self.role = WriteRole.WRITER
-        self._reported.clear()
+        self._gaps.forget_reported()
         log.info("%s: writing under term %d", self.symbol, reply.term)
         if not self.market.has_book and anchor.epoch == self._epoch > 0:
             await self.load()  # what could not be read at the start may have been written since
         if (await self._read_anchor()).epoch < self._epoch:
             # Redis has gone back in time: it holds less than it has acknowledged, and epochs never fall.
-            self._find(Finding("redis_failover", "Redis holds an older state than it has acknowledged"))
+            self._gaps.add(Finding("redis_failover", "Redis holds an older state than it has acknowledged"))
         if self.anchor.state == "suspect":
             self._wanted("start" if self._epoch == 0 else "suspect", self.anchor.reason or "nothing anchored yet")
-
-    def _find(self, finding: Finding) -> None:
-        """Keep a finding until it has been declared: one of each rule, with the highest id that cures them all."""
-        for at, known in enumerate(self._findings):
-            if known.rule == finding.rule:
-                self._findings[at] = replace(known, cure_id=max(known.cure_id, finding.cure_id))
-                return
-        self._findings.append(finding)
 
     async def _judge(self, asked_us: int) -> None:
         """Apply the gap rules, and say what they find.
@@ -424,36 +391,21 @@ class SymbolProcessor:
         self._judged_us = monotonic_us()
         for finding in self.follower.apply_rules(asked_us):
             if self.role is WriteRole.WRITER or GAP_DETECTION_RULES[finding.rule].suspects:
-                self._find(finding)
-        while self._findings and self.role is WriteRole.WRITER:
-            # Declared first and forgotten then: Redis may be gone in between.
-            if await self._declare(self._findings[0]):
-                self._findings.pop(0)
+                self._gaps.add(finding)
+        while self.role is WriteRole.WRITER and (oldest := self._gaps.next) is not None:
+            await self._declare(oldest)
 
-    async def _declare(self, finding: Finding) -> bool:
-        """Make the state suspect if the rule says so, and tell the stream of gaps.
-
-        Returns:
-            False if this process turned out not to be the writer any more.
-        """
-        rule = GAP_DETECTION_RULES[finding.rule]
-        if rule.suspects:
-            reply = await self._hot.suspect(self._term, self.name, self._epoch, finding.cure_id, finding.reason)
-            if not reply.ok:
-                self._step_back(reply.term)
-                return False
+    async def _declare(self, finding: Finding) -> None:
+        """Make the state suspect if the rule says so, and publish the gap; Redis may be gone in between."""
+        owner = WriteOwnership(self._term, self.name, self._epoch)
+        reply = await self._gaps.suspect(finding, owner)
+        if reply is not None and not reply.ok:
+            self._step_back(reply.term)
+            return
+        if reply is not None:
             self._note_state(reply.state, finding.reason, reply.now_us)
-            if finding.rule in self._reported or (self._reported and finding.rule in CONSEQUENCES):
-                return True  # still the same doubt; it has only grown
-        await self._hot.add_gap(gap_of(finding, self.symbol, "process", self.now_us, self._epoch))
-        log.warning("%s: %s: %s", self.symbol, finding.rule, finding.reason)
-        metrics.GAPS.labels(self.symbol, finding.rule, rule.action).inc()
-        self.detector.count_gap(self.now_us)
-        if rule.suspects:
-            self._reported.add(finding.rule)
-        if rule.action != VALIDATION:
-            self._wanted(finding.rule, finding.reason)
-        return True
+        if await self._gaps.publish(finding, owner, self.now_us) is not None:
+            self.detector.count_gap(self.now_us)
 
     def _note_state(self, state: str, reason: str, now_us: int) -> None:
         """Keep what the last reply says of the state; a doubt keeps its first reason and time."""
@@ -518,7 +470,7 @@ class SymbolProcessor:
                 self._wanted("suspect", "somebody else doubts the state")
         metrics.ANCHORED.labels(self.symbol).set(reply.state == "anchored")
         if reply.state == "anchored":
-            self._reported.clear()
+            self._gaps.forget_reported()
             self._wanted("", "")
         now_us = monotonic_us()
         if not behind or self._behind_since_us == 0:
@@ -526,7 +478,7 @@ class SymbolProcessor:
         elif now_us - self._behind_since_us > BEHIND_MAX_US and self._caught_up:
             self._behind_since_us = now_us
             reason = f"the lines end at update {self.market.update_id}, the stored state at {self.anchor.update_id}"
-            self._find(Finding("sequence_reset", reason))
+            self._gaps.add(Finding("sequence_reset", reason))
 
     async def _refused(self, reply: ApplyReply) -> None:
         if reply.status is ApplyStatus.FENCED:
@@ -535,7 +487,8 @@ class SymbolProcessor:
             log.info("%s: rebuilt: epoch %d", self.symbol, reply.epoch)
             await self.load()
         elif reply.status is ApplyStatus.EPOCH:
-            self._find(Finding("redis_failover", f"Redis is at epoch {reply.epoch}, it has acknowledged {self._epoch}"))
+            reason = f"Redis is at epoch {reply.epoch}, it has acknowledged {self._epoch}"
+            self._gaps.add(Finding("redis_failover", reason))
         else:
             await self._read_anchor()
 
@@ -566,9 +519,3 @@ class SymbolProcessor:
             streams = ", ".join(lacking[line])
             log.warning("%s: line %s brings no %s any more; another line covers it", self.symbol, line, streams)
         self._lacking = lacking
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    """Give a stream id as something that compares."""
-    first, _, second = entry_id.partition("-")
-    return int(first), int(second or 0)

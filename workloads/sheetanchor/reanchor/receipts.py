@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from sheetanchor.contract import LOCK_TTL_S, RECEIPTS_LENGTH_MAX, Receipt, keys
 from sheetanchor.reanchor.outcome import ALERT_FAILED, Outcome
-from sheetanchor.store.redis_client import translate_errors
+from sheetanchor.store.redis_connection import translate_errors
 from sheetanchor.venue import EndpointCalls
 
 log = logging.getLogger(__name__)

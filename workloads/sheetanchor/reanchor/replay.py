@@ -19,7 +19,7 @@ from sheetanchor._decoder import Market
 from sheetanchor.contract import unpack_frames
 from sheetanchor.errors import ExchangeError
 from sheetanchor.store import id_continuity
-from sheetanchor.store.redis_client import Batch, LineReader
+from sheetanchor.store.frame_streams import Batch, LineReader
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from redis.asyncio import Redis
 
+from sheetanchor import sbe
 from sheetanchor._decoder import Market, validate_frame
 from sheetanchor.contract import pack_frames, unpack_frames
 from sheetanchor.errors import BadRecording, BadSettings, RedisRefused
@@ -24,14 +25,11 @@ from sheetanchor.recording.recording_file import Recording, save
 from sheetanchor.runtime.settings import CaptureSettings
 from sheetanchor.runtime.stop_signals import stop_event
 from sheetanchor.sbe import DecodeError, DepthSnapshot
+from sheetanchor.store.frame_streams import LineReader
 from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import LineReader, redis_client
+from sheetanchor.store.redis_client import redis_client
 
 log = logging.getLogger(__name__)
-
-_SNAPSHOT: Final = 10002
-_DIFF: Final = 10003
-_TRADES: Final = 10000
 
 BLOCK_MS: Final = 200
 PROGRESS_S: Final = 10.0
@@ -66,13 +64,13 @@ class Collected:
         try:
             template, symbol, _, _, last_id, count = validate_frame(frame)
         except DecodeError:
-            template, symbol, last_id, count = _SNAPSHOT, self.symbol, 0, 0
+            template, symbol, last_id, count = sbe.DEPTH_SNAPSHOT_TEMPLATE, self.symbol, 0, 0
         if symbol != self.symbol:
             return
-        if template == _SNAPSHOT or (template == _TRADES and count == 0):
+        if template == sbe.DEPTH_SNAPSHOT_TEMPLATE or (template == sbe.TRADES_TEMPLATE and count == 0):
             self._others.setdefault(frame, {}).setdefault(line, []).append(received_us)
             return
-        if template == _DIFF and last_id <= self.depth_id:
+        if template == sbe.DEPTH_DIFF_TEMPLATE and last_id <= self.depth_id:
             return
         of_kind = self._found.setdefault(template, {})
         known = of_kind.get(last_id)

@@ -20,7 +20,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from sheetanchor import errors
-from sheetanchor.store.redis_client import translate_errors
+from sheetanchor.store.redis_connection import translate_errors
 
 log = logging.getLogger(__name__)
 

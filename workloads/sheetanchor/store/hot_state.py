@@ -25,7 +25,7 @@ from sheetanchor.contract import (
     keys,
 )
 from sheetanchor.store.function_library import ensure_library, execute, function_missing
-from sheetanchor.store.redis_client import translate_errors, translated_error
+from sheetanchor.store.redis_connection import translate_errors, translated_error
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 
 from sheetanchor import sbe
 from sheetanchor._decoder import Market
-from sheetanchor.contract import unpack_frames
-from sheetanchor.store.redis_client import Batch, LineReader
+from sheetanchor.contract import stream_id_order, unpack_frames
+from sheetanchor.store.frame_streams import Batch, LineReader
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def beyond(positions: Mapping[str, str], update_id: int, best_id: int, trade_id:
     """
 
     def is_gone(line: str, mark: Mark) -> bool:
-        if line not in positions or order(mark.entry_id) > order(positions[line]):
+        if line not in positions or stream_id_order(mark.entry_id) > stream_id_order(positions[line]):
             return False
         ahead = mark.update_id > update_id or mark.best_id > max(update_id, best_id)
         return ahead or mark.trade_id > trade_id
@@ -147,12 +147,6 @@ def begin_after(lines: Mapping[str, Sequence[Mark]], is_gone: Callable[[str, Mar
     return found
 
 
-def order(entry_id: str) -> tuple[int, int]:
-    """Give a stream id as something that compares."""
-    first, _, second = entry_id.partition("-")
-    return int(first), int(second or 0)
-
-
 async def scan(
     redis: Redis, symbol: str, after: Mapping[str, str], until: Mapping[str, str] | None = None
 ) -> dict[str, list[Mark]]:
@@ -173,9 +167,11 @@ async def scan(
     reader.seek(wanted)
     while wanted and (batches := await reader.read(0, SCAN_COUNT)):
         for batch in batches:
-            if until is None or order(batch.entry_id) <= order(until[batch.line]):
+            if until is None or stream_id_order(batch.entry_id) <= stream_id_order(until[batch.line]):
                 lines[batch.line].append(mark_of(batch))
-        if until is not None and all(order(reader.ids[line]) >= order(until[line]) for line in wanted):
+        if until is not None and all(
+            stream_id_order(reader.ids[line]) >= stream_id_order(until[line]) for line in wanted
+        ):
             break
         await asyncio.sleep(0)
     return lines

@@ -20,7 +20,7 @@ from sheetanchor.local.dashboard import exposition
 from sheetanchor.local.dashboard.exposition import Sample
 from sheetanchor.local.dashboard.status import LineStatus, RoleStatus
 from sheetanchor.local.processes import Child
-from sheetanchor.store.redis_client import translate_errors
+from sheetanchor.store.redis_connection import translate_errors
 
 TIMEOUT_S: Final = 0.8
 EXAMINED: Final = ("ingest/", "process", "infer/")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from sheetanchor.contract import HORIZON_SLOTS, SLOT_MS, Gap, Receipt, slot_of, slot_start_us
+from sheetanchor.contract import HORIZON_SLOTS, SLOT_MS, Gap, Receipt, slot_of, slot_start_us, stream_id_order
 from sheetanchor.infer import accuracy, prediction
 
 HISTORY_SLOTS: Final = 450
@@ -71,7 +71,7 @@ class ShownPrediction:
         said = prediction.Prediction.parse(fields)
         return cls(
             slot=said.slot,
-            committed_us=int(entry_id.partition("-")[0]) * 1_000,
+            committed_us=stream_id_order(entry_id)[0] * 1_000,
             price_now=_finite(said.price_now),
             predicted_price=_finite(said.predicted_price),
             direction=SIGNS[said.direction],

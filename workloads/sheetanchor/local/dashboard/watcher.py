@@ -14,7 +14,7 @@ from sheetanchor.contract import Gap, Receipt, keys
 from sheetanchor.errors import RedisError
 from sheetanchor.local.dashboard import reanchor_metrics
 from sheetanchor.local.dashboard.tally import ShownPrediction, Tally
-from sheetanchor.store.redis_client import translate_errors
+from sheetanchor.store.redis_connection import translate_errors
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,103 @@
+"""What happens to a finding of the gap rules: the state is made suspect, the gap is published, a rebuild is requested.
+
+A finding is kept until Redis has taken it, whatever happens meanwhile, and one doubt is published once however often a
+rule finds it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from sheetanchor.contract import Gap
+from sheetanchor.policy.gap_rules import CONSEQUENCES, GAP_DETECTION_RULES, VALIDATION, Finding, gap_of
+from sheetanchor.runtime import metrics
+from sheetanchor.store.hot_state import HotState, SuspectReply
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOwnership:
+    """What a write of this processor is fenced with.
+
+    Attributes:
+        term: Term under which it writes.
+        name: Its name.
+        epoch: The epoch of what it holds.
+    """
+
+    term: int
+    name: str
+    epoch: int
+
+
+class GapReporter:
+    """Keeps one symbol's findings until they are declared.
+
+    Args:
+        hot: Where they are declared.
+        symbol: Trading pair.
+        request_rebuild: Called with rule and reason of a finding that asks for a rebuild.
+    """
+
+    def __init__(self, hot: HotState, symbol: str, request_rebuild: Callable[[str, str], None]) -> None:
+        self._hot = hot
+        self._symbol = symbol
+        self._request_rebuild = request_rebuild
+        self._findings: list[Finding] = []
+        self._reported: set[str] = set()
+
+    @property
+    def next(self) -> Finding | None:
+        """The oldest finding that has not been declared."""
+        return self._findings[0] if self._findings else None
+
+    def add(self, finding: Finding) -> None:
+        """Keep a finding until it has been declared: one of each rule, with the highest id that cures them all."""
+        for at, known in enumerate(self._findings):
+            if known.rule == finding.rule:
+                self._findings[at] = replace(known, cure_id=max(known.cure_id, finding.cure_id))
+                return
+        self._findings.append(finding)
+
+    def clear(self) -> None:
+        """Forget all findings: they were about a market that is no longer held."""
+        self._findings.clear()
+
+    def forget_reported(self) -> None:
+        """The doubts that were published are over, or were another writer's: the next ones are new."""
+        self._reported.clear()
+
+    async def suspect(self, finding: Finding, owner: WriteOwnership) -> SuspectReply | None:
+        """Make the state suspect if the finding's rule says so; None if it does not.
+
+        Raises:
+            RedisError: If Redis did not take it.
+        """
+        if not GAP_DETECTION_RULES[finding.rule].suspects:
+            return None
+        return await self._hot.suspect(owner.term, owner.name, owner.epoch, finding.cure_id, finding.reason)
+
+    async def publish(self, finding: Finding, owner: WriteOwnership, now_us: int) -> Gap | None:
+        """Append the finding to the stream of gaps and forget it; None if it is a doubt that was published already.
+
+        Raises:
+            RedisError: If Redis did not take it; the finding is kept.
+        """
+        rule = GAP_DETECTION_RULES[finding.rule]
+        known = finding.rule in self._reported or (bool(self._reported) and finding.rule in CONSEQUENCES)
+        if rule.suspects and known:  # still the same doubt; it has only grown
+            self._findings.remove(finding)
+            return None
+        gap = gap_of(finding, self._symbol, "process", now_us, owner.epoch)
+        await self._hot.add_gap(gap)
+        self._findings.remove(finding)
+        log.warning("%s: %s: %s", self._symbol, finding.rule, finding.reason)
+        metrics.GAPS.labels(self._symbol, finding.rule, rule.action).inc()
+        if rule.suspects:
+            self._reported.add(finding.rule)
+        if rule.action != VALIDATION:
+            self._request_rebuild(finding.rule, finding.reason)
+        return gap
