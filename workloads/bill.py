@@ -72,8 +72,8 @@ def _member(archive: tarfile.TarFile, name: str | tarfile.TarInfo) -> IO[bytes]:
 def debian(files: dict[str, str]) -> Iterator[Component]:
     """Give Debian's packages that are installed."""
     release = files.get("etc/os-release") or files.get("usr/lib/os-release") or ""
-    told = dict(re.findall(r'(?m)^(\w+)="?([^"\n]*)"?$', release))
-    system = told.get("ID", "debian")
+    release_fields = dict(re.findall(r'(?m)^(\w+)="?([^"\n]*)"?$', release))
+    system = release_fields.get("ID", "debian")
     for path in sorted(files):
         if not path.startswith("var/lib/dpkg/"):
             continue
@@ -82,7 +82,10 @@ def debian(files: dict[str, str]) -> Iterator[Component]:
             name, version = fields["Package"], fields["Version"]
             if not name or not version or " installed" not in (fields["Status"] or "x installed"):
                 continue
-            qualifiers = {"arch": fields["Architecture"] or "", "distro": f"{system}-{told.get('VERSION_ID', '')}"}
+            qualifiers = {
+                "arch": fields["Architecture"] or "",
+                "distro": f"{system}-{release_fields.get('VERSION_ID', '')}",
+            }
             purl = PackageURL("deb", system, name, version, qualifiers)
             yield Component(name=name, version=version, purl=purl, bom_ref=purl.to_string())
 

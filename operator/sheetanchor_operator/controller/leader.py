@@ -47,6 +47,8 @@ ESSENTIAL: Final = frozenset({PIPELINE.name, REANCHOR.name, JOB.name, POD.name, 
 class Leader:
     """Acts on all pipelines.
 
+    One class, since watches and workers share one cache and one queue, and all end together when the Lease is lost.
+
     Args:
         cluster: The API server.
         cache: What is known; filled here.

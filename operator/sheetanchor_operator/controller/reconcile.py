@@ -61,6 +61,8 @@ DEFECT_LENGTH_MAX: Final = 300
 class Reconciler:
     """Reconciles pipelines.
 
+    One class, since each look at a pipeline goes by what the looks before it have noted.
+
     Attributes:
         resync_s: Time between two reconciles of a pipeline to which nothing happens.
     """

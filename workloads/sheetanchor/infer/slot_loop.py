@@ -1,7 +1,9 @@
-"""One symbol's beat: every two seconds a consistent read, an answer, one commit.
+"""One symbol's cadence: every two seconds a consistent read, an answer, one commit.
 
 The loop goes on whatever happens: every call is bounded, a slot that cannot be read is answered from what was read
 last, one that cannot be committed is still answered over HTTP. Nothing is queued from one slot to the next.
+
+One module, since reading, answering, committing and scoring share one slot's time and one memory of what was read.
 """
 
 from __future__ import annotations
@@ -74,6 +76,8 @@ PAGE: Final = 500
 
 class SlotLoop:
     """The predictions of one symbol.
+
+    One class, since every step of a slot reads and changes what the next slot begins with.
 
     Args:
         redis: Client to use; its replies must not be decoded.

@@ -90,6 +90,8 @@ async def wait_for_port(child: Child, within_s: float) -> None:
 class Supervisor:
     """One run of the whole pipeline.
 
+    One class, since it owns every child and task of a run, and has to end all of them whatever fails.
+
     Args:
         settings: What the user set.
         environ: Environment of this process.

@@ -3,6 +3,8 @@
 This process finds out as what the server may start, writes its configuration, starts it, answers health checks and
 metrics for it, loads the function library while it is the master, and hands the master over before it ends. When the
 child ends by itself this process ends too: whoever restarts it gets a fresh decision.
+
+One module, since the order of these steps is what keeps two masters from being written to: it is read as one.
 """
 
 from __future__ import annotations
@@ -114,7 +116,10 @@ def nodes_of(settings: RedisSettings) -> tuple[RedisNode, tuple[RedisNode, ...]]
 
 
 class NodeProcess:
-    """One server or Sentinel and what surrounds it."""
+    """One server or Sentinel and what surrounds it.
+
+    One class, since whatever watches the child has to stop before the child is ended, and nothing may start after.
+    """
 
     def __init__(self, settings: RedisSettings, health: Health) -> None:
         self._settings = settings

@@ -10,6 +10,8 @@ cluster mounts from a ConfigMap. Such a registry is read only.
 A model's folder is never changed once it is there. The pointer is replaced as a whole, and only by somebody who has
 seen the version that it replaces, so that of two promotions at once one fails instead of both half winning. Nothing
 here runs a model.
+
+One module, since folder layout, pointer and the checks of both are one format: whoever changes it changes all three.
 """
 
 from __future__ import annotations

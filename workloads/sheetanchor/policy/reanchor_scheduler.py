@@ -2,13 +2,16 @@
 
 Pure: the same rules serve the local supervisor and the operator. The state is a value that the caller keeps:
 
-    state, skipped = ask(state, request, policy)          # a gap record or a person's wish came in
+    state, skipped = ask(state, request, policy)          # a gap record or a person's request came in
     state, decision = decide(state, seen, now_us, policy) # again and again; a Skip says why a request changed nothing
     state = started(state, start, now_us)                 # after a Start was acted upon
     state = ended(state, ...)                             # when that run is over
 
 One run per symbol at a time. Requests of the same urgency become one; those that come during a run lead to at most one
 more run, and only if the state is suspect afterwards or they are newer than what the run was built from.
+
+One module, since every rule of waiting, merging and skipping reads the same state: apart they could contradict each
+other.
 """
 
 from __future__ import annotations

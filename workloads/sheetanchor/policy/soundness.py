@@ -6,6 +6,9 @@ noticed. What has to hold, and why the limits are what they are, is in docs/gaps
 
 All times are microseconds on one steady clock that never jumps; event times are the exchange's and only ever compared
 with each other, through a baseline of their own per stream.
+
+One module, since each reason for unsoundness has its half in `observe` and its half in `judge`: apart, a new one is
+easily put into one of them only.
 """
 
 from __future__ import annotations
@@ -420,8 +423,8 @@ def _stray(memory: Memory, first_best: tuple[float, float] | None, seen: MarketO
     since_us = 0 if agreed else memory.stray_us
     if since_us or seen.book_best is None or seen.bba_id > seen.update_id:
         return since_us
-    told = seen.told_best or first_best
-    return seen.now_us if told is not None and told != seen.book_best else 0
+    best = seen.told_best or first_best
+    return seen.now_us if best is not None and best != seen.book_best else 0
 
 
 def _unheard(unheard: Mapping[str, int], paces: Mapping[str, StreamPace], seen: MarketObservation) -> dict[str, int]:

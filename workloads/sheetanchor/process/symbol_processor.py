@@ -3,6 +3,10 @@
 Owns the market in memory and the decision when to write. It never waits for anything but Redis. When Redis is gone it
 keeps what it holds and comes back by itself; whether its next write is still wanted is decided by the fences in Redis,
 never here. A start, a takeover and a finished rebuild are the same thing: load the stored book, replay the lines.
+
+One module and one class, since role, term and epoch decide at every await whether the next write is still this
+process' own. Loading a book (`book_loader`), declaring a gap (`gap_reporter`) and judging (`market_follower`) are
+modules of their own.
 """
 
 from __future__ import annotations
@@ -95,6 +99,8 @@ def monotonic_us() -> int:
 
 class SymbolProcessor:
     """Keeps one symbol's hot state.
+
+    One class, since role, term and epoch fence every write and change in every part of the loop.
 
     Args:
         redis: Client for writes.

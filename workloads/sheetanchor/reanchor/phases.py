@@ -2,6 +2,9 @@
 
 The phases are lock, fetch, build, catch_up, stage, validate, swap and verify. Whatever happens in any of them, the hot
 keys are either as they were or wholly new, this run's staging is gone, and only its own lock is given back.
+
+One module and one class, since each phase relies on what the one before holds, the lock above all, and one clean-up
+answers for all of them.
 """
 
 from __future__ import annotations
@@ -68,6 +71,8 @@ async def _no_hook(_: str) -> None:
 
 class ReanchorRun:
     """One run.
+
+    One class, since the phases share the lock, the deadline and the clean-up.
 
     Args:
         order: What to do.
@@ -212,8 +217,10 @@ class ReanchorRun:
             await self._check_breaker(receipts, now_us)
             return None
         self.progress.epoch_after = self.progress.epoch_before
-        told = f": {same[0].result}, {same[0].message}" if same else ""
-        return Outcome("repeated", same[0].exit_code if same else 0, f"request {request_id} was answered before{told}")
+        earlier_result = f": {same[0].result}, {same[0].message}" if same else ""
+        return Outcome(
+            "repeated", same[0].exit_code if same else 0, f"request {request_id} was answered before{earlier_result}"
+        )
 
     async def _check_breaker(self, receipts: list[Receipt], now_us: int) -> None:
         """Leave an exchange alone that has failed too often in a row, over all runs; then try one small question.
@@ -288,11 +295,11 @@ class ReanchorRun:
                     learn_time(replay.market, snapshot)
                     self.progress.notes.append(reached.value)
                 return replay, snapshot
-            told = f"snapshot {snapshot.depth.last_update_id} does not join the lines: {_hole(replay.market)}"
-            log.info("%s", told)
+            missing = f"snapshot {snapshot.depth.last_update_id} does not join the lines: {_hole(replay.market)}"
+            log.info("%s", missing)
             if attempt < FETCHES_MAX:
                 await asyncio.sleep(REFETCH_DELAY_S * attempt * (0.8 + 0.4 * random.random()))
-        raise ExchangeError(f"no snapshot joined the lines in {FETCHES_MAX} tries; {told}")
+        raise ExchangeError(f"no snapshot joined the lines in {FETCHES_MAX} tries; {missing}")
 
     async def _finish(self, replay: Replay, snapshot: Snapshot) -> SwapReply | None:
         """Stage, validate and swap; as often as the live state was newer than what was staged.
@@ -379,8 +386,8 @@ class ReanchorRun:
         return Candidate(_pairs(ob), _pairs(tr_1s), _pairs(tr_5s), _pairs(feat), bids, asks)
 
     def _validate(self, candidate: Candidate, replay: Replay, snapshot: Snapshot) -> None:
-        told = references(snapshot, replay.traded.low, replay.traded.high)
-        verdict = validate(candidate, told, limits_of(snapshot, self.order.price_deviation_max))
+        reference = references(snapshot, replay.traded.low, replay.traded.high)
+        verdict = validate(candidate, reference, limits_of(snapshot, self.order.price_deviation_max))
         self.progress.checks = verdict.passed
         self.progress.warnings = verdict.warnings if snapshot.trades else (*verdict.warnings, "no trade yet")
         if not verdict.valid:

@@ -1,6 +1,8 @@
 """What a rebuilt state has to satisfy before it may become the hot state, and how two books are compared.
 
 Pure: every check takes values and gives a list of failures in words, empty when all is well.
+
+One module, since a rebuilt state passes all of these checks or none: the list is read as a whole.
 """
 
 from __future__ import annotations
@@ -198,8 +200,8 @@ def judge_prices(ob: Fields, references: References, tolerance: float) -> tuple[
     Returns:
         Failures, and what is unusual though valid.
     """
-    far = {source: check_prices(ob, {source: told}, tolerance) for source, told in references.prices.items()}
-    old = {source: check_prices(ob, {source: told}, tolerance) for source, told in references.old.items()}
+    far = {source: check_prices(ob, {source: price}, tolerance) for source, price in references.prices.items()}
+    old = {source: check_prices(ob, {source: price}, tolerance) for source, price in references.old.items()}
     warnings = [f"{words} (old)" for found in old.values() for words in found]
     if not references.prices:
         return ["the exchange gives no other price to hold the book against"], warnings
@@ -361,11 +363,11 @@ def check_prices(ob: Fields, prices: Mapping[str, tuple[float, float]], toleranc
     mid, ticks = (bid + ask) / 2, TICKS * _tick(ob)
     failures = []
     for source, (low, high) in prices.items():
-        told = f"{low:.10g}" if low == high else f"{low:.10g} to {high:.10g}"
+        shown = f"{low:.10g}" if low == high else f"{low:.10g} to {high:.10g}"
         if not _is_range(low, high):
-            failures.append(f"{source} = {told}: expected prices above 0")
+            failures.append(f"{source} = {shown}: expected prices above 0")
         elif not (bid <= high + max(high * tolerance, ticks) and ask >= low - max(low * tolerance, ticks)):
-            failures.append(f"mid {mid:.10g} is more than {tolerance:.0%} from {source} {told}")
+            failures.append(f"mid {mid:.10g} is more than {tolerance:.0%} from {source} {shown}")
     return failures
 
 
@@ -397,8 +399,8 @@ def book_differences(
         edges: Last bid and ask price that both know for certain, as mantissas; 0 for a side that both know whole.
     """
     differences = []
-    for side, held, told, edge in (("bid", live[0], fresh[0], edges[0]), ("ask", live[1], fresh[1], edges[1])):
-        expected = _up_to(told[:depth], edge, falling=side == "bid")
+    for side, held, stated, edge in (("bid", live[0], fresh[0], edges[0]), ("ask", live[1], fresh[1], edges[1])):
+        expected = _up_to(stated[:depth], edge, falling=side == "bid")
         # The live book may go on where the snapshot ends, but not between.
         found = _up_to(held, edge, falling=side == "bid")[: min(depth, len(expected))]
         pairs = enumerate(zip(found, expected, strict=False), start=1)

@@ -5,7 +5,7 @@ A flag wins over a variable, a variable over the file, the file over the default
 for an environment variable. Secrets are never flags: they come from the variable that is named with them, or from a
 file.
 
-It is one list, and longer than a module should be, so that a name, a unit or a bound that two roles share stands once.
+One module, since a name, a unit or a bound that two roles share stands once in one list.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Each method is one function call, so each is atomic. The rules (fences, epochs, time) live in the library; this module
 loads it when a server lacks it and gives its replies names. It never retries a refusal: that is the caller's decision.
+
+One module, since the library's calls, the names of their replies and the fields that they read are one interface.
 """
 
 from __future__ import annotations

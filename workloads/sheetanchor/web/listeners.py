@@ -3,6 +3,8 @@
 A connection costs a file descriptor whether it says anything or not. So there is a bound, and whoever waits longest
 without having asked for anything makes room for a newcomer: idle connections, however many, keep nobody out. Whoever
 has not asked a whole question after some seconds, sends it byte by byte, or does not take the answer, is dropped.
+
+One module, since the bound, the time limits and the listeners that they hold for only work together.
 """
 
 from __future__ import annotations
