@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sheetanchor.contract import stream_id_order
 from sheetanchor.store.frame_streams import Batch
-from sheetanchor.store.id_continuity import Mark, begin_after, beyond, mark_of, order, overtaken
+from sheetanchor.store.id_continuity import Mark, begin_after, beyond, mark_of, overtaken
 from support.market_parts import T0, batch, best, diff, trades
 
 STEP_MS = 100
@@ -77,7 +78,9 @@ def past_of(segments: list[Segment], lag_ms: int, last_of_b: int, again: bool) -
 
 def left(past: Past, gone: dict[str, str]) -> Iterator[Mark]:
     for line, marks in past.lines.items():
-        yield from (mark for mark in marks if line not in gone or order(mark.entry_id) > order(gone[line]))
+        yield from (
+            mark for mark in marks if line not in gone or stream_id_order(mark.entry_id) > stream_id_order(gone[line])
+        )
 
 
 IDS = st.integers(1, 10**9)
@@ -99,7 +102,9 @@ def test_what_is_left_belongs_to_the_last_history(
         assert max(mark.update_id, mark.best_id) <= past.best_id
         assert mark.trade_id <= past.trade_id
     newest = past.lines["a"][-1]
-    assert "a" not in gone or order(gone["a"]) < order(newest.entry_id), "the present is never left out"
+    assert "a" not in gone or stream_id_order(gone["a"]) < stream_id_order(newest.entry_id), (
+        "the present is never left out"
+    )
 
 
 @given(LAST, LAGS, st.integers(0, 300), st.booleans())

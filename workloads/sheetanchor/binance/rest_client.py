@@ -209,7 +209,7 @@ class RestClient:
 
     @property
     def blocked_s(self) -> float:
-        """Give the seconds for which the exchange has told us to stay away."""
+        """Give the seconds for which the exchange has asked us to send nothing."""
         return max(0.0, self._blocked_until - time.monotonic())
 
     async def depth(self, symbol: str, limit: int = 100) -> Depth:
@@ -339,7 +339,7 @@ class RestClient:
             )
             self.honour_retry_after(wait_s)
             log.warning("Binance rate limit hit, waiting %gs", wait_s)
-            raise RateLimited(f"{text}; asks for {wait_s:g} s of silence", retry_after_s=wait_s, status=status)
+            raise RateLimited(f"{text}; it asks to wait {wait_s:g} s", retry_after_s=wait_s, status=status)
         if status >= 500:
             raise ExchangeUnavailable(text)
         raise ExchangeRefused(text)

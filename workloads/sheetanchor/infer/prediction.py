@@ -165,7 +165,7 @@ def _doubts_of_writer(state: SlotState) -> list[Doubt]:
     silent_us = max(state.now_us - state.heartbeat_us, state.unmoved_us)
     if silent_us > SILENT_WRITER_US or state.unmoved_us > UNMOVED_WRITER_US:
         duration = f"for {silent_us / 1e6:.1f} s" if state.heartbeat_us else "yet"
-        found.append(Doubt("writer", f"no processor has spoken {duration}"))
+        found.append(Doubt("writer", f"no processor has written {duration}"))
     return found
 
 

@@ -217,7 +217,7 @@ class ConnectionSupervisor:
                 log.warning("%s: no %s for %.0f s, while other streams go on", symbol, stream, silent_s)
         for symbol, stream in self.lacking:
             if (symbol, stream) not in lacking:
-                log.info("%s: %s comes again, or another connection is tried for it", symbol, stream)
+                log.info("%s: %s has resumed, or another connection is tried for it", symbol, stream)
         if lacking != self.lacking:
             self.lacking = lacking
             for symbol in self.symbols:

@@ -102,7 +102,7 @@ class StreamPublisher:
         emptied.cancel()
         self.given_up = self.waiting
         if self.given_up:
-            log.error("%d frames are given up: Redis has not taken them in %g s", self.given_up, FLUSH_AT_END_S)
+            log.error("dropped %d frames: Redis has not accepted them in %g s", self.given_up, FLUSH_AT_END_S)
 
     async def _send_for_ever(self) -> None:
         delays = REDIS_BACKOFF.delays(random.random)
@@ -120,7 +120,7 @@ class StreamPublisher:
                 await asyncio.sleep(next(delays))
                 continue
             if self._waits:
-                log.info("Redis takes frames again")
+                log.info("Redis accepts frames again")
                 delays = REDIS_BACKOFF.delays(random.random)
             self._waits, self.connected = False, True
             if not self.waiting:
@@ -143,7 +143,7 @@ class StreamPublisher:
             try:
                 await writer.trim_age()
             except RedisError as error:
-                log.debug("no room was made: %s", error)
+                log.debug("old entries could not be trimmed: %s", error)
 
     async def _send_all(self) -> None:
         if self._check_due:

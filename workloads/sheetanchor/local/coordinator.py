@@ -180,7 +180,7 @@ class Coordinator:
     async def _decide(self, observed: SymbolObservation) -> reanchor_scheduler.Start | None:
         if not self.running and lock_is_abandoned(observed):
             log.warning(
-                "%s: the lock of %s is older than any run can be: taken away", self.symbol, observed.lock_holder
+                "%s: the lock of %s is older than any run can last: it is released", self.symbol, observed.lock_holder
             )
             await self.hot.unlock(observed.lock_holder)
             return None
@@ -220,7 +220,7 @@ class Coordinator:
             observed = await self.poll()
             if observed.lock_holder.endswith(request_id):
                 log.warning(
-                    "%s: the run %s has ended without giving its lock back: done for it", self.symbol, request_id
+                    "%s: run %s has ended without releasing its lock: it is released now", self.symbol, request_id
                 )
                 await self.hot.unlock(observed.lock_holder)
             with translate_errors("reading receipts"):

@@ -77,7 +77,7 @@ async def clear(redis: Redis, symbol: str, *, same_market: bool) -> None:
     hot, key = HotState(redis, symbol), keys(symbol)
     holder = await hot.lock_holder()
     if holder:
-        log.warning("%s: the lock of an earlier run (%s) is taken away", symbol, holder)
+        log.warning("%s: the lock of an earlier run (%s) is released", symbol, holder)
         await hot.unlock(holder)
     with translate_errors(f"removing old keys of {symbol}"):
         streams = [line_stream(symbol, line) for line in line_names(await redis.smembers(key.lines))]

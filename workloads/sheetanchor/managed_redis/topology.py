@@ -199,8 +199,8 @@ def _start_unnamed(
     if followed and not own_data and waited_s < PROMOTION_WAIT_S:
         return Decision(NodeStep.WAIT, why="replicas of this node have data and it has none; waiting for a Sentinel")
     if own == nodes[0]:
-        return Decision(NodeStep.MASTER, own.address, "nobody knows a master and this is the first node")
-    return Decision(NodeStep.REPLICA, nodes[0].address, "nobody knows a master; the first node is it")
+        return Decision(NodeStep.MASTER, own.address, "no node knows a master and this is the first node")
+    return Decision(NodeStep.REPLICA, nodes[0].address, "no node knows a master; the first node is it")
 
 
 def decide_monitored(nodes: Sequence[RedisNode], seen: TopologyObservation, *, waited_s: float) -> Decision:
@@ -223,4 +223,4 @@ def decide_monitored(nodes: Sequence[RedisNode], seen: TopologyObservation, *, w
     followed = {server.master for server in seen.servers.values() if server.has_data and server.master[0]}
     if followed:
         return Decision(NodeStep.REPLICA, min(followed), "replicas with data follow it")
-    return Decision(NodeStep.REPLICA, nodes[0].address, "nobody knows a master; the first node is it")
+    return Decision(NodeStep.REPLICA, nodes[0].address, "no node knows a master; the first node is it")

@@ -78,7 +78,7 @@ async def watch_runs(redis: Redis, writer: SymbolProcessor, lock_holders: dict[s
                 writer.record_run(entry_id, receipt)
             known = entry_id
         except RedisError as error:
-            log.debug("%s: the lock cannot be looked at: %s", symbol, error)
+            log.debug("%s: the lock cannot be read: %s", symbol, error)
         await asyncio.sleep(LOCK_POLL_S)
 
 

@@ -228,7 +228,7 @@ class SelfHelp:
             await self._begin(due.trigger, due.reason)
 
     async def _begin(self, trigger: str, reason: str) -> None:
-        log.warning("%s: nobody has begun the re-anchor for %s: running it here", self._symbol, trigger)
+        log.warning("%s: no coordinator has begun the re-anchor for %s in time: running it here", self._symbol, trigger)
         code = await reanchor_as_child(self._settings, self._hot, self._symbol, trigger, reason)
         if code not in (0, EXIT_LOCK_HELD, EXIT_SUPERSEDED):
             log.error("%s: the re-anchor ended with %d", self._symbol, code)

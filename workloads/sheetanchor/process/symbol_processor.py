@@ -423,7 +423,7 @@ class SymbolProcessor:
 
     def _step_back(self, term: int) -> None:
         if self.role is WriteRole.WRITER:
-            log.warning("%s: no longer the writer: term %d is another's", self.symbol, term)
+            log.warning("%s: no longer the writer: another processor holds term %d", self.symbol, term)
         self.role = WriteRole.STANDBY
         self._writer_checked_us = 0
 
@@ -433,7 +433,9 @@ class SymbolProcessor:
         """Write the hot keys, or only a sign of life while there is nothing to write."""
         behind = self.market.update_id < self.anchor.update_id
         sound = self.market.has_book and not behind
-        lists, unwritten = self.follower.hot(now_us) if sound else (NOTHING, "the book is not led up to what is stored")
+        lists, unwritten = (
+            self.follower.hot(now_us) if sound else (NOTHING, "the book has not caught up with what is stored")
+        )
         vouch = self._vouch(now_us, unwritten)
         book = b""
         # While frames wait beyond a hole, what has been read is more than what the book has.
@@ -471,9 +473,9 @@ class SymbolProcessor:
         for delay_s in self._delays.written(reply.now_us) if hot else ():
             metrics.FRAME_TO_HOT.labels(self.symbol).observe(delay_s)
         if reply.state != self.anchor.state:
-            self._note_state(reply.state, "somebody else doubts the state", reply.now_us)
+            self._note_state(reply.state, "another process has marked the state suspect", reply.now_us)
             if reply.state == "suspect":
-                self._wanted("suspect", "somebody else doubts the state")
+                self._wanted("suspect", "another process has marked the state suspect")
         metrics.ANCHORED.labels(self.symbol).set(reply.state == "anchored")
         if reply.state == "anchored":
             self._gaps.forget_reported()

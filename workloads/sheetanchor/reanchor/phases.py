@@ -194,7 +194,7 @@ class ReanchorRun:
             return
         holder = await self._hot.lock_holder()
         if holder.partition(":")[2] in self.order.unlock_for:
-            log.warning("the run %s has ended without giving its lock back: done for it", holder)
+            log.warning("run %s has ended without releasing its lock: it is released now", holder)
             await self._hot.unlock(holder)
 
     async def _check_earlier_runs(self, anchor: Anchor) -> Outcome | None:
