@@ -83,8 +83,8 @@ def files_of(one: Distribution) -> dict[str, bytes]:
 def own_files() -> dict[str, bytes]:
     """Read what of this repository belongs into the archive, and say of which version it is."""
     name = "sheetanchor"
-    told = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version(name)}\n"
-    files = {f"{name}-{version(name)}.dist-info/METADATA": told.encode()}
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version(name)}\n"
+    files = {f"{name}-{version(name)}.dist-info/METADATA": metadata.encode()}
     for folder, package, patterns in OWN:
         for pattern in patterns:
             for path in sorted((folder / package).glob(pattern)):

@@ -41,36 +41,6 @@ def test_long_modules_and_classes_say_why_they_are_one_thing() -> None:
     assert [] == unexplained
 
 
-OLD_NAMES = (
-    "Lookout", "Scene", "SymbolWriter", "Keeper", "Intake", "Outbox", "Forecast", "Predictor", "Wish", "Vitals",
-    "lookout", "outbox", "wish", "told", "_told", "_bury", "_unlock_for_the_dead", "skip_strangers",
-    "where_and_whence", "clear_errors", "stay_away", "speaks_against", "MUTE", "DEAF", "WARM",
-)  # fmt: skip
-"""Words of a private language, each of which once stood for several things; docs/glossary.md has the field's words."""
-
-
-def test_old_names_do_not_come_back() -> None:
-    """No class, function, attribute or variable of the workloads bears one of them."""
-    found = []
-    for path in tracked("workloads/*.py"):
-        for line, names in names_in(path.read_text()):
-            found += [f"{path.relative_to(ROOT)}:{line}: {name}" for name in names if name in OLD_NAMES]
-
-    assert [] == found
-
-
-def names_in(source: str) -> list[tuple[int, list[str]]]:
-    """Give the names that a module defines or uses, by line."""
-    tree = ast.parse(source)
-    return [
-        (
-            getattr(node, "lineno", 0),
-            [getattr(node, field) for field in ("name", "id", "attr", "arg") if getattr(node, field, None)],
-        )
-        for node in ast.walk(tree)
-    ]
-
-
 def test_folders_stay_small() -> None:
     """A folder of the product holds at most twelve modules: beyond that nobody sees what it is about."""
     modules = [path for path in tracked("operator/*.py", "workloads/*.py") if path.name != "__init__.py"]

@@ -40,6 +40,7 @@ NAMES = {
     "strangers": "unknown_symbols",
     "tell": "report, emit_event, record",
     "tells": "reports",
+    "told": "message, reported",
     "trouble": "problem",
     "troubles": "problems",
     "twin": "duplicate_of",

@@ -43,7 +43,7 @@ class Feed:
             bba_id=self.ids["bestBidAsk"],
             trade_id=self.ids["trade"],
             book_best=self.best,
-            told_best=self.told,
+            streamed_best=self.told,
             best_agreed=self.agreed,
             end_us=self.end_us(),
             trade_price=100.0,

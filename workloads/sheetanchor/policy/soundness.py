@@ -108,7 +108,7 @@ class MarketObservation:
         update_id: Update of the book.
         bba_id: Update of the newest bestBidAsk; -1 for none.
         book_best: The book's own best bid and ask; None while a side is empty.
-        told_best: Best bid and ask of the newest bestBidAsk, 0 for a side without orders; None before the first.
+        streamed_best: Best bid and ask of the newest bestBidAsk, 0 for a side without orders; None before the first.
         levels: What is wrong with the best levels, "" if nothing.
         best_agreed: How many bestBidAsk the book has come to agree with.
         trade_id: Newest trade without a hole before it.
@@ -129,7 +129,7 @@ class MarketObservation:
     update_id: int = 0
     bba_id: int = -1
     book_best: tuple[float, float] | None = None
-    told_best: tuple[float, float] | None = None
+    streamed_best: tuple[float, float] | None = None
     levels: str = ""
     best_agreed: int = 0
     trade_id: int = -1
@@ -337,7 +337,7 @@ def observe(memory: Memory, seen: MarketObservation) -> Memory:
         followed_us=seen.now_us if _follows(memory.latest, seen) else memory.followed_us,
         resumed_us=newest_us if resumed else memory.resumed_us,
         ranges=_ranges(memory.ranges, seen),
-        first_best=memory.first_best or (seen.book_best if seen.told_best is None else None),
+        first_best=memory.first_best or (seen.book_best if seen.streamed_best is None else None),
         latest=seen,
     )
     return replace(
@@ -423,7 +423,7 @@ def _stray(memory: Memory, first_best: tuple[float, float] | None, seen: MarketO
     since_us = 0 if agreed else memory.stray_us
     if since_us or seen.book_best is None or seen.bba_id > seen.update_id:
         return since_us
-    best = seen.told_best or first_best
+    best = seen.streamed_best or first_best
     return seen.now_us if best is not None and best != seen.book_best else 0
 
 
@@ -438,7 +438,7 @@ def _unheard(unheard: Mapping[str, int], paces: Mapping[str, StreamPace], seen: 
 def _ranges(
     ranges: tuple[tuple[int, float, float], ...], seen: MarketObservation
 ) -> tuple[tuple[int, float, float], ...]:
-    best = [prices for prices in (seen.book_best, seen.told_best) if prices is not None and min(prices) > 0]
+    best = [prices for prices in (seen.book_best, seen.streamed_best) if prices is not None and min(prices) > 0]
     if not best:
         return ranges
     second_us = seen.now_us - seen.now_us % MOMENT_US
@@ -543,8 +543,8 @@ def _disagreeing(memory: Memory, seen: MarketObservation, now_us: int) -> list[U
     reasons = []
     if seen.levels:
         reasons.append(UnsoundReason("disagree", seen.levels))
-    if seen.told_best is not None and seen.bba_id > seen.update_id:
-        bid, ask = seen.told_best
+    if seen.streamed_best is not None and seen.bba_id > seen.update_id:
+        bid, ask = seen.streamed_best
         if min(bid, ask) <= 0:
             reasons.append(UnsoundReason("disagree", "the newest bestBidAsk says that a side of the book is empty"))
         elif bid >= ask:

@@ -71,7 +71,7 @@ def observed(market: Market, context: DetectorContext) -> soundness.MarketObserv
         update_id=market.update_id,
         bba_id=market.bba_id,
         book_best=(bids[0][0] * unit, asks[0][0] * unit) if bids and asks else None,
-        told_best=(reported[0] * unit, reported[1] * unit) if reported else None,
+        streamed_best=(reported[0] * unit, reported[1] * unit) if reported else None,
         levels=soundness.levels_fault(bids, asks),
         best_agreed=market.best_agreed,
         trade_id=market.trade_id,

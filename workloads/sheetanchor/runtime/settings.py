@@ -254,7 +254,7 @@ class WithFeed(Settings):
     )
 
     @model_validator(mode="after")
-    def _key_is_not_told(self) -> Self:
+    def _key_is_sent_encrypted(self) -> Self:
         key = self.api_key.get_secret_value() if self.api_key is not None else ""
         has_key = self.api_key_file is not None or key not in ("", NO_KEY)
         if has_key and self.ws_url.startswith("ws://") and not is_near(urlsplit(self.ws_url).hostname or ""):
