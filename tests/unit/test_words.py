@@ -27,7 +27,9 @@ NAMES = {
     "intake": "frame_receiver",
     "keeper": "connection_supervisor",
     "keeping": "apply_children",
+    "looked": "observed",
     "lookout": "gap_detector",
+    "looks": "observations",
     "measures": "pipeline_metrics",
     "mute": "no_first_message",
     "outbox": "send_buffer",
@@ -36,6 +38,7 @@ NAMES = {
     "reign": "term",
     "scene": "context",
     "sender": "stream_publisher",
+    "shelf": "model_cache",
     "sight": "observation",
     "strangers": "unknown_symbols",
     "tell": "report, emit_event, record",
@@ -47,6 +50,7 @@ NAMES = {
     "vitals": "connection_state",
     "whence": "scheduling_fields",
     "wish": "request",
+    "wishes": "requests",
     "world": "replication_history",
 }
 """Words within names: of modules, classes, functions, arguments, attributes and variables."""
@@ -55,12 +59,8 @@ DEFINED = {
     "blocks": "shared_fields",
     "grace": "debounce",
     "leading": "leader",
-    "looked": "observed",
-    "looks": "observations",
     "moments": "timestamps",
     "parts": "object_meta",
-    "shelf": "model_loader",
-    "wishes": "requests",
 }
 """Words within names of modules, classes and functions only."""
 

@@ -100,14 +100,14 @@ class ModelFallbackChain:
     Args:
         registry: Where models come from.
         symbol: Trading pair.
-        shelf: Loads them.
+        cache: Loads them.
     """
 
-    def __init__(self, registry: ModelRegistry, symbol: str, shelf: ModelCache) -> None:
+    def __init__(self, registry: ModelRegistry, symbol: str, cache: ModelCache) -> None:
         self.symbol = symbol
         self.problem = "no model has been loaded yet"
         self._registry = registry
-        self._shelf = shelf
+        self._cache = cache
         self._thread = ModelThread()
         self._loading = ModelThread()
         self._serving: Serving | None = None
@@ -236,7 +236,7 @@ class ModelFallbackChain:
         self._serving = None
         manifest = serving.model.manifest
         self._failures.setdefault((manifest.name, manifest.sha256), []).append(str(error))
-        self._shelf.forget(serving.model)
+        self._cache.forget(serving.model)
         self.problem = str(error)
         self._alert("inference", error)
 
@@ -285,7 +285,7 @@ class ModelFallbackChain:
         failures = self._failures.get(entry, [])
         if len(failures) >= FAILURES_MAX:
             raise BadModel(f"{version_of(*entry)} has failed {len(failures)} times: {failures[-1]}")
-        return await self._shelf.load(entry, self._loading)
+        return await self._cache.load(entry, self._loading)
 
     async def _load_fallback(self) -> None:
         for entry in await asyncio.to_thread(self._registry.earlier):
@@ -321,9 +321,9 @@ class FallbackChains:
     """
 
     def __init__(self, registry: ModelRegistry, symbols: Sequence[str]) -> None:
-        shelf = ModelCache(registry)
+        cache = ModelCache(registry)
         self.chains: Mapping[str, ModelFallbackChain] = {
-            symbol: ModelFallbackChain(registry, symbol, shelf) for symbol in symbols
+            symbol: ModelFallbackChain(registry, symbol, cache) for symbol in symbols
         }
 
     @property

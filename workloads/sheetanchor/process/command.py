@@ -201,14 +201,14 @@ def _age_ms(writer: SymbolProcessor) -> int | None:
 
 
 def writers_of(
-    settings: ProcessSettings, clients: Sequence[Redis], wishes: Mapping[str, RebuildRequest], health: Health
+    settings: ProcessSettings, clients: Sequence[Redis], rebuild_requests: Mapping[str, RebuildRequest], health: Health
 ) -> list[SymbolProcessor]:
     """Make a writer for each symbol, each with its own heartbeat: what stands still must not hide behind the others.
 
     Args:
         settings: Of the processor.
         clients: One for the reads of each symbol, in their order, and the last for the writes of all.
-        wishes: What to tell of each symbol that a rebuild is wanted.
+        rebuild_requests: What to tell of each symbol that a rebuild is wanted.
         health: What to tell that a loop turns.
     """
     name = writer_name()
@@ -221,7 +221,7 @@ def writers_of(
             name,
             thresholds_of(settings),
             cadence,
-            wanted=wishes[symbol].set,
+            wanted=rebuild_requests[symbol].set,
             beat=partial(health.beat, symbol),
         )
         for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)
@@ -249,8 +249,8 @@ async def run(settings: ProcessSettings) -> int:
     ]
     shared = clients[-1]
     health = Health(settings.service_name or "sheetanchor-process", [], settings.health_check_interval_seconds)
-    wishes = {symbol: RebuildRequest() for symbol in settings.symbol}
-    writers = writers_of(settings, clients, wishes, health)
+    rebuild_requests = {symbol: RebuildRequest() for symbol in settings.symbol}
+    writers = writers_of(settings, clients, rebuild_requests, health)
     rest, kept = RestHealth(), RestartedTasks()
     health.checks = checks_of(writers, rest, kept)
     lock_holders: dict[str, str] = {}
@@ -263,11 +263,11 @@ async def run(settings: ProcessSettings) -> int:
         ):
             await check_if_reachable(shared)
             helpers = [
-                SelfHelp(settings, shared, writer.symbol, wishes[writer.symbol], seen_by(writer)).run
+                SelfHelp(settings, shared, writer.symbol, rebuild_requests[writer.symbol], seen_by(writer)).run
                 for writer in writers
             ]
-            looks = [partial(watch_runs, shared, writer, lock_holders, rest) for writer in writers]
-            await _work(writers, kept, {"self_help": helpers, "runs": looks}, stop)
+            run_watches = [partial(watch_runs, shared, writer, lock_holders, rest) for writer in writers]
+            await _work(writers, kept, {"self_help": helpers, "runs": run_watches}, stop)
             health.draining = True
     finally:
         for client in clients:

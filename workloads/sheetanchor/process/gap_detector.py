@@ -160,13 +160,13 @@ class GapDetector:
         found = self._holes(market, context)
         if market.has_book:  # before the first anchor there is nothing that could be lost or stand still
             found += [
-                self._look_at_time(marks, context),
-                self._look_at_silence(context),
-                self._look_at_price(market, context),
+                self._check_time(marks, context),
+                self._check_silence(context),
+                self._check_price(market, context),
             ]
-            found += [self._look_at_crossing(market), self._look_at_top(market), self._look_at_edge(market, context)]
-        found.append(self._look_at_volume(market))
-        found += self._look_at_soundness(market, context)
+            found += [self._check_crossing(market), self._check_top(market), self._check_edge(market, context)]
+        found.append(self._check_volume(market))
+        found += self._check_soundness(market, context)
         return [finding for finding in found if finding and finding.rule not in self.thresholds.suppressed]
 
     def _holes(self, market: Market, context: DetectorContext) -> list[Finding | None]:
@@ -195,43 +195,43 @@ class GapDetector:
             passed = True
         return sequence if passed else sequence.sound()
 
-    def _look_at_time(self, marks: tuple[int, int, int], context: DetectorContext) -> Finding | None:
+    def _check_time(self, marks: tuple[int, int, int], context: DetectorContext) -> Finding | None:
         if not context.caught_up:  # a replay after a rebuild brings seconds of frames whose ids are known
             return None
         self._progress, finding = self._progress.check(marks, context.frames_us)
         return finding
 
-    def _look_at_silence(self, context: DetectorContext) -> Finding | None:
+    def _check_silence(self, context: DetectorContext) -> Finding | None:
         last_us = max(context.frames_us, self.since_us)
         self._silence, finding = self._silence.check(last_us, context.now_us, self.thresholds.time_gap_us)
         return finding
 
-    def _look_at_price(self, market: Market, context: DetectorContext) -> Finding | None:
+    def _check_price(self, market: Market, context: DetectorContext) -> Finding | None:
         self._price, finding = self._price.check(market.mid, context.now_us, self.thresholds.price_jump)
         return finding
 
-    def _look_at_crossing(self, market: Market) -> Finding | None:
+    def _check_crossing(self, market: Market) -> Finding | None:
         before, self._crossed = self._crossed, market.crossed
         if not self._crossed or before:
             return None
         (bid,), (ask,) = market.top(1)
         return Finding("book_crossed", f"book crossed: best bid {bid[0]} at or above best ask {ask[0]} (mantissas)")
 
-    def _look_at_top(self, market: Market) -> Finding | None:
+    def _check_top(self, market: Market) -> Finding | None:
         mismatches = market.counters()["depth20_mismatches"]
         before, self._mismatches = self._mismatches, mismatches
         if mismatches <= before:
             return None
         return Finding("book_mismatch", f"the top 20 levels of the feed differ from the book at {market.update_id}")
 
-    def _look_at_edge(self, market: Market, context: DetectorContext) -> Finding | None:
+    def _check_edge(self, market: Market, context: DetectorContext) -> Finding | None:
         if market.cut_off < EDGE_CUT_OFF_MIN or 0 <= context.now_us - self._edge_at_us < EDGE_EVERY_US:
             return None
         self._edge_at_us = context.now_us
         self._edge, finding = self._edge.check(market.known_levels(EDGE_LEVELS))
         return finding
 
-    def _look_at_volume(self, market: Market) -> Finding | None:
+    def _check_volume(self, market: Market) -> Finding | None:
         event_us = market.event_us
         if event_us < self._bucket_end_us or event_us < 0:
             return None
@@ -243,13 +243,13 @@ class GapDetector:
         self._volume, finding = self._volume.check(volume, self.thresholds.volume_sigmas)
         return finding
 
-    def _look_at_soundness(self, market: Market, context: DetectorContext) -> list[Finding]:
+    def _check_soundness(self, market: Market, context: DetectorContext) -> list[Finding]:
         """Take in what is seen; tell each kind of reason once until it has gone."""
         if context.caught_up:  # half a replay is no state of the market
             self.memory = soundness.observe(self.memory, observed(market, context))
             if not context.undated:
                 self.event_stamp_us = max(self.event_stamp_us, self.memory.moved_us)
-            self._look_at_lines(market, context.now_us)
+            self._check_lines(market, context.now_us)
         self.judge(context.now_us)
         if not market.has_book:
             return []
@@ -291,7 +291,7 @@ class GapDetector:
         self.verdict = soundness.judge(self.memory, now_us, unwritten)
         return self.verdict
 
-    def _look_at_lines(self, market: Market, now_us: int) -> None:
+    def _check_lines(self, market: Market, now_us: int) -> None:
         """Note since when a line has brought nothing of a stream that has moved on another line."""
         pulses = market.pulses()
         self._lines |= {line for *_, stamps in pulses.values() for line, stamp_us in enumerate(stamps) if stamp_us}

@@ -312,10 +312,10 @@ class SymbolProcessor:
 
     def detector_report(self) -> dict[str, Any]:
         """Describe the gap detector for health answers: blind while it does not look, or cannot see all there is."""
-        looked_s = (monotonic_us() - self._judged_us) / 1e6
+        judged_s = (monotonic_us() - self._judged_us) / 1e6
         if not self.connected or not self.clock.known:
             blind = "Redis does not answer"
-        elif not self._judged_us or looked_s > BLIND_AFTER_S:
+        elif not self._judged_us or judged_s > BLIND_AFTER_S:
             blind = "the rules have not been applied for a while"
         elif not self._caught_up:
             blind = "entries of the lines are still unread"
