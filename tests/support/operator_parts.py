@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from sheetanchor_operator.api.pipeline import Pipeline, parse
 from sheetanchor_operator.children.accounts import accounts
@@ -21,6 +23,22 @@ def define(server: ApiServer) -> None:
     """Install the custom resource definitions and wait until they are served."""
     server.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRDS)
     server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", CRDS)
+    for plural in ("reanchors", "predictionpipelines"):
+        _served(server, plural)
+
+
+def _served(server: ApiServer, plural: str) -> None:
+    """Wait for the objects: the server answers 429 while it prepares the storage of a definition that it knows."""
+    until_s = time.monotonic() + 30
+    while True:
+        try:
+            server.ask(f"/apis/{API_VERSION}/{plural}")
+        except HTTPError as error:
+            if error.code not in (404, 429) or time.monotonic() > until_s:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 @contextmanager
