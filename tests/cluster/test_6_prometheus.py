@@ -101,6 +101,7 @@ QUIET = {
     "sheetanchor_operator_api_errors_total",
     "sheetanchor_pipeline_phase_seconds_count",  # an operator that has just taken over has seen no change yet
     "sheetanchor_operator_queue_retries_total",
+    "sheetanchor_operator_events_left_out_total",
     "sheetanchor_processor_decode_errors_total",
     "sheetanchor_reanchor_requests_total",
     "sheetanchor_task_faults_total",
