@@ -113,8 +113,8 @@ async def test_json_holds_everything_that_is_shown(origin: str) -> None:
     symbol = body["symbols"][0]
     assert {"symbol", "anchor", "predictions", "missed", "gaps", "receipts", "lines"} == set(symbol)
     first = symbol["predictions"][0]
-    assert (FIRST_SLOT, FIRST_SLOT * 2_000, False, 61_805.0) == tuple(
-        first[name] for name in ("slot", "time_ms", "hit", "outcome_price")
+    assert (FIRST_SLOT, FIRST_SLOT * 2_000, FIRST_SLOT * 2_000 + 10_000, False, 61_805.0) == tuple(
+        first[name] for name in ("slot", "time_ms", "target_ms", "hit", "outcome_price")
     )
 
 

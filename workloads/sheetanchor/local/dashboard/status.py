@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from sheetanchor.contract import Gap, Receipt, slot_start_us
+from sheetanchor.contract import HORIZON_MS, Gap, Receipt, slot_start_us
 from sheetanchor.local.dashboard.tally import ShownPrediction, Tally
 from sheetanchor.local.relay import Notice
 from sheetanchor.store.hot_state import Anchor
@@ -132,7 +132,8 @@ _PREDICTION_FIELDS: Final = tuple(spec.name for spec in fields(ShownPrediction))
 def _prediction_json(prediction: ShownPrediction) -> dict[str, Any]:
     # `asdict` copies deeply, which for hundreds of flat records costs more than all the rest.
     body = {name: getattr(prediction, name) for name in _PREDICTION_FIELDS}
-    return body | {"time_ms": slot_start_us(prediction.slot) // 1_000}
+    time_ms = slot_start_us(prediction.slot) // 1_000
+    return body | {"time_ms": time_ms, "target_ms": time_ms + HORIZON_MS}
 
 
 def _symbol_json(symbol: SymbolPanel) -> dict[str, Any]:

@@ -6,7 +6,6 @@ const TIMEOUT_MS = 4000;
 const LOST_AFTER_MS = 5000;
 const RETRY_MAX_MS = 10000;
 const ROWS = 14;
-const HORIZON_MS = 10000;
 const SVG = "http://www.w3.org/2000/svg";
 
 let chosen = "";
@@ -198,7 +197,7 @@ function drawChart(symbol) {
     box.replaceChildren(svg);
     return;
   }
-  const first = known[0].time_ms, last = known[known.length - 1].time_ms + HORIZON_MS;
+  const first = known[0].time_ms, last = known[known.length - 1].target_ms;
   const prices = known.map((p) => p.price_now);
   let low = Math.min(...prices), high = Math.max(...prices);
   const pad = Math.max((high - low) * 0.12, Math.abs(high) * 1e-6);
@@ -214,7 +213,7 @@ function drawChart(symbol) {
   for (const p of known) {
     const kind = p.hit === true ? "hit" : p.hit === false ? "miss" : "open";
     if (p.predicted_price !== null && !p.degraded) {
-      aims.append(shape("line", { class: "aim " + kind, x1: x(p.time_ms), y1: y(p.price_now), x2: x(p.time_ms + HORIZON_MS), y2: y(p.predicted_price) }));
+      aims.append(shape("line", { class: "aim " + kind, x1: x(p.time_ms), y1: y(p.price_now), x2: x(p.target_ms), y2: y(p.predicted_price) }));
     }
     const dot = shape("circle", { class: kind + (p.degraded ? " degraded" : ""), cx: x(p.time_ms), cy: y(p.price_now), r: 2.6 });
     dot.append(shape("title", {}, `${clock(p.time_ms)}  ${price(p.price_now)} → ${price(p.predicted_price)}, ${mark(p)[1]}`));
