@@ -41,6 +41,44 @@ def test_long_modules_and_classes_say_why_they_are_one_thing() -> None:
     assert [] == unexplained
 
 
+def described(one: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Names that the sections `Args` and, of a class, `Attributes` of a docstring explain."""
+    sections = "Args|Attributes" if isinstance(one, ast.ClassDef) else "Args"
+    found = re.findall(rf"^(?:{sections}):\n((?:    .*\n?|\n)+)", ast.get_docstring(one) or "", re.MULTILINE)
+    entries = re.findall(r"^    ((?:\w+, )*\w+):", "".join(found), re.MULTILINE)
+    return {name for entry in entries for name in entry.split(", ")}
+
+
+def owned(one: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Names of parameters and, of a class, of fields, methods and whatever is set on `self`."""
+    names = set()
+    for part in ast.walk(one):
+        if isinstance(part, ast.arg):
+            names.add(part.arg)
+        elif isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+            names.add(part.target.id)
+        elif isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(part.name)
+        elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "self":
+            names.add(part.attr)
+        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            names.add(part.id)
+    return names
+
+
+def test_docstrings_explain_names_that_are_there() -> None:
+    """After a rename the explanation of the old name would be one of nothing."""
+    gone = [
+        f"{path.relative_to(ROOT)}: {one.name}: {name}"
+        for path in tracked("operator/*.py", "workloads/*.py")
+        for one in ast.walk(ast.parse(path.read_text()))
+        if isinstance(one, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for name in described(one) - owned(one)
+    ]
+
+    assert [] == gone
+
+
 def test_folders_stay_small() -> None:
     """A folder of the product holds at most twelve modules: beyond that nobody sees what it is about."""
     modules = [path for path in tracked("operator/*.py", "workloads/*.py") if path.name != "__init__.py"]

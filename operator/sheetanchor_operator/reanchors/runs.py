@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sheetanchor.contract import Receipt
@@ -132,23 +132,34 @@ def read_reanchor(body: Live) -> ReAnchor:
         dry_run=bool(spec.get("dryRun")),
         force=bool(spec.get("force")),
         epoch=int(spec.get("epoch", 0)),
-        # Kubernetes cuts times to seconds: a wish must not seem older than a run that began in the same second.
+        # Kubernetes cuts times to seconds: a request must not seem older than a run that began in the same second.
         at_us=int(spec.get("atMicros", 0)) or created_us + SECOND_US - 1,
         created_us=created_us,
         generation=int(metadata.get("generation", 1)),
         owned=any(owner.get("kind") == "PredictionPipeline" for owner in metadata.get("ownerReferences") or ()),
-        phase=status.get("phase") or "Pending",
-        result=status.get("result") or "",
-        attempts=int(status.get("attempts") or 0),
-        started_us=micros_of(status.get("startedAt")),
-        finished_us=micros_of(status.get("finishedAt")),
-        duration_us=round(float(status.get("durationSeconds") or 0) * 1e6),
-        next_us=micros_of(status.get("nextAttemptAt")),
-        answered_by=status.get("answeredBy") or "",
-        epoch_after=int(status.get("epochAfter") or 0),
-        held=int(status.get("attemptsHeld") or 0),
-        raw=status,
+        **_status_fields(status),
     )
+
+
+def with_status(one: ReAnchor, status: Mapping[str, Any]) -> ReAnchor:
+    """Give a ReAnchor as it is with another status."""
+    return replace(one, **_status_fields(status))
+
+
+def _status_fields(status: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "phase": status.get("phase") or "Pending",
+        "result": status.get("result") or "",
+        "attempts": int(status.get("attempts") or 0),
+        "started_us": micros_of(status.get("startedAt")),
+        "finished_us": micros_of(status.get("finishedAt")),
+        "duration_us": round(float(status.get("durationSeconds") or 0) * 1e6),
+        "next_us": micros_of(status.get("nextAttemptAt")),
+        "answered_by": status.get("answeredBy") or "",
+        "epoch_after": int(status.get("epochAfter") or 0),
+        "held": int(status.get("attemptsHeld") or 0),
+        "raw": status,
+    }
 
 
 @dataclass(frozen=True, slots=True)

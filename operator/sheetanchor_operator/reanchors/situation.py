@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from sheetanchor.contract import Receipt
 from sheetanchor.policy import reanchor_scheduler
 from sheetanchor.policy.reanchor_object import Ask, Owner, object_name, reanchor_object
 from sheetanchor_operator.api.pipeline import Pipeline
-from sheetanchor_operator.api.timestamps import micros_of
 from sheetanchor_operator.children.object_meta import Defaults, Manifest
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_KIND, EventReason
@@ -22,7 +21,7 @@ from sheetanchor_operator.observation import Live, Observed
 from sheetanchor_operator.reanchors.durable_record import Answered, remembered
 from sheetanchor_operator.reanchors.history import policy_of
 from sheetanchor_operator.reanchors.plan import JobStart, SymbolFacts
-from sheetanchor_operator.reanchors.runs import JobRun, ReAnchor, read_reanchor, runs_of
+from sheetanchor_operator.reanchors.runs import JobRun, ReAnchor, read_reanchor, runs_of, with_status
 
 WRITES_MAX: Final = 30
 """Writes of one reconcile that can wait for the next: acknowledging, skipping, adopting and deleting. How many of them
@@ -233,21 +232,3 @@ class Stage:
             passed_over=passed_over,
             names=names,
         )
-
-
-def with_status(one: ReAnchor, status: Mapping[str, Any]) -> ReAnchor:
-    """Give a ReAnchor as it is with another status."""
-    return replace(
-        one,
-        phase=status.get("phase") or "Pending",
-        result=status.get("result") or "",
-        attempts=int(status.get("attempts") or 0),
-        started_us=micros_of(status.get("startedAt")),
-        finished_us=micros_of(status.get("finishedAt")),
-        duration_us=round(float(status.get("durationSeconds") or 0) * 1e6),
-        next_us=micros_of(status.get("nextAttemptAt")),
-        answered_by=status.get("answeredBy") or "",
-        epoch_after=int(status.get("epochAfter") or 0),
-        held=int(status.get("attemptsHeld") or 0),
-        raw=status,
-    )

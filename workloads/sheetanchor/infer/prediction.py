@@ -72,7 +72,7 @@ class SlotState:
         now_us: Redis' clock at the read, or now if the read failed and this is an earlier one's content.
         stamp_us: Redis-clock time of the last market event; 0 if none is known.
         failure: Why Redis could not be read, "" if it could.
-        beat_us: Redis' clock at the last sign of life of whoever writes; 0 if there was none.
+        heartbeat_us: Redis' clock at the last sign of life of whoever writes; 0 if there was none.
         sound_until_us: Until when the writer vouches for the state, on Redis' clock; None if it says nothing of it.
         unsound: Why it is not sound by its writer, reasons joined by `; `.
         unmoved_us: For how long by its own clock the reader has seen no other sign of life than this one.

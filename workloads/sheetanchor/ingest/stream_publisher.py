@@ -45,7 +45,7 @@ class StreamPublisher:
     Args:
         redis: Client to append with.
         line: Name of the line.
-        intake: Where frames wait.
+        receiver: Where frames wait.
         flush_s: Longest time that a frame waits for others, in seconds; also the mean time between rounds under load.
     """
 

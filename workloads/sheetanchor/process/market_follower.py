@@ -54,7 +54,7 @@ class Follower:
 
     Args:
         market: What is followed.
-        lookout: The rules that it is judged by.
+        detector: The rules that it is judged by.
         clock: What is known of Redis' clock.
 
     Attributes:

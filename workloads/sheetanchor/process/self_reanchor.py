@@ -177,7 +177,7 @@ class SelfHelp:
         settings: Of the processor.
         redis: Client of the pipeline's Redis.
         symbol: Trading pair.
-        wish: What the writer wants because of a doubt.
+        request: What the processor wants rebuilt because of a doubt.
         seen: How the symbol stands, and Redis' clock; None while that is not known or another processor is active.
     """
 
