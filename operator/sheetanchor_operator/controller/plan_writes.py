@@ -83,7 +83,7 @@ class PlanWriter:
     pipeline_metrics: PipelineMetrics
     clock: Callable[[], float] = time.monotonic
     refusals: Refusals = field(default_factory=Refusals)
-    """Of ReAnchors and Jobs; those of children are the keeper's."""
+    """Of ReAnchors and Jobs; those of children are counted by apply_children."""
 
     async def carry_out(
         self, key: Key, pipeline: Pipeline, decided: ReanchorPlan, timer: ReconcileTimer, now_us: int

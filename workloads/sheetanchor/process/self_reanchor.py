@@ -1,7 +1,7 @@
 """What a processor does when a re-anchor is wanted and nobody begins it: it runs the same program itself, as a child.
 
-A doubt about the state is a wish that stands until the state is anchored again. What only asks for a rebuild, without a
-doubt, is judged by the rules that every coordinator goes by (`reanchor_scheduler`), so that budget and cool-downs hold
+A doubt about the state is a request that stands until the state is anchored again. What only asks for a rebuild, without
+a doubt, is judged by the rules that every coordinator goes by (`reanchor_scheduler`), so that budget and cool-downs hold
 here too.
 """
 
@@ -52,7 +52,7 @@ class RebuildRequest:
     since_s: float = 0.0
 
     def set(self, trigger: str, reason: str) -> None:
-        """Want something, or nothing; a standing wish keeps its time."""
+        """Want something, or nothing; a standing request keeps its time."""
         if trigger and not self.trigger:
             self.since_s = time.monotonic()
         self.trigger, self.reason = trigger, reason
