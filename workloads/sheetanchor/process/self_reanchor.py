@@ -1,8 +1,8 @@
 """What a processor does when a re-anchor is wanted and nobody begins it: it runs the same program itself, as a child.
 
-A doubt about the state is a request that stands until the state is anchored again. What only asks for a rebuild, without
-a doubt, is judged by the rules that every coordinator goes by (`reanchor_scheduler`), so that budget and cool-downs hold
-here too.
+A doubt about the state is a request that stands until the state is anchored again. What only asks for a rebuild,
+without a doubt, is judged by the rules that every coordinator goes by (`reanchor_scheduler`), so that budget and
+cool-downs hold here too.
 """
 
 from __future__ import annotations
