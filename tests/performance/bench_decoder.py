@@ -2,11 +2,13 @@
 
 The same messages go through the native market, its plain Python twin, `orjson` on the JSON form of the streams, and a
 loop of `struct.unpack_from` that keeps nothing. Each figure is the best of many runs over the whole recording, or
-over its first part for the slow ones; the mix of messages is the recording's own.
+over its first part for the slow ones; the mix of messages is the recording's own. `--against` measures another build
+of the native module in the same run, in turns with the installed one.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import struct
@@ -26,9 +28,18 @@ from sheetanchor import _decoder, sbe
 from sheetanchor.contract import pack_frames
 from sheetanchor.recording import recording_file
 from support import reference, reference_market
+from support.native_builds import Work, fastest, installed
 
 # As many frames per stream entry as 5 ms bring at 4,000 messages a second.
 ENTRY_FRAMES = 20
+# Name, work and runs of what the native market does with the recording.
+NATIVE = [
+    ("frames read and checked, nothing kept", Work(1000, is_kept=False), 60),
+    ("decode + book + windows, 1,000 frames an entry", Work(1000), 60),
+    (f"the same, {ENTRY_FRAMES} frames an entry", Work(ENTRY_FRAMES), 60),
+    ("the same, 1 frame an entry", Work(1), 30),
+    (f"16 markets in turn, {ENTRY_FRAMES} frames an entry", Work(ENTRY_FRAMES, markets=16), 10),
+]
 # The slow ways see this many messages; their cost per message does not depend on how many follow.
 SLOW_MESSAGES = 4000
 NAMES = {10000: "trades", 10001: "bestBidAsk", 10002: "depth20", 10003: "depth diff"}
@@ -152,10 +163,6 @@ def rows(taken: recording_file.Recording) -> Iterator[Row]:
     count, slow = len(frames), frames[:SLOW_MESSAGES]
     raw = [frame for _, frame in frames]
     json = [as_json(sbe.decode(frame)) for frame in raw]
-    native = _decoder.Market
-    yield "C++: decode + book + windows, 1,000 frames an entry", market_ns(native, taken, frames, 1000, 150), count
-    yield f"C++: the same, {ENTRY_FRAMES} frames an entry", market_ns(native, taken, frames, ENTRY_FRAMES, 150), count
-    yield "C++: the same, 1 frame an entry", market_ns(native, taken, frames, 1, 30), count
     yield "C++: check one frame (`validate_frame`)", best_ns(each(_decoder.validate_frame, raw), count, 10), count
     yield "C++: `sbe.decode` to Python records", best_ns(each(sbe.decode, raw), count, 3), count
     yield "`struct` loop: fields only, no checks, no state", best_ns(each(unpack, raw), count, 3), count
@@ -163,6 +170,17 @@ def rows(taken: recording_file.Recording) -> Iterator[Row]:
     yield "Python twin: decode only", best_ns(each(reference.decode, raw[:SLOW_MESSAGES]), len(slow), 2), len(slow)
     twin = market_ns(reference_market.Market, taken, slow, 1000, 1)
     yield "Python twin: decode + book + windows", twin, len(slow)
+
+
+def native_rows(builds: Sequence[Path], scale: float, messages: int) -> Iterator[str]:
+    """Table rows of the native market: nanoseconds, and as a multiple of reading the frames; then the other builds'."""
+    reading: list[float] = []
+    for name, work, runs in NATIVE:
+        found = fastest(builds, work, max(1, round(runs * scale)), messages)
+        reading = reading or found
+        ratios = [ns / bare for ns, bare in zip(found, reading, strict=True)]
+        others = "".join(f" {ns:,.1f} | {found[0] / ns:.2f} |" for ns in found[1:])
+        yield f"| {name} | {found[0]:,.1f} | {ratios[0]:.1f} | {1e9 / found[0]:,.0f} |{others}"
 
 
 def reads(taken: recording_file.Recording) -> Iterator[tuple[str, float]]:
@@ -192,15 +210,34 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    text = "a file _decoder*.so of another build, to be measured in turns with the installed one"
+    parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="FILE", help=text)
+    parser.add_argument("--native-only", action="store_true", help="leave the slow ways out")
+    parser.add_argument("--scale", type=float, default=1.0, help="so many times as many runs of the native module")
+    return parser.parse_args()
+
+
 def main() -> None:
     """Measure and print."""
+    args = arguments()
     taken = recording_file.load(recording_file.default_path())
     mix = Counter(NAMES[template(frame)] for _, frame in taken.events)
     parts = ", ".join(f"{count:,} {name}" for name, count in mix.most_common())
     print("## Decoder\n")
     print(f"Machine: {machine()}.  \nCommand: `.venv/bin/python tests/performance/bench_decoder.py`.  ")
     print(f"Messages: {len(taken.events):,} of the shipped recording ({parts}).\n")
-    print("| way | ns per message | messages per second | messages measured |\n|---|---:|---:|---:|")
+    columns = ["", "ns per message", "of reading", "messages per second"]
+    for build in args.against:
+        columns += [f"ns, {build.name}", "ratio"]
+    print(f"| C++{' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}")
+    for row in native_rows([installed(), *args.against], args.scale, len(taken.events)):
+        print(row, flush=True)
+    if args.native_only:
+        return
+    print("\n| way | ns per message | messages per second | messages measured |\n|---|---:|---:|---:|")
     for name, ns, count in rows(taken):
         print(f"| {name} | {ns:,.0f} | {1e9 / ns:,.0f} | {count:,} |", flush=True)
     print("\n| reading a market | µs per call |\n|---|---:|")

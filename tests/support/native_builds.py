@@ -1,0 +1,122 @@
+"""Builds of the native decoder, each in a process of its own, measured in turns on the shipped recording.
+
+On a machine that others use, one run says little, and two runs at different times say nothing about each other. So
+builds take turns within one run, and each stretch of the recording counts with its fastest time: what a stretch does
+is the same in every run, and whatever else the machine did can only have made it slower. A run that reads the frames
+and keeps nothing is measured beside the others; the ratio to it moves less from machine to machine than nanoseconds do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from sheetanchor.contract import pack_frames
+
+STRETCH_FRAMES = 1000
+OTHER_SYMBOL = "OTHER"
+"""A market of another symbol reads and checks every frame, and leaves it at that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is done with every message of the recording.
+
+    Attributes:
+        entry_frames: Frames per stream entry, a divisor of 1,000.
+        markets: So many markets are fed in turn with each entry.
+        is_kept: Whether books and windows are built; else frames are only read and checked.
+    """
+
+    entry_frames: int
+    markets: int = 1
+    is_kept: bool = True
+
+
+def installed() -> Path:
+    """The native module that this environment has."""
+    found = importlib.util.find_spec("sheetanchor._decoder")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin)
+
+
+def fastest(builds: Sequence[Path], work: Work, runs: int, messages: int) -> list[float]:
+    """Nanoseconds per message of each build, every stretch of the recording at its fastest of so many runs in turn."""
+    with ExitStack() as stack:
+        processes = [stack.enter_context(started(build)) for build in builds]
+        best: list[list[int]] = [[] for _ in builds]
+        for _ in range(runs):
+            for nth, process in enumerate(processes):
+                took = measured(process, work)
+                best[nth] = [min(pair) for pair in zip(best[nth], took, strict=True)] if best[nth] else took
+    return [sum(stretches) / (messages * work.markets) for stretches in best]
+
+
+def started(build: Path) -> subprocess.Popen[str]:
+    """A process that measures one build."""
+    command = [sys.executable, str(Path(__file__).resolve()), str(build)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def measured(process: subprocess.Popen[str], work: Work) -> list[int]:
+    """Nanoseconds of each stretch in one run."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(astuple(work)) + "\n")
+    process.stdin.flush()
+    return list(json.loads(process.stdout.readline()))
+
+
+def module_at(path: Path) -> Any:
+    """The native module of a file. A process can hold one only: a second one would get the first one's types."""
+    spec = importlib.util.spec_from_file_location("sheetanchor._decoder", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def stretches_ns(native: Any, taken: Any, work: Work) -> list[int]:
+    """Feed the whole recording to fresh markets once; nanoseconds of each stretch."""
+    book, frames, markets = taken.snapshot, taken.events, []
+    for _ in range(work.markets):
+        markets.append(native.Market(taken.symbol if work.is_kept else OTHER_SYMBOL))
+        levels = list(book.bids), list(book.asks)
+        markets[-1].load_snapshot(book.book_update_id, book.price_exponent, book.qty_exponent, *levels, 0)
+    out = []
+    for start in range(0, len(frames), STRETCH_FRAMES):
+        stretch = frames[start : start + STRETCH_FRAMES]
+        batches = [
+            pack_frames(stretch[at : at + work.entry_frames]) for at in range(0, len(stretch), work.entry_frames)
+        ]
+        began = time.perf_counter_ns()
+        for batch in batches:
+            for market in markets:
+                market.feed(0, batch, 0)
+        out.append(time.perf_counter_ns() - began)
+    return out
+
+
+def main() -> None:
+    """Measure what each line of the input asks for."""
+    native = module_at(Path(sys.argv[1]))
+    from sheetanchor.recording import recording_file  # only now: it imports the native module, which is to be this one
+
+    taken = recording_file.load(recording_file.default_path())
+    for line in sys.stdin:
+        print(json.dumps(stretches_ns(native, taken, Work(*json.loads(line)))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
