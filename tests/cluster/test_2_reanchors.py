@@ -172,7 +172,7 @@ def test_a_schedule_is_kept(btc: Running) -> None:
         btc.patch({"reanchor": {"schedule": ""}})
 
     others = [item["status"] for item in scheduled() if finished(item) and item["status"]["result"] != "swapped"]
-    assert {"the last run is newer than what it speaks of"} >= {status["message"] for status in others}
+    assert {"the last run is newer than what it is about"} >= {status["message"] for status in others}
 
 
 def test_history_is_bounded(btc: Running) -> None:

@@ -19,8 +19,8 @@ from sheetanchor.contract import STALE_AFTER_US, STREAM_TYPES, pack_frames
 from sheetanchor.infer.prediction import SlotState, WriterHeartbeat, doubts_of
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, IMMEDIATE, SCHEDULED, VALIDATION, Finding, Thresholds
 from sheetanchor.policy.soundness import ANSWER_US, LATE_US, OWED_AFTER_US
-from sheetanchor.process.gap_detector import GapDetector
-from sheetanchor.process.market_follower import Follower
+from sheetanchor.process.market.gap_detector import GapDetector
+from sheetanchor.process.market.market_follower import Follower
 from sheetanchor.store.server_clock import RedisClock
 from support.feed_market import EXPONENTS, FIRST_ID, SYMBOL, Message, Truth, truth
 

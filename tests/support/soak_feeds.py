@@ -17,8 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from sheetanchor._decoder import Market
 from sheetanchor.contract import pack_frames
 from sheetanchor.policy.gap_rules import Thresholds
-from sheetanchor.process.gap_detector import GapDetector
-from sheetanchor.process.market_follower import Follower
+from sheetanchor.process.market.gap_detector import GapDetector
+from sheetanchor.process.market.market_follower import Follower
 from sheetanchor.recording import recording_file
 from sheetanchor.simulator.playback import market as exchange
 from sheetanchor.simulator.playback.playback_clock import RecordedPace

@@ -16,7 +16,14 @@ from sheetanchor._decoder import Market
 from sheetanchor.binance.websocket import stream_url
 from sheetanchor.contract import SYMBOL_PATTERN, keys, line_stream, stream_symbol
 from sheetanchor.errors import BadSettings
-from sheetanchor.policy.reanchor_object import Ask, Owner, labels_of, object_name, reanchor_object, symbol_label
+from sheetanchor.policy.reanchor_object import (
+    Owner,
+    ReAnchorRequest,
+    labels_of,
+    object_name,
+    reanchor_object,
+    symbol_label,
+)
 from sheetanchor.runtime.command_line import load
 from sheetanchor.runtime.settings import IngestSettings, ReanchorSettings
 from sheetanchor.simulator.control import is_stream_name
@@ -97,7 +104,7 @@ def test_the_definitions_take_the_same(pattern: str) -> None:
 def test_a_symbol_goes_into_every_name(symbol: str) -> None:
     """Redis keys, addresses, names and labels of objects: each is what its place allows, and tells symbols apart."""
     url = stream_url("wss://host", [symbol], ["trade"])
-    ask = Ask(symbol, "s1", "immediate_reanchor", "why", "manual", "test", 1)
+    ask = ReAnchorRequest(symbol, "s1", "immediate_reanchor", "why", "manual", "test", 1)
     made = reanchor_object(Owner("pipeline", "space"), ask)
 
     assert f"ob:{{{symbol}}}" == keys(symbol).ob

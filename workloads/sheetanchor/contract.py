@@ -1,6 +1,6 @@
 """What processes share: key names, stream entries, records, and the numbers that more than one role must agree on.
 
-Nothing here talks to anything. Times are integers in microseconds unless a name says otherwise; Redis' clock is the one
+Nothing here does I/O. Times are integers in microseconds unless a name says otherwise; Redis' clock is the one
 that ages and slots are measured with.
 """
 
@@ -20,21 +20,21 @@ SLOT_MS: Final = 2_000
 """A prediction is made every two seconds; slot `s` is read at wall time `s * SLOT_MS`."""
 
 HORIZON_MS: Final = 10_000
-"""A prediction speaks of the price this long after its slot."""
+"""A prediction is of the price this long after its slot."""
 
 HORIZON_SLOTS: Final = HORIZON_MS // SLOT_MS
 
 RETURN_MAX: Final = 0.1
-"""A tenth in ten seconds, ten times what counts as a price discontinuity: a model that says more has failed."""
+"""A tenth in ten seconds, ten times what counts as a price discontinuity: a model that predicts more has failed."""
 
 STALE_AFTER_US: Final = 5_000_000
 """A state whose last market event is older than this degrades predictions."""
 
 BEAT_INTERVAL_US: Final = 100_000
-"""The processor writes at least this often, if only to show that it lives."""
+"""The processor writes at least this often, if only its heartbeat."""
 
 TAKEOVER_AFTER_US: Final = 1_000_000
-"""A warm processor takes over when the writer's beat is older than this."""
+"""A standby takes over when the writer's heartbeat is older than this."""
 
 LOCK_TTL_S: Final = 300
 
@@ -189,7 +189,7 @@ class Entry(NamedTuple):
         id: Its id in the stream.
         frame_count: Frames in it, as its writer says.
         first_received_us: When the first of them arrived, by the ingestor's clock, in µs.
-        frames: Packed frames; whoever unpacks them checks their lengths.
+        frames: Packed frames; their lengths are checked where they are unpacked.
     """
 
     id: str
@@ -202,7 +202,7 @@ def parse_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
     """Read the envelope of an entry of a line's stream.
 
     Raises:
-        ValueError: Names the field, what stands there and what was expected.
+        ValueError: Names the field, its value and what was expected.
     """
     placed = _ENTRY_ID.fullmatch(entry_id)
     if placed is None or int(placed[1]) * 1_000 >= TIME_LIMIT_US:
@@ -226,7 +226,7 @@ def _shown(raw: bytes) -> str:
 
 
 def line_names(members: Iterable[bytes | str]) -> list[str]:
-    """Give the names of lines among the members of `lines:{S}`, sorted; anything else that stands there is left out."""
+    """Give the names of lines among the members of `lines:{S}`, sorted; any other member is left out."""
     texts = (member.decode("utf-8", "replace") if isinstance(member, bytes) else member for member in members)
     return sorted(name for name in texts if LINE_PATTERN.fullmatch(name))
 
@@ -236,7 +236,7 @@ class Gap:
     """One entry of the stream `gaps:{S}`: what a gap rule found and what it asks for.
 
     Attributes:
-        rule: Name of the rule, one of `policy.gap_rules.GAP_DETECTION_RULES`, or `request` for a person's wish.
+        rule: Name of the rule, one of `policy.gap_rules.GAP_DETECTION_RULES`, or `request` for what a person asked for.
         severity: low, medium, high or critical.
         action: immediate_reanchor, scheduled_reanchor, validation_reanchor or emergency_reanchor.
         reason: One line for people, for instance `depth: expected 124, found 131`.
@@ -295,15 +295,15 @@ class Receipt:
         checks: Names of the checks that passed.
         message: One line for people.
         request_id: Id of the request, "" if it had none.
-        retry_at_us: Do not ask the exchange before this time: it has told us so; 0 if it has not.
+        retry_at_us: Make no request to the exchange before this time, as it has demanded; 0 if it has not.
         exchange: Origin of the exchange's REST interface.
         warnings: What is unusual about the market, though valid; it refuses nothing.
-        calls: Each REST request as endpoint, status (a number, `timeout` or `error`) and seconds. Whoever is scraped
-            counts them from here, once: locally the supervisor, on Kubernetes the operator.
+        calls: Each REST request as endpoint, status (a number, `timeout` or `error`) and seconds. The process that is
+            scraped counts them from here, once: locally the supervisor, on Kubernetes the operator.
         retries: Tries of REST requests after the first one.
         breaker: State of the breaker of REST at the end: 0 closed, 1 half-open, 2 open.
-        weight_remaining: Request weight left in the minute that the run ended in, -1 if nothing was asked.
-        alert: Code of the condition that a person should look at, "" if there is none.
+        weight_remaining: Request weight left in the minute that the run ended in, -1 if no request was made.
+        alert: Code of the condition that needs a person, "" if there is none.
     """
 
     id: str

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sheetanchor.policy.reanchor_object import REQUESTED_BY_LENGTH_MAX, Ask, Owner, digest, reanchor_object
+from sheetanchor.policy.reanchor_object import REQUESTED_BY_LENGTH_MAX, Owner, ReAnchorRequest, digest, reanchor_object
 from sheetanchor.runtime.plain_text import one_line
 from sheetanchor_operator.names import PAUSED_ANNOTATION
 from sheetanchor_operator.plugin.api import Api
@@ -90,8 +90,8 @@ def ask(api: Api, options: RequestOptions) -> SubmittedRequest:
     return SubmittedRequest(request_id, names, "; ".join(filter(None, notes)))
 
 
-def _ask_for(symbol: str, request_id: str, by: str, options: RequestOptions) -> Ask:
-    return Ask(
+def _ask_for(symbol: str, request_id: str, by: str, options: RequestOptions) -> ReAnchorRequest:
+    return ReAnchorRequest(
         symbol=symbol,
         suffix=f"m{digest(request_id, symbol)}",
         action=ACTION,

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from croniter import croniter
 
-from sheetanchor.policy.reanchor_object import Ask, digest
+from sheetanchor.policy.reanchor_object import ReAnchorRequest, digest
 from sheetanchor.policy.reanchor_scheduler import IMMEDIATE, SCHEDULED
 from sheetanchor.runtime.plain_text import one_line
 from sheetanchor_operator.api.pipeline import Pipeline
@@ -135,10 +135,10 @@ def read_request(value: str, symbols: tuple[str, ...]) -> RebuildRequest:
     )
 
 
-def requests_of_annotation(request: RebuildRequest, now_us: int) -> list[Ask]:
+def requests_of_annotation(request: RebuildRequest, now_us: int) -> list[ReAnchorRequest]:
     """Make one request per symbol of what the annotation asks for."""
     return [
-        Ask(
+        ReAnchorRequest(
             symbol=symbol,
             suffix=f"a{digest(request.request_id, symbol)}",
             action=IMMEDIATE,
@@ -171,7 +171,7 @@ def due_time_us(schedule: str, now_us: int) -> tuple[int, int]:
 
 def requests_of_schedule(
     pipeline: Pipeline, created_us: int, known: Iterable[ReAnchor], now_us: int
-) -> tuple[list[Ask], int | None]:
+) -> tuple[list[ReAnchorRequest], int | None]:
     """Make the requests of the last scheduled time, if there are none yet; several missed times are one.
 
     Args:
@@ -191,7 +191,7 @@ def requests_of_schedule(
         return [], next_us
     done = {one.symbol for one in known if one.trigger == "schedule" and one.at_us >= last_us}
     asks = [
-        Ask(
+        ReAnchorRequest(
             symbol=symbol,
             suffix=f"s{last_us // MINUTE_US}",
             action=SCHEDULED,

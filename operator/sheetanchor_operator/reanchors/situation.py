@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from sheetanchor.contract import Receipt
 from sheetanchor.policy import reanchor_scheduler
-from sheetanchor.policy.reanchor_object import Ask, Owner, object_name, reanchor_object
+from sheetanchor.policy.reanchor_object import Owner, ReAnchorRequest, object_name, reanchor_object
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.object_meta import Defaults, Manifest
 from sheetanchor_operator.events import Event
@@ -192,11 +192,11 @@ class Stage:
         merged = {key: value for key, value in {**one.raw, **self._statuses[name]}.items() if value is not None}
         self.known[name] = with_status(one, merged)
 
-    def request(self, ask: Ask) -> None:
+    def request(self, request: ReAnchorRequest) -> None:
         """Create a ReAnchor, unless there is one of its name: the same request twice is one."""
-        if object_name(self.pipeline.name, ask.symbol, ask.suffix) not in self.known:
+        if object_name(self.pipeline.name, request.symbol, request.suffix) not in self.known:
             owner = Owner(self.pipeline.name, self.pipeline.namespace, self.pipeline.uid)
-            self.create.append(reanchor_object(owner, ask))
+            self.create.append(reanchor_object(owner, request))
             self.wakes.append(self.now_us)
 
     def emit(

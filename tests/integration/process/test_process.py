@@ -574,7 +574,7 @@ async def test_where_somebody_takes_care_it_does_not_interfere(stage: Stage, fre
         assert not waiting.said("running it here")
 
     await said(waiting, "running it here")
-    await said(waiting, "the re-anchor ended with 3", within_s=60)
+    await said(waiting, "the re-anchor failed with exit code 3", within_s=60)
     assert ("", None) == (await stage.hot.lock_holder(), waiting.process.poll())
 
 

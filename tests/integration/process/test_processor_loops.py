@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from conftest import RedisServer
 from sheetanchor.contract import CHECK_OF_TRADES, Receipt, keys
-from sheetanchor.process.command import watch_runs, writers_of
+from sheetanchor.process.command import processors_of, watch_runs
 from sheetanchor.process.rest_health import RestHealth
 from sheetanchor.process.self_reanchor import RebuildRequest
 from sheetanchor.process.symbol_processor import SymbolProcessor
@@ -34,7 +34,7 @@ async def made(server: RedisServer, health: Health) -> AsyncIterator[list[Symbol
     settings = ProcessSettings(symbol=list(SYMBOLS), redis_url=server.url)
     clients = [redis_client(server.url) for _ in (*SYMBOLS, "shared")]
     try:
-        yield writers_of(settings, clients, {symbol: RebuildRequest() for symbol in SYMBOLS}, health)
+        yield processors_of(settings, clients, {symbol: RebuildRequest() for symbol in SYMBOLS}, health)
     finally:
         for client in clients:
             await client.aclose()
@@ -58,14 +58,14 @@ async def test_a_symbol_whose_loop_stands_still_is_seen_beside_one_that_turns(
 ) -> None:
     """The process is not alive then, and is again when the loop turns."""
     health, go_on = Health("sheetanchor-process", []), asyncio.Event()
-    turn = SymbolProcessor._turn
+    turn = SymbolProcessor._run_once
 
     async def stands(writer: SymbolProcessor) -> None:
         if writer.symbol == SYMBOLS[1]:
             await go_on.wait()
         await turn(writer)
 
-    monkeypatch.setattr(SymbolProcessor, "_turn", stands)
+    monkeypatch.setattr(SymbolProcessor, "_run_once", stands)
 
     async with made(redis_server, health) as writers, at_work(*writers):
         await until(lambda: _is(len(health._beats) == len(SYMBOLS)), 5, "both loops have begun")

@@ -18,7 +18,7 @@ from conftest import RedisServer, free_port_number
 from sheetanchor.contract import Gap, keys
 from sheetanchor.policy.gap_rules import Finding, gap_of
 from sheetanchor.policy.reanchor_object import Owner, gap_suffix, object_name, reanchor_object
-from sheetanchor.process.reanchor_requests import CreateResult, KubernetesApi, Requests, ask_of_gap, verdict_of
+from sheetanchor.process.reanchor_requests import CreateResult, KubernetesApi, Requests, request_of_gap, verdict_of
 from sheetanchor.store.redis_client import redis_client
 from support.apiserver import ApiServer
 from support.operator_parts import make_pipeline, namespace, reanchors, token_folder
@@ -49,7 +49,7 @@ def found_gap(at_us: int = 0, rule: str = "sequence_gap") -> Gap:
 
 
 def body_of(place: str, gap: Gap) -> dict[str, Any]:
-    return reanchor_object(Owner("btc", place), ask_of_gap(gap, "processor-1"))
+    return reanchor_object(Owner("btc", place), request_of_gap(gap, "processor-1"))
 
 
 async def test_a_gap_becomes_an_object(

@@ -142,7 +142,7 @@ WORDS = {
     "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.": "without its master",
     "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)": "become a replica",
     "MOVED 3999 127.0.0.1:6381": "another server has the keys (3999 127.0.0.1:6381)",
-    "ASK 3999 127.0.0.1:6381": "on their way to another server",
+    "ASK 3999 127.0.0.1:6381": "are moving to another server",
 }
 JUST_NOW = [
     "LOADING Valkey is loading the dataset in memory",

@@ -11,7 +11,7 @@ import pytest
 
 from sheetanchor import _decoder
 from sheetanchor.policy.gap_rules import EDGE_LEVELS, HOT_LEVELS, Finding, Thresholds
-from sheetanchor.process.gap_detector import EDGE_EVERY_US, DetectorContext, GapDetector
+from sheetanchor.process.market.gap_detector import EDGE_EVERY_US, DetectorContext, GapDetector
 from sheetanchor.reanchor.comparison import common_edges
 from sheetanchor.reanchor.validation import book_differences
 from support.market_parts import Market, batch, diff

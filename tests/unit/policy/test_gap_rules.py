@@ -21,7 +21,7 @@ from sheetanchor.policy.gap_rules import (
     is_anomalous,
     is_final,
 )
-from sheetanchor.process.gap_detector import DetectorContext, GapDetector
+from sheetanchor.process.market.gap_detector import DetectorContext, GapDetector
 from sheetanchor.sbe import DepthDiff, Trades, encode
 
 MS = 1_000
@@ -73,7 +73,7 @@ def test_a_hole_is_final_when_nobody_can_fill_it(lines_past: int, live: int, age
 
 def test_a_sequence_gap_names_both_ids_and_what_cures_it() -> None:
     """The text is for people; a rebuild must reach the last id that is missing."""
-    _, finding = Sequence().hole("depth", (3, 5, 0, 1), 1)
+    _, finding = Sequence().missing("depth", (3, 5, 0, 1), 1)
 
     assert finding is not None
     assert ("Sequence gap detected: depth 2 → 5", 4) == (finding.reason, finding.cure_id)
@@ -81,10 +81,10 @@ def test_a_sequence_gap_names_both_ids_and_what_cures_it() -> None:
 
 def test_a_threshold_of_two_wants_two_holes_in_a_row() -> None:
     """The counter is reset by a message without a hole and by the gap itself, by nothing else."""
-    one, first = Sequence().hole("depth", (3, 5, 0, 1), 2)
-    _, after_sound = one.sound().hole("depth", (7, 9, 0, 1), 2)
-    two, second = one.hole("depth", (7, 9, 0, 1), 2)
-    _, third = two.hole("depth", (11, 12, 0, 1), 2)
+    one, first = Sequence().missing("depth", (3, 5, 0, 1), 2)
+    _, after_sound = one.sound().missing("depth", (7, 9, 0, 1), 2)
+    two, second = one.missing("depth", (7, 9, 0, 1), 2)
+    _, third = two.missing("depth", (11, 12, 0, 1), 2)
 
     assert (None, None, True, None) == (first, after_sound, second is not None, third)
 

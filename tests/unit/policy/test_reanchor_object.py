@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 
 from sheetanchor.errors import BadSettings
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Finding, gap_of
-from sheetanchor.policy.reanchor_object import NAME_LENGTH_MAX, Ask, Owner, bounded_name, object_name, reanchor_object
-from sheetanchor.process.reanchor_requests import api_url, ask_of_gap, owner_of
+from sheetanchor.policy.reanchor_object import (
+    NAME_LENGTH_MAX,
+    Owner,
+    ReAnchorRequest,
+    bounded_name,
+    object_name,
+    reanchor_object,
+)
+from sheetanchor.process.reanchor_requests import api_url, owner_of, request_of_gap
 from sheetanchor.runtime.command_line import load
 from sheetanchor.runtime.settings import ProcessSettings
 from sheetanchor_operator.api.reanchor_spec import ReanchorSpec
@@ -50,7 +57,7 @@ def test_every_gap_is_a_valid_request(rule: str) -> None:
     """Whatever rule found it and whatever its reason is, the schema takes the request."""
     gap = gap_of(Finding(rule, "two\nlines " + "x" * 2_000), "BTCUSDT", "process", 1_800_000_000_000_000, 3)
 
-    body = reanchor_object(OWNER, ask_of_gap(gap, "processor-1"))
+    body = reanchor_object(OWNER, request_of_gap(gap, "processor-1"))
 
     spec = ReanchorSpec.model_validate(body["spec"])
     assert (rule, gap.action, 3) == (spec.trigger, spec.action, spec.epoch)
@@ -59,7 +66,7 @@ def test_every_gap_is_a_valid_request(rule: str) -> None:
 
 def test_owner_is_left_out_where_it_is_not_known() -> None:
     """Without a uid there is nothing to refer to; the operator adds the owner then."""
-    ask = Ask("BTCUSDT", "x", "immediate_reanchor", "r", "manual", "me", 1)
+    ask = ReAnchorRequest("BTCUSDT", "x", "immediate_reanchor", "r", "manual", "me", 1)
 
     assert "ownerReferences" not in reanchor_object(Owner("btc", "trading"), ask)["metadata"]
     assert "uid-1" == reanchor_object(OWNER, ask)["metadata"]["ownerReferences"][0]["uid"]
@@ -88,7 +95,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     """Outside a pod both have to be set, and the message says so."""
     settings = settings_of(service_account_dir=str(tmp_path))
 
-    with pytest.raises(BadSettings, match="kubernetes_url = '': expected the API's origin"):
+    with pytest.raises(BadSettings, match="kubernetes_url = '': expected the URL of the Kubernetes API"):
         api_url(settings, {})
     with pytest.raises(BadSettings, match="pipeline_namespace = '': expected it here or in"):
         owner_of(settings)

@@ -160,7 +160,7 @@ def test_trigger_older_than_the_snapshot_is_answered_by_the_run() -> None:
     _, decision = decide(state, SOUND, NOW + 3 * SECOND)
 
     assert isinstance(decision, Skip)
-    assert "the last run is newer than what it speaks of" == decision.reason
+    assert "the last run is newer than what it is about" == decision.reason
 
 
 def test_doubt_about_an_older_epoch_is_settled() -> None:

@@ -10,7 +10,7 @@ import pytest
 from sheetanchor.contract import STALE_AFTER_US, STREAM_TYPES
 from sheetanchor.policy import soundness
 from sheetanchor.policy.soundness import MarketObservation, Memory, Pulse, judge, levels_fault, observe, shown_in_time
-from sheetanchor.process.arrival_clock import Arrivals
+from sheetanchor.process.market.arrival_clock import Arrivals
 from sheetanchor.store.server_clock import RedisClock
 
 MS = 1_000

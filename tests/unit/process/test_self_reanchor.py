@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sheetanchor.contract import Gap
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, VALIDATION
 from sheetanchor.policy.reanchor_scheduler import Seen, Start
-from sheetanchor.process.self_reanchor import Unmet, reanchor_environment
+from sheetanchor.process.self_reanchor import UnansweredRequests, reanchor_environment
 from sheetanchor.runtime.settings import ProcessSettings
 from support.local_samples import receipt
 
@@ -27,7 +27,7 @@ def gap(rule: str, at_us: int = NOW, epoch: int = 3) -> Gap:
     return Gap("BTCUSDT", rule, meaning.severity, meaning.action, "because", "process", at_us, epoch)
 
 
-def begins_at(unmet: Unmet, seen: Seen, until_s: int = 120) -> tuple[int, Start] | None:
+def begins_at(unmet: UnansweredRequests, seen: Seen, until_s: int = 120) -> tuple[int, Start] | None:
     """Look once a second; give when a run is begun."""
     for second in range(until_s):
         start = unmet.due(seen, NOW + second * SECOND)
@@ -42,7 +42,7 @@ ASKING = sorted(name for name, rule in GAP_DETECTION_RULES.items() if not rule.s
 @pytest.mark.parametrize("rule", ASKING)
 def test_what_only_asks_is_begun_when_nobody_comes(rule: str) -> None:
     """Fifteen seconds after it could have been begun, whoever found it: also an ingestor that lost its connection."""
-    unmet = Unmet(AFTER_S * SECOND)
+    unmet = UnansweredRequests(AFTER_S * SECOND)
     unmet.take_gap(gap(rule))
 
     begun = begins_at(unmet, STALE)
@@ -56,7 +56,7 @@ def test_what_only_asks_is_begun_when_nobody_comes(rule: str) -> None:
 @pytest.mark.parametrize("rule", sorted(set(GAP_DETECTION_RULES) - set(ASKING)))
 def test_doubts_and_validations_are_for_others(rule: str) -> None:
     """A doubt is a wish of its own, and a validation is worth no run that others did not think worth one."""
-    unmet = Unmet(AFTER_S * SECOND)
+    unmet = UnansweredRequests(AFTER_S * SECOND)
     unmet.take_gap(gap(rule))
 
     assert begins_at(unmet, STALE) is None
@@ -64,7 +64,7 @@ def test_doubts_and_validations_are_for_others(rule: str) -> None:
 
 def test_a_run_of_somebody_else_answers() -> None:
     """A good one that began later answers what was asked; one that failed shows that somebody takes care."""
-    answered, failed = Unmet(AFTER_S * SECOND), Unmet(AFTER_S * SECOND)
+    answered, failed = UnansweredRequests(AFTER_S * SECOND), UnansweredRequests(AFTER_S * SECOND)
     for unmet in (answered, failed):
         unmet.take_gap(gap("time_gap"))
         assert unmet.due(STALE, NOW + 10 * SECOND) is None
@@ -79,7 +79,7 @@ def test_a_run_of_somebody_else_answers() -> None:
 
 def test_a_lost_line_beside_a_living_one_asks_for_nothing() -> None:
     """The state is anchored and fresh: no coordinator would begin a run for it, and neither is one begun here."""
-    unmet = Unmet(AFTER_S * SECOND)
+    unmet = UnansweredRequests(AFTER_S * SECOND)
     unmet.take_gap(gap("connection_loss"))
 
     assert begins_at(unmet, ANCHORED) is None
@@ -88,7 +88,7 @@ def test_a_lost_line_beside_a_living_one_asks_for_nothing() -> None:
 @given(st.lists(st.tuples(st.sampled_from(ASKING), st.integers(0, 3_000)), max_size=400))
 def test_the_budget_holds_here_too(asked: list[tuple[str, int]]) -> None:
     """However often something is asked for, an hour sees no more runs than the budget allows."""
-    unmet, runs = Unmet(AFTER_S * SECOND), 0
+    unmet, runs = UnansweredRequests(AFTER_S * SECOND), 0
     wanted = sorted(asked, key=lambda one: one[1])
     for second in range(0, 3_000, 5):
         now_us = NOW + second * SECOND

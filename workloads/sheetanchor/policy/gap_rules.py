@@ -61,7 +61,7 @@ CONSEQUENCES: Final = frozenset({"book_crossed", "book_mismatch"})
 
 SILENT_LINE_US: Final = 10_000_000
 """A line without an entry for this long is not waited for. In a quiet market both lines may say nothing for seconds; to
-wait 200 ms for a line that is dead costs little, not to wait for one that lives would be a false gap."""
+wait 200 ms for a line that is closed costs little, not to wait for one that is open would be a false gap."""
 
 RESET_AFTER_US: Final = 2_000_000
 """Frames that move nothing for this long are not late duplicates any more: lines differ by milliseconds."""
@@ -74,9 +74,10 @@ minute's worth one busy moment of a sound market passes for an anomaly, six time
 """
 
 PRICE_REFERENCE_US: Final = 5_000_000
-"""A price that is older than this is no reference: the time gap rule has spoken by then."""
+"""A price that is older than this is no reference: the time gap rule has reported by then."""
 
-Hole = tuple[int, int, int, int]
+MissingRange = tuple[int, int, int, int]
+"""Expected id, found id, stamp of the first frame beyond it, bit per line that is beyond it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ class Thresholds:
     """When the rules apply.
 
     Attributes:
-        gap_threshold: Holes in a row that make a sequence gap.
-        gap_wait_us: How long a hole may wait for another line.
+        gap_threshold: Missing ranges in a row that make a sequence gap.
+        gap_wait_us: How long a missing range may wait for another line to fill it.
         time_gap_us: Longest silence.
         volume_sigmas: Standard deviations.
         price_jump: Relative change.
@@ -131,28 +132,28 @@ def gap_of(finding: Finding, symbol: str, source: str, at_us: int, epoch: int) -
     return Gap(symbol, finding.rule, rule.severity, rule.action, finding.reason, source, at_us, epoch)
 
 
-def is_final(hole: Hole, live_lines: int, now_us: int, wait_us: int) -> bool:
-    """Say whether no line can be expected to fill a hole any more.
+def is_final(missing: MissingRange, live_lines: int, now_us: int, wait_us: int) -> bool:
+    """Say whether no line can be expected to fill a missing range any more.
 
     Args:
-        hole: Expected id, found id, stamp of the first frame beyond it, bit per line that is beyond it.
-        live_lines: Bit per line that speaks.
+        missing: Expected id, found id, stamp of the first frame beyond it, bit per line that is beyond it.
+        live_lines: Bit per line that brings entries.
         now_us: Redis' clock.
         wait_us: How long to wait for a line that has not passed.
     """
-    _, _, since_us, lines_past = hole
+    _, _, since_us, lines_past = missing
     return live_lines & ~lines_past == 0 or now_us - since_us >= wait_us
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """Holes in the ids of one stream: how many in a row. A message without a hole begins anew."""
+    """Missing ranges in the ids of one stream: how many in a row. A message in sequence begins anew."""
 
     in_a_row: int = 0
 
-    def hole(self, stream: str, hole: Hole, threshold: int) -> tuple[Sequence, Finding | None]:
-        """Take in a final hole."""
-        expected, found, _, _ = hole
+    def missing(self, stream: str, missing: MissingRange, threshold: int) -> tuple[Sequence, Finding | None]:
+        """Take in a final missing range."""
+        expected, found, _, _ = missing
         after = Sequence(self.in_a_row + 1)
         if after.in_a_row < threshold:
             return after, None
@@ -160,13 +161,13 @@ class Sequence:
         return Sequence(), Finding("sequence_gap", reason, found - 1 if stream == "depth" else 0)
 
     def sound(self) -> Sequence:
-        """Take in messages without a hole."""
+        """Take in messages in sequence."""
         return Sequence() if self.in_a_row else self
 
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """How long nothing has come, and whether that has been said."""
+    """How long nothing has come, and whether that has been reported."""
 
     reported: bool = False
 
@@ -182,7 +183,7 @@ class Silence:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """The last price seen and when; a jump is told once, the new price is the reference from then on."""
+    """The last price seen and when; a jump is reported once, the new price is the reference from then on."""
 
     last: float = 0.0
     at_us: int = 0
@@ -202,7 +203,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """What has been found about the end of a book; each rule speaks once, however the price swings about it."""
+    """What has been found about the end of a book; each rule reports once, however the price swings about it."""
 
     reported: frozenset[str] = frozenset()
 

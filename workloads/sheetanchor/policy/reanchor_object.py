@@ -1,4 +1,4 @@
-"""The `ReAnchor` object: what everybody who asks for a re-anchor on Kubernetes creates, and how it is named.
+"""The `ReAnchor` object: what every client that asks for a re-anchor on Kubernetes creates, and how it is named.
 
 Names are made from what is asked for, so that asking twice is asking once: the second creation finds the first.
 """
@@ -42,14 +42,14 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class ReAnchorRequest:
     """What is asked for.
 
     Attributes:
         suffix: Last part of the object's name, the same for the same request.
         action: One of the four actions of the gap rules.
         trigger: Gap rule, start, suspect, annotation, schedule, failover or manual.
-        at_us: When what it speaks of happened.
+        at_us: When what it is about happened.
         epoch: Epoch of the state that is in doubt; 0 where that is not known.
     """
 
@@ -94,7 +94,7 @@ def object_name(pipeline: str, symbol: str, suffix: str) -> str:
 
 
 def owner_reference(owner: Owner) -> Manifest:
-    """Make a pipeline the owner of a request: with it, they go."""
+    """Make a pipeline the owner of a request: the request is deleted with it."""
     return {
         "apiVersion": API_VERSION,
         "kind": "PredictionPipeline",
@@ -117,25 +117,30 @@ def labels_of(pipeline: str, symbol: str) -> dict[str, str]:
     }
 
 
-def reanchor_object(owner: Owner, ask: Ask) -> Manifest:
+def reanchor_object(owner: Owner, request: ReAnchorRequest) -> Manifest:
     """Render a request as the object to create."""
-    reason = one_line(ask.reason, REASON_LENGTH_MAX)
+    reason = one_line(request.reason, REASON_LENGTH_MAX)
     metadata: Manifest = {
-        "name": object_name(owner.name, ask.symbol, ask.suffix),
+        "name": object_name(owner.name, request.symbol, request.suffix),
         "namespace": owner.namespace,
-        "labels": labels_of(owner.name, ask.symbol),
+        "labels": labels_of(owner.name, request.symbol),
     }
     if owner.uid:
         metadata["ownerReferences"] = [owner_reference(owner)]
     spec: Manifest = {
         "pipeline": owner.name,
-        "symbol": ask.symbol,
+        "symbol": request.symbol,
         "reason": reason,
-        "trigger": ask.trigger,
-        "action": ask.action,
-        "requestedBy": one_line(ask.requested_by, REQUESTED_BY_LENGTH_MAX),
-        "atMicros": ask.at_us,
+        "trigger": request.trigger,
+        "action": request.action,
+        "requestedBy": one_line(request.requested_by, REQUESTED_BY_LENGTH_MAX),
+        "atMicros": request.at_us,
     }
-    optional = {"epoch": ask.epoch, "requestID": ask.request_id, "dryRun": ask.dry_run, "force": ask.force}
+    optional = {
+        "epoch": request.epoch,
+        "requestID": request.request_id,
+        "dryRun": request.dry_run,
+        "force": request.force,
+    }
     spec.update({name: value for name, value in optional.items() if value})
     return {"apiVersion": API_VERSION, "kind": "ReAnchor", "metadata": metadata, "spec": spec}

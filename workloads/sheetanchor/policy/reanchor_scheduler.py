@@ -57,7 +57,7 @@ class Policy:
         backoff_us: Delay before the first retry of a failed run; doubles.
         backoff_max_us: Longest such delay.
         tries_max: Failed runs after which a request is given up; a suspect state is retried for ever.
-        lock_wait_us: When to look again at a lock that somebody else holds.
+        lock_wait_us: When to try again while another run holds the lock.
         suppressed: Gap rules to ignore.
         enabled: False starts nothing but what a person forces.
     """
@@ -81,12 +81,12 @@ DEFAULT_POLICY: Final = Policy()
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Somebody wants a re-anchor.
+    """A re-anchor is asked for.
 
     Attributes:
         action: One of the four actions of the gap rules.
         trigger: Name of the gap rule, or start, annotation, schedule, failover, manual.
-        at_us: When what it speaks of happened.
+        at_us: When what it is about happened.
         epoch: Epoch of the state that is in doubt; 0 where that is not known.
         id: Requests of the same id count once in 24 hours; "" for none.
         force: A person insists: cool-down, budget and freshness do not hold it up.
@@ -119,7 +119,7 @@ class Seen:
     Attributes:
         state: anchored or suspect.
         fresh: The last market event is recent enough.
-        lock_held: Somebody holds the lock of the symbol.
+        lock_held: A run holds the lock of the symbol.
         suspect_since_us: When the state became suspect; 0 if it is not or that is not known.
     """
 
@@ -289,14 +289,14 @@ def _moot(state: State, request: Request, seen: Seen) -> str:
     if 0 < request.epoch < seen.epoch:
         return f"the state it doubts, epoch {request.epoch}, has been rebuilt since"
     if request.at_us <= state.covered_us:
-        return "the last run is newer than what it speaks of"
+        return "the last run is newer than what it is about"
     if request.action == EMERGENCY and seen.fresh:
         return "another line is live: the state is anchored and fresh"
     return ""
 
 
 def _own_request(seen: Seen, now_us: int) -> Request:
-    """Make the request that a suspect state is, whoever forgot to ask."""
+    """Make the request that a suspect state is by itself, even if no record asks for it."""
     since_us = seen.suspect_since_us or now_us
     if seen.epoch == 0:
         return Request(EMERGENCY, "there is no state yet", "start", since_us, first_us=since_us)

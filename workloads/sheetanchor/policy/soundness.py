@@ -1,8 +1,8 @@
 """Whether what is held is what the exchange says: observations and time in, reasons and a deadline out. Pure.
 
-`observe` folds an observation into what has to be remembered, `judge` says what is wrong at a moment. Whoever calls
-`judge` later with the same memory finds what has become due meanwhile: no fault waits for another message to be
-noticed. What has to hold, and why the limits are what they are, is in docs/gaps.md.
+`observe` folds an observation into what has to be remembered, `judge` says what is wrong at a moment. A later call of
+`judge` with the same memory finds what has become due meanwhile: no fault waits for another message to be noticed.
+What has to hold, and why the limits are what they are, is in docs/gaps.md.
 
 All times are microseconds on one steady clock that never jumps; event times are the exchange's and only ever compared
 with each other, through a baseline of their own per stream.
@@ -199,7 +199,7 @@ class Memory:
         heard_us: When anything last came that was new.
         moved_us: When the state was last known to be up to what had come: a trade or best prices that the book has not
             reached do not make it fresh.
-        holed_us: When trades were last given up for lost; 0 for never.
+        trades_lost_us: When trades were last given up for lost; 0 for never.
         followed_us: When the market last followed a clock that was set, or doubted event times; 0 for never.
         resumed_us: When something came again after a silence of the whole feed; 0 for never.
         ranges: Per second its beginning, lowest bid and highest ask.
@@ -215,7 +215,7 @@ class Memory:
     first_best: tuple[float, float] | None = None
     heard_us: int = 0
     moved_us: int = 0
-    holed_us: int = 0
+    trades_lost_us: int = 0
     followed_us: int = 0
     resumed_us: int = 0
     ranges: tuple[tuple[int, float, float], ...] = ()
@@ -288,20 +288,20 @@ def reloaded(memory: Memory, trade_id: int, now_us: int) -> Memory:
         now_us: The moment.
     """
     if 0 <= memory.paces["trade"].pulse.id < trade_id:  # no line has brought those: windows are made of what they bring
-        memory = holed(memory, now_us)
+        memory = trades_lost(memory, now_us)
     paces = {name: replace(pace, resumed=True) for name, pace in memory.paces.items()}
     return replace(
         memory, paces=paces, ahead=(), owed_us=0, stray_us=0, unheard={}, first_best=None, ranges=(), latest=None
     )
 
 
-def holed(memory: Memory, now_us: int) -> Memory:
-    """Take note of trades that are given up for lost."""
-    return replace(memory, holed_us=now_us)
+def trades_lost(memory: Memory, now_us: int) -> Memory:
+    """Record that trades are given up for lost."""
+    return replace(memory, trades_lost_us=now_us)
 
 
 def shown_in_time(memory: Memory, now_us: int) -> Memory:
-    """Take note that the feed was shown to be in time: what passed for late was a clock set while it was silent.
+    """Record that the feed was shown to be in time: what passed for late was a clock set while it was silent.
 
     Windows may hold what its old reading dated, as after any other clock that was set.
     """
@@ -325,7 +325,7 @@ def observe(memory: Memory, seen: MarketObservation) -> Memory:
     ahead, owed_us = _ahead(memory.ahead, paces, seen), _owed(memory, paces)
     known_us = paces["depth"].pulse.arrival_us if ahead or owed_us else newest_us
     if seen.update_id < paces["depth"].pulse.id or seen.trade_id < paces["trade"].pulse.id:
-        known_us = memory.moved_us  # what has come waits beyond a hole
+        known_us = memory.moved_us  # what has come waits beyond a missing range
     after = replace(
         memory,
         began_us=memory.began_us or seen.now_us,
@@ -469,7 +469,7 @@ def judge(memory: Memory, now_us: int, unwritten: str = "") -> Soundness:
             reasons.append(reason)
     reasons += _late(memory, seen, now_us)
     reasons += _disagreeing(memory, seen, now_us)
-    if seen.trades_missing or (memory.holed_us and now_us - memory.holed_us < WINDOW_US):
+    if seen.trades_missing or (memory.trades_lost_us and now_us - memory.trades_lost_us < WINDOW_US):
         reasons.append(UnsoundReason("windows", "they are not whole: some trades were lost or have odd times"))
     if seen.undated:
         reasons.append(
@@ -560,7 +560,7 @@ def _disagreeing(memory: Memory, seen: MarketObservation, now_us: int) -> list[U
 
 
 def _quiet(memory: Memory, seen: MarketObservation, now_us: int) -> tuple[str, str, int]:
-    """Give what is told of trades that stay away, why to validate it, and when that becomes a doubt."""
+    """Give what is reported of trades that stay away, why to validate it, and when that becomes a doubt."""
     pace = memory.paces["trade"]
     last_us = max(pace.pulse.arrival_us, memory.resumed_us, memory.began_us if pace.pulse.id < 0 else 0)
     quiet_us, ask_us = last_us + pace.quiet_after_us, last_us + pace.ask_after_us

@@ -1,7 +1,7 @@
-"""How a processor comes to a market: the stored book, and from where the lines are read on.
+"""Loads the stored book, and decides from where the lines are read on.
 
-A start, a takeover and a finished rebuild all begin here. What cannot be read is no error of the loader: it gives an
-empty market and the finding that says why.
+A start, a takeover and a finished rebuild all begin here. A book that cannot be read is no error of the loader: it
+gives an empty market and the finding that says why.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`sheetanchor process`: the processor of one or more symbols.
 
-One process writes a symbol's hot keys, others stay warm and take over within a second or two of its last sign of life.
-Gaps go to the stream `gaps:{S}`; who starts a re-anchor then is a coordinator elsewhere. Only when none has started one
-within `self_reanchor_after_s` does this process run the same program itself, as a child.
+One process writes a symbol's hot keys; others stand by and take over within a second or two of its last heartbeat. Gaps
+go to the stream `gaps:{S}`, and a coordinator elsewhere starts the re-anchor. Only when none has done so within
+`self_reanchor_after_s` does this process run the same program itself, as a child.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sheetanchor.errors import BadSettings, RedisError, RedisUnavailable
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Thresholds
 from sheetanchor.policy.reanchor_scheduler import Seen
 from sheetanchor.process.rest_health import RestHealth
-from sheetanchor.process.self_reanchor import RebuildRequest, SelfHelp, newest_receipt
+from sheetanchor.process.self_reanchor import RebuildRequest, SelfReanchor, newest_receipt
 from sheetanchor.process.state_endpoint import state_route
 from sheetanchor.process.symbol_processor import Cadence, SymbolProcessor, WriteRole
 from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FRESH_S: Final = 5.0
-"""A last write older than this is a failed check; the beat is every 100 ms."""
+"""A last event older than this fails the check of the lines."""
 
 LOCK_POLL_S: Final = 0.5
-"""How often the answer to `/state` learns who holds the lock."""
+"""How often the lock's holder, which `/state` shows, is read."""
 
 
 def thresholds_of(settings: ProcessSettings) -> Thresholds:
@@ -60,13 +60,13 @@ def thresholds_of(settings: ProcessSettings) -> Thresholds:
 
 
 def writer_name() -> str:
-    """Make the name of this process; no other has had it."""
+    """Make the name of this process, which no other has had: a restarted one must not pass for the writer before it."""
     return f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-async def watch_runs(redis: Redis, writer: SymbolProcessor, lock_holders: dict[str, str], rest: RestHealth) -> None:
-    """Keep an eye on who holds the lock of a symbol, and on what the runs tell of the exchange; until cancelled."""
-    symbol = writer.symbol
+async def watch_runs(redis: Redis, processor: SymbolProcessor, lock_holders: dict[str, str], rest: RestHealth) -> None:
+    """Read who holds the lock of a symbol and what its runs report; until cancelled."""
+    symbol = processor.symbol
     hot = HotState(redis, symbol)
     known = ""
     while True:
@@ -75,7 +75,7 @@ async def watch_runs(redis: Redis, writer: SymbolProcessor, lock_holders: dict[s
             entry_id, receipt = await newest_receipt(redis, symbol)
             if entry_id != known and receipt is not None:
                 rest.take(receipt)
-                writer.record_run(entry_id, receipt)
+                processor.record_run(entry_id, receipt)
             known = entry_id
         except RedisError as error:
             log.debug("%s: the lock cannot be read: %s", symbol, error)
@@ -83,10 +83,10 @@ async def watch_runs(redis: Redis, writer: SymbolProcessor, lock_holders: dict[s
 
 
 @asynccontextmanager
-async def asking(
-    settings: ProcessSettings, writers: list[SymbolProcessor], shared: Redis, kept: RestartedTasks
+async def requesting_reanchors(
+    settings: ProcessSettings, processors: list[SymbolProcessor], shared: Redis, kept: RestartedTasks
 ) -> AsyncIterator[None]:
-    """Ask the cluster for re-anchors while the block runs, if the settings say so.
+    """Request re-anchors from the cluster while the block runs, if the settings say so.
 
     Raises:
         BadSettings: It is not known where the cluster's API is, or which namespace this is.
@@ -116,9 +116,17 @@ async def asking(
     async with KubernetesApi(api_url(settings, dict(os.environ)), settings.service_account_dir) as api:
         requests = [
             partial(
-                Requests, shared, writer.symbol, owner, writer.name, _is_active(writer), api.create, policy, breaker
+                Requests,
+                shared,
+                processor.symbol,
+                owner,
+                processor.name,
+                _is_active(processor),
+                api.create,
+                policy,
+                breaker,
             )
-            for writer in writers
+            for processor in processors
         ]
         tasks = [asyncio.create_task(kept.keep("reanchor_requests", _running(make))) for make in requests]
         try:
@@ -130,49 +138,49 @@ async def asking(
 
 
 def _running(make: Callable[[], Requests]) -> Callable[[], Awaitable[None]]:
-    """Give what makes requests afresh each time and runs them."""
+    """Give a function that makes new `Requests` each time it is called, and runs them."""
     return lambda: make().run()
 
 
-def _is_active(writer: SymbolProcessor) -> Callable[[], bool]:
-    return lambda: writer.role is WriteRole.WRITER
+def _is_active(processor: SymbolProcessor) -> Callable[[], bool]:
+    return lambda: processor.role is WriteRole.WRITER
 
 
-def seen_by(writer: SymbolProcessor) -> Callable[[bool], tuple[Seen, int] | None]:
-    """Make the question how a symbol stands; nobody but the active processor is asked."""
+def observation_of(processor: SymbolProcessor) -> Callable[[bool], tuple[Seen, int] | None]:
+    """Give a function that observes the symbol: None unless its processor is active and connected."""
 
     def seen(lock_held: bool) -> tuple[Seen, int] | None:
-        if writer.role is not WriteRole.WRITER or not (writer.connected and writer.clock.known):
+        if processor.role is not WriteRole.WRITER or not (processor.connected and processor.clock.known):
             return None
-        anchor, age_us = writer.anchor, writer.event_age_us
+        anchor, age_us = processor.anchor, processor.event_age_us
         fresh = age_us is not None and age_us < STALE_AFTER_US
         since_us = anchor.suspect_at if anchor.state == "suspect" else 0
-        return Seen(anchor.state, anchor.epoch, fresh, lock_held, since_us), writer.now_us
+        return Seen(anchor.state, anchor.epoch, fresh, lock_held, since_us), processor.now_us
 
     return seen
 
 
-def checks_of(writers: list[SymbolProcessor], rest: RestHealth, kept: RestartedTasks) -> list[Check]:
-    """What the health answers look at: cached state only."""
+def checks_of(processors: list[SymbolProcessor], rest: RestHealth, kept: RestartedTasks) -> list[Check]:
+    """Give the health checks; they read cached state only, so that an answer never waits for Redis."""
 
     async def redis() -> CheckResult:
-        symbols = {writer.symbol: writer.connected for writer in writers}
+        symbols = {processor.symbol: processor.connected for processor in processors}
         connected = all(symbols.values())
         return CheckResult("healthy" if connected else "unhealthy", {"connected": connected, "symbols": symbols})
 
     async def anchored() -> CheckResult:
-        states = {writer.symbol: _state_of(writer) for writer in writers}
+        states = {processor.symbol: _state_of(processor) for processor in processors}
         good = all(state["state"] == "anchored" for state in states.values())
         return CheckResult("healthy" if good else "degraded", {"symbols": states})
 
     async def lines() -> CheckResult:
-        ages = {writer.symbol: _age_ms(writer) for writer in writers}
-        lacking = {writer.symbol: lacking for writer in writers if (lacking := writer.lines_behind())}
+        ages = {processor.symbol: _age_ms(processor) for processor in processors}
+        lacking = {processor.symbol: lacking for processor in processors if (lacking := processor.lines_behind())}
         good = not lacking and all(age is not None and age < FRESH_S * 1000 for age in ages.values())
         return CheckResult("healthy" if good else "degraded", {"last_event_age_ms": ages, "lacking": lacking})
 
     async def detector() -> CheckResult:
-        reports = {writer.symbol: writer.detector_report() for writer in writers}
+        reports = {processor.symbol: processor.detector_report() for processor in processors}
         good = all(report["status"] == "monitoring" for report in reports.values())
         status: Status = "healthy" if good else "unhealthy"
         if len(reports) == 1:
@@ -189,27 +197,27 @@ def checks_of(writers: list[SymbolProcessor], rest: RestHealth, kept: RestartedT
     ]
 
 
-def _state_of(writer: SymbolProcessor) -> dict[str, Any]:
-    role = "writer" if writer.role is WriteRole.WRITER else "warm"
-    anchor = writer.anchor
+def _state_of(processor: SymbolProcessor) -> dict[str, Any]:
+    role = "writer" if processor.role is WriteRole.WRITER else "warm"
+    anchor = processor.anchor
     return {"role": role, "state": anchor.state, "epoch": anchor.epoch, "term": anchor.term, "reason": anchor.reason}
 
 
-def _age_ms(writer: SymbolProcessor) -> int | None:
-    age_us = writer.event_age_us
+def _age_ms(processor: SymbolProcessor) -> int | None:
+    age_us = processor.event_age_us
     return None if age_us is None else age_us // 1_000
 
 
-def writers_of(
+def processors_of(
     settings: ProcessSettings, clients: Sequence[Redis], rebuild_requests: Mapping[str, RebuildRequest], health: Health
 ) -> list[SymbolProcessor]:
-    """Make a writer for each symbol, each with its own heartbeat: what stands still must not hide behind the others.
+    """Make a processor for each symbol, each with a heartbeat of its own: one that hangs must not hide behind others.
 
     Args:
         settings: Of the processor.
         clients: One for the reads of each symbol, in their order, and the last for the writes of all.
-        rebuild_requests: What to tell of each symbol that a rebuild is wanted.
-        health: What to tell that a loop turns.
+        rebuild_requests: Where each symbol's processor requests a rebuild.
+        health: Where each loop records its heartbeat.
     """
     name = writer_name()
     cadence = Cadence(round(settings.write_interval_ms * 1e3), round(settings.book_interval_s * 1e6))
@@ -221,8 +229,8 @@ def writers_of(
             name,
             thresholds_of(settings),
             cadence,
-            wanted=rebuild_requests[symbol].set,
-            beat=partial(health.beat, symbol),
+            request_rebuild=rebuild_requests[symbol].set,
+            heartbeat=partial(health.beat, symbol),
         )
         for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)
     ]
@@ -250,24 +258,26 @@ async def run(settings: ProcessSettings) -> int:
     shared = clients[-1]
     health = Health(settings.service_name or "sheetanchor-process", [], settings.health_check_interval_seconds)
     rebuild_requests = {symbol: RebuildRequest() for symbol in settings.symbol}
-    writers = writers_of(settings, clients, rebuild_requests, health)
+    processors = processors_of(settings, clients, rebuild_requests, health)
     rest, kept = RestHealth(), RestartedTasks()
-    health.checks = checks_of(writers, rest, kept)
+    health.checks = checks_of(processors, rest, kept)
     lock_holders: dict[str, str] = {}
     app = create_app(health)
-    app.add_api_route("/state", state_route(writers[0].name, writers, lock_holders))
+    app.add_api_route("/state", state_route(processors[0].name, processors, lock_holders))
     try:
         async with (
             serve(app, health, settings.http_host, settings.http_port, settings.probe_port),
-            asking(settings, writers, shared, kept),
+            requesting_reanchors(settings, processors, shared, kept),
         ):
             await check_if_reachable(shared)
             helpers = [
-                SelfHelp(settings, shared, writer.symbol, rebuild_requests[writer.symbol], seen_by(writer)).run
-                for writer in writers
+                SelfReanchor(
+                    settings, shared, processor.symbol, rebuild_requests[processor.symbol], observation_of(processor)
+                ).run
+                for processor in processors
             ]
-            run_watches = [partial(watch_runs, shared, writer, lock_holders, rest) for writer in writers]
-            await _work(writers, kept, {"self_help": helpers, "runs": run_watches}, stop)
+            run_watches = [partial(watch_runs, shared, processor, lock_holders, rest) for processor in processors]
+            await _work(processors, kept, {"self_help": helpers, "runs": run_watches}, stop)
             health.draining = True
     finally:
         for client in clients:
@@ -277,7 +287,7 @@ async def run(settings: ProcessSettings) -> int:
 
 
 async def check_if_reachable(redis: Redis) -> None:
-    """Find out now about a wrong password; a server that is not up yet is waited for later."""
+    """Raise for a wrong password now; a server that is not up yet is waited for later."""
     try:
         await check_connection(redis)
     except RedisUnavailable as error:
@@ -285,7 +295,7 @@ async def check_if_reachable(redis: Redis) -> None:
 
 
 async def _work(
-    writers: list[SymbolProcessor],
+    processors: list[SymbolProcessor],
     kept: RestartedTasks,
     beside: Mapping[str, Sequence[Callable[[], Awaitable[None]]]],
     stop: asyncio.Event,
@@ -293,8 +303,8 @@ async def _work(
     tasks = [asyncio.create_task(kept.keep(name, work)) for name, works in beside.items() for work in works]
     try:
         async with asyncio.TaskGroup() as group:
-            for writer in writers:
-                group.create_task(writer.run(stop))
+            for processor in processors:
+                group.create_task(processor.run(stop))
     except* RedisError as refused:
         raise refused.exceptions[0] from None
     finally:

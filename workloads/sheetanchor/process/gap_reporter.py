@@ -34,10 +34,10 @@ class WriteOwnership:
 
 
 class GapReporter:
-    """Keeps one symbol's findings until they are declared.
+    """Keeps one symbol's findings until Redis has them.
 
     Args:
-        hot: Where they are declared.
+        hot: Where doubts are written.
         symbol: Trading pair.
         request_rebuild: Called with rule and reason of a finding that asks for a rebuild.
     """
@@ -51,11 +51,11 @@ class GapReporter:
 
     @property
     def next(self) -> Finding | None:
-        """The oldest finding that has not been declared."""
+        """The oldest finding that Redis does not have yet."""
         return self._findings[0] if self._findings else None
 
     def add(self, finding: Finding) -> None:
-        """Keep a finding until it has been declared: one of each rule, with the highest id that cures them all."""
+        """Keep a finding until Redis has it: one of each rule, with the highest id that cures them all."""
         for at, known in enumerate(self._findings):
             if known.rule == finding.rule:
                 self._findings[at] = replace(known, cure_id=max(known.cure_id, finding.cure_id))
@@ -67,7 +67,7 @@ class GapReporter:
         self._findings.clear()
 
     def forget_reported(self) -> None:
-        """The doubts that were published are over, or were another writer's: the next ones are new."""
+        """Publish the next doubt even if its rule was published before: that doubt is over, or was another writer's."""
         self._reported.clear()
 
     async def suspect(self, finding: Finding, owner: WriteOwnership) -> SuspectReply | None:

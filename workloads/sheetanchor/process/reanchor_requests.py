@@ -1,8 +1,8 @@
 """Asks for re-anchors on Kubernetes: gap records of the stream `gaps:{S}` become `ReAnchor` objects.
 
-The active processor does this beside its work and never waits for it: what it reads is what it, and the ingestors, have
-written for everybody. A processor that takes over asks again for what its predecessor may not have got round to; the
-objects' names make that harmless. If no run begins, a processor still helps itself, see `self_reanchor`.
+The active processor does this beside its work and never waits for it: it reads the gaps that it and the ingestors have
+written. A processor that takes over asks again for what its predecessor may not have asked for any more; the objects'
+names make that harmless. If no run begins, the processor runs the re-anchor itself, see `self_reanchor`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from redis.asyncio import Redis
 
 from sheetanchor.contract import Gap, keys
 from sheetanchor.errors import BadSettings, CircuitOpen, MaxRetriesExceeded, OperationFailed, RedisError
-from sheetanchor.policy.reanchor_object import GROUP, VERSION, Ask, Manifest, Owner, gap_suffix, reanchor_object
+from sheetanchor.policy.reanchor_object import (
+    GROUP,
+    VERSION,
+    Manifest,
+    Owner,
+    ReAnchorRequest,
+    gap_suffix,
+    reanchor_object,
+)
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy, retry
 from sheetanchor.runtime.settings import ReanchorRequests
@@ -32,17 +40,17 @@ from sheetanchor.store.redis_connection import translate_errors
 log = logging.getLogger(__name__)
 
 QUEUE_MAX: Final = 100
-"""Requests that wait for the API server; the oldest go first, and a newer gap says what an older one said."""
+"""Requests that wait for the API server; the oldest are dropped first: a newer gap asks for the same rebuild."""
 
 RECENT_US: Final = 30_000_000
-"""What a predecessor may have left undone; older gaps have led to a run or to a self-made one."""
+"""What a predecessor may have left undone; older gaps have led to a run, of the cluster's or of its own."""
 
 READ_COUNT: Final = 100
 READ_BLOCK_MS: Final = 250
 REDIS_RETRY_S: Final = 0.5
 REQUEST_TIMEOUT_S: Final = 5.0
 DELAY_MAX_S: Final = 8.0
-"""Longest delay between two tries; the processor helps itself soon after."""
+"""Longest delay between two tries; soon after, the processor runs the re-anchor itself."""
 
 DEFAULT_POLICY: Final = RetryPolicy(3, Backoff(max_s=DELAY_MAX_S))
 LOG_AGAIN_S: Final = 60.0
@@ -50,11 +58,11 @@ LOG_AGAIN_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class CreateResult:
-    """What the API server said.
+    """What the API server answered.
 
     Attributes:
         status: HTTP status; 0 if there was no answer.
-        message: Its own words.
+        message: Its text.
         reason: Its machine-readable reason, for instance AlreadyExists.
     """
 
@@ -63,9 +71,9 @@ class CreateResult:
     reason: str = ""
 
 
-def ask_of_gap(gap: Gap, requested_by: str) -> Ask:
+def request_of_gap(gap: Gap, requested_by: str) -> ReAnchorRequest:
     """Make the request that a gap record stands for."""
-    return Ask(
+    return ReAnchorRequest(
         symbol=gap.symbol,
         suffix=gap_suffix(gap.rule, gap.at_us, gap.symbol),
         action=gap.action,
@@ -91,7 +99,7 @@ def verdict_of(answer: CreateResult) -> str:
 
 
 def counts_as_failure(error: BaseException) -> bool:
-    """Say whether a failure means that the API server is not well: it could not answer, however often it was asked."""
+    """Say whether a failure means that the API server is unavailable: it did not answer any of the tries."""
     return isinstance(error, MaxRetriesExceeded)
 
 
@@ -163,7 +171,7 @@ class Requests:
         active: Says whether this processor is the writer.
         create: Creates an object.
         policy: How often to try again when the API server cannot answer.
-        breaker: Leaves an API server alone that keeps failing.
+        breaker: Stops requests to an API server that keeps failing.
     """
 
     redis: Redis
@@ -177,14 +185,14 @@ class Requests:
     _last_id: str = ""
     _recent: deque[Gap] = field(default_factory=lambda: deque(maxlen=QUEUE_MAX))
     _queue: deque[Gap] = field(default_factory=lambda: deque(maxlen=QUEUE_MAX))
-    _wakened: asyncio.Event = field(default_factory=asyncio.Event)
+    _has_queued: asyncio.Event = field(default_factory=asyncio.Event)
     _logged_s: float = float("-inf")
 
     async def run(self) -> None:
-        """Read and ask until cancelled."""
+        """Read gaps and send requests until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._read_gaps())
-            group.create_task(self._ask())
+            group.create_task(self._send_requests())
 
     async def _read_gaps(self) -> None:
         while True:
@@ -192,7 +200,7 @@ class Requests:
                 gaps = await self._next_gaps()
                 now_us = await self._now_us() if gaps or self._recent else 0
             except RedisError as error:
-                self._log_once_in_a_while(f"{self.symbol}: gaps cannot be read: {error}")
+                self._log_once_a_minute(f"{self.symbol}: gaps cannot be read: {error}")
                 await asyncio.sleep(REDIS_RETRY_S * (0.5 + random.random()))
                 continue
             self._recent.extend(gaps)
@@ -202,7 +210,7 @@ class Requests:
             self._queue.extend(gap for gap in self._recent if gap.at_us >= now_us - RECENT_US)
             self._recent.clear()
             if self._queue:
-                self._wakened.set()
+                self._has_queued.set()
 
     async def _next_gaps(self) -> list[Gap]:
         stream = keys(self.symbol).gaps
@@ -217,7 +225,7 @@ class Requests:
                 try:
                     gaps.append(Gap.parse({name.decode(): value.decode() for name, value in raw.items()}))
                 except (KeyError, ValueError) as error:
-                    log.warning("entry %s of %s is not understood: %r", entry_id.decode(), stream, error)
+                    log.warning("entry %s of stream %s is no gap record: %r", entry_id.decode(), stream, error)
         return gaps
 
     async def _now_us(self) -> int:
@@ -226,17 +234,20 @@ class Requests:
             seconds, microseconds = await self.redis.time()
         return int(seconds) * 1_000_000 + int(microseconds)
 
-    async def _ask(self) -> None:
+    async def _send_requests(self) -> None:
         while True:
-            await self._wakened.wait()
-            self._wakened.clear()
+            await self._has_queued.wait()
+            self._has_queued.clear()
             while self._queue:
-                await self._ask_for(self._queue.popleft())
+                await self._send(self._queue.popleft())
 
-    async def _ask_for(self, gap: Gap) -> None:
-        """Have one object created; gives up after some tries, for then this processor helps itself."""
-        manifest = reanchor_object(self.owner, ask_of_gap(gap, self.requested_by))
-        answer, answer_kind = CreateResult(0, "the API server is left alone just now"), "unavailable"
+    async def _send(self, gap: Gap) -> None:
+        """Have one object created; gives up after some tries, since this processor then runs the re-anchor itself."""
+        manifest = reanchor_object(self.owner, request_of_gap(gap, self.requested_by))
+        answer, answer_kind = (
+            CreateResult(0, "the API server has failed repeatedly: no request is made for a while"),
+            "unavailable",
+        )
 
         async def once() -> None:
             nonlocal answer, answer_kind
@@ -255,17 +266,17 @@ class Requests:
     def _report(self, manifest: Manifest, answer_kind: str, answer: CreateResult) -> None:
         name = manifest["metadata"]["name"]
         if answer_kind == "created":
-            log.info("%s: asked for a re-anchor: %s (%s)", self.symbol, name, manifest["spec"]["reason"])
+            log.info("%s: requested re-anchor %s: %s", self.symbol, name, manifest["spec"]["reason"])
         if answer_kind in ("created", "exists"):
             return
         advice = "; the Role of this pod's service account must allow to create reanchors" * (
             answer_kind == "forbidden"
         )
-        said = f"{answer.status} {answer.message}".strip()
-        self._log_once_in_a_while(f"{self.symbol}: no ReAnchor {name}: {answer_kind}: {said}{advice}")
+        detail = f"{answer.status} {answer.message}".strip()
+        self._log_once_a_minute(f"{self.symbol}: ReAnchor {name} was not created: {answer_kind}: {detail}{advice}")
 
-    def _log_once_in_a_while(self, text: str) -> None:
-        """Log an error, or only for debugging if there was one in the last minute."""
+    def _log_once_a_minute(self, text: str) -> None:
+        """Log an error; at level debug if there was one in the last minute: a long outage must not fill the log."""
         now_s = time.monotonic()
         if now_s - self._logged_s <= LOG_AGAIN_S:
             log.debug("%s", text)
@@ -284,7 +295,9 @@ def api_url(settings: ReanchorRequests, environ: dict[str, str]) -> str:
         return settings.kubernetes_url
     host, port = environ.get("KUBERNETES_SERVICE_HOST", ""), environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:
-        raise BadSettings("kubernetes_url = '': expected the API's origin, for KUBERNETES_SERVICE_HOST is not set")
+        raise BadSettings(
+            "kubernetes_url = '': expected the URL of the Kubernetes API, since KUBERNETES_SERVICE_HOST is not set"
+        )
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 

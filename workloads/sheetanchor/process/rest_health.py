@@ -1,4 +1,4 @@
-"""How the exchange's REST interface stands, as the newest re-anchors' receipts tell it; asks nobody anything itself."""
+"""The health of the exchange's REST interface, from the newest re-anchors' receipts; makes no request of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RestHealth:
         self._newest: dict[str, Receipt] = {}
 
     def take(self, receipt: Receipt) -> None:
-        """Take in the newest receipt of a symbol; one of a run that asked nothing says nothing about the weight."""
+        """Take in the newest receipt of a symbol; a run that made no request knows no weight."""
         self._newest[receipt.symbol] = receipt
         newest = max(self._newest.values(), key=lambda one: one.finished_at_us)
         metrics.CIRCUIT_STATE.labels(DEPENDENCY).set(newest.breaker)

@@ -1,8 +1,7 @@
-"""What a processor does when a re-anchor is wanted and nobody begins it: it runs the same program itself, as a child.
+"""Runs a re-anchor as a child process when it is requested and no coordinator begins it in time.
 
-A doubt about the state is a request that stands until the state is anchored again. What only asks for a rebuild,
-without a doubt, is judged by the rules that every coordinator goes by (`reanchor_scheduler`), so that budget and
-cool-downs hold here too.
+A doubt about the state is a request until the state is anchored again. Other requests are judged by the rules that
+every coordinator applies (`reanchor_scheduler`), so that budget and cool-downs hold here too.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ OWN_FILES: Final = (VARIABLE_PREFIX + "CONFIG", "CONFIG_FILE")
 
 @dataclass(slots=True)
 class RebuildRequest:
-    """A rebuild that is wanted and since when.
+    """A requested rebuild and since when.
 
     Attributes:
-        trigger: Gap rule, `start` or `suspect`; "" when nothing is wanted.
+        trigger: Gap rule, `start` or `suspect`; "" while nothing is requested.
         since_s: Monotonic seconds.
     """
 
@@ -52,18 +51,18 @@ class RebuildRequest:
     since_s: float = 0.0
 
     def set(self, trigger: str, reason: str) -> None:
-        """Want something, or nothing; a standing request keeps its time."""
+        """Request a rebuild, or with "" withdraw the request; one that is open keeps its time."""
         if trigger and not self.trigger:
             self.since_s = time.monotonic()
         self.trigger, self.reason = trigger, reason
 
 
 @dataclass(slots=True)
-class Unmet:
-    """What was asked for about a state that is not in doubt, and has not been begun. Pure; times are Redis'.
+class UnansweredRequests:
+    """Requests about a state that is not in doubt, which no coordinator has begun. Pure; times are Redis'.
 
     Attributes:
-        after_us: How long others have to begin it.
+        after_us: How long a coordinator has to begin one.
     """
 
     after_us: int
@@ -72,7 +71,7 @@ class Unmet:
     _due_since_us: int = 0
 
     def take_gap(self, gap: Gap) -> None:
-        """Take in what a rule, here or in an ingestor, has asked for; a validation and a doubt are for others."""
+        """Take in a gap of this process or of an ingestor; validations and doubts are dealt with elsewhere."""
         rule = GAP_DETECTION_RULES.get(gap.rule)
         if (
             gap.action == VALIDATION
@@ -83,7 +82,7 @@ class Unmet:
         self._state, _ = reanchor_scheduler.ask(self._state, reanchor_scheduler.Request.of_gap(gap), self.policy)
 
     def take_receipt(self, receipt: Receipt) -> None:
-        """Take in that somebody has run: what was asked before its beginning is answered, if it did not fail."""
+        """Take in a finished run: what was requested before it began is answered, if it did not fail."""
         self._due_since_us = 0
         state = replace(self._state, ended_us=max(self._state.ended_us, receipt.finished_at_us))
         if receipt.exit_code == 0 and receipt.result != "dry_run":
@@ -95,7 +94,7 @@ class Unmet:
         self._state = state
 
     def due(self, seen: reanchor_scheduler.Seen, now_us: int) -> reanchor_scheduler.Start | None:
-        """Say what to begin here, because it could have been begun for so long and was not."""
+        """Give what to begin here, because no coordinator has begun it within `after_us`."""
         while self._state.pending:
             self._state, decision = reanchor_scheduler.decide(self._state, seen, now_us, self.policy)
             if isinstance(decision, reanchor_scheduler.Skip):
@@ -123,17 +122,17 @@ def reanchor_environment(settings: ProcessSettings, environ: Mapping[str, str]) 
 
 
 async def reanchor_as_child(settings: ProcessSettings, hot: HotState, symbol: str, trigger: str, reason: str) -> int:
-    """Run a re-anchor and wait for it; give its lock back if it was killed.
+    """Run a re-anchor and wait for it; release its lock if it was killed.
 
     Returns:
         Its exit code.
 
     Raises:
-        RedisError: If the state could not be looked at, or the lock of a killed run not be given back.
+        RedisError: If the state could not be read, or the lock of a killed run not be released.
     """
     request_id = f"process-{uuid.uuid4().hex[:12]}"
     command = [sys.executable, "-m", "sheetanchor", "reanchor", "--symbol", symbol, "--reason", reason]
-    # Whoever else was asked may be slow to start: what he has rebuilt by then is not to be rebuilt again.
+    # A coordinator may be slow to start its run: what that has rebuilt by then is not to be rebuilt again.
     doubted_epoch = (await hot.anchor()).epoch
     command += ["--trigger", trigger, "--request-id", request_id, "--doubted-epoch", str(doubted_epoch)]
     environment = reanchor_environment(settings, dict(os.environ))
@@ -170,15 +169,15 @@ def receipt_in(fields: Mapping[bytes, bytes]) -> Receipt | None:
         return None
 
 
-class SelfHelp:
-    """Watches over one symbol while this processor is the active one.
+class SelfReanchor:
+    """Starts what is due for one symbol while this processor is the active one.
 
     Args:
         settings: Of the processor.
         redis: Client of the pipeline's Redis.
         symbol: Trading pair.
-        request: What the processor wants rebuilt because of a doubt.
-        seen: How the symbol stands, and Redis' clock; None while that is not known or another processor is active.
+        request: The rebuild that the processor requests because of a doubt.
+        seen: The state of the symbol, and Redis' clock; None while that is not known or another processor is active.
     """
 
     def __init__(
@@ -195,11 +194,11 @@ class SelfHelp:
         self._request = request
         self._seen = seen
         self._hot = HotState(redis, symbol)
-        self._unmet = Unmet(round(settings.self_reanchor_after_s * 1e6))
+        self._unanswered = UnansweredRequests(round(settings.self_reanchor_after_s * 1e6))
         self._receipt_id = self._gap_id = ""
 
     async def run(self) -> None:
-        """Run wanted re-anchors that nobody else has begun in time; until cancelled."""
+        """Run requested re-anchors that no coordinator has begun in time; until cancelled."""
         if self._settings.self_reanchor_after_s <= 0:
             await asyncio.Event().wait()
         while True:
@@ -207,14 +206,14 @@ class SelfHelp:
             try:
                 await self._poll()
             except RedisError as error:
-                log.warning("%s: re-anchor not begun: %s", self._symbol, error)
+                log.warning("%s: the re-anchor cannot be started yet: %s", self._symbol, error)
 
     async def _poll(self) -> None:
         request = self._request
         news = await self._read_receipts()
         await self._read_gaps()
         held = bool(await self._hot.lock_holder())
-        # A run may be over between two looks; its receipt shows that somebody takes care.
+        # A run may begin and end between two polls; its receipt shows that a coordinator is at work.
         if request.trigger and (news or held):
             request.since_s = time.monotonic()
         if request.trigger:
@@ -223,37 +222,37 @@ class SelfHelp:
                 request.since_s = time.monotonic()
             return
         seen = self._seen(held)
-        due = None if seen is None else self._unmet.due(*seen)
+        due = None if seen is None else self._unanswered.due(*seen)
         if due is not None:
             await self._begin(due.trigger, due.reason)
 
     async def _begin(self, trigger: str, reason: str) -> None:
-        log.warning("%s: no coordinator has begun the re-anchor for %s in time: running it here", self._symbol, trigger)
+        log.warning("%s: no coordinator has started the re-anchor for %s: running it here", self._symbol, trigger)
         code = await reanchor_as_child(self._settings, self._hot, self._symbol, trigger, reason)
         if code not in (0, EXIT_LOCK_HELD, EXIT_SUPERSEDED):
-            log.error("%s: the re-anchor ended with %d", self._symbol, code)
+            log.error("%s: the re-anchor failed with exit code %d; its own log says why", self._symbol, code)
 
     async def _read_receipts(self) -> bool:
-        """Take in new receipts; say whether there are any."""
+        """Take in new receipts; true if there are any."""
         before = self._receipt_id
         entries = await self._after(keys(self._symbol).receipts, before, RECEIPTS_READ)
         for entry_id, fields in entries:
             self._receipt_id = entry_id
             receipt = receipt_in(fields)
             if receipt is not None:
-                self._unmet.take_receipt(receipt)
+                self._unanswered.take_receipt(receipt)
         return bool(entries)
 
     async def _read_gaps(self) -> None:
         for entry_id, raw in await self._after(keys(self._symbol).gaps, self._gap_id, GAPS_READ):
             self._gap_id = entry_id
             try:
-                self._unmet.take_gap(Gap.parse({name.decode(): value.decode() for name, value in raw.items()}))
+                self._unanswered.take_gap(Gap.parse({name.decode(): value.decode() for name, value in raw.items()}))
             except (KeyError, ValueError) as error:
-                log.warning("%s: a gap record is not understood: %r", self._symbol, error)
+                log.warning("%s: entry %s of the stream of gaps is no gap record: %r", self._symbol, entry_id, error)
 
     async def _after(self, stream: str, entry_id: str, count: int) -> list[tuple[str, dict[bytes, bytes]]]:
-        """Read a stream on; the first time only what there is last, for what came before has been seen to."""
+        """Read a stream on; the first time only its last entry, since older ones were dealt with before this start."""
         with translate_errors(f"XRANGE {stream}"):
             if entry_id:
                 found: Any = await self._redis.xrange(stream, min=f"({entry_id}", count=count)

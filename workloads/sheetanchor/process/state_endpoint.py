@@ -1,4 +1,4 @@
-"""What a processor answers to `GET /state`: how its symbols stand, from what it holds in memory."""
+"""What a processor answers to `GET /state`: the state of its symbols, from what it holds in memory."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 from sheetanchor.process.symbol_processor import SymbolProcessor, WriteRole
 
 
-def standing(writer: SymbolProcessor, lock_holder: str) -> dict[str, Any]:
-    """Say how a symbol stands.
+def symbol_state(processor: SymbolProcessor, lock_holder: str) -> dict[str, Any]:
+    """Give the state of a symbol.
 
     Args:
-        writer: Its processor.
-        lock_holder: Who held the lock when it was last looked at; "" if nobody did.
+        processor: Its processor.
+        lock_holder: Who held the lock when it was last read; "" for no one.
     """
-    known = writer.connected and writer.clock.known
-    now_us = writer.now_us if known else 0
-    anchor, active = writer.anchor, writer.role is WriteRole.WRITER
-    heartbeat_us = writer.last_write_us if active else anchor.heartbeat_us
-    event_age_us = writer.event_age_us if known else None
+    known = processor.connected and processor.clock.known
+    now_us = processor.now_us if known else 0
+    anchor, active = processor.anchor, processor.role is WriteRole.WRITER
+    heartbeat_us = processor.last_write_us if active else anchor.heartbeat_us
+    event_age_us = processor.event_age_us if known else None
     suspect = anchor.state == "suspect"
     return {
         "active": active,
         "state": anchor.state if known else "unknown",
         "reason": anchor.reason if suspect else "",
-        "unsound": "; ".join(str(reason) for reason in writer.detector.verdict.reasons) if known else "",
-        "quiet": writer.detector.verdict.quiet if known else "",
+        "unsound": "; ".join(str(reason) for reason in processor.detector.verdict.reasons) if known else "",
+        "quiet": processor.detector.verdict.quiet if known else "",
         "epoch": anchor.epoch,
         "term": anchor.term,
         "writer": anchor.writer,
@@ -35,7 +35,7 @@ def standing(writer: SymbolProcessor, lock_holder: str) -> dict[str, Any]:
         "beat_age_ms": _age_ms(heartbeat_us, now_us),
         "lock_held": bool(lock_holder),
         "lock_holder": lock_holder,
-        "connected": writer.connected,
+        "connected": processor.connected,
         "now_us": now_us,
     }
 
@@ -45,12 +45,15 @@ def _age_ms(stamp_us: int, now_us: int) -> int | None:
 
 
 def state_route(
-    replica: str, writers: Sequence[SymbolProcessor], lock_holders: Mapping[str, str]
+    replica: str, processors: Sequence[SymbolProcessor], lock_holders: Mapping[str, str]
 ) -> Callable[[], Awaitable[dict[str, Any]]]:
     """Make the function behind the route."""
 
     async def state() -> dict[str, Any]:
-        symbols = {writer.symbol: standing(writer, lock_holders.get(writer.symbol, "")) for writer in writers}
+        symbols = {
+            processor.symbol: symbol_state(processor, lock_holders.get(processor.symbol, ""))
+            for processor in processors
+        }
         return {"replica": replica, "symbols": symbols}
 
     return state

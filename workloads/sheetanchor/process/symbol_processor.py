@@ -1,12 +1,12 @@
 """The processor of one symbol: from line entries to hot keys, as the writer or ready to become it.
 
 Owns the market in memory and the decision when to write. It never waits for anything but Redis. When Redis is gone it
-keeps what it holds and comes back by itself; whether its next write is still wanted is decided by the fences in Redis,
-never here. A start, a takeover and a finished rebuild are the same thing: load the stored book, replay the lines.
+keeps what it holds and connects again by itself; whether its next write is still valid is decided by the fences in
+Redis, never here. A start, a takeover and a finished rebuild are the same: load the stored book, replay the lines.
 
 One module and one class, since role, term and epoch decide at every await whether the next write is still this
-process' own. Loading a book (`book_loader`), declaring a gap (`gap_reporter`) and judging (`market_follower`) are
-modules of their own.
+process' own. Loading a book (`book_loader`), publishing a gap (`gap_reporter`), judging (`market.market_follower`) and
+exporting counters (`processor_metrics`) are modules of their own.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ from sheetanchor._decoder import Market
 from sheetanchor.contract import (
     BEAT_INTERVAL_US,
     CHECK_OF_TRADES,
-    STREAM_TYPES,
     TAKEOVER_AFTER_US,
     Receipt,
     stream_id_order,
 )
 from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Finding, Thresholds
-from sheetanchor.policy.soundness import REASON_KINDS
 from sheetanchor.process.book_loader import load_book, rewind
-from sheetanchor.process.frame_delays import FrameDelays
-from sheetanchor.process.gap_detector import GapDetector
 from sheetanchor.process.gap_reporter import GapReporter, WriteOwnership
-from sheetanchor.process.market_follower import NOTHING, Follower
+from sheetanchor.process.market.frame_delays import FrameDelays
+from sheetanchor.process.market.gap_detector import GapDetector
+from sheetanchor.process.market.market_follower import NOTHING, Follower
+from sheetanchor.process.processor_metrics import ProcessorMetrics
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff
 from sheetanchor.store import id_continuity
@@ -60,16 +59,16 @@ FAILOVER_REWIND_US: Final = 30_000_000
 
 IDENTITY_INTERVAL_US: Final = 1_000_000
 STANDBY_POLL_US: Final = 200_000
-"""A warm processor looks at the writer's beat five times within the second that it waits for."""
+"""A standby reads the writer's heartbeat five times within the second after which it takes over."""
 
 STANDBY_READ_US: Final = 20_000
-"""A warm processor reads this often: it has nothing to write, and keeps up all the same."""
+"""A standby reads the lines this often: it has nothing to write, but must not fall behind."""
 
 MISSING_RANGE_POLL_US: Final = 10_000
-"""While a hole waits for another line, nobody has to speak for its time to run out."""
+"""While a missing range waits for another line, its time runs out without a message: the loop has to wake for it."""
 
 BEHIND_MAX_US: Final = 3_000_000
-"""A replay is done within this; an update id that is still below the stored one then is from another world."""
+"""A replay is done within this; an update id that is still below the stored one then has been reset by the exchange."""
 
 BLIND_AFTER_S: Final = 2.0
 """The rules are applied ten times a second and more."""
@@ -109,7 +108,8 @@ class SymbolProcessor:
         name: Unique name of this process, the writer's name in Redis.
         thresholds: When the gap rules apply.
         cadence: How often to write.
-        wanted: Told when a rebuild is wanted (with its rule and reason) and when it no longer is ("", "").
+        request_rebuild: Called with rule and reason of a rebuild that is needed, with ("", "") once it no longer is.
+        heartbeat: Called at each turn of the loop.
     """
 
     def __init__(
@@ -121,8 +121,8 @@ class SymbolProcessor:
         thresholds: Thresholds,
         cadence: Cadence,
         *,
-        wanted: Callable[[str, str], None] = lambda rule, reason: None,
-        beat: Callable[[], None] = lambda: None,
+        request_rebuild: Callable[[str, str], None] = lambda rule, reason: None,
+        heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
         self.symbol = symbol
         self.name = name
@@ -135,13 +135,12 @@ class SymbolProcessor:
         self._redis = redis
         self._hot = HotState(redis, symbol)
         self._reader = LineReader(reading, symbol)
-        self._gaps = GapReporter(self._hot, symbol, wanted)
-        self._clock_jumps = 0
+        self._gaps = GapReporter(self._hot, symbol, request_rebuild)
         self._judged_us = 0
-        self._lacking: dict[str, list[str]] = {}
         self._cadence = cadence
-        self._wanted = wanted
-        self._beat = beat
+        self._request_rebuild = request_rebuild
+        self._heartbeat = heartbeat
+        self._metrics = ProcessorMetrics(symbol)
         self._term = 0
         self._epoch = 0
         self._identity: ServerIdentity | None = None
@@ -150,21 +149,20 @@ class SymbolProcessor:
         self._delays = FrameDelays()
         self._applied_us = self._booked_us = self._writer_checked_us = self._identified_us = 0
         self._behind_since_us = 0
-        self._counted: dict[str, int] = {}
 
     # The loop
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until told to stop; then write the book once more.
+        """Follow the lines until stopped; then write the book once more.
 
         Raises:
             RedisRefused: A wrong password or a missing permission: trying again will not help.
         """
         delays = REDIS_BACKOFF.delays(random.random)
         while not stop.is_set():
-            self._beat()
+            self._heartbeat()
             try:
-                await self._turn()
+                await self._run_once()
                 if not self.connected:
                     self.connected = True
                     delays = REDIS_BACKOFF.delays(random.random)
@@ -172,24 +170,24 @@ class SymbolProcessor:
                 if self.connected or not self._loaded:
                     log.warning("%s: waiting for Redis: %s", self.symbol, error)
                 self.connected = False
-                self._identified_us = 0  # who answers next has to be asked who it is
+                self._identified_us = 0  # the server that answers next may be another one
                 await asyncio.sleep(next(delays))
-        await self._last_words()
+        await self._write_book_at_end()
 
-    async def _last_words(self) -> None:
+    async def _write_book_at_end(self) -> None:
         if self.role is not WriteRole.WRITER or not self.market.has_book:
             return
         try:
             self._booked_us = 0
             await self._write(monotonic_us())
         except (RedisUnavailable, RedisOutOfMemory) as error:
-            log.warning("%s: the book could not be written at the end: %s", self.symbol, error)
+            log.warning("%s: the book was not written at shutdown, the next start replays more: %s", self.symbol, error)
 
-    async def _turn(self) -> None:
+    async def _run_once(self) -> None:
         await self._identify()
         if not self._loaded:
             await self.load()
-        await self._let_gather()
+        await self._wait_for_batch()
         asked_us, skipped = monotonic_us(), self._reader.skipped
         batches = await self._reader.read(self._block_ms(), READ_COUNT, now_us=asked_us)
         self._feed(batches, asked_us, self._reader.skipped - skipped)
@@ -200,7 +198,7 @@ class SymbolProcessor:
         if self._due(now_us):
             await self._write(now_us)
 
-    async def _let_gather(self) -> None:
+    async def _wait_for_batch(self) -> None:
         """Leave entries where they are while nothing may be written: one read then does the work of many."""
         if not self._caught_up:
             return
@@ -212,7 +210,7 @@ class SymbolProcessor:
     def _block_ms(self) -> int:
         if not self._caught_up:
             return 0
-        if self._dirty:  # the timer has fired a little early: what is held must not wait for the next entry
+        if self._dirty:  # the timer has fired a little early: what was read must not wait for the next entry
             return 1
         longest_us = BEAT_INTERVAL_US
         if self.role is WriteRole.WRITER:
@@ -243,7 +241,7 @@ class SymbolProcessor:
             metrics.FRAMES_PROCESSED.labels(self.symbol, batch.line).inc(frames)
             self._delays.take(batch, writes=self.role is WriteRole.WRITER)
         self._dirty = self._dirty or bool(batches)
-        # A line that gave as much as was asked for has more: until then a hole may still be filled.
+        # A line that gave as many entries as were asked for has more: one of them may fill a missing range.
         complete = all(count + skipped < READ_COUNT for count in counts.values())
         self.follower.read(asked_us, self._reader.ids.keys(), complete=complete)
         if complete:
@@ -251,12 +249,12 @@ class SymbolProcessor:
 
     @property
     def market(self) -> Market:
-        """What this process holds."""
+        """The market in memory."""
         return self.follower.market
 
     @property
     def detector(self) -> GapDetector:
-        """The rules that it is judged by."""
+        """The rules that the market is judged by."""
         return self.follower.detector
 
     @property
@@ -264,7 +262,7 @@ class SymbolProcessor:
         return self.follower.caught_up
 
     async def load(self) -> None:
-        """Load the stored book and go back on the lines to where it ends, or ten seconds, whichever is earlier.
+        """Load the stored book; read the lines again from where it ends or from ten seconds ago, whichever is earlier.
 
         Raises:
             RedisError: If Redis does not answer.
@@ -272,7 +270,7 @@ class SymbolProcessor:
         self._loaded = False
         loaded = await load_book(self._hot, self.symbol, self._read_anchor)
         self._epoch = loaded.epoch
-        self._counted = {}
+        self._metrics.begin()
         self._gaps.clear()
         if loaded.finding is not None:
             self._gaps.add(loaded.finding)
@@ -299,7 +297,7 @@ class SymbolProcessor:
         return self.follower.event_age_us(monotonic_us())
 
     def record_run(self, entry_id: str, receipt: Receipt) -> None:
-        """Take note of a re-anchor run that has ended.
+        """Record a re-anchor run that has ended.
 
         Args:
             entry_id: Id of its receipt's entry: when it ended, on Redis' clock.
@@ -311,7 +309,7 @@ class SymbolProcessor:
         self.follower.validated(stream_id_order(entry_id)[0] * 1_000 - took_us, took_us)
 
     def detector_report(self) -> dict[str, Any]:
-        """Describe the gap detector for health answers: blind while it does not look, or cannot see all there is."""
+        """Describe the gap detector for health answers: blind while it does not run, or entries are unread."""
         judged_s = (monotonic_us() - self._judged_us) / 1e6
         if not self.connected or not self.clock.known:
             blind = "Redis does not answer"
@@ -341,12 +339,12 @@ class SymbolProcessor:
             return
         identity = await server_identity(self._redis)
         self._identified_us = now_us
-        self._count()
+        self._export()
         before = self._identity
         if before is None or before.replication_id == identity.replication_id:
             self._identity = identity
             return
-        log.warning("%s: Redis' replication id has changed", self.symbol)
+        log.warning("%s: Redis' replication id has changed: another server has become master", self.symbol)
         self._gaps.add(Finding("redis_failover", "Redis' replication id has changed: acknowledged writes may be gone"))
         positions = self._reader.ids
         await self._rewind({}, FAILOVER_REWIND_US)
@@ -357,7 +355,7 @@ class SymbolProcessor:
     # Becoming and being the writer
 
     async def _check_writer(self) -> None:
-        """Take the pen if its holder has gone; follow it into a new epoch if not."""
+        """Become the writer if the present one is gone; otherwise load what it has been rebuilt to."""
         self._writer_checked_us = monotonic_us()
         highest = self._term
         anchor = await self._read_anchor()
@@ -381,16 +379,18 @@ class SymbolProcessor:
             # Redis has gone back in time: it holds less than it has acknowledged, and epochs never fall.
             self._gaps.add(Finding("redis_failover", "Redis holds an older state than it has acknowledged"))
         if self.anchor.state == "suspect":
-            self._wanted("start" if self._epoch == 0 else "suspect", self.anchor.reason or "nothing anchored yet")
+            self._request_rebuild(
+                "start" if self._epoch == 0 else "suspect", self.anchor.reason or "nothing anchored yet"
+            )
 
     async def _judge(self, asked_us: int) -> None:
-        """Apply the gap rules, and say what they find.
+        """Apply the gap rules, and publish what they find.
 
-        A warm processor does not speak: what makes it doubt its state it says when it takes over.
+        A standby publishes nothing: what makes it doubt its state it publishes when it takes over.
 
         Args:
             asked_us: Local monotonic time when the last read was asked for. What was appended until then has been read;
-                of what came later, after a pause of this process say, nothing is known yet.
+                what came later, during a pause of this process say, has not.
         """
         if not self.clock.known:
             return
@@ -399,9 +399,9 @@ class SymbolProcessor:
             if self.role is WriteRole.WRITER or GAP_DETECTION_RULES[finding.rule].suspects:
                 self._gaps.add(finding)
         while self.role is WriteRole.WRITER and (oldest := self._gaps.next) is not None:
-            await self._declare(oldest)
+            await self._publish(oldest)
 
-    async def _declare(self, finding: Finding) -> None:
+    async def _publish(self, finding: Finding) -> None:
         """Make the state suspect if the rule says so, and publish the gap; Redis may be gone in between."""
         owner = WriteOwnership(self._term, self.name, self._epoch)
         reply = await self._gaps.suspect(finding, owner)
@@ -414,7 +414,7 @@ class SymbolProcessor:
             self.detector.count_gap(self.now_us)
 
     def _note_state(self, state: str, reason: str, now_us: int) -> None:
-        """Keep what the last reply says of the state; a doubt keeps its first reason and time."""
+        """Record the state that the last reply gives; a doubt keeps its first reason and time."""
         if state != "suspect":
             reason, now_us = "", 0
         elif self.anchor.state == "suspect" and self.anchor.suspect_at:
@@ -430,7 +430,7 @@ class SymbolProcessor:
     # Writing
 
     async def _write(self, now_us: int) -> None:
-        """Write the hot keys, or only a sign of life while there is nothing to write."""
+        """Write the hot keys, or only the heartbeat while there is nothing to write."""
         behind = self.market.update_id < self.anchor.update_id
         sound = self.market.has_book and not behind
         lists, unwritten = (
@@ -438,7 +438,7 @@ class SymbolProcessor:
         )
         vouch = self._vouch(now_us, unwritten)
         book = b""
-        # While frames wait beyond a hole, what has been read is more than what the book has.
+        # While frames wait beyond a missing range, the lines have been read further than the book goes.
         whole = self.market.depth_hole is None and self.market.trade_hole is None
         if sound and whole and now_us - self._booked_us >= self._cadence.book_us:
             book = self.market.pack_book(self._epoch, self._reader.ids)
@@ -454,32 +454,31 @@ class SymbolProcessor:
         self._applied_us = now_us
         if reply.status is ApplyStatus.OK:
             self._booked_us = now_us if book else self._booked_us
-            self._written(reply, behind, hot=not unwritten)
+            self._on_written(reply, behind, hot=not unwritten)
         else:
-            await self._refused(reply)
+            await self._on_refused(reply)
 
     def _vouch(self, now_us: int, unwritten: str) -> Vouch:
-        """Say until when what is written is sound, and why it is not."""
+        """Give the time until which what is written is sound, or why it is not."""
         verdict = self.follower.verdict(now_us, unwritten)
-        for kind in REASON_KINDS:
-            metrics.UNSOUND.labels(self.symbol, kind).set(any(reason.kind == kind for reason in verdict.reasons))
+        self._metrics.show_soundness(verdict)
         if not verdict.sound:
             return Vouch(0, 0, "; ".join(str(reason).replace(";", ",") for reason in verdict.reasons))
         until_us = max(self.clock.steady_us(now_us), verdict.until_us)
         return Vouch(self.clock.of_steady(until_us), until_us - self.clock.steady_us(now_us))
 
-    def _written(self, reply: ApplyReply, behind: bool, hot: bool) -> None:
+    def _on_written(self, reply: ApplyReply, behind: bool, hot: bool) -> None:
         self.last_write_us = reply.now_us
         for delay_s in self._delays.written(reply.now_us) if hot else ():
             metrics.FRAME_TO_HOT.labels(self.symbol).observe(delay_s)
         if reply.state != self.anchor.state:
             self._note_state(reply.state, "another process has marked the state suspect", reply.now_us)
             if reply.state == "suspect":
-                self._wanted("suspect", "another process has marked the state suspect")
+                self._request_rebuild("suspect", "another process has marked the state suspect")
         metrics.ANCHORED.labels(self.symbol).set(reply.state == "anchored")
         if reply.state == "anchored":
             self._gaps.forget_reported()
-            self._wanted("", "")
+            self._request_rebuild("", "")
         now_us = monotonic_us()
         if not behind or self._behind_since_us == 0:
             self._behind_since_us = now_us if behind else 0
@@ -488,7 +487,7 @@ class SymbolProcessor:
             reason = f"the lines end at update {self.market.update_id}, the stored state at {self.anchor.update_id}"
             self._gaps.add(Finding("sequence_reset", reason))
 
-    async def _refused(self, reply: ApplyReply) -> None:
+    async def _on_refused(self, reply: ApplyReply) -> None:
         if reply.status is ApplyStatus.FENCED:
             self._step_back(reply.term)
         elif reply.status is ApplyStatus.EPOCH and reply.epoch > self._epoch:
@@ -500,30 +499,7 @@ class SymbolProcessor:
         else:
             await self._read_anchor()
 
-    def _count(self) -> None:
-        """Export what the market has counted since last time."""
-        counters = self.market.counters()
-        for name, count in counters.items():
-            if name.startswith("decode_error.") or name in ("bad_value", "foreign_symbol", "pending_overflow"):
-                grown, kind = max(0, count - self._counted.get(name, 0)), name.removeprefix("decode_error.")
-                metrics.DECODE_ERRORS.labels(self.symbol, kind).inc(grown)  # by zero too: a series begins there
-                if grown:
-                    log.warning("%s: %d frames left out: %s", self.symbol, grown, kind)
-        self._counted = counters
-        metrics.CLOCK_JUMPS.labels(self.symbol).inc(self.clock.jumps - self._clock_jumps)
-        self._clock_jumps = self.clock.jumps
-        self._report_lines()
-        metrics.EPOCH.labels(self.symbol).set(self._epoch)
-        metrics.TERM.labels(self.symbol).set(self._term)
-        metrics.WRITER.labels(self.symbol).set(self.role.value)
-
-    def _report_lines(self) -> None:
-        """Say which line is covered by another one: nothing is wrong yet, but nothing more may be lost."""
-        lacking = self.lines_behind()
-        for line in self.follower.lines:
-            for stream in STREAM_TYPES:
-                metrics.LINE_BEHIND.labels(self.symbol, line, stream).set(stream in lacking.get(line, ()))
-        for line in lacking.keys() - self._lacking.keys():
-            streams = ", ".join(lacking[line])
-            log.warning("%s: line %s brings no %s any more; another line covers it", self.symbol, line, streams)
-        self._lacking = lacking
+    def _export(self) -> None:
+        self._metrics.count(self.market.counters(), self.clock.jumps)
+        self._metrics.show_ownership(self._epoch, self._term, writes=self.role is WriteRole.WRITER)
+        self._metrics.show_lines(self.follower.lines, self.lines_behind())

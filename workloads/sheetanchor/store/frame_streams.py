@@ -147,7 +147,7 @@ class LineWriter:
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.sadd(self._lines_key, self._line)
         pipeline.xtrim(self._stream, minid=cut, approximate=True)
-        # Nobody trims the stream of a line that has gone for good.
+        # A line that is gone for good does not trim its stream any more.
         pipeline.pexpire(self._stream, 2 * self._age_max_ms)
         await pipeline.execute()
         self._bytes_at_trim = self._bytes
@@ -196,8 +196,8 @@ class LineReader:
 
     Lines that appear later are found within two seconds and read from their beginning, or from the time last sought.
     What ingestors write is not trusted: an entry whose envelope is malformed is skipped and counted, and so is a
-    registered line whose name is none, whose key is no stream, or that is one too many. A reader that ended because of
-    one would meet it again at every start.
+    registered line whose name is malformed, whose key is no stream, or that is one too many. A reader that failed
+    because of one would fail again at every start.
 
     Args:
         redis: Client to read with.
@@ -218,11 +218,11 @@ class LineReader:
 
     @property
     def ids(self) -> dict[str, str]:
-        """Give each line's last id read."""
+        """Each line's last id read."""
         return dict(self._ids)
 
     def seek(self, ids: Mapping[str, str]) -> None:
-        """Read on after these ids; lines that are not named begin where they stand.
+        """Read on after these ids; the other lines go on from where they are.
 
         Args:
             ids: Line name to the last stream id that was consumed.
@@ -262,7 +262,7 @@ class LineReader:
     async def check_trimmed(self) -> list[Trimmed]:
         """Name the lines that have lost entries after the place they are to be read from.
 
-        Ask before the first read after a `seek`; a reader that keeps up need not ask again.
+        Call it before the first read after a `seek`; a reader that keeps up need not call it again.
 
         Raises:
             RedisError: If Redis does not answer.

@@ -1,4 +1,4 @@
-"""The function library on a server: whether it is ours to the letter, and loading it where it is not.
+"""The function library on a server: whether it is exactly ours, and loading it where it is not.
 
 A library runs with the rights of whoever calls it. So one that somebody else has put in its place acts as each role in
 turn, whatever version it says it is: its code is compared, not its version. On a managed Redis only the node's own
@@ -44,7 +44,7 @@ def library_version() -> int:
 
 
 def version_of(code: str) -> int:
-    """Give the version that a library's code says, 0 if it says none."""
+    """Give the version in a library's code, 0 if it has none."""
     found = _VERSION.search(code)
     return int(found[1]) if found else 0
 
@@ -77,7 +77,7 @@ def decide(found: Loaded, own_code: str, own_version: int) -> LibraryStep:
     if found.version > own_version:
         return LibraryStep.USE_NEWER
     if found.code is None and found.version == own_version:
-        return LibraryStep.USE  # whoever may not look relies on who loads it
+        return LibraryStep.USE  # a user that may not list libraries relies on the one that loads them
     return LibraryStep.LOAD
 
 
@@ -143,11 +143,11 @@ class LibraryCheck(StrEnum):
     SAME = "same"
     LOADED = "loaded"
     UPDATED = "updated"  # it was of an older version
-    REPAIRED = "repaired"  # somebody had put another in its place, or one beside it
+    REPAIRED = "repaired"  # another one had been loaded in its place, or beside it
 
 
 async def keep_library(redis: Redis) -> LibraryCheck:
-    """See to it that a server of our own has this very library and no other.
+    """Make sure that a server of our own has this very library and no other.
 
     Raises:
         RedisError: redis-py's, if it cannot be asked or loaded.

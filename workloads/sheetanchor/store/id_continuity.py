@@ -61,7 +61,7 @@ class Mark(NamedTuple):
 
 
 def mark_of(batch: Batch) -> Mark:
-    """Look into an entry as far as ids go; what cannot be read has none and is for others to judge."""
+    """Read the ids in an entry; a frame that cannot be read has none, and is reported where it is decoded."""
     found: dict[str, int] = {}
     try:
         for _, frame in unpack_frames(batch.frames):
@@ -91,7 +91,7 @@ def _collect_ids(frame: bytes, found: dict[str, int]) -> None:
 
 
 def overtaken(lines: Mapping[str, Sequence[Mark]]) -> Callable[[str, Mark], bool]:
-    """Make the question whether a mark belongs to a history that has gone: all that came two seconds later stays below.
+    """Give the test for a mark of a history that has ended: all that came two seconds later is below it.
 
     Args:
         lines: Marks of every line, in order.
@@ -100,7 +100,7 @@ def overtaken(lines: Mapping[str, Sequence[Mark]]) -> Callable[[str, Mark], bool
         ((mark.stamp_us, line, mark) for line, marks in lines.items() for mark in marks), reverse=True
     )
     gone: set[tuple[str, str]] = set()
-    update_id = trade_id = -1  # the highest that came at least so much later, and has not gone itself
+    update_id = trade_id = -1  # the highest that came at least so much later, and has not ended itself
     later = 0
     for stamp_us, line, mark in newest_first:
         while newest_first[later][0] >= stamp_us + AFTER_US:
@@ -114,7 +114,7 @@ def overtaken(lines: Mapping[str, Sequence[Mark]]) -> Callable[[str, Mark], bool
 
 
 def beyond(positions: Mapping[str, str], update_id: int, best_id: int, trade_id: int) -> Callable[[str, Mark], bool]:
-    """Make the same question for a stored book: what stands before the end of what it has read, and yet is beyond it.
+    """Give the same function for a stored book: a mark before the end of what it has read, and yet beyond it.
 
     Args:
         positions: Per line the stream id up to which the book has everything.
@@ -133,7 +133,7 @@ def beyond(positions: Mapping[str, str], update_id: int, best_id: int, trade_id:
 
 
 def begin_after(lines: Mapping[str, Sequence[Mark]], is_gone: Callable[[str, Mark], bool]) -> dict[str, str]:
-    """Give, per line that has any, the last entry of a history that has gone: it is to be read from after that.
+    """Give, per line that has any, the last entry of a history that has ended: it is to be read from after that.
 
     Args:
         lines: Marks of every line, in order.
@@ -178,7 +178,7 @@ async def scan(
 
 
 async def lead_ms(redis: Redis, symbol: str, lines: Iterable[str], asked_us: int, snapshot_id: int) -> int:
-    """Say how far back the lines have to be read so that they join a snapshot; the shortest lead if none does.
+    """Give how far back the lines have to be read so that they join a snapshot; the shortest lead if none does.
 
     Raises:
         RedisError: If Redis does not answer.
@@ -198,7 +198,7 @@ async def lead_ms(redis: Redis, symbol: str, lines: Iterable[str], asked_us: int
 
 
 async def leave_out(redis: Redis, reader: LineReader, market: Market, positions: Mapping[str, str]) -> None:
-    """Have a reader pass over what stands in the lines before their ids began again.
+    """Have a reader skip what is in the lines before their ids began again.
 
     Args:
         redis: Where the lines are.

@@ -60,7 +60,9 @@ class LineRegister:
             return []
         names = line_names(members)
         if len(names) < len(members):
-            self.warn_once(self._key, f"{len(members) - len(names)} registered lines are none by their names")
+            self.warn_once(
+                self._key, f"{len(members) - len(names)} registered lines are not read: their names are malformed"
+            )
         return names
 
     async def _is_stream(self, line: str) -> bool:
@@ -72,7 +74,7 @@ class LineRegister:
         return kind == "stream"
 
     def warn_once(self, key: str, text: str) -> None:
-        """Log what is wrong with a key, once: whoever wrote it may do so without end."""
+        """Log what is wrong with a key, once: its writer may go on for ever."""
         if key not in self._warned:
             self._warned.add(key)
             log.error("%s: %s", key, text)

@@ -19,7 +19,7 @@ from sheetanchor.store import sentinel_pool
 from sheetanchor.store.redis_connection import packing_in_c, translate_errors
 
 SOCKET_TIMEOUT_S: Final = 2.0
-"""One prediction slot: whoever waits longer for Redis has missed it."""
+"""One prediction slot: an answer that takes longer comes too late for it."""
 
 CONNECT_TIMEOUT_S: Final = 2.0
 RETRIES: Final = 2
@@ -119,7 +119,7 @@ def _tls_options(url: str, ca_file: Path | None) -> dict[str, Any]:
         if ca_file is None:
             return {}
         raise errors.BadSettings("redis_ca_file: expected none, since redis_url is not rediss:// or sentinels://")
-    # Said outright: not every version of the client checks the host's name unless told so.
+    # Set explicitly: not every version of the client checks the host's name unless told so.
     checked: dict[str, Any] = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
     if ca_file is None:
         return checked
@@ -141,7 +141,7 @@ async def check_connection(redis: Redis) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:
-    """Which data set a server holds; another one means that acknowledged writes may be gone.
+    """Which data set a server holds; a change means that acknowledged writes may be gone.
 
     Attributes:
         replication_id: Changes when a replica is promoted and when a server starts empty.

@@ -1,4 +1,4 @@
-"""A connection to Redis: how errors are told, commands packed, and wrong servers left."""
+"""A connection to Redis: how errors are translated, commands packed, and connections to a wrong server closed."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ _UNAVAILABLE_CODES = (
 
 
 def wrong_server(error: Exception) -> str:
-    """Say why a server that has answered with this is not the one to ask, "" if it may be.
+    """Say why a server that has answered with this error is not the right one, "" if it may be.
 
-    The name that leads to it may lead to another one by now. Of a cluster each server has some of the keys, and says
-    who has the others.
+    Its name may resolve to another server by now. In a cluster each server has some of the keys, and names the server
+    that has the others.
     """
     message = " ".join(str(error).split())
     if isinstance(error, exceptions.MovedError) or message.startswith("MOVED "):
-        return f"it is in cluster mode, and another server has the keys ({message}): let redis_url lead there"
+        return f"it is in cluster mode, and another server has the keys ({message}): set redis_url to that server"
     if isinstance(error, exceptions.AskError) or message.startswith("ASK "):
-        return f"it is in cluster mode, and the keys are on their way to another server ({message})"
+        return f"it is in cluster mode, and the keys are moving to another server ({message})"
     if isinstance(error, exceptions.ReadOnlyError) or message.startswith("READONLY"):
         return f"it is a replica, not the master (any more): {message}"
     if message.startswith("UNBLOCKED"):
@@ -62,15 +62,15 @@ def wrong_server(error: Exception) -> str:
 
 
 def translated_error(error: Exception, doing: str) -> errors.RedisError:
-    """Turn what the Redis client raised into one of ours, with one line that says what was being done.
+    """Turn what the Redis client raised into one of our errors, with one line that says what was being done.
 
     Args:
         error: What the client raised.
-        doing: What was asked of Redis, for instance `XADD sbe:{BTCUSDT}:a`.
+        doing: The command, for instance `XADD sbe:{BTCUSDT}:a`.
     """
     message = " ".join(str(error).split()) or type(error).__name__
     if message.startswith(("NOAUTH", "HELLO must be called", "Authentication required")):
-        message = "it wants a password and none was given (see redis_password_file)"
+        message = "it requires a password and none is set (see redis_password_file)"
     if isinstance(error, _REFUSED):
         return errors.RedisRefused(f"Redis refused {doing}: {message}")
     if isinstance(error, exceptions.OutOfMemoryError):
@@ -83,7 +83,7 @@ def translated_error(error: Exception, doing: str) -> errors.RedisError:
 
 @contextmanager
 def translate_errors(doing: str) -> Iterator[None]:
-    """Let only errors of our own tree out of a block that talks to Redis.
+    """Let only errors of our own tree out of a block that calls Redis.
 
     Raises:
         RedisUnavailable: No connection, a time-out, or a server that cannot do it just now.
@@ -96,30 +96,30 @@ def translate_errors(doing: str) -> Iterator[None]:
         raise translated_error(error, doing) from error
 
 
-class _Way:
-    """Which connections of a client lead where its name leads now: those made since it last led to a wrong server."""
+class _Generation:
+    """Counts how often a client has met a wrong server: connections of an earlier generation are closed."""
 
     def __init__(self) -> None:
-        self.turns = 0
+        self.number = 0
 
 
-class _LeftIfWrong:
-    """Leaves a server that answers but is the wrong one: behind one name, the master may be another by now.
+class _ClosedIfWrong:
+    """Closes the connection to a server that answers but is the wrong one: the master may be another by now.
 
-    A server that was demoted keeps its connections and answers `READONLY`; so a connection that hears that is given up,
-    and with it all others of the same client, which may only read and would never hear it. Nothing was done, so the
-    command may be sent again.
+    A server that was demoted keeps its connections and answers `READONLY`. The connection that gets this answer is
+    closed, and with it all others of the same client, which may only read and would never get it. The command was not
+    run, so it may be sent again.
     """
 
-    way: _Way
-    turn = 0
+    generation: _Generation
+    made_in = 0
 
     async def connect_check_health(self: Any, *arguments: Any, **named: Any) -> None:
-        turn = self.way.turns
-        if self.is_connected and self.turn != turn:
+        number = self.generation.number
+        if self.is_connected and self.made_in != number:
             await self.disconnect(nowait=True)
         if not self.is_connected:
-            self.turn = turn
+            self.made_in = number
         await super().connect_check_health(*arguments, **named)  # type: ignore[misc]
 
     async def read_response(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -129,8 +129,8 @@ class _LeftIfWrong:
             message = wrong_server(error)
             if not message:
                 raise
-            if self.turn == self.way.turns:
-                self.way.turns += 1
+            if self.made_in == self.generation.number:
+                self.generation.number += 1
             await self.disconnect(nowait=True)
             raise exceptions.ConnectionError(message) from error
 
@@ -151,7 +151,7 @@ class _PackedInC:
         Before Python 3.12 that swallows a cancellation that comes when the write is done, so that a task which writes
         often could not be stopped; and it costs a task per command.
         """
-        if not self.is_connected or self.turn != self.way.turns:
+        if not self.is_connected or self.made_in != self.generation.number:
             await self.connect_check_health(check_health=False)
         if check_health:
             await self.check_health()
@@ -170,8 +170,8 @@ class _PackedInC:
 
 
 def packing_in_c(client: Redis) -> Redis:
-    """Have a client's connections pack in C, and leave a server that answers but is the wrong one."""
+    """Have a client's connections pack in C, and close those to a server that answers but is the wrong one."""
     pool = client.connection_pool
-    own = {"way": _Way()}
-    pool.connection_class = type("Connection", (_PackedInC, _LeftIfWrong, pool.connection_class), own)
+    own = {"generation": _Generation()}
+    pool.connection_class = type("Connection", (_PackedInC, _ClosedIfWrong, pool.connection_class), own)
     return client

@@ -21,7 +21,7 @@ from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
 log = logging.getLogger(__name__)
 
 ASK_TIMEOUT_S: Final = 0.5
-"""A Sentinel answers within a millisecond; one that has not by now is as good as dead."""
+"""A Sentinel answers within a millisecond; one that has not by now counts as unreachable."""
 
 CONNECT_TIMEOUT_S: Final = 1.0
 """Shorter than a single server's: another attempt asks the Sentinels anew and may reach another server."""
@@ -32,7 +32,7 @@ STRAGGLER_S: Final = 0.02
 """How much later than most a Sentinel may answer before its connection is given up."""
 
 REST_S: Final = 3.0
-"""A Sentinel that gave no answer is left alone so long while others answer: to look up a name that is gone is slow."""
+"""A Sentinel that gave no answer is not asked for this long while others answer: resolving a lost name is slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def parse_master(fields: dict[str, str]) -> Master:
 
 
 def newest(answers: Sequence[Master]) -> Master | None:
-    """Give the answer of the highest configuration epoch; down only if most of those who name it say so."""
+    """Give the answer of the highest configuration epoch; down only if most of the Sentinels that name it say so."""
     if not answers:
         return None
     epoch = max(answer.config_epoch for answer in answers)
@@ -152,7 +152,7 @@ class Masters:
                         break
             await asyncio.wait(tasks, timeout=STRAGGLER_S)
         except TimeoutError:
-            pass  # what has been said so far must do
+            pass  # the answers so far have to suffice
         finally:
             for task in tasks:
                 task.cancel()
@@ -161,7 +161,7 @@ class Masters:
 
     async def _query(self, number: int) -> Master | Exception:
         loop = asyncio.get_running_loop()
-        # Whoever is waited for in vain rests as well.
+        # One that was waited for in vain is not asked for a while either.
         self._rests_until[number] = loop.time() + REST_S
         try:
             master = await ask_master(self._sentinels[number], self._service)
@@ -195,7 +195,7 @@ class MasterConnection(Connection):
         self._masters = masters
 
     async def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
-        """Connect once, to the master; whoever retries asks anew where that is."""
+        """Connect once, to the master; a retry asks the Sentinels again."""
         if self.is_connected:
             return
         master = await self._masters.find()
@@ -208,19 +208,19 @@ class MasterConnection(Connection):
         await super().connect_check_health(check_health=check_health, retry_socket_connect=False)
 
     async def check_health(self) -> None:
-        """Ask once for a sign of life now and then; tries of this inside those of the command would multiply."""
+        """Check the connection once now and then; retries of this inside those of the command would multiply."""
         if self.health_check_interval and asyncio.get_running_loop().time() > self.next_health_check:
             ping: Callable[[], Awaitable[None]] = self._send_ping
             await ping()
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
-        """Log in, and make sure that this is a master: Sentinels tell of a failover before its server knows."""
+        """Log in, and make sure that this is a master: Sentinels report a failover before the server knows of it."""
         await super().on_connect_check_health(check_health)
         await self.send_command("ROLE", check_health=False)
         try:
             answer: Any = await self.read_response()
         except exceptions.NoPermissionError:
-            return  # a user of somebody else's making; writes tell a replica as well
+            return  # a user of an external server that may not ask; a replica refuses writes anyway
         if _text(answer[0]) != "master":
             raise exceptions.ConnectionError(f"{self.host}:{self.port} is not the master (any more)")
 
@@ -245,7 +245,7 @@ class MasterPool(ConnectionPool):
         self._check: asyncio.Task[None] | None = None
 
     async def get_connection(self, command_name: Any = None, *keys: Any, **options: Any) -> Any:
-        """Give a connection; once a second, look in the background whether it leads to the right server."""
+        """Give a connection; once a second, check in the background whether it is one to the right server."""
         now = asyncio.get_running_loop().time()
         if now - self._checked_at >= CHECK_EVERY_S and (self._check is None or self._check.done()):
             self._checked_at = now

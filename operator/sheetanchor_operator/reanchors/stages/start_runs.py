@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from sheetanchor.policy import reanchor_scheduler
-from sheetanchor.policy.reanchor_object import Ask, digest, object_name
+from sheetanchor.policy.reanchor_object import ReAnchorRequest, digest, object_name
 from sheetanchor_operator.api.timestamps import text_of
 from sheetanchor_operator.children.object_meta import Manifest
 from sheetanchor_operator.names import EventReason, Reason
@@ -188,14 +188,14 @@ def _own_request(
     start: reanchor_scheduler.Start,
     history: reanchor_scheduler.State,
     observation: SymbolObservation,
-) -> Ask:
+) -> ReAnchorRequest:
     """Make the request that nobody has made for a state in doubt."""
     request = start.request
     parts = (symbol, observation.suspect_since_us, history.ended_us)
     suffix = f"o{observation.epoch}-{digest(*parts)}"
     if object_name(stage.pipeline.name, symbol, suffix) in stage.known:
         suffix = f"o{observation.epoch}-{digest(*parts, stage.now_us // (10 * SECOND_US))}"
-    return Ask(
+    return ReAnchorRequest(
         symbol=symbol,
         suffix=suffix,
         action=request.action,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sheetanchor.process.frame_delays import WAITING_MAX, FrameDelays
+from sheetanchor.process.market.frame_delays import WAITING_MAX, FrameDelays
 
 S = 1_000_000
 

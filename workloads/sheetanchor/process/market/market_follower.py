@@ -1,4 +1,4 @@
-"""One symbol's market as its lines bring it: entries in; findings, hot keys and a word on their soundness out. Pure.
+"""One symbol's market as its lines bring it: entries in; findings, hot keys and their soundness out. Pure.
 
 Times are of this machine's monotonic clock in µs unless a name says otherwise; inside, everything is judged on the
 steady clock that is made of it.
@@ -12,15 +12,15 @@ from typing import Final, Protocol
 
 from sheetanchor._decoder import Market
 from sheetanchor.policy.gap_rules import SILENT_LINE_US, Finding
-from sheetanchor.policy.soundness import LATE_US, Soundness, holed, shown_in_time
-from sheetanchor.process.arrival_clock import Arrivals
-from sheetanchor.process.gap_detector import DetectorContext, GapDetector, live_lines
+from sheetanchor.policy.soundness import LATE_US, Soundness, shown_in_time, trades_lost
+from sheetanchor.process.market.arrival_clock import Arrivals
+from sheetanchor.process.market.gap_detector import DetectorContext, GapDetector, live_lines
 from sheetanchor.store.server_clock import RedisClock
 
 LINES_MAX: Final = 16
 
 IN_TIME_US: Final = LATE_US + 1_000_000
-"""A validation that took no longer shows that the feed is not late: the book it looks at is written once a second."""
+"""A validation that took no longer shows that the feed is not late: the stored book is up to a second old."""
 
 JUMP_MATTERS_US: Final = 20_000_000
 """Longer than a replay reaches back."""
@@ -82,8 +82,8 @@ class Follower:
         self.detector.reload(market, self.clock.steady_us(now_us))
         self._follow_clock_jump(now_us)
         if self._jumped_us and now_us - self._jumped_us < JUMP_MATTERS_US:
-            # Ids from before are of another clock: nobody knows whether the replay reaches back for as long as windows.
-            self.detector.memory = holed(self.detector.memory, self.clock.steady_us(now_us))
+            # Ids from before are of another clock: the replay may not reach back for as long as windows do.
+            self.detector.memory = trades_lost(self.detector.memory, self.clock.steady_us(now_us))
 
     def _follow_clock_jump(self, now_us: int) -> None:
         """Note when Redis' clock jumped."""
@@ -91,7 +91,7 @@ class Follower:
             self._jumps, self._jumped_us = self.clock.jumps, now_us
 
     def rewound(self) -> None:
-        """Take note that lines are read again: what comes next may have been there for long."""
+        """Record that lines are read again: what comes next may have been appended long ago."""
         self._arrivals.forget()
         self.caught_up = False
 
@@ -114,7 +114,7 @@ class Follower:
         return frames
 
     def read(self, asked_us: int, lines: Collection[str], *, complete: bool) -> None:
-        """Take note of the end of a read.
+        """Record the end of a read.
 
         Args:
             asked_us: When it was asked for.
@@ -146,7 +146,7 @@ class Follower:
         return self.detector.apply_rules(self.market, context)
 
     def validated(self, began_redis_us: int, took_us: int) -> None:
-        """Take note of a validation that found what the exchange held when it began to be what we hold.
+        """Record a validation that found no difference between the exchange's data, as it began, and ours.
 
         Args:
             began_redis_us: When it began, on Redis' clock.
@@ -158,10 +158,10 @@ class Follower:
             self.detector.memory = shown_in_time(self.detector.memory, began_us + took_us)
 
     def hot(self, now_us: int) -> tuple[Lists, str]:
-        """Give the fields of the hot keys, or nothing and why they cannot be written."""
+        """Give the fields of the hot keys, or none and why they cannot be written."""
         try:
             ob, tr_1s, tr_5s, feat = self.market.hot_state(self.clock.steady_us(now_us))
-        except ValueError as error:  # a side of the book is empty: nothing can be said, only that we live
+        except ValueError as error:  # a side of the book is empty: only the heartbeat can be written
             return NOTHING, str(error)
         return ([*ob, "source", "sbe"], tr_1s, tr_5s, feat), ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sheetanchor._decoder import Market
 from sheetanchor.policy.gap_rules import Thresholds
-from sheetanchor.process.gap_detector import DetectorContext, GapDetector
+from sheetanchor.process.market.gap_detector import DetectorContext, GapDetector
 
 SECOND = 1_000_000
 NOW = 1_700_000_000 * SECOND

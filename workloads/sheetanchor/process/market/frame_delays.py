@@ -1,7 +1,7 @@
-"""How long frames take to reach the hot keys: which entries say so, and which are only read again. Pure.
+"""How long frames take to reach the hot keys: which entries count, and which are only read again. Pure.
 
 A replay is no latency. What was in Redis already when a processor began to follow, what an ingestor appends again after
-a failover, and what a processor re-reads after a rebuild is as old as it is, however quick everybody is.
+a failover, and what a processor reads again after a rebuild is old, however fast the pipeline is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WAITING_MAX: Final = 10_000
 
 
 class StampedEntry(Protocol):
-    """What of an entry matters here.
+    """The times of an entry.
 
     Attributes:
         stamp_us: When it was appended.
@@ -38,12 +38,12 @@ class FrameDelays:
         self._waiting: deque[int] = deque(maxlen=WAITING_MAX)
 
     def replay(self) -> None:
-        """Say that reading begins somewhere in the past; nothing counts until `keeps_up`."""
+        """Record that reading begins somewhere in the past; nothing counts until `keeps_up`."""
         self._since_us = None
         self._waiting.clear()
 
     def keeps_up(self, now_us: int) -> None:
-        """Say that everything has been read that there was: what is appended from now on counts."""
+        """Record that everything has been read: what is appended from now on counts."""
         if self._since_us is None:
             self._since_us = now_us
 
@@ -51,7 +51,7 @@ class FrameDelays:
         """Take in an entry.
 
         Args:
-            entry: An ingestor's times rise along a line: one that is not later than those before it comes again.
+            entry: An ingestor's times rise along a line: one that is not later than those before it is a repetition.
             writes: Whether this processor is the writer.
         """
         line, received_us = entry.line, entry.first_received_us

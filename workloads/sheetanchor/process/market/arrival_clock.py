@@ -22,7 +22,7 @@ class Dated:
 
     Attributes:
         at_us: On the steady clock.
-        known: False if the id says nothing and the entry may have been there for long; `at_us` is the latest possible.
+        known: False if the id does not date it and it may have been there for long; `at_us` is the latest possible.
     """
 
     at_us: int
@@ -59,7 +59,7 @@ class Arrivals:
         return Dated(self.read_us if recent else got_us, recent)
 
     def complete(self, asked_us: int, lines: frozenset[str]) -> None:
-        """Note a read that left nothing unread.
+        """Record a read that left nothing unread.
 
         Args:
             asked_us: When it was asked for, on the steady clock.

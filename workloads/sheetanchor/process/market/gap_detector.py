@@ -1,4 +1,4 @@
-"""What a processor looks out for: gap rules and soundness of a market as it moves. Pure; time is an argument."""
+"""Applies the gap rules and the rules of soundness to a market as it moves. Pure; time is an argument."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEVELS_CHECKED: Final = 10
 """Levels a side that are checked for order and sign: those that the hot state shows."""
 
 RULES_OF_REASONS: Final = {"missing": "stream_missing", "late": "feed_late", "clock": "clock_jump"}
-"""Gap rules that tell of reasons for unsoundness; others have rules of their own or concern this process alone."""
+"""Gap rules that report reasons for unsoundness; others have rules of their own or concern this process alone."""
 
 EDGE_EVERY_US: Final = 100_000
 """Levels are counted this often: diffs come no more often than that in bulk, and counting at each would cost more."""
@@ -43,8 +43,8 @@ class DetectorContext:
     Attributes:
         now_us: The moment.
         frames_us: Stamp of the newest entry of any line; 0 before the first.
-        live_lines: Bit per line that has spoken lately.
-        caught_up: False while entries of some line may still be unread: a hole may be filled by one of them.
+        live_lines: Bit per line that has brought an entry lately.
+        caught_up: False while entries of some line may still be unread: one of them may fill a missing range.
         undated: Whether it is not known when the newest entries were appended.
         validated_us: When the last validation began that found the exchange's trade ids to be ours; 0 for never.
         clock_jumps: How often Redis' clock was found to have jumped.
@@ -60,7 +60,7 @@ class DetectorContext:
 
 
 def observed(market: Market, context: DetectorContext) -> soundness.MarketObservation:
-    """See a market as its soundness is judged by."""
+    """Give what the soundness of a market is judged by."""
     pulses = {name: soundness.Pulse(*pulse[:4]) for name, pulse in market.pulses().items()}
     bids, asks = market.top(LEVELS_CHECKED)
     unit = 10.0**market.price_exponent
@@ -151,13 +151,13 @@ class GapDetector:
     def apply_rules(self, market: Market, context: DetectorContext) -> list[Finding]:
         """Apply every rule.
 
-        Final holes are skipped in the market, whether they make a gap or not.
+        Missing ranges that are final are skipped in the market, whether they make a gap or not.
 
         Returns:
             What was found, the suppressed rules left out.
         """
         marks = (market.update_id, market.bba_id, market.trade_id)
-        found = self._holes(market, context)
+        found = self._missing_ranges(market, context)
         if market.has_book:  # before the first anchor there is nothing that could be lost or stand still
             found += [
                 self._check_time(marks, context),
@@ -169,7 +169,7 @@ class GapDetector:
         found += self._check_soundness(market, context)
         return [finding for finding in found if finding and finding.rule not in self.thresholds.suppressed]
 
-    def _holes(self, market: Market, context: DetectorContext) -> list[Finding | None]:
+    def _missing_ranges(self, market: Market, context: DetectorContext) -> list[Finding | None]:
         if not context.caught_up:
             return []
         found: list[Finding | None] = []
@@ -180,18 +180,18 @@ class GapDetector:
     def _follow(
         self, stream: str, sequence: Sequence, market: Market, context: DetectorContext, found: list[Finding | None]
     ) -> Sequence:
-        """Pass every final hole of a stream; behind one there may be another."""
+        """Skip every final missing range of a stream; behind one there may be another."""
         passed = False
-        while hole := market.depth_hole if stream == "depth" else market.trade_hole:
-            if not is_final(hole, context.live_lines, context.now_us, self.thresholds.gap_wait_us):
+        while missing := market.depth_hole if stream == "depth" else market.trade_hole:
+            if not is_final(missing, context.live_lines, context.now_us, self.thresholds.gap_wait_us):
                 return sequence
-            sequence, finding = sequence.hole(stream, hole, self.thresholds.gap_threshold)
+            sequence, finding = sequence.missing(stream, missing, self.thresholds.gap_threshold)
             found.append(finding)
             if stream == "depth":
                 market.skip_depth_hole()
             else:
                 market.skip_trade_hole()
-                self.memory = soundness.holed(self.memory, context.now_us)
+                self.memory = soundness.trades_lost(self.memory, context.now_us)
             passed = True
         return sequence if passed else sequence.sound()
 
@@ -238,13 +238,13 @@ class GapDetector:
         last_end_us = self._bucket_end_us
         self._bucket_end_us = event_us - event_us % VOLUME_BUCKET_US + VOLUME_BUCKET_US
         if last_end_us == 0 or self._bucket_end_us - last_end_us > VOLUME_BUCKET_US:
-            return None  # the first span is cut short, and spans without a view say nothing
+            return None  # the first span is cut short, and one that was not watched to its end has no volume
         volume = market.volume_between(last_end_us - VOLUME_BUCKET_US, last_end_us)
         self._volume, finding = self._volume.check(volume, self.thresholds.volume_sigmas)
         return finding
 
     def _check_soundness(self, market: Market, context: DetectorContext) -> list[Finding]:
-        """Take in what is seen; tell each kind of reason once until it has gone."""
+        """Take in an observation; report each kind of reason once until it has gone."""
         if context.caught_up:  # half a replay is no state of the market
             self.memory = soundness.observe(self.memory, observed(market, context))
             if not context.undated:
@@ -271,7 +271,7 @@ class GapDetector:
         return new
 
     def _is_late_again(self, now_us: int, *, first: bool) -> bool:
-        """Say whether lateness that has been reported is worth another comparison."""
+        """Decide whether lateness that has been reported is worth another comparison."""
         if first:
             self._late_since_us = self._late_asked_us = now_us
             return False
@@ -305,7 +305,7 @@ class GapDetector:
                 self._line_stamps[place] = stamps[line]
 
     def count_gap(self, now_us: int) -> None:
-        """Take note that a gap has been told; the count begins anew at midnight UTC."""
+        """Count a gap that has been published; the count begins anew at midnight UTC."""
         self._gaps_today = self._reported_today(now_us) + 1
         self._day = now_us // DAY_US
 

@@ -1,0 +1,1 @@
+"""What a processor knows of one symbol and how it is judged. Pure: no I/O, time is an argument."""
