@@ -396,5 +396,12 @@ NB_MODULE(_decoder, m) {
   m.def("decode", &decode, nb::arg("frame"));
   m.def("encode", &encode, nb::arg("template_id"), nb::arg("message"));
   m.def("validate_frame", &validate_frame, nb::arg("frame"));
+  m.attr("TRADES") = sbe::TRADES;
+  m.attr("BEST_BID_ASK") = sbe::BEST_BID_ASK;
+  m.attr("DEPTH_SNAPSHOT") = sbe::DEPTH_SNAPSHOT;
+  m.attr("DEPTH_DIFF") = sbe::DEPTH_DIFF;
+  nb::list kinds;
+  for (const char* kind : sbe::KIND_NAMES) kinds.append(kind);
+  m.attr("ERROR_KINDS") = nb::tuple(kinds);
   bind_market(m);
 }

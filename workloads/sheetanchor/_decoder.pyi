@@ -2,6 +2,12 @@
 
 from typing import Any
 
+TRADES: int
+BEST_BID_ASK: int
+DEPTH_SNAPSHOT: int
+DEPTH_DIFF: int
+ERROR_KINDS: tuple[str, ...]
+
 def decode(frame: bytes | bytearray | memoryview) -> tuple[int, tuple[Any, ...]]: ...
 def encode(template_id: int, message: object) -> bytes: ...
 def validate_frame(frame: bytes | bytearray | memoryview) -> tuple[int, str, int, int, int, int]:

@@ -13,6 +13,7 @@ The work is done in C++ (`sheetanchor._decoder`); this module gives it types.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from sheetanchor.errors import DECODER_MISSING, DECODER_MODULE, SheetAnchorError
 
@@ -21,21 +22,13 @@ try:
 except ImportError as error:
     raise ImportError(DECODER_MISSING, name=DECODER_MODULE) from error
 
-TRADES_TEMPLATE = 10000
-BEST_BID_ASK_TEMPLATE = 10001
-DEPTH_SNAPSHOT_TEMPLATE = 10002
-DEPTH_DIFF_TEMPLATE = 10003
+TRADES_TEMPLATE: Final = _decoder.TRADES
+BEST_BID_ASK_TEMPLATE: Final = _decoder.BEST_BID_ASK
+DEPTH_SNAPSHOT_TEMPLATE: Final = _decoder.DEPTH_SNAPSHOT
+DEPTH_DIFF_TEMPLATE: Final = _decoder.DEPTH_DIFF
 
-
-DECODE_ERROR_KINDS = (
-    "truncated",
-    "schema_mismatch",
-    "unknown_template",
-    "bad_block_length",
-    "bad_enum",
-    "bad_utf8",
-    "too_large",
-)
+DECODE_ERROR_KINDS: Final = _decoder.ERROR_KINDS
+"""What can be wrong with a frame, in the decoder's words."""
 
 
 class DecodeError(SheetAnchorError, ValueError):
