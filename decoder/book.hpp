@@ -33,13 +33,16 @@ class Side {
   Side() { replace({}); }
 
   // Sets each level to its new quantity; 0 removes it. The wire lists changes best first, so each search goes on from
-  // the one before; in any other order it starts again at the best level.
-  void apply(const std::vector<Level>& changes) {
+  // the one before; in any other order it starts again at the best level. `changes` is a vector of levels, or a group of
+  // a frame whose levels have been checked.
+  template <class Changes>
+  void apply(const Changes& changes) {
     std::size_t at = 0;
-    const Level* before = nullptr;
-    for (const auto& change : changes) {
-      if (before == nullptr || !worse(change.price, before->price)) at = floors_.size() - 1;
-      before = &change;
+    std::int64_t before = which == Which::bid ? INT64_MIN : INT64_MAX;
+    for (std::size_t nth = 0; nth < changes.size(); ++nth) {
+      const Level change = changes[nth];
+      if (!worse(change.price, before)) at = floors_.size() - 1;
+      before = change.price;
       while (at > 0 && worse(change.price, floors_[at])) --at;
       if (block(at).count == BLOCK) at += split(at, change.price);
       set(block(at), change);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -378,8 +379,7 @@ class Market {
 
   void note_pulse(Stream stream, std::int64_t id, std::int64_t event_us) {
     auto& pulse = pulses_[static_cast<std::size_t>(stream)];
-    for (int line = 0; line < LINES_MAX; ++line)
-      if (source_.lines >> line & 1u) pulse.line_stamp_us[line] = source_.stamp_us;
+    pulse.line_stamp_us[std::countr_zero(source_.lines)] = source_.stamp_us;  // a frame comes by one line
     if (id <= pulse.id) return;
     ++pulse.count;
     pulse.id = id;
@@ -479,7 +479,8 @@ class Market {
   }
 
   bool on_depth_snapshot(const sbe::Frame& frame) {
-    if (!convert_sides(frame)) return false;
+    const auto factors = adopt(frame.price_exponent, frame.qty_exponent);
+    if (!factors || !convert_sides(frame, *factors)) return false;
     note_event(frame.event_time_us, false, false);
     if (!has_book_ || frame.last_update_id != update_id_) {
       ++counters_.depth20_ignored;
@@ -505,7 +506,11 @@ class Market {
       ++counters_.diffs_duplicate;
       return true;
     }
-    if (!convert_sides(frame)) return false;
+    const auto factors = adopt(frame.price_exponent, frame.qty_exponent);
+    if (!factors) return false;
+    // Nearly every diff is at the market's own exponents and goes to the book from the frame's bytes.
+    const bool as_it_is = factors->is_one();
+    if (as_it_is ? !is_sound(frame.bids) || !is_sound(frame.asks) : !convert_sides(frame, *factors)) return false;
     const bool is_news = last > last_seen_update_id_;
     note_event(frame.event_time_us, is_news, is_news && goes_back(Stream::depth, frame.event_time_us));
     note_pulse(Stream::depth, last, frame.event_time_us);
@@ -513,16 +518,18 @@ class Market {
     if (!has_book_) {
       ++counters_.diffs_before_book;
     } else if (first <= update_id_ + 1) {
-      apply_diff(last, date_of(frame), scratch_bids_, scratch_asks_);
+      if (as_it_is) apply_diff(last, date_of(frame), frame.bids, frame.asks);
+      else apply_diff(last, date_of(frame), scratch_bids_, scratch_asks_);
       if (last != stop_at_) drain_diffs();
     } else {
+      if (as_it_is) convert_sides(frame, *factors);
       hold_diff(first, last, date_of(frame));
     }
     return true;
   }
 
-  void apply_diff(std::int64_t last, std::int64_t time_us, const std::vector<Level>& bids,
-                  const std::vector<Level>& asks) {
+  template <class Changes>
+  void apply_diff(std::int64_t last, std::int64_t time_us, const Changes& bids, const Changes& asks) {
     book_.bids.apply(bids);
     book_.asks.apply(asks);
     update_id_ = last;
@@ -577,12 +584,13 @@ class Market {
     hole.lines_past |= source.lines;
   }
 
+  bool best_is_newest() const { return best_id_ >= 0 && (!has_book_ || best_id_ > update_id_); }
   bool best_has_both_sides() const { return bid_.qty > 0 && ask_.qty > 0; }
 
   // The best prices of whichever knows the later update: bestBidAsk or the depth book.
   std::optional<std::pair<Level, Level>> best_prices() const {
     const bool deep = has_book_ && book_.has_both_sides();
-    if (best_id_ >= 0 && (!has_book_ || best_id_ > update_id_))
+    if (best_is_newest())
       return best_has_both_sides() ? std::optional(std::pair{bid_, ask_}) : std::nullopt;
     if (!deep) return std::nullopt;
     return std::pair{book_.bids.best(), book_.asks.best()};
@@ -590,7 +598,9 @@ class Market {
 
   void note_mid(std::int64_t time_us) {
     if (time_us < 0) return;
-    if (const auto best = best_prices()) mids_.note(time_us, best->first.price + best->second.price, event_us());
+    if (best_is_newest()) {
+      if (best_has_both_sides()) mids_.note(time_us, bid_.price + ask_.price, event_us());
+    } else if (const auto best = best_prices()) mids_.note(time_us, best->first.price + best->second.price, event_us());
   }
 
   double mid_return(std::int64_t end_us, std::int64_t back_us) const {
@@ -621,10 +631,8 @@ class Market {
   template <class Visit>
   bool each_value(Visit visit);
 
-  bool convert_sides(const sbe::Frame& frame) {
-    const auto factors = adopt(frame.price_exponent, frame.qty_exponent);
-    return factors && convert_group(frame.bids, *factors, scratch_bids_) &&
-           convert_group(frame.asks, *factors, scratch_asks_);
+  bool convert_sides(const sbe::Frame& frame, Factors factors) {
+    return convert_group(frame.bids, factors, scratch_bids_) && convert_group(frame.asks, factors, scratch_asks_);
   }
 
   std::string symbol_;

@@ -17,6 +17,8 @@ namespace sheetanchor {
 // What a frame's mantissas are multiplied by to come to the market's exponents.
 struct Factors {
   std::int64_t price = 1, qty = 1;
+
+  bool is_one() const { return price == 1 && qty == 1; }
 };
 
 inline bool times(std::int64_t& value, std::int64_t factor, std::int64_t limit) {
@@ -34,8 +36,15 @@ inline bool convert(const Level& wire, Factors factors, Level& out) {
          Int128{price} * qty <= PRODUCT_MAX;
 }
 
+// Whatever quantity the wire can carry, the product with a lower price is within bounds: no need to multiply.
+inline constexpr std::int64_t ANY_QTY_PRICE_LIMIT = std::int64_t{1} << (PRODUCT_BITS - 63);
+
 // The best of a side; a side without orders is sent as zeros, and stays so.
 inline bool convert_best(const Level& wire, Factors factors, Level& out) {
+  if (factors.is_one() && wire.price > 0 && wire.price < ANY_QTY_PRICE_LIMIT && wire.qty > 0) {
+    out = wire;
+    return true;
+  }
   if (wire.price == 0 && wire.qty == 0) return true;
   return convert(wire, factors, out) && out.qty > 0;
 }
@@ -58,21 +67,25 @@ inline void require_levels(std::vector<Level>& levels, Factors factors, const ch
                                   "]: expected a price and a quantity above 0 that fit the market's exponents");
 }
 
-// What `convert` checks, without a branch per level, for frames at the market's own exponents: nearly all of them.
-inline bool copy_group(const sbe::Group& group, Level* out) {
-  std::uint64_t signs = 0, beyond = 0;
+// Whether `convert` takes every level of a group as it is: prices above 0, quantities of 0 or more, within the bounds.
+// Without a branch per level, for frames at the market's own exponents: nearly all of them.
+inline bool is_sound(const sbe::Group& group) {
+  std::int64_t signs = 0, prices = 0;
   for (std::uint32_t at = 0; at < group.count; ++at) {
-    out[at] = group.level(at);
-    const auto price = static_cast<std::uint64_t>(out[at].price), qty = static_cast<std::uint64_t>(out[at].qty);
-    signs |= price | (price - 1) | qty | (PRICE_MAX - price);
-    beyond |= static_cast<std::uint64_t>((static_cast<unsigned __int128>(price) * qty) >> PRODUCT_BITS);
+    const auto level = group.level(at);
+    signs |= (level.price | level.qty) | static_cast<std::int64_t>(static_cast<std::uint64_t>(level.price) - 1);
+    prices |= level.price;
   }
-  return (signs >> 63) == 0 && beyond == 0;
+  if (signs < 0) return false;
+  if (prices < ANY_QTY_PRICE_LIMIT) return true;
+  Level out{};
+  for (std::uint32_t at = 0; at < group.count; ++at)
+    if (!convert(group.level(at), {}, out)) return false;
+  return true;
 }
 
 inline bool convert_group(const sbe::Group& group, Factors factors, std::vector<Level>& out) {
   out.resize(group.count);
-  if (factors.price == 1 && factors.qty == 1) return copy_group(group, out.data());
   for (std::uint32_t at = 0; at < group.count; ++at)
     if (!convert(group.level(at), factors, out[at])) return false;
   return true;

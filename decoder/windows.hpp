@@ -29,7 +29,10 @@ class Tail {
   auto begin() { return items_.begin() + static_cast<std::ptrdiff_t>(head_); }
   auto end() { return items_.end(); }
 
-  void push(const T& item) { items_.push_back(item); }
+  void push(const T& item) {
+    if (items_.capacity() == 0) items_.reserve(FIRST_ROOM);
+    items_.push_back(item);
+  }
   // Takes everything from a place on out, and hands it over.
   std::vector<T> cut(std::size_t at) {
     const auto from = items_.begin() + static_cast<std::ptrdiff_t>(head_ + at);
@@ -50,6 +53,10 @@ class Tail {
   }
 
  private:
+  // Most markets never need more, so none grows and moves while the market is followed. What is not used of it is no
+  // memory yet.
+  static constexpr std::size_t FIRST_ROOM = 4096;
+
   std::vector<T> items_;
   std::size_t head_ = 0;
 };
