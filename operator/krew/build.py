@@ -1,7 +1,7 @@
 """Builds the archive that krew installs `kubectl reanchor` from, and its manifest with the archive's checksum.
 
-The archive holds the plugin and the packages that it needs, as they are installed beside this Python, so it is for the
-same kind of machine and the same minor version of Python. The same packages give the same bytes.
+The archive holds the plugin and the packages that it needs, as they are installed beside this Python, so it runs on
+the same kind of machine with the same minor version of Python. The same packages give the same bytes.
 
     python operator/krew/build.py FOLDER [URI]
 """
@@ -40,7 +40,7 @@ OWN: Final = (
         ("__init__.py", "names.py", "api/__init__.py", "api/timestamps.py", "plugin/*.py"),
     ),
 )
-"""What of this repository the plugin imports."""
+"""Modules of this repository that the plugin imports."""
 
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 PYTHON: Final = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -71,7 +71,7 @@ def files_of(one: Distribution) -> dict[str, bytes]:
     """Read a distribution's files, without scripts and without what Python has compiled for itself."""
     places = (PurePosixPath(path) for path in one.files or ())
     wanted = (place for place in places if ".." not in place.parts and "__pycache__" not in place.parts)
-    # Who installed a package, and from where, is not part of it.
+    # The installer and the source of a package differ by machine: the same packages would give other bytes.
     bookkeeping = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
     return {
         str(place): Path(str(one.locate_file(str(place)))).read_bytes()
@@ -81,7 +81,7 @@ def files_of(one: Distribution) -> dict[str, bytes]:
 
 
 def own_files() -> dict[str, bytes]:
-    """Read what of this repository belongs into the archive, and say of which version it is."""
+    """Read the plugin's own modules, with metadata that carries their version."""
     name = "sheetanchor"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version(name)}\n"
     files = {f"{name}-{version(name)}.dist-info/METADATA": metadata.encode()}
@@ -107,7 +107,7 @@ def build(folder: Path, uri: str = "") -> None:
     """Write archive and manifest into a folder.
 
     Args:
-        folder: Made if it is missing.
+        folder: Created if it is missing.
         uri: Where the archive will be published; default the local file.
     """
     folder.mkdir(parents=True, exist_ok=True)

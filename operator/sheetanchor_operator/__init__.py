@@ -1,1 +1,1 @@
-"""The control plane: reads the world, decides, applies. It never touches market data."""
+"""The control plane: observes the cluster, decides, applies. It never touches market data."""

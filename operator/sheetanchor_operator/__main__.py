@@ -1,6 +1,6 @@
-"""`sheetanchor-operator`: stands for election, and manages all pipelines while it leads.
+"""`sheetanchor-operator`: takes part in the leader election, and manages all pipelines while it leads.
 
-Exit codes: 0 told to stop, 1 the Lease or the watches were lost (start it anew), 2 bad settings.
+Exit codes: 0 stopped by a signal, 1 the Lease or the watches were lost (restart it), 2 bad settings.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ CONNECTIONS: Final = 32
 
 
 async def configuration(settings: OperatorSettings) -> Configuration:
-    """Find the API server: as the pod that we are, else by the kubeconfig.
+    """Find the API server: by the pod's service account, else by the kubeconfig.
 
     Raises:
-        BadSettings: There is neither.
+        BadSettings: There is neither a service account nor a usable kubeconfig.
     """
     found = Configuration()
     try:
@@ -59,16 +59,19 @@ async def configuration(settings: OperatorSettings) -> Configuration:
             path = str(settings.kubeconfig) if settings.kubeconfig else None
             await config.load_kube_config(config_file=path, client_configuration=found)
     except config.ConfigException as error:
-        raise BadSettings(f"kubeconfig = {str(settings.kubeconfig or '')!r}: {error}") from error
+        message = (
+            f"kubeconfig = {str(settings.kubeconfig or '')!r}: {error}; set it to a kubeconfig file, or run in a pod"
+        )
+        raise BadSettings(message) from error
     found.connection_pool_maxsize = CONNECTIONS
     return found
 
 
 class Operator:
-    """One operator process: a candidate, and everything that a leader needs.
+    """One operator process: a candidate of the leader election, and everything that a leader needs.
 
     Args:
-        settings: What was asked for.
+        settings: Settings of the process.
         cluster: The API server.
     """
 
@@ -109,7 +112,7 @@ class Operator:
         )
 
     def operator_health(self) -> OperatorHealth:
-        """Say how it is."""
+        """Give the health of this process."""
         age_s = self.clock() - self.election.checked_s
         return OperatorHealth(
             leading=self.election.leading.is_set(),
@@ -122,7 +125,7 @@ class Operator:
         )
 
     async def run(self, stop: asyncio.Event) -> int:
-        """Stand by, lead, end; gives the exit code."""
+        """Wait for the Lease, lead, and stop; gives the exit code."""
         candidacy = asyncio.create_task(self.election.run(), name="election")
         stopping = asyncio.create_task(stop.wait(), name="stop")
         elected = asyncio.create_task(self.election.leading.wait(), name="elected")
@@ -134,18 +137,18 @@ class Operator:
             await asyncio.wait({candidacy, stopping, leader_task}, return_when=asyncio.FIRST_COMPLETED)
             code = 0 if stop.is_set() else EXIT_LOST
             if leader_task.done() and leader_task.exception() is not None:
-                log.error("the leader has failed and stops: %s", _words(leader_task.exception()))
+                log.error("the leader has failed, this operator exits: %s", _message_of(leader_task.exception()))
             # Nothing is written any more before the Lease is released.
             await _end(leader_task)
         metrics.LEADER.set(0)
         if candidacy.done() and (problem := candidacy.exception()) is not None:
-            log.error("the leader election has failed: %s", _words(problem))
+            log.error("the leader election has failed, this operator exits: %s", _message_of(problem))
         await _end(candidacy, stopping, elected)
         if not self.election.lost.is_set():
             try:
                 await self.election.release()
             except ApiError as error:
-                log.warning("the Lease could not be released, it expires by itself: %s", error)
+                log.warning("the Lease could not be released, the next leader waits until it expires: %s", error)
         return code
 
 
@@ -155,8 +158,8 @@ async def _end(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _words(error: BaseException | None) -> str:
-    """Tell what is behind a group of errors."""
+def _message_of(error: BaseException | None) -> str:
+    """Describe an error, of a group the first one."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"

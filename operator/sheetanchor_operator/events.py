@@ -14,11 +14,11 @@ class Event:
 
     Attributes:
         kind: PredictionPipeline or ReAnchor.
-        name: Name of the object it speaks of; its namespace is the pipeline's.
+        name: Name of the object that it is about; its namespace is the pipeline's.
         uid: Its uid.
-        type: Normal, or Warning where somebody may have to do something.
-        cause: Name of the ReAnchor whose status tells it as well, "" if none does: as long as that is not written,
-            nothing has happened yet.
+        type: Normal, or Warning where a person may have to act.
+        cause: Name of the ReAnchor whose status reports the same, "" if none does: the Event is emitted only once that
+            status is written.
     """
 
     kind: str

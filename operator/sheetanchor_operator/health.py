@@ -20,21 +20,21 @@ from sheetanchor.web.server import CHECK_TIMEOUT_S, LOOP_STALL_MAX_S, TURN_EVERY
 from sheetanchor_operator.metrics import HTTP_REQUEST_ERRORS, HTTP_REQUESTS, REGISTRY
 
 LEASE_STALE_S: Final = 60.0
-"""The Lease is read every two seconds: an operator that has not managed to for a minute is of no use."""
+"""The Lease is read every two seconds: an operator that could not read it for a minute cannot act."""
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorHealth:
-    """How the operator is.
+    """The state of the operator.
 
     Attributes:
         leading: It holds the Lease.
-        synced: It has seen everything that there is; only a leader watches.
-        stale_watch: What the watch of which has missed something for too long, "" for none.
+        synced: Every watch has listed its objects; only a leader watches.
+        stale_watch: The place whose watch has been behind for too long, "" for none.
         lease_age_s: Time since the Lease was last read.
-        pipelines: How many it manages.
-        serves: Whether there is a namespace of which everything that is needed can be heard.
-        refused: What cannot be listed or watched, each with the reason.
+        pipelines: Number of pipelines that it manages.
+        serves: Whether there is a namespace in which all kinds that are needed can be watched.
+        refused: Places that cannot be listed or watched, each with the reason.
     """
 
     leading: bool
@@ -47,21 +47,21 @@ class OperatorHealth:
 
     @property
     def live(self) -> bool:
-        """False if only a new start can help. An API server that does not answer is nothing that a new start mends."""
+        """False if only a restart can help. A restart does not help against an API server that does not answer."""
         return not self.stale_watch
 
     @property
     def ready(self) -> bool:
-        """Whether it acts, or could at once. A leader that can hear of no namespace all that it needs serves nobody."""
+        """Whether it acts, or could at once. A leader that cannot watch all kinds of any namespace manages nothing."""
         return self.lease_age_s < LEASE_STALE_S and ((self.synced and self.serves) or not self.leading)
 
 
 class LastHealth:
-    """How the operator was just now, for the probes: they are asked in another thread.
+    """The latest state of the operator, for the probes: these are answered in another thread.
 
     Args:
-        operator_health: Says how it is; asked in the event loop alone.
-        clock: Seconds of any clock that only goes forward.
+        operator_health: Gives the state; called in the event loop only.
+        clock: Seconds of a monotonic clock.
     """
 
     def __init__(self, operator_health: Callable[[], OperatorHealth], clock: Callable[[], float]) -> None:
@@ -70,7 +70,7 @@ class LastHealth:
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
-        """Keep it up to date while the block runs."""
+        """Keep the state up to date while the block runs."""
         task = asyncio.create_task(self._keep(), name="standing")
         try:
             yield
@@ -84,12 +84,12 @@ class LastHealth:
             await asyncio.sleep(TURN_EVERY_S)
 
     def live(self) -> bool:
-        """Say whether a new start would not help; an event loop that does not turn any more needs one."""
+        """Say whether the process is alive; with a blocked event loop it is not, and has to be restarted."""
         operator_health, recorded_s = self._last
         return operator_health.live and self._clock() - recorded_s < LOOP_STALL_MAX_S
 
     def ready(self) -> bool:
-        """Say whether it acts, or could at once."""
+        """Say whether the operator acts, or could at once."""
         operator_health, recorded_s = self._last
         return operator_health.ready and self._clock() - recorded_s < CHECK_TIMEOUT_S
 
@@ -103,7 +103,7 @@ def app(operator_health: Callable[[], OperatorHealth]) -> FastAPI:
         body = (
             {"status": "alive"}
             if now.live
-            else {"status": "stale", "message": f"the watch of {now.stale_watch} is behind"}
+            else {"status": "stale", "message": f"the watch of {now.stale_watch} is behind the API server: restart"}
         )
         return JSONResponse(body, status_code=200 if now.live else 503)
 

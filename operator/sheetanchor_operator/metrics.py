@@ -1,4 +1,4 @@
-"""Every Prometheus metric of the operator. Those of pipelines are told by the leader only."""
+"""Every Prometheus metric of the operator. Only the leader exports those of pipelines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prometheus_client import (
 from sheetanchor.runtime.memory import memory_limit_bytes, memory_used_bytes
 
 REGISTRY: Final = CollectorRegistry()
-"""Not the library's own: the workloads' metrics, some of the same names, may be loaded in the same process."""
+"""Not the library's default registry: the workloads' metrics, some of the same names, may be in the same process."""
 
 for _collector in (ProcessCollector, PlatformCollector, GCCollector):
     _collector(registry=REGISTRY)
@@ -60,7 +60,7 @@ EVENTS_LEFT_OUT: Final = Counter(
     registry=REGISTRY,
 )
 LEADER: Final = Gauge(
-    "sheetanchor_operator_leader", "1 on the operator that acts, 0 on those that stand by.", registry=REGISTRY
+    "sheetanchor_operator_leader", "1 on the operator that leads, 0 on those on standby.", registry=REGISTRY
 )
 WATCH_AGE: Final = Gauge(
     "sheetanchor_operator_watch_age_seconds",
@@ -106,7 +106,7 @@ MAINTENANCE: Final = Gauge(
 )
 KEPT_OFF: Final = Gauge(
     "sheetanchor_operator_kept_off",
-    "1 for a pipeline that another installation of the operator looks after.",
+    "1 for a pipeline that another installation of the operator manages.",
     _PIPELINE,
     registry=REGISTRY,
 )
@@ -124,7 +124,7 @@ REANCHORS: Final = Counter(
 )
 REANCHOR_SECONDS: Final = Histogram(
     "sheetanchor_reanchor_duration_seconds",
-    "Duration of the run that decided a re-anchor, from its beginning to its end, by result.",
+    "Duration of the run that gave a re-anchor its result, by result.",
     ["result"],
     buckets=(0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300),
     registry=REGISTRY,
@@ -139,7 +139,7 @@ RECOVERIES: Final = Counter(
     "recovery_attempts_total", "Attempts at recovery.", [*_PIPELINE, "mechanism", "result"], registry=REGISTRY
 )
 
-# What runs of re-anchors say in their receipts: their own processes end before anybody asks
+# From the receipts of re-anchor runs: their own processes end before they can be scraped
 REANCHOR_RUNS: Final = Counter(
     "ingestor_rest_reanchors_total", "Re-anchor runs by result.", [*_PIPELINE, "result", "reason"], registry=REGISTRY
 )
@@ -163,5 +163,5 @@ TIMEOUTS: Final = Counter(
     "operation_timeouts_total", "Calls that did not end in time.", [*_PIPELINE, "operation"], registry=REGISTRY
 )
 ALERTS: Final = Counter(
-    "sheetanchor_alerts_total", "Conditions that a person should look at.", [*_PIPELINE, "code"], registry=REGISTRY
+    "sheetanchor_alerts_total", "Conditions that need a person's attention.", [*_PIPELINE, "code"], registry=REGISTRY
 )

@@ -1,6 +1,6 @@
-"""Every name that the cluster sees: kinds, labels, annotations, names of children, and the closed lists of words.
+"""Every name that the cluster sees: kinds, labels, annotations, names of children, and the closed lists of reasons.
 
-Scripts, alerts and documents depend on these words: a list here only ever grows.
+Scripts, alerts and documents depend on these names: a list here only ever grows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LABEL_LENGTH_MAX: Final = 63
 
 HTTP_PORT: Final = 8080
 PROBE_PORT: Final = 8082
-"""Liveness and readiness alone. No policy opens it: the node that a pod runs on reaches it all the same."""
+"""Liveness and readiness only. No policy opens it: the kubelet of a pod's node reaches it without one."""
 REDIS_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 SENTINEL_SERVICE: Final = "sheetanchor"
@@ -56,7 +56,7 @@ REDIS_PASSWORD_FILE: Final = f"{SECRETS_FOLDER}/redis-password"
 API_KEY_FILE: Final = f"{SECRETS_FOLDER}/api-key"
 
 USER_ID: Final = 65532
-"""The image's user: not root, and no user of any base image."""
+"""The image's user: not root, and not a user of a base image."""
 
 DEFAULT_API_KEY_SECRET: Final = "binance-api-key"
 DEFAULT_API_KEY_KEY: Final = "api-key"
@@ -101,24 +101,24 @@ class Condition(StrEnum):
 class Reason(StrEnum):
     """Reasons of a pipeline's conditions."""
 
-    # Sound
+    # Nothing is wrong
     AS_EXPECTED = "AsExpected"
     ANCHORED = "Anchored"
     NOT_PAUSED = "NotPaused"
     IDLE = "Idle"
     NOT_THROTTLED = "NotThrottled"
     EXTERNAL = "External"
-    # On the way
+    # In progress
     STARTING = "Starting"
     ROLLING_OUT = "RollingOut"
     AWAITING_FIRST_ANCHOR = "AwaitingFirstAnchor"
     REANCHOR_PENDING = "ReanchorPending"
     REANCHOR_RUNNING = "ReanchorRunning"
-    # What somebody wants
+    # As a user specified
     SUSPENDED = "Suspended"
     MAINTENANCE = "Maintenance"
     PAUSED = "Paused"
-    # What a person has to mend
+    # What a person has to fix
     SPEC_REFUSED = "SpecRefused"
     IMAGE_UNAVAILABLE = "ImageUnavailable"
     SECRET_MISSING = "SecretMissing"
@@ -136,7 +136,7 @@ class Reason(StrEnum):
     POLICY_REFUSED = "PolicyRefused"
     LIMITS_REFUSED = "LimitsRefused"
     WATCH_REFUSED = "WatchRefused"
-    # What may mend itself
+    # What may recover by itself
     PODS_NOT_READY = "PodsNotReady"
     REDIS_UNREACHABLE = "RedisUnreachable"
     NO_MASTER = "NoMaster"
@@ -146,7 +146,7 @@ class Reason(StrEnum):
     PREDICTIONS_DEGRADED = "PredictionsDegraded"
     SUSPECT = "Suspect"
     UNKNOWN = "Unknown"
-    # Why a re-anchor waits
+    # Why a re-anchor is throttled
     BACKING_OFF = "BackingOff"
     COOLDOWN = "Cooldown"
     BUDGET_USED_UP = "BudgetUsedUp"

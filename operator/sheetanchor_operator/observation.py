@@ -1,4 +1,4 @@
-"""What one reconcile sees of the world, as values. Gathering it is others' work; here is only how it is read."""
+"""What one reconcile has observed, as values. `controller.observe` collects it; here is how it is read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Live = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What the API server said to a write of a child.
+    """A refusal of the API server to write a child.
 
     Attributes:
         kind: Kind of the child.
         name: Name of the child.
         code: HTTP status; 0 where there was no answer.
-        message: The server's own words.
+        message: The server's message.
         reason: Its machine-readable reason, "" if it gave none.
     """
 
@@ -31,11 +31,11 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class PodResponse:
-    """What a pod answered, or that it did not.
+    """The answer of a pod, or why there is none.
 
     Attributes:
         body: The parsed JSON; None when there was no answer.
-        error: Why not, in a few words; "" when there was one.
+        error: Why there was no answer, in a few words; "" when there was one.
     """
 
     body: Mapping[str, Any] | None = None
@@ -43,16 +43,16 @@ class PodResponse:
 
 
 NUMBER_END: Final = 4_000_000_000_000_000
-"""µs since the epoch in the year 2096; terms and epochs never come near."""
+"""µs since 1970 in the year 2096; terms and epochs stay far below."""
 
 
 def whole_number(value: Any) -> int | None:
-    """Read a whole number that a pod told: a count or a moment in µs; None for what is neither in this age."""
+    """Read a whole number from a pod's answer: a count or a time in µs; None for anything out of range."""
     return value if isinstance(value, int) and 0 <= value < NUMBER_END else None
 
 
 def symbols_in(answer: PodResponse) -> Mapping[str, Any]:
-    """Give what a processor said of each symbol; nothing if that cannot be read, since any program may listen there."""
+    """Give a processor's report of each symbol; empty if it cannot be read, since any program may listen there."""
     symbols = answer.body.get("symbols") if isinstance(answer.body, Mapping) else None
     return symbols if isinstance(symbols, Mapping) else {}
 
@@ -68,7 +68,7 @@ class Observed:
         zones: Zone names that the labels of the cluster's nodes show, sorted, whether the nodes are ready or not.
         node_zones: Zone of each node by the node's name.
         reanchors: The pipeline's ReAnchor objects.
-        overwritten: Values of the annotation that asks for re-anchors which others have replaced before a reconcile.
+        overwritten: Values of the annotation for re-anchors that were replaced before a reconcile acted on them.
         jobs: Their Jobs.
         secrets: Keys of each Secret that the pipeline names, by its name; None for one that does not exist. A Secret
             that was not read is absent. Values of Secrets are never held.
@@ -76,7 +76,7 @@ class Observed:
         config_maps: Keys and a content hash under `""` of each ConfigMap that the pipeline names; None if missing.
         volume_claims: Whether each PersistentVolumeClaim that the pipeline names exists.
         events: Recent Warning events about the pipeline's children, newest last.
-        refusals: What the API server would not do in this reconcile.
+        refusals: Writes that the API server refused in this reconcile.
         unwatchable: Why a kind cannot be listed or watched, by its name: what is known of it may be old.
         usable_zones: Of the zones those in which the pipeline's pods can run; None if that was not read.
         states: `GET /state` of each processor, by pod name.

@@ -1,4 +1,4 @@
-"""Settings of `sheetanchor-operator`: flag, variable (`SHEETANCHOR_…`) and file name the same things."""
+"""Settings of `sheetanchor-operator`: each is a flag, a variable (`SHEETANCHOR_…`) and an entry of a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OperatorSettings(Common):
 
     operator_image: str = setting("", "image of the workloads of pipelines that name none", max_length=512)
     operator_image_pull_policy: Literal["", "Always", "IfNotPresent", "Never"] = setting(
-        "", "when nodes pull images; wins over the pipelines' own; empty leaves it to them"
+        "", "when nodes pull images; overrides the pipelines' own; empty leaves it to them"
     )
     operator_image_pull_secrets: list[str] = setting(
         [], "pull secret of pipelines that name none, in each one's namespace; repeat for several"
@@ -34,7 +34,7 @@ class OperatorSettings(Common):
     )
     operator_api_server_ports: list[int] = setting(
         [443, 6443],
-        "port at which pods reach the API server: its Service, and where that leads; repeat for several",
+        "port at which pods reach the API server: that of its Service and those of its endpoints; repeat for several",
         min_length=1,
     )
     operator_dns_ports: list[int] = setting(

@@ -23,7 +23,7 @@ def rule(expression: str, message: str) -> dict[str, str]:
 
 
 def one_line_rule(name: str) -> dict[str, str]:
-    """Make the rule of a text for people: in a terminal it must not move or hide anything."""
+    """Make the rule of a text for people: printed to a terminal it must not move the cursor or hide anything."""
     return rule(
         rf"self.matches(r'^[^\p{{Cc}}{_HIDING}]*$')",
         f"{name} must be one line without control characters: replace them by spaces",
@@ -51,7 +51,7 @@ def field(
     """Declare a field.
 
     Args:
-        default: Its value when nobody names it; `...` for none.
+        default: Its value when it is not set; `...` if it is required.
         text: What it means, its unit and why the default is what it is; `kubectl explain` shows it.
         rules: CEL rules on its value.
         schema: Further keywords of its schema, for instance the list's kind.
@@ -69,7 +69,7 @@ def set_of(length_max: int, **items: Any) -> dict[str, Any]:
 
 
 def map_by(length_max: int, *names: str) -> dict[str, Any]:
-    """Give the schema keywords of a list whose items are told apart by some of their fields."""
+    """Give the schema keywords of a list whose items are identified by some of their fields."""
     return {
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": list(names),
@@ -78,7 +78,7 @@ def map_by(length_max: int, *names: str) -> dict[str, Any]:
 
 
 class Block(BaseModel):
-    """A block of fields, camelCase on the outside; unknown ones are refused and nothing changes after parsing."""
+    """A block of fields, camelCase in YAML; unknown ones are refused, and a parsed block is immutable."""
 
     model_config = ConfigDict(
         extra="forbid",

@@ -1,4 +1,4 @@
-"""Whom a policy may let pods reach: pods of a namespace by a label, or addresses."""
+"""Peers that a network policy may allow: pods of a namespace by a label, or addresses."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NAMESPACE: Final = "kubernetes.io/metadata.name"
 
 
 def block_of(text: str) -> str:
-    """Give a block of addresses as policies want it.
+    """Give a block of addresses in the form that network policies take.
 
     Raises:
-        ValueError: It is none, or has bits beyond its length.
+        ValueError: It is no block of addresses, or has bits beyond its length.
     """
     try:
         return str(ipaddress.ip_network(text))
@@ -30,7 +30,7 @@ def peer_of(text: str) -> dict[str, Any]:
     """Read NAMESPACE/LABEL=VALUE or a block of addresses as a peer of a NetworkPolicy.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is neither of the two.
     """
     pods = _PODS.fullmatch(text)
     if pods:

@@ -24,9 +24,9 @@ class Pipeline:
     """One PredictionPipeline.
 
     Attributes:
-        spec: What is wanted, with every default filled in.
+        spec: The specification, with every default filled in.
         status: What was last written; raw, since it may be another version's.
-        created_us: When it was made; 0 if that is not known.
+        created_us: When it was created; 0 if that is not known.
     """
 
     name: str
@@ -41,17 +41,17 @@ class Pipeline:
 
     @property
     def paused(self) -> bool:
-        """Whether somebody has told the operator to leave the pipeline's children alone."""
+        """Whether the annotation that pauses a pipeline is set: the operator then leaves its children as they are."""
         return self.annotations.get(PAUSED_ANNOTATION) == "true"
 
     @property
     def scaled_to_zero(self) -> bool:
-        """Whether the workloads are scaled to zero on purpose."""
+        """Whether the specification scales the workloads to zero."""
         return self.spec.suspend or self.spec.maintenance.enabled
 
     @property
     def managed_redis(self) -> ManagedRedis | None:
-        """The managed Redis that is wanted; None if there is an external one."""
+        """The managed Redis; None if the pipeline uses an external one."""
         if self.spec.redis.external is not None:
             return None
         return self.spec.redis.managed or ManagedRedis()
@@ -63,7 +63,7 @@ class Pipeline:
 
 
 def explain(error: ValidationError) -> str:
-    """Tell the first mistake of a resource in one line."""
+    """Describe the first mistake of a resource in one line."""
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
     value = str(shown_value(str(first["input"]), url=place.lower().endswith("url")))

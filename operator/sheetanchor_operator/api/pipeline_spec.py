@@ -43,14 +43,14 @@ HttpUrl = Annotated[str, AfterValidator(url_of("http", "https"))]
 
 
 def _schedule(value: str) -> str:
-    """Check a schedule beyond what the API server can: its ranges, and that its time ever comes.
+    """Check a schedule beyond what the API server can: its ranges, and that some date matches it.
 
     Raises:
         ValueError: Says what was expected.
     """
     try:
         usable = _SCHEDULE.fullmatch(value) is not None and bool(croniter(value, _ANY_TIME).get_next(datetime))
-    except ValueError:  # croniter's own errors are such
+    except ValueError:  # croniter's errors derive from it
         usable = False
     if value and not usable:
         raise ValueError(
@@ -118,8 +118,8 @@ class Exchange(Block):
     )
     api_key_secret: ApiKeyRef | None = field(
         None,
-        "Secret with the API key that the binary stream asks for: an Ed25519 key without any permission. "
-        "Binance's stream always wants one: when this is absent, the entry api-key of the Secret "
+        "Secret with the API key that the binary stream requires: an Ed25519 key without any permission. "
+        "Binance's stream always requires one: when this is absent, the entry api-key of the Secret "
         "binance-api-key is read. Other exchanges get a key only if this names one.",
     )
 
@@ -172,7 +172,7 @@ class Ingestion(Block):
     )
     queue_megabytes: int = field(
         64,
-        "Mebibytes of frames that a line holds while Redis is away; then the oldest best prices are shed "
+        "Mebibytes of frames that a line holds while Redis is away; then the oldest best prices are dropped "
         "first. It is part of the pod's memory.",
         ge=1,
         le=1024,
@@ -192,10 +192,13 @@ class Gaps(Block):
     )
 
     sequence_threshold: int = field(
-        1, "Missing messages in a row that make a sequence gap. One, since a book with one hole is wrong.", ge=1, le=100
+        1,
+        "Missing messages in a row that make a sequence gap. One, since a book that lacks one is wrong.",
+        ge=1,
+        le=100,
     )
     wait_milliseconds: int = field(
-        200, "Milliseconds that a hole may wait for another line to fill it.", ge=0, le=10_000
+        200, "Milliseconds that a missing range may wait for another line to deliver it.", ge=0, le=10_000
     )
     time_seconds: int = field(5, "Seconds without any event on any line that make a time gap.", ge=1, le=3600)
     volume_sigmas: float = field(
@@ -215,14 +218,14 @@ class Gaps(Block):
 
 
 class Processor(Block):
-    """The processors: one writes the hot state, the others stay warm and take over within about a second."""
+    """The processors: one writes the hot state, the others are on standby and take over within about a second."""
 
     replicas: int = field(
         2, "Processors, of which one is active. Two, so that one can take over; one alone loses slots.", ge=1, le=3
     )
     self_reanchor_after_seconds: int = field(
         15,
-        "Seconds after which the active processor runs a wanted re-anchor itself, when neither the operator "
+        "Seconds after which the active processor runs a requested re-anchor itself, when neither the operator "
         "nor the API server could start one. 0 means never.",
         ge=0,
         le=3600,
@@ -256,7 +259,7 @@ class VolumeClaim(Block):
 
 
 class Model(Block):
-    """Where the model comes from; neither of both means the model in the image."""
+    """Where the model comes from; without either field it is the model in the image."""
 
     model_config = ruled(
         rule(
@@ -271,7 +274,7 @@ class Model(Block):
         "Changing its content rolls the inference pods.",
     )
     persistent_volume_claim: VolumeClaim | None = field(
-        None, "A model registry on a volume; a promotion there is taken over within two seconds, without a roll-out."
+        None, "A model registry on a volume; a promotion there takes effect within two seconds, without a roll-out."
     )
 
 
@@ -314,13 +317,13 @@ class Reanchor(Block):
     )
 
     enabled: bool = field(
-        True, "False: no automatic re-anchor is started; a person's forced request still is. For investigations only."
+        True, "False: no automatic re-anchor is started; a request with force still is. For investigations only."
     )
     schedule: Schedule = field(
         "",
         "When to rebuild although nothing is wrong, as a cron expression in UTC with five fields (minute, hour, "
-        "day, month, weekday), for instance 0 4 * * *. A time that was missed by less than an hour is made up for, "
-        "once. Empty means never: gaps start re-anchors anyway.",
+        "day, month, weekday), for instance 0 4 * * *. A time that was missed by less than an hour is made up "
+        "for, once. Empty means never: gaps start re-anchors anyway.",
         max_length=100,
         rules=[
             rule(
@@ -363,9 +366,12 @@ class Reliability(Block):
         1000, "Milliseconds before the second try; doubles each time.", ge=100, le=10_000
     )
     circuit_breaker_threshold: int = field(
-        10, "Failures in a row, over all runs of a re-anchor, after which the exchange is left alone.", ge=5, le=50
+        10,
+        "Failures in a row, over all runs of a re-anchor, after which no requests are sent to the exchange for a time.",
+        ge=5,
+        le=50,
     )
-    circuit_breaker_timeout_seconds: int = field(60, "Seconds that it is left alone for.", ge=10, le=300)
+    circuit_breaker_timeout_seconds: int = field(60, "How long no requests are sent then, in seconds.", ge=10, le=300)
     health_check_interval_seconds: int = field(
         5, "Seconds between two rounds of a pod's checks of what it depends on.", ge=1, le=60
     )
@@ -390,7 +396,7 @@ class Scheduling(Block):
     )
     tolerations: tuple[Toleration, ...] = field(
         (),
-        "Taints that all pods of the pipeline bear, beside those that Kubernetes adds.",
+        "Taints that all pods of the pipeline tolerate, beside those that Kubernetes adds.",
         schema={"maxItems": 10, "x-kubernetes-list-type": "atomic"},
     )
     priority_class_name: str = field(
@@ -459,7 +465,7 @@ class Maintenance(Block):
 
 
 class PipelineSpec(Block):
-    """What somebody wants of a pipeline."""
+    """The specification of a pipeline."""
 
     model_config = ruled(
         rule(

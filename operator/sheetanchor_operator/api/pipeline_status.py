@@ -14,7 +14,7 @@ MESSAGE_LENGTH_MAX: Final = 1024
 class ConditionStatus(Block):
     """One aspect of the pipeline's health."""
 
-    type: Condition = field(..., "What it speaks of.")
+    type: Condition = field(..., "The aspect of the pipeline's health.")
     status: Literal["True", "False", "Unknown"] = field(..., "Whether it holds.")
     reason: Reason = field(..., "Why, in one word of a closed list.")
     message: str = field("", "What is the case and, if something is wrong, what to do.", max_length=MESSAGE_LENGTH_MAX)
@@ -26,13 +26,13 @@ class LastReanchor(Block):
     """The newest re-anchor that has begun."""
 
     name: str | None = field(None, "Name of the ReAnchor object.")
-    reason: str | None = field(None, "Why it was wanted.")
-    trigger: str | None = field(None, "What asked for it: a gap rule, start, suspect, annotation, schedule or manual.")
+    reason: str | None = field(None, "Why it was requested.")
+    trigger: str | None = field(None, "What requested it: a gap rule, start, suspect, annotation, schedule or manual.")
     symbol: str | None = field(None, "Trading pair whose state it rebuilds.")
     started_at: str | None = field(None, "When its newest run began.", schema=TIME)
     finished_at: str | None = field(None, "When it ended; absent while it runs.", schema=TIME)
     epoch: int | None = field(None, "Epoch of the state after it.", ge=0)
-    result: str | None = field(None, "What came of it: swapped, validated, dry_run, failed, skipped and so on.")
+    result: str | None = field(None, "Its result: swapped, validated, dry_run, failed, skipped and so on.")
 
 
 class SymbolStatus(Block):
@@ -42,7 +42,7 @@ class SymbolStatus(Block):
     state: Literal["anchored", "suspect", "unknown"] = field(..., "Whether its hot state is what the exchange says.")
     reason: str | None = field(None, "Why it is suspect.", max_length=512)
     epoch: int | None = field(None, "Which rebuild its state belongs to.", ge=0)
-    term: int | None = field(None, "Who may write it.", ge=0)
+    term: int | None = field(None, "Which processor's writes are accepted: rises with each takeover.", ge=0)
     suspect_since: str | None = field(None, "Since when it is suspect.", schema=TIME)
     rebuilt_micros: tuple[int, ...] = field(
         (),
@@ -52,7 +52,7 @@ class SymbolStatus(Block):
     )
     compared_micros: tuple[int, ...] = field(
         (),
-        "Ends of its dry runs and validations of the last hour: they ask the exchange for as much as a rebuild, and "
+        "Ends of its dry runs and validations of the last hour: they cost the exchange as much as a rebuild, and "
         "count against the same budget.",
         schema={"maxItems": 600, "x-kubernetes-list-type": "atomic"},
     )
@@ -62,13 +62,13 @@ class AnsweredRequest(Block):
     """A request that had an id, and its answer."""
 
     key: str = field(..., "Hash of symbol and id.", max_length=64)
-    name: str = field(..., "ReAnchor that it was.", max_length=253)
-    made_micros: int = field(..., "When that was created, in microseconds since 1970.", ge=0)
+    name: str = field(..., "Name of its ReAnchor.", max_length=253)
+    made_micros: int = field(..., "When the ReAnchor was created, in microseconds since 1970.", ge=0)
     phase: str = field(..., "Phase that it ended in.", max_length=40)
-    result: str = field("", "What came of it.", max_length=40)
-    message: str = field("", "The same for people.", max_length=256)
-    epoch_before: int | None = field(None, "Epoch that its run found.", ge=0)
-    epoch_after: int | None = field(None, "Epoch that it left.", ge=0)
+    result: str = field("", "Result of its run.", max_length=40)
+    message: str = field("", "The result in words.", max_length=256)
+    epoch_before: int | None = field(None, "Epoch before its run.", ge=0)
+    epoch_after: int | None = field(None, "Epoch after its run.", ge=0)
 
 
 class ReanchorRuns(Block):
@@ -93,7 +93,7 @@ class ZoneStatus(Block):
 class ComponentStatus(Block):
     """Pods of one component."""
 
-    replicas: int = field(..., "Pods that are wanted.", ge=0)
+    replicas: int = field(..., "Pods that there should be.", ge=0)
     ready: int = field(..., "Pods that are ready.", ge=0)
 
 
@@ -106,42 +106,43 @@ class InferenceStatus(ComponentStatus):
 class RedisStatus(ComponentStatus):
     """Pods of the managed Redis; zeros for an external one."""
 
-    master: str | None = field(None, "Pod that takes writes.")
+    master: str | None = field(None, "Pod of the master.")
 
 
 class OperatorStatus(Block):
-    """Which installation of the operator looks after the pipeline: no other acts on it."""
+    """Which installation of the operator manages the pipeline: no other acts on it."""
 
     name: str = field(
         ..., "Namespace and name of its Lease, for instance sheetanchor-system/sheetanchor.", max_length=512
     )
-    seen_at: str = field(..., "When it last said so; it does every two minutes while it is at work.", schema=TIME)
+    seen_at: str = field(..., "When it last renewed this claim; it does so every two minutes.", schema=TIME)
 
 
 class PipelineStatus(Block):
-    """What the operator observes; `kubectl get pp` shows the most of it."""
+    """What the operator observes; `kubectl get pp` shows most of it."""
 
     model_config = ruled(
         rule(
             "!has(oldSelf.term) || (has(self.term) && self.term >= oldSelf.term)",
-            "status.term must not go back: keep the largest term that was seen",
+            "status.term must not decrease: keep the largest term that was seen",
         )
     )
 
-    operator: OperatorStatus | None = field(None, "Which installation of the operator looks after the pipeline.")
-    phase: Phase | None = field(None, "The whole in one word.")
-    ready: str | None = field(None, "Ready and wanted pods, for instance 9/9.")
-    observed_generation: int | None = field(None, "Generation of the spec that this status speaks of.", ge=0)
+    operator: OperatorStatus | None = field(None, "Which installation of the operator manages the pipeline.")
+    phase: Phase | None = field(None, "The state of the whole pipeline in one word.")
+    ready: str | None = field(None, "Ready pods of those that there should be, for instance 9/9.")
+    observed_generation: int | None = field(None, "Generation of the spec that this status describes.", ge=0)
     conditions: tuple[ConditionStatus, ...] = field(
         (), "Aspects of the pipeline's health, one of each type.", schema=map_by(len(Condition), "type")
     )
     active_zone: str | None = field(None, "Zone of the node that the active processor runs on.")
     epoch: int | None = field(None, "Lowest epoch of the symbols: which rebuild their state belongs to.", ge=0)
-    term: int | None = field(None, "Largest term that was seen: who may write. Never goes back.", ge=0)
+    term: int | None = field(None, "Largest term that was seen; rises with each takeover and never decreases.", ge=0)
     model: str | None = field(None, "Model that the newest prediction was made with, for instance mlp@1a2b3c4d.")
     last_prediction_at: str | None = field(
         None,
-        "Time of the oldest of the symbols' newest sound predictions; written at most every 15 seconds.",
+        "Time of the newest prediction that is not degraded, of several symbols the oldest such time; written at most "
+        "every 15 seconds.",
         schema=TIME,
     )
     last_reanchor: LastReanchor | None = field(None, "The newest re-anchor that has begun.")

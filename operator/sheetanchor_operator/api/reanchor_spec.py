@@ -14,7 +14,7 @@ _MICROSECONDS_MIN: Final = 1_500_000_000_000_000
 
 
 class ReanchorSpec(Block):
-    """What is asked for. It cannot be changed: a second request is a second object."""
+    """The request. It cannot be changed: a second request is a second object."""
 
     model_config = ruled(
         rule(
@@ -44,7 +44,7 @@ class ReanchorSpec(Block):
     )
     trigger: str = field(
         "manual",
-        "What asks for it: a gap rule's name, start, suspect, annotation, schedule, failover or manual.",
+        "What requests it: a gap rule's name, start, suspect, annotation, schedule, failover or manual.",
         max_length=64,
         pattern="^[a-z][a-z0-9_]*$",
     )
@@ -55,7 +55,7 @@ class ReanchorSpec(Block):
     )
     requested_by: str = field(
         "",
-        "Who asks, for people, as claimed; the chart's policy holds people to who the API server knows them as.",
+        "Who requests it, as claimed; the chart's admission policy admits only the name that the API server knows.",
         max_length=253,
         rules=[one_line_rule("requestedBy")],
     )
@@ -68,12 +68,12 @@ class ReanchorSpec(Block):
         rules=[one_line_rule("requestID")],
     )
     dry_run: bool = field(False, "Do everything but the swap.")
-    force: bool = field(False, "Neither cool-down nor budget hold it up.")
+    force: bool = field(False, "Neither cool-down nor budget delay it.")
     epoch: int = field(0, "Epoch of the state that is in doubt; 0 where that is not known.", ge=0)
     at_micros: int = field(
         0,
-        "When what it speaks of happened, in microseconds since 1970; 0 means when the object was created. A "
-        "rebuild that began later answers it.",
+        "When the gap or doubt that it is about arose, in microseconds since 1970; 0 means when the object was "
+        "created. A rebuild that began later answers it.",
         ge=0,
         rules=[
             rule(
@@ -95,7 +95,7 @@ class PhaseDuration(Block):
 class ReanchorCondition(Block):
     """One aspect of a re-anchor."""
 
-    type: str = field(..., "What it speaks of.", max_length=64, pattern="^[A-Z][A-Za-z]*$")
+    type: str = field(..., "The aspect of the re-anchor.", max_length=64, pattern="^[A-Z][A-Za-z]*$")
     status: Literal["True", "False", "Unknown"] = field(..., "Whether it holds.")
     reason: str = field(..., "Why, in one word.", max_length=64, pattern="^[A-Z][A-Za-z]*$")
     message: str = field("", "What is the case and what to do.", max_length=MESSAGE_LENGTH_MAX)
@@ -104,7 +104,7 @@ class ReanchorCondition(Block):
 
 
 class ReanchorStatus(Block):
-    """What has come of it: the receipt."""
+    """What has become of it: the receipt."""
 
     model_config = ruled(
         rule(
@@ -114,40 +114,40 @@ class ReanchorStatus(Block):
         ),
         rule(
             "!has(oldSelf.attempts) || (has(self.attempts) && self.attempts >= oldSelf.attempts)",
-            "status.attempts must not go back: a run that was begun stays counted",
+            "status.attempts must not decrease: a run that was started stays counted",
         ),
     )
 
     phase: Literal["Pending", "Running", "Succeeded", "Failed", "Skipped"] | None = field(
-        None, "Where it stands; Succeeded, Failed and Skipped are final."
+        None, "How far it is; Succeeded, Failed and Skipped are final."
     )
     result: str | None = field(
         None,
-        "What came of it: swapped, validated (nothing to do), dry_run, repeated, failed, lock_held, "
+        "Its result: swapped, validated (nothing to do), dry_run, repeated, failed, lock_held, "
         "superseded, skipped or coalesced.",
         max_length=40,
     )
     job_name: str | None = field(None, "Job of the newest run.", max_length=253)
-    attempts: int | None = field(None, "Runs that were begun.", ge=0)
+    attempts: int | None = field(None, "Runs that were started.", ge=0)
     attempts_held: int | None = field(
-        None, "Of these, runs that found another one at work and did nothing: they are no failures.", ge=0
+        None, "Of these, runs that found another one in progress and changed nothing: they are not failures.", ge=0
     )
     started_at: str | None = field(None, "When the newest run began.", schema=TIME)
     finished_at: str | None = field(None, "When it became final.", schema=TIME)
-    duration_seconds: float | None = field(None, "Duration of the run that decided it.", ge=0)
+    duration_seconds: float | None = field(None, "Duration of the run that gave the result.", ge=0)
     phases: tuple[PhaseDuration, ...] = field((), "How long each step took.", schema=map_by(20, "name"))
-    epoch_before: int | None = field(None, "Epoch that the run found.", ge=0)
-    epoch_after: int | None = field(None, "Epoch that it left.", ge=0)
+    epoch_before: int | None = field(None, "Epoch before the run.", ge=0)
+    epoch_after: int | None = field(None, "Epoch after the run.", ge=0)
     snapshot_id: int | None = field(None, "Update id of the exchange's snapshot.", alias="snapshotID", ge=0)
     update_id: int | None = field(None, "Update id that the state was swapped at.", alias="updateID", ge=0)
     checks: tuple[str, ...] = field(
         (), "Checks that passed.", schema={"maxItems": 64, "items": {"type": "string", "maxLength": 100}}
     )
     exit_code: int | None = field(None, "What the run's process exited with; 0 is success.", ge=0, le=255)
-    message: str | None = field(None, "One line for people: what happened, or why it waits.", max_length=2048)
+    message: str | None = field(None, "What happened, or why it waits, in one line.", max_length=2048)
     next_attempt_at: str | None = field(None, "When the next run begins at the earliest.", schema=TIME)
     answered_by: str | None = field(
-        None, "ReAnchor whose run answered this one too, when they were merged.", max_length=253
+        None, "ReAnchor whose run answered this request too, when they were merged.", max_length=253
     )
-    observed_generation: int | None = field(None, "Generation of the spec that this status speaks of.", ge=0)
+    observed_generation: int | None = field(None, "Generation of the spec that this status describes.", ge=0)
     conditions: tuple[ReanchorCondition, ...] = field((), "Aspects of it, one of each type.", schema=map_by(8, "type"))

@@ -1,4 +1,4 @@
-"""`PredictionPipeline.spec.redis`: three managed nodes with Sentinel, or somebody else's server."""
+"""`PredictionPipeline.spec.redis`: three managed nodes with Sentinel, or a server outside of the pipeline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _URL_PATTERN: Final = rf"(rediss?|sentinels?)://([^/@\s]*@)?{HOST_PATTERN}(,{HOS
 
 
 def _redis_url(value: str) -> str:
-    """Check a URL as the roles do.
+    """Check a URL as the workloads do.
 
     Raises:
         ValueError: Says what was expected.
@@ -87,15 +87,15 @@ class ManagedRedis(Block):
     )
     min_replicas_to_write: int = field(
         1,
-        "Replicas that must be in reach for the master to take writes, so that one that was cut off takes "
-        "none. 0 prefers writing on.",
+        "Replicas that the master must reach to accept writes, so that a master that was cut off accepts "
+        "none. 0 keeps accepting writes.",
         ge=0,
         le=2,
     )
     storage: Storage | None = field(
         None,
-        "A volume for each node. Absent means memory only: what is lost with all three nodes is rebuilt from "
-        "the exchange.",
+        "A volume for each node. Absent means memory only: if all three nodes are lost at once, the state is "
+        "rebuilt from the exchange.",
     )
     resources: RedisResources = field(RedisResources(), "Resources of the server of each Redis node.")
     sentinel_resources: SentinelResources = field(
@@ -104,7 +104,7 @@ class ManagedRedis(Block):
 
 
 class ExternalRedis(Block):
-    """A server that somebody else runs; Redis 7 or Valkey 8 at least, with functions allowed."""
+    """A server that the operator does not run; Redis 7 or Valkey 8 at least, with functions allowed."""
 
     model_config = ruled(
         rule(
@@ -123,7 +123,7 @@ class ExternalRedis(Block):
 
     url: Annotated[str, AfterValidator(_redis_url)] = field(
         ...,
-        "Where it is: redis://host:6379/0, rediss://host:6379/0 for TLS, or "
+        "URL of the server: redis://host:6379/0, rediss://host:6379/0 for TLS, or "
         "sentinel://host1:26379,host2:26379/SERVICE. Without password.",
         min_length=1,
         max_length=1024,
@@ -155,8 +155,8 @@ class ExternalRedis(Block):
     password_secret: PasswordRef | None = field(None, "Secret with the password.")
     cidrs: tuple[Annotated[str, AfterValidator(block_of)], ...] = field(
         (),
-        "Blocks of addresses at which it is, for instance 10.1.2.0/24: network policies let pods reach its port there "
-        "and nowhere else. Empty means at any address, since policies cannot name hosts.",
+        "Blocks of addresses of the server, for instance 10.1.2.0/24: network policies let pods reach its port there "
+        "and nowhere else. Empty means any address, since policies cannot name hosts.",
         schema=set_of(16, pattern=CIDR_PATTERN, maxLength=43),
     )
     ca_secret: AuthorityRef | None = field(
@@ -165,7 +165,7 @@ class ExternalRedis(Block):
 
 
 class Redis(Block):
-    """Where the hot state is kept; neither of both means `managed` with its defaults."""
+    """Where the hot state is kept; without either field it is `managed` with its defaults."""
 
     model_config = ruled(
         rule(
@@ -176,7 +176,7 @@ class Redis(Block):
             "has(self.external) == has(oldSelf.external)",
             "redis cannot be switched between managed and external in place: make a new pipeline and delete this one",
         ),
-        # Here, and not where storage is: a rule that compares is not asked where its block comes or goes.
+        # On this block, not on storage: a rule with oldSelf is skipped where its own block is added or removed.
         rule(
             "(has(self.managed) && has(self.managed.storage)) == "
             "(has(oldSelf.managed) && has(oldSelf.managed.storage))",
@@ -185,4 +185,4 @@ class Redis(Block):
     )
 
     managed: ManagedRedis | None = field(None, "Three nodes with Sentinel, spread over the zones, run by the operator.")
-    external: ExternalRedis | None = field(None, "A server that somebody else runs.")
+    external: ExternalRedis | None = field(None, "A server that the operator does not run.")

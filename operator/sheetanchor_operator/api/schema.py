@@ -35,56 +35,56 @@ PIPELINE_TEXT: Final = (
     "anchored to what the exchange says. `spec: {symbols: [BTCUSDT]}` is a complete one."
 )
 REANCHOR_TEXT: Final = (
-    "A request to rebuild a trading pair's hot state from the exchange, and the receipt of what came of it. Made by "
-    "the processor when it finds a gap, and by the operator for an annotation or a schedule."
+    "A request to rebuild a trading pair's hot state from the exchange, and the receipt of the result. Created "
+    "by the processor when it finds a gap, and by the operator for an annotation or a schedule."
 )
 NAME_RULES: Final = [
     rule(
         f"self.metadata.name.size() <= {PIPELINE_NAME_LENGTH_MAX}",
-        f"metadata.name must have at most {PIPELINE_NAME_LENGTH_MAX} characters, since its parts are named after it: "
+        f"metadata.name must have at most {PIPELINE_NAME_LENGTH_MAX} characters, since its objects are named after it: "
         "choose a shorter one",
     ),
     rule(
         "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-        "metadata.name must begin with a letter and have only small letters, digits and dashes, since Services "
+        "metadata.name must begin with a letter and have only lowercase letters, digits and dashes, since Services "
         "are named after it: choose another",
     ),
 ]
 STATUS_STAYS: Final = rule(
     "!has(oldSelf.status) || has(self.status)",
-    "status must not be removed: what it says must not go back; delete the object instead",
+    "status must not be removed: its terms and epochs must not decrease; delete the object instead",
 )
-"""At the root: the rules of the status itself are not asked where the status goes as a whole."""
+"""At the root: the API server skips the rules of the status itself where the whole status is removed."""
 
 COLUMNS_OF_PIPELINES: Final = [
-    ("Phase", "string", ".status.phase", "The whole in one word", 0),
-    ("Ready", "string", ".status.ready", "Ready and wanted pods", 0),
+    ("Phase", "string", ".status.phase", "State of the whole pipeline", 0),
+    ("Ready", "string", ".status.ready", "Ready pods of those that there should be", 0),
     ("Zone", "string", ".status.activeZone", "Where the active processor runs", 0),
     (
         "Anchored",
         "string",
         '.status.conditions[?(@.type=="Anchored")].status',
-        "Whether the state is the exchange's",
+        "Whether the state agrees with the exchange",
         0,
     ),
-    ("Prediction", "date", ".status.lastPredictionAt", "Age of the newest sound prediction", 0),
+    ("Prediction", "date", ".status.lastPredictionAt", "Age of the newest prediction that is not degraded", 0),
     ("Last-Reanchor", "date", ".status.lastReanchor.finishedAt", "Time since the last re-anchor ended", 0),
-    ("Age", "date", ".metadata.creationTimestamp", "Time since it was made", 0),
+    ("Age", "date", ".metadata.creationTimestamp", "Time since it was created", 0),
     ("Epoch", "integer", ".status.epoch", "Which rebuild the state belongs to", 1),
-    ("Term", "integer", ".status.term", "Who may write the state", 1),
+    ("Term", "integer", ".status.term", "Rises with each takeover of the state", 1),
     ("Model", "string", ".status.model", "Model in use", 1),
     ("Message", "string", '.status.conditions[?(@.type=="Ready")].message', "What is the case and what to do", 1),
 ]
 COLUMNS_OF_REANCHORS: Final = [
-    ("Pipeline", "string", ".spec.pipeline", "Whose state it rebuilds", 0),
+    ("Pipeline", "string", ".spec.pipeline", "Pipeline whose state it rebuilds", 0),
     ("Symbol", "string", ".spec.symbol", "Trading pair", 0),
-    ("Trigger", "string", ".spec.trigger", "What asked for it", 0),
-    ("Phase", "string", ".status.phase", "Where it stands", 0),
-    ("Result", "string", ".status.result", "What came of it", 0),
+    ("Trigger", "string", ".spec.trigger", "What requested it", 0),
+    ("Phase", "string", ".status.phase", "How far it is", 0),
+    ("Result", "string", ".status.result", "Result", 0),
     ("Seconds", "number", ".status.durationSeconds", "Duration of the run", 0),
-    ("Epoch", "integer", ".status.epochAfter", "Epoch that it left", 0),
-    ("Age", "date", ".metadata.creationTimestamp", "Time since it was asked for", 0),
-    ("Attempts", "integer", ".status.attempts", "Runs that were begun", 1),
+    ("Epoch", "integer", ".status.epochAfter", "Epoch after the run", 0),
+    ("Age", "date", ".metadata.creationTimestamp", "Time since it was requested", 0),
+    ("Attempts", "integer", ".status.attempts", "Runs that were started", 1),
     ("Job", "string", ".status.jobName", "Job of the newest run", 1),
     ("Message", "string", ".status.message", "What happened, or why it waits", 1),
 ]
@@ -111,7 +111,7 @@ def _structural(node: Schema, blocks: dict[str, Schema]) -> Schema:
     if node.get("type") == "object" and "properties" in node:
         node.pop("additionalProperties", None)
         node["properties"] = {name: _structural(one, blocks) for name, one in node["properties"].items()}
-        if "default" in node:  # whole, since the server checks a default by the rules before it fills it in
+        if "default" in node:  # complete, since the server checks a default by the rules before it fills it in
             node["default"] = _without_nulls(node["default"])
     if isinstance(node.get("items"), dict):
         node["items"] = _structural(node["items"], blocks)
@@ -139,7 +139,7 @@ def _without_nulls(value: Any) -> Any:
 def definition(
     kind: str, plural: str, short: str, text: str, spec: type[BaseModel], status: type[BaseModel], columns: list[Any]
 ) -> Schema:
-    """Render a custom resource definition without its peculiarities."""
+    """Render a custom resource definition without what differs between the two kinds."""
     root: Schema = {
         "description": text,
         "type": "object",
@@ -152,7 +152,7 @@ def definition(
             "status": _without_defaults(structural(status)),
         },
     }
-    # The API server drops a priority of 0: whoever compares what is there with what was sent would see a difference.
+    # The API server drops a priority of 0: a comparison of the live object with what was sent would show a difference.
     shown = [
         {"name": name, "type": kind_of, "jsonPath": path, "description": description}
         | ({"priority": level} if level else {})
@@ -227,7 +227,7 @@ class _Plain(yaml.SafeDumper):
 
 
 def render(tree: Schema) -> str:
-    """Render as YAML for people."""
+    """Render as readable YAML."""
     return yaml.dump(tree, Dumper=_Plain, sort_keys=False, width=118, allow_unicode=True)
 
 

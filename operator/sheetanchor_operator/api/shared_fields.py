@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from sheetanchor_operator.api.fields import Block, field, rule, ruled
 
 NAME_PATTERN: Final = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
-"""What the API server takes for the name of a Secret, a ConfigMap or a claim."""
+"""What the API server accepts as the name of a Secret, a ConfigMap or a claim."""
 
 KEY_PATTERN: Final = r"^[-._a-zA-Z0-9]+$"
 QUANTITY_PATTERN: Final = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
@@ -44,19 +44,19 @@ _LIMITS: Final = (
 
 
 def matches(pattern: str) -> str:
-    """Give the CEL expression that says whether a text is as a pattern has it."""
+    """Give the CEL expression that says whether a text matches a pattern."""
     text = pattern.replace("\\", "\\\\")
     return f"self.matches('^{text}$')"
 
 
 def url_of(*schemes: str) -> Callable[[str], str]:
-    """Make a check of a URL, as the roles check it: what they refuse would never start.
+    """Make a check of a URL, as the workloads check it: one that they refuse would keep their pods from starting.
 
     Args:
-        schemes: Those that are taken, in small letters.
+        schemes: Those that are accepted, in lowercase.
 
     Returns:
-        A function that gives a URL as it is, or raises ValueError saying what was expected.
+        A function that returns a valid URL unchanged, or raises ValueError saying what was expected.
     """
     begin = " or ".join(f"{scheme}://" for scheme in schemes)
 
@@ -102,7 +102,7 @@ class IngestResources(Resources):
 
 
 class ProcessResources(Resources):
-    """Resources of a processor, which may run a re-anchor as a child process when nobody else does."""
+    """Resources of a processor, which may run a re-anchor as a child process when the operator does not."""
 
     requests: Quantities = field({"cpu": "50m", "memory": "128Mi"}, _REQUESTS, schema=QUANTITIES)
     limits: Quantities = field({"memory": "768Mi"}, _LIMITS, schema=QUANTITIES)
@@ -181,12 +181,12 @@ class AuthorityRef(SecretKeyRef):
 
 
 class Toleration(Block):
-    """A taint that the pods bear, as in a pod's `tolerations`."""
+    """A taint that the pods tolerate, as in a pod's `tolerations`."""
 
     model_config = ruled(
         rule(
             "self.key != '' || self.operator == 'Exists'",
-            "scheduling.tolerations: an empty key bears every taint and needs operator Exists; name a key otherwise",
+            "scheduling.tolerations: an empty key tolerates every taint and needs operator Exists; otherwise set key",
         ),
         rule(
             "self.operator != 'Exists' || self.value == ''",
@@ -205,5 +205,5 @@ class Toleration(Block):
         "", "Effect of the taint; empty means every effect."
     )
     toleration_seconds: int | None = field(
-        None, "Seconds that a NoExecute taint is borne; absent means for ever.", ge=0, le=86_400
+        None, "Seconds that a NoExecute taint is tolerated; absent means for ever.", ge=0, le=86_400
     )

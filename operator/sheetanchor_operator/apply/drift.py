@@ -1,6 +1,6 @@
-"""Whether a live object still is as its manifest says. Pure.
+"""Whether a live object still agrees with its manifest. Pure.
 
-Only what the manifest names counts: what the API server adds by default and what others own is left alone.
+Only fields that the manifest names count: defaults of the API server and fields of other managers are left alone.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "topologySpreadConstraints": ("topologyKey",),
     "ownerReferences": ("uid",),
 }
-"""Lists to which others may add, and what tells their items apart, the first that all have. Others are one value."""
+"""Lists to which others may add, and the fields that identify their items: the first that all have. Other lists are
+compared as one value."""
 
 _ALONE: Final = frozenset({"NetworkPolicy", "Role", "RoleBinding"})
-"""Kinds in whose lists everything counts: what somebody adds there opens a door that is meant to be closed."""
+"""Kinds whose lists have to agree entirely: an added item would allow traffic or rights that are to be denied."""
 
 APPLIED: Final = f"{GROUP}/applied"
-"""Annotation with the digest of the manifest that was applied: it tells that something is wanted no longer."""
+"""Annotation with the digest of the manifest that was applied: it shows that a field was removed from the manifest."""
 
 
 def stamped(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def needs_apply(desired: Mapping[str, Any], live: Mapping[str, Any] | None) -> b
 
 
 def covers(live: Any, desired: Any, name: str = "", *, shared: bool = True) -> bool:
-    """Say whether everything that is desired is there.
+    """Say whether a live value has everything that is desired.
 
     Args:
         live: A value of the object.
@@ -73,10 +74,10 @@ def covers(live: Any, desired: Any, name: str = "", *, shared: bool = True) -> b
 
 
 def differences(live: Mapping[str, Any], desired: Mapping[str, Any]) -> dict[str, str]:
-    """Give the fields in which an object is not as its manifest says, each with what is there instead.
+    """Give the fields in which an object differs from its manifest, each with the live value.
 
-    What the API server makes of a manifest, or a policy of the cluster, is no change that somebody has made since: the
-    same differences as in the answer to the write say that nothing has happened.
+    What the API server or a policy of the cluster makes of a manifest is no later change: as long as the differences
+    are those of the answer to the write, the object has not drifted.
     """
     found = _differences(live, desired, "", (), shared=desired.get("kind") not in _ALONE)
     return {".".join(path): json.dumps(value, sort_keys=True, default=str) for path, value in found}
@@ -102,7 +103,7 @@ def _differences(
 
 
 def _is_nothing(value: Any) -> bool:
-    """The API server drops empty lists, maps and strings here and there."""
+    """The API server drops empty lists, maps and strings of some fields."""
     return value is None or value in ("", [], {}, ())
 
 
@@ -128,7 +129,7 @@ def _in_list(
 
 
 def _key_of(name: str, desired: Sequence[Any]) -> str | None:
-    """Choose what tells a list's items apart, None if nothing does."""
+    """Choose the field that identifies a list's items, None if none does."""
     if not all(isinstance(item, Mapping) for item in desired):
         return None
     for key in _KEYS.get(name, ()):

@@ -1,9 +1,10 @@
 """Which installation of the operator manages a pipeline. Pure.
 
-Two installations that manage the same objects undo each other's work. So the one that does says so in the status,
-and says it again every two minutes; another one keeps off, and takes over when it has heard nothing for three times as
-long, by its own clock: clocks of different machines are never compared. The annotation `sheetanchor.dev/operator` on a
-pipeline names the installation that is to manage it, and counts at once.
+Two installations that manage the same objects undo each other's work. So the one that manages a pipeline claims it in
+the status and renews the claim every two minutes. Another one leaves the pipeline alone, and takes over when it has
+seen no renewal for three times as long, by its own clock: clocks of different machines are never compared. The
+annotation `sheetanchor.dev/operator` on a pipeline names the installation that is to manage it, and takes effect at
+once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sheetanchor_operator.api.timestamps import micros_of
 
 RENEW_CLAIM_US: Final = 120 * 1_000_000
 TAKE_OVER_AFTER_S: Final = 360.0
-"""Three times what an installation at work lets pass; an upgrade or a change of leader takes some seconds."""
+"""Three times the interval of renewals; an upgrade or a change of leader takes some seconds only."""
 
 Decision = Literal["act", "claim", "keep-off"]
 
@@ -26,9 +27,9 @@ class ObservedClaim:
     """The claim of another installation as it was last seen.
 
     Attributes:
-        name: Who claims.
-        seen_at: What it last said of when that was.
-        since_s: When, by our own steady clock, it was first seen to say that.
+        name: The installation.
+        seen_at: Time of the last renewal, as it wrote it.
+        since_s: When, by our own steady clock, this renewal was first seen.
     """
 
     name: str
@@ -37,7 +38,7 @@ class ObservedClaim:
 
 
 def observe_claim(before: ObservedClaim | None, status: Mapping[str, Any], now_s: float) -> ObservedClaim:
-    """Take the claim in a status in."""
+    """Update what is known of a claim from a status."""
     claim = status.get("operator") or {}
     name, seen_at = str(claim.get("name") or ""), str(claim.get("seenAt") or "")
     if before is not None and (before.name, before.seen_at) == (name, seen_at):
@@ -46,12 +47,12 @@ def observe_claim(before: ObservedClaim | None, status: Mapping[str, Any], now_s
 
 
 def decide(own: str, wanted: str, claim: ObservedClaim, now_us: int, now_s: float) -> Decision:
-    """Say what an installation does about a pipeline.
+    """Decide what an installation does about a pipeline.
 
     Args:
         own: Its name.
-        wanted: Who is to manage the pipeline by its annotation, "" for whoever does.
-        claim: Who does, as was last heard.
+        wanted: The installation that the pipeline's annotation names, "" if it names none.
+        claim: The other installation's claim, as it was last seen.
         now_us: The time.
         now_s: The same by the steady clock.
     """

@@ -1,7 +1,7 @@
-"""Whose an object is, and on what others an object of ours depends. Pure.
+"""Whether an object belongs to a pipeline, and on which objects a manifest depends. Pure.
 
-A name is no ownership: anybody may have used it before. What is ours carries our label and belongs to this pipeline,
-or to one of the same name that was there before, or to nobody since somebody has orphaned it.
+A name is no ownership: an object of that name may have been there before. The pipeline's own objects carry the
+operator's label, and are owned by this pipeline, by a deleted one of the same name, or by none if they were orphaned.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def belongs_to(live: Live, pipeline: Pipeline) -> bool:
 
 
 def may_take_over(live: Live, pipeline: Pipeline) -> bool:
-    """Say whether an object of a child's name is the pipeline's, or was one's of the same name."""
+    """Say whether an object of a child's name belongs to the pipeline, or to a deleted one of the same name."""
     metadata = live["metadata"]
     labels, owners = metadata.get("labels") or {}, metadata.get("ownerReferences") or ()
     if belongs_to(live, pipeline):
@@ -34,7 +34,7 @@ def may_take_over(live: Live, pipeline: Pipeline) -> bool:
 
 
 def is_run_of(live: Live, manifest: Live) -> bool:
-    """Say whether an object of the name of a re-anchor's is the one that a manifest describes."""
+    """Say whether an object with the name of a re-anchor's is the one that a manifest describes."""
     ours = {one["uid"] for one in manifest["metadata"].get("ownerReferences") or ()}
     theirs = {one.get("uid") for one in live["metadata"].get("ownerReferences") or ()}
     if manifest["kind"] == REANCHOR_KIND:

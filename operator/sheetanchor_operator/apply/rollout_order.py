@@ -1,7 +1,7 @@
 """In which order changed workloads are written: one after another, never a whole pipeline at once. Pure.
 
 Redis comes first, then line by line the ingestors, then processors, then inference. A workload waits while one before
-it is being renewed; what does not serve has nothing to lose and does not wait.
+it is being rolled out; one that serves nothing cannot interrupt anything and does not wait.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Place = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class RolloutStep:
-    """Whose turn it is.
+    """Which changes may be written, and what the others wait for.
 
     Attributes:
-        deferred: Workloads whose change waits for another's end, by kind and name.
-        awaited: What they wait for; None if nothing is being renewed.
+        deferred: Workloads whose change waits for another roll-out, by kind and name.
+        awaited: What they wait for; None if nothing is being rolled out.
     """
 
     deferred: frozenset[Place] = frozenset()
@@ -44,9 +44,9 @@ def rollout_step(
     Args:
         desired: Manifests of a pipeline.
         live: Its objects as they are.
-        settled: Workloads that were written and left so, although they are not as their manifest says: what the server
-            or a policy of the cluster makes of it is no change that is still to come.
-        passed_over: Workloads that nobody waits for any more, since they never come to an end.
+        settled: Workloads that were written and still differ from their manifest, since the server or a policy of the
+            cluster changed it: there is no change left to write.
+        passed_over: Workloads that are not waited for any more, since their roll-out does not end.
     """
     deferred: set[Place] = set()
     awaited: Place | None = None
@@ -64,12 +64,12 @@ def rollout_step(
 
 
 def deferred_changes(desired: Sequence[Live], live: Mapping[Place, Live]) -> frozenset[Place]:
-    """Name the workloads whose change waits for another's end, by kind and name."""
+    """Name the workloads whose change waits for another roll-out, by kind and name."""
     return rollout_step(desired, live).deferred
 
 
 def can_delete(body: Live, desired: Sequence[Live], live: Mapping[Place, Live]) -> bool:
-    """Say whether what is wanted no longer may be deleted: a serving workload only once those in its place serve.
+    """Say whether an object that no manifest names may be deleted: a serving workload only once its replacements serve.
 
     Args:
         body: The object.
@@ -98,7 +98,7 @@ def serves(body: Live) -> bool:
 
 
 def is_rolling(body: Live) -> bool:
-    """Say whether a workload has pods that are not yet as they should be."""
+    """Say whether a workload has pods that are not yet replaced, or not yet ready."""
     status, wanted = body.get("status") or {}, int(body["spec"].get("replicas", 1))
     if status.get("observedGeneration", 0) < body["metadata"].get("generation", 0):
         return True

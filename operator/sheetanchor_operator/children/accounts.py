@@ -1,4 +1,4 @@
-"""Accounts: each component its own, and only the processor's may do anything."""
+"""Service accounts: one per component; only the processor's has a permission."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ SERVED_S: Final = 3 * SLOT_MS // 1000
 """A new replica has served two slots, whenever it was ready, before an old one goes."""
 
 LINGER_S: Final = 5
-"""An ending replica answers until every node has heard that it is going."""
+"""An ending replica answers until every node has removed it from its Service: a client would get no answer before."""
 
 GRACE_S: Final = 25
 MODEL_FILES: Final = ("model.onnx", "manifest.json")

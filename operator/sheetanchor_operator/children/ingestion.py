@@ -13,8 +13,8 @@ from sheetanchor_operator.observation import Observed
 from sheetanchor_operator.zones.lines import Line, lines
 
 OVERLAP_S: Final = 5
-"""A new pod is ready with its first message. For this long both append to the line: readers know frames that come twice
-by their ids, as when one process renews its connection, and nothing is missed in between."""
+"""A new pod is ready with its first message. For this long both pods append to the line, so that no frame is missed in
+between: readers recognise duplicates by their ids, as when one process renews its connection."""
 
 GRACE_S: Final = 15
 """Closing the connection and sending what waits takes up to 5 s, and a blocked Redis call 2 s."""

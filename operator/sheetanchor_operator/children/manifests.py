@@ -1,4 +1,4 @@
-"""The objects that a pipeline consists of, as manifests. Pure: the same pipeline and sight give the same manifests."""
+"""The objects that a pipeline consists of, as manifests. Pure: equal pipeline and observation give equal manifests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PASSWORD_BYTES: Final = 24
 
 
 def random_password(_user: str) -> str:
-    """Make a password that nobody can guess."""
+    """Make a random password of `PASSWORD_BYTES` bytes."""
     return secrets.token_urlsafe(PASSWORD_BYTES)
 
 
@@ -37,11 +37,11 @@ def children(
     """Give every child of a pipeline, in the order in which they are best applied.
 
     Args:
-        pipeline: What is wanted.
-        observed: What is there.
-        defaults: What the operator's own settings say.
-        make_password: Makes the passwords of the Secret that is created once (annotation `CREATE_ONLY`): all else is
-            the same whenever pipeline and sight are.
+        pipeline: The pipeline with its specification.
+        observed: The live objects.
+        defaults: Values from the operator's own settings.
+        make_password: Makes the passwords of the Secret that is created once (annotation `CREATE_ONLY`): everything
+            else depends on pipeline and observation only.
     """
     return (
         *accounts(pipeline),

@@ -1,4 +1,4 @@
-"""Network policies: nothing is allowed but what a component needs."""
+"""Network policies: only the traffic that a component needs is allowed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _ports(*ports: int) -> list[Manifest]:
 
 
 def port_of(url: str) -> int:
-    """Give the port that an origin is reached at."""
+    """Give the port of an origin."""
     parts = urlsplit(url)
     return parts.port or _SCHEME_PORTS[parts.scheme]
 
@@ -92,10 +92,9 @@ def _processor(pipeline: Pipeline, defaults: Defaults) -> Manifest:
 
 
 def network(pipeline: Pipeline, defaults: Defaults) -> list[Manifest]:
-    """Render the policies; none if the pipeline does without.
+    """Render the policies; none if the pipeline switches them off.
 
-    Predictions may be read from anywhere; whoever wants less adds a policy, since policies only add up if
-    they allow.
+    Predictions may be read from anywhere: who reads them is not known here, and a policy cannot be narrowed by another.
     """
     if not pipeline.spec.network_policy.enabled:
         return []

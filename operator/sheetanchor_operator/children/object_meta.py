@@ -1,4 +1,4 @@
-"""What every manifest is made of: metadata, labels and owner."""
+"""What all manifests have in common: metadata, labels and owner."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What the operator's own settings say for pipelines that do not.
+    """Values from the operator's own settings, for pipelines that do not set them.
 
     Attributes:
         image: Image of the workloads.
-        pull_policy: When nodes pull it, wins over the pipeline's own; "" leaves that to the pipeline.
+        pull_policy: When nodes pull it; overrides the pipeline's own, "" leaves that to the pipeline.
         cluster_domain: DNS domain of the cluster's services.
-        operator_namespace: Where the operator's pods are, which ask workloads over HTTP; "" if that is not known.
+        operator_namespace: Where the operator's pods are, which poll workloads over HTTP; "" if that is not known.
         monitoring_namespaces: Namespaces that may scrape metrics; empty means all.
-        api_server_ports: Where the API server is reached. It is no pod: policies can only name its ports.
-        dns_peers: Whom pods may ask for names, as `network_peers.peer_of` reads them; empty means anybody.
-        dns_ports: Where the cluster's DNS pods listen, which is what a policy sees, not their Service's port.
-        listen_address: Where workloads listen; `*` is every address, by IPv4 and IPv6.
+        api_server_ports: Ports of the API server. It is no pod: policies can only name its ports.
+        dns_peers: DNS servers that pods may query, as `network_peers.peer_of` reads them; empty means any.
+        dns_ports: Ports of the cluster's DNS pods: policies apply to these, not to their Service's port.
+        listen_address: Address that workloads listen on; `*` is every address, by IPv4 and IPv6.
         pull_secrets: For images of pipelines that name no pull secrets themselves.
-        assign_ids: Whether pods name the user and groups that they run as. Where each namespace is given ids of
-            its own, as by OpenShift, pods that name others are refused.
+        assign_ids: Whether pods set the user and groups that they run as. Where each namespace has ids of its own,
+            as on OpenShift, pods that set others are refused.
     """
 
     image: str
@@ -73,7 +73,7 @@ def metadata_of(pipeline: Pipeline, component: Component | str, name: str, zone:
 
 
 def disruption_budget(pipeline: Pipeline, component: Component, name: str) -> Manifest:
-    """Render a budget: of a component's pods, one may be away on purpose."""
+    """Render a disruption budget: one of a component's pods may be evicted at a time."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
@@ -81,14 +81,14 @@ def disruption_budget(pipeline: Pipeline, component: Component, name: str) -> Ma
         "spec": {
             "maxUnavailable": 1,
             "selector": {"matchLabels": selector_of(pipeline.name, component)},
-            # A pod that does not work must not keep its node from being drained.
+            # Otherwise a pod that does not become ready would block the drain of its node.
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
         },
     }
 
 
 def http_service(pipeline: Pipeline, component: Component, name: str) -> Manifest:
-    """Render the Service that a component's HTTP port is reached at."""
+    """Render the Service of a component's HTTP port."""
     return {
         "apiVersion": "v1",
         "kind": "Service",

@@ -1,4 +1,4 @@
-"""The pod that every role starts from: restricted, without an API token, its files mounted read-only."""
+"""The pod template that all roles share: restricted, without an API token, its files mounted read-only."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ SCRAPED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class WorkloadRole:
-    """What tells one role's pods from another's.
+    """What differs between the pods of two roles.
 
     Attributes:
-        component: Which one.
+        component: The component.
         args: Flags after the settings file.
         resources: Requests and limits.
-        grace_s: Seconds between being told to end and being killed.
-        linger_s: Seconds that an ending pod goes on serving, until no Service sends anybody any more.
+        grace_s: Seconds between SIGTERM and SIGKILL.
+        linger_s: Seconds that a terminating pod goes on serving, until no Service routes requests to it any more.
         served: Whether it listens on the HTTP port and is probed there.
         volumes: Pairs of a volume and its mount, beside those that every role has.
         env: Environment variables.
@@ -102,7 +102,7 @@ def secret_entries(pipeline: Pipeline, component: Component) -> dict[str, Secret
 
 
 def pod_security(defaults: Defaults) -> Manifest:
-    """Render what pods may not do, and as whom they run where the cluster does not choose that itself."""
+    """Render the security context: restrictions, and user and group where the cluster does not assign them itself."""
     return {**POD_SECURITY, **(IDS if defaults.assign_ids else {})}
 
 
@@ -189,7 +189,7 @@ def container(pipeline: Pipeline, defaults: Defaults, role: WorkloadRole, mounts
 
 
 def tolerations(pipeline: Pipeline) -> list[Manifest]:
-    """Render the taints that pods bear: a lost node's for a moment, and what the pipeline says."""
+    """Render the taints that pods tolerate: those of a lost node for a limited time, and the pipeline's own."""
     lost = [
         {
             "key": f"node.kubernetes.io/{taint}",
@@ -207,7 +207,7 @@ def tolerations(pipeline: Pipeline) -> list[Manifest]:
 
 
 def pod_spec(pipeline: Pipeline, defaults: Defaults, role: WorkloadRole) -> Manifest:
-    """Render a role's pod, without what spreads pods over nodes."""
+    """Render a role's pod spec, without the fields that spread pods over nodes."""
     volumes = [*standard_volumes(pipeline, role.component), *role.volumes]
     return {
         "serviceAccountName": child_name(pipeline.name, role.component),
@@ -223,7 +223,7 @@ def pod_spec(pipeline: Pipeline, defaults: Defaults, role: WorkloadRole) -> Mani
 
 
 def scheduling_fields(pipeline: Pipeline, defaults: Defaults) -> Manifest:
-    """Give a pod's fields that say on which nodes it may run, its priority, and with what its image is pulled."""
+    """Give a pod's fields for node selection, tolerations, priority and pull secrets."""
     scheduling = pipeline.spec.scheduling
     pull_secrets = [one.name for one in pipeline.spec.image_pull_secrets] or list(defaults.pull_secrets)
     fields = {
@@ -235,7 +235,7 @@ def scheduling_fields(pipeline: Pipeline, defaults: Defaults) -> Manifest:
 
 
 def _given_entries(pipeline: Pipeline, component: Component) -> tuple[SecretEntry, ...]:
-    """Name the Secret entries that a component reads and that somebody else writes."""
+    """Name the Secret entries that a component reads and that the operator does not create."""
     generated = child_name(pipeline.name, Component.REDIS)
     entries = [entry for entry in secret_entries(pipeline, component).values() if entry.name != generated]
     external = pipeline.spec.redis.external
@@ -245,7 +245,7 @@ def _given_entries(pipeline: Pipeline, component: Component) -> tuple[SecretEntr
 
 
 def _lacks(pipeline: Pipeline, observed: Observed, component: Component) -> bool:
-    """Say whether something that a component's pods mount is not there, or could not be looked at."""
+    """Say whether something that a component's pods mount is missing, or could not be read."""
     entries = _given_entries(pipeline, component)
     if any(entry.key not in (observed.secrets.get(entry.name) or ()) for entry in entries):
         return True
@@ -254,9 +254,10 @@ def _lacks(pipeline: Pipeline, observed: Observed, component: Component) -> bool
 
 
 def settings_hash(pipeline: Pipeline, observed: Observed, defaults: Defaults, component: Component) -> str:
-    """Make a text that changes when anything that a role reads at its start does.
+    """Make a text that changes with everything that a role reads when it starts.
 
-    The Secret that the operator makes is left out: it is written once, and seeing it for the first time is no change.
+    The Secret that the operator creates is left out: it is written once, and the first reconcile that sees it must not
+    restart pods.
     """
     names = {entry.name for entry in _given_entries(pipeline, component)}
     model = pipeline.spec.inference.model.config_map if component is Component.INFER else None
@@ -269,9 +270,9 @@ def settings_hash(pipeline: Pipeline, observed: Observed, defaults: Defaults, co
 
 
 def unless_missing(new: str, live: Live | None, *, missing: bool) -> str:
-    """Give the hash for a workload's template: while something that it mounts is missing, the one that it has.
+    """Give the hash for a workload's template: while something that it mounts is missing, the hash of the live one.
 
-    New pods could not start then: those that run go on with what they have read.
+    New pods could not start then: the running ones keep what they have read.
     """
     if live is None or not missing:
         return new
@@ -294,14 +295,14 @@ def pod_template(pipeline: Pipeline, observed: Observed, defaults: Defaults, rol
 
 
 def pod_metadata(pipeline: Pipeline, labels: Mapping[str, str], annotations: Mapping[str, str]) -> Manifest:
-    """Give the metadata of pods: what the pipeline's specification says, and the operator's own, which counts."""
+    """Give the metadata of pods: the pipeline's own, and the operator's, which takes precedence."""
     given = pipeline.spec.pod_metadata
     fields = {"labels": {**given.labels, **labels}, "annotations": {**given.annotations, **annotations}}
     return {name: value for name, value in fields.items() if value}
 
 
 def spread_over_zones(pipeline: Pipeline, component: Component) -> list[Manifest]:
-    """Render the wish that a component's pods be in different zones."""
+    """Render the preference that a component's pods be in different zones."""
     return [
         {
             "maxSkew": 1,
@@ -314,7 +315,7 @@ def spread_over_zones(pipeline: Pipeline, component: Component) -> list[Manifest
 
 
 def apart_on_nodes(pipeline: Pipeline, component: Component) -> Manifest:
-    """Render the wish that a component's pods be on different nodes."""
+    """Render the preference that a component's pods be on different nodes."""
     term = {"topologyKey": HOSTNAME, "labelSelector": {"matchLabels": selector_of(pipeline.name, component)}}
     return {
         "podAntiAffinity": {
@@ -329,7 +330,7 @@ def deployment_spec(replicas: int, selector: dict[str, str], template: Manifest,
     Args:
         replicas: How many pods.
         selector: Labels of its pods.
-        template: What they are made from.
+        template: Their template.
         min_ready_s: Seconds that a new pod must have been ready for before an old one goes.
     """
     return {

@@ -1,4 +1,4 @@
-"""What a pipeline needs that somebody else makes: Secrets, ConfigMaps, volume claims."""
+"""Objects that a pipeline needs and that the operator does not create: Secrets, ConfigMaps, volume claims."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROLES: Final = (Component.INGEST, Component.PROCESS, Component.INFER, Component.
 
 
 def secrets_needed(pipeline: Pipeline) -> dict[str, frozenset[str]]:
-    """Name the Secrets that people must have made, each with the entries that are read; not the operator's own."""
+    """Name the Secrets that users have to create, each with the entries that are read; not the operator's own."""
     needed: dict[str, set[str]] = {}
     for component in ROLES:
         for entry in secret_entries(pipeline, component).values():
@@ -36,12 +36,12 @@ def component_requiring(pipeline: Pipeline, secret: str) -> str:
 
 
 def config_maps_needed(pipeline: Pipeline) -> dict[str, frozenset[str]]:
-    """Name the ConfigMaps that people must have made, each with the entries that are read."""
+    """Name the ConfigMaps that users have to create, each with the entries that are read."""
     given = pipeline.spec.inference.model.config_map
     return {} if given is None else {given.name: frozenset(MODEL_FILES)}
 
 
 def claims_needed(pipeline: Pipeline) -> frozenset[str]:
-    """Name the volume claims that people must have made."""
+    """Name the volume claims that users have to create."""
     given = pipeline.spec.inference.model.persistent_volume_claim
     return frozenset() if given is None else frozenset({given.claim_name})

@@ -1,4 +1,4 @@
-"""The processors: one writes, the others are warm."""
+"""The processors: one is active, the others are on standby."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The managed Redis: three servers with a Sentinel each, their passwords, and what keeps two of them up."""
+"""The managed Redis: three servers with a Sentinel each, their passwords, and their disruption budget."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from sheetanchor_operator.names import (
 from sheetanchor_operator.observation import Observed
 
 CREATE_ONLY: Final = f"{GROUP}/create-only"
-"""Annotation of an object that is made once and never written again."""
+"""Annotation of an object that is created once and never written again."""
 
 SENTINEL_HTTP_PORT: Final = 8081
 SENTINEL_PROBE_PORT: Final = 8083
 VOLUME_FOLDER: Final = "/var/lib/sheetanchor"
 SERVER_FOLDER: Final = f"{VOLUME_FOLDER}/redis"
 SENTINEL_FOLDER: Final = f"{VOLUME_FOLDER}/sentinel"
-"""Beside the data: where that outlives the pods, so must the knowledge which node had the newest."""
+"""Beside the data: if the data outlives the pods, so must the record of which node had the newest."""
 
 GRACE_S: Final = 30
 """A master takes at most 8 s to hand over and 8 s to end."""
@@ -66,7 +66,7 @@ DNS_OPTIONS: Final = (
     {"name": "timeout", "value": "1"},
     {"name": "attempts", "value": "2"},
 )
-"""Servers and Sentinels do nothing else while they look up a name, so that must not take long."""
+"""Servers and Sentinels block while they resolve a name: a slow look-up would look like a node that is down."""
 
 _BYTES: Final = {"Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -77,9 +77,9 @@ def redis_children(
     """Render the managed Redis; nothing if the pipeline uses an external one.
 
     Args:
-        pipeline: What is wanted.
-        observed: What is there.
-        defaults: What the operator's own settings say.
+        pipeline: The pipeline with its specification.
+        observed: The live objects.
+        defaults: Values from the operator's own settings.
         make_password: Makes a fresh random password for a user.
     """
     managed = pipeline.managed_redis
@@ -115,7 +115,7 @@ def _service(pipeline: Pipeline, name: str) -> Manifest:
         "spec": {
             "type": "ClusterIP",
             "clusterIP": "None",
-            # Nodes find one another before any of them is ready.
+            # Nodes have to find one another before any of them is ready; without this none would become ready.
             "publishNotReadyAddresses": True,
             "selector": selector_of(pipeline.name, Component.REDIS),
             "ports": [
@@ -161,7 +161,7 @@ def _stateful_set(
 def _template(pipeline: Pipeline, managed: ManagedRedis, observed: Observed, defaults: Defaults, name: str) -> Manifest:
     given = managed.password_secret
     secret = name if given is None else given.name
-    # The Secret that the operator makes never changes; seeing it for the first time must not replace any pod.
+    # The Secret that the operator creates never changes; the first reconcile that sees it must not replace any pod.
     version = "" if given is None else observed.secret_versions.get(secret, "")
     content = json.dumps({"secret": secret, "version": version}, sort_keys=True)
     missing = given is not None and not set(REDIS_USERS) <= (observed.secrets.get(secret) or frozenset())
@@ -205,7 +205,7 @@ def _template(pipeline: Pipeline, managed: ManagedRedis, observed: Observed, def
 
 
 def _settings(pipeline: Pipeline, managed: ManagedRedis, defaults: Defaults) -> dict[str, Any]:
-    """Give what both containers of a node are told, checked by the role's own model."""
+    """Give the settings of both containers of a node, checked by the role's own model."""
     settings = {
         "nodes": list(redis_hosts(pipeline, defaults)),
         "log_level": pipeline.spec.log_level,

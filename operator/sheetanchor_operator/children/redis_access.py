@@ -31,8 +31,8 @@ class SecretEntry:
 def redis_hosts(pipeline: Pipeline, defaults: Defaults) -> tuple[str, ...]:
     """Name the nodes of the managed Redis, as DNS knows them.
 
-    The dot at the end says that the name is whole. The name of a pod that is being replaced is gone for a moment, and
-    would be looked for in every search domain, again and again, by whoever has to find another master just then.
+    The dot at the end makes the name fully qualified. The name of a pod that is being replaced does not resolve for a
+    moment: without the dot it would be looked up in every search domain, which delays a client during a failover.
     """
     service = child_name(pipeline.name, Component.REDIS)
     domain = f"{service}.{pipeline.namespace}.svc.{defaults.cluster_domain}."
@@ -40,7 +40,7 @@ def redis_hosts(pipeline: Pipeline, defaults: Defaults) -> tuple[str, ...]:
 
 
 def redis_url(pipeline: Pipeline, user: Component, defaults: Defaults) -> str:
-    """Give the URL that a component reaches Redis at; it never holds a password."""
+    """Give the URL of Redis for a component; it never holds a password."""
     external = pipeline.spec.redis.external
     if external is None:
         hosts = ",".join(f"{host}:{SENTINEL_PORT}" for host in redis_hosts(pipeline, defaults))
@@ -67,6 +67,6 @@ def password_entry(pipeline: Pipeline, user: Component) -> SecretEntry | None:
 def external_ports(url: str) -> tuple[int, ...]:
     """Give the ports that a client of an external Redis connects to."""
     if is_sentinel_url(url):
-        # The masters' port is not in the URL; the usual one is the best guess there is.
+        # The master's port is not in the URL of a Sentinel; the default port is assumed.
         return tuple(sorted({REDIS_PORT, *(port for _, port in parse(url).sentinels)}))
     return (urlsplit(url).port or REDIS_PORT,)

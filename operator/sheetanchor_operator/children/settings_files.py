@@ -27,13 +27,13 @@ from sheetanchor_operator.names import (
 )
 
 NO_API_KEY: Final = "none"
-"""The workload wants a key, an exchange of one's own does not look at it."""
+"""The workload requires a key; an exchange other than Binance ignores it."""
 
 Settings = dict[str, Any]
 
 
 def api_key_entry(pipeline: Pipeline) -> SecretEntry | None:
-    """Name the Secret entry with the exchange's API key; None for an exchange that wants none."""
+    """Name the Secret entry with the exchange's API key; None for an exchange that requires none."""
     given = pipeline.spec.exchange.api_key_secret
     if given is not None:
         return SecretEntry(given.name, given.key)
@@ -131,7 +131,7 @@ def settings_of(pipeline: Pipeline, role: Component, defaults: Defaults) -> Sett
     """Give the settings of a role as its file has them.
 
     Raises:
-        ValueError: If the role's own model refuses them; that would be a mistake of this module.
+        ValueError: The role's own model refuses them, which is a defect of this module.
     """
     own, model = _ROLES[role]
     settings = {**_common(pipeline, role, defaults), **own(pipeline)}

@@ -1,4 +1,4 @@
-"""Makes a pipeline's children be as they should: written in their order, put right, taken away when unwanted."""
+"""Applies a pipeline's children: created in their order, corrected when they drift, deleted when no longer needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sheetanchor_operator.status.refusal_causes import NAME_TAKEN_REASON
 log = logging.getLogger(__name__)
 
 HOLD_S: Final = 180.0
-"""A change waits this long for one before it: a roll-out of Redis takes a minute, one of the others ten seconds."""
+"""How long a change waits for the one before it: a roll-out of Redis takes a minute, any other ten seconds."""
 
 CONFLICT: Final = 409
 LATE: Final[Mapping[str, Any]] = {}
@@ -36,12 +36,12 @@ _CONTENTS: Final = frozenset(kind.name for kind in METADATA_ONLY)
 
 @dataclass(frozen=True, slots=True)
 class _Agreed:
-    """How a child was last found to agree with its manifest.
+    """The last state in which a child agreed with its manifest.
 
     Attributes:
-        digest: Which manifest.
+        digest: Digest of the manifest.
         version: Resource version of the object.
-        spared: Fields that the server, or a policy of the cluster, left otherwise when it was written, and how.
+        spared: Fields to which the server, or a policy of the cluster, gave other values when it was written.
     """
 
     digest: str
@@ -54,12 +54,12 @@ class _Known:
     """What is remembered of one pipeline's children.
 
     Attributes:
-        agreed: How each child was last found to agree with its manifest.
-        content: Version and content of the Secrets that were made here; nowhere else is it kept, and it is never told.
-        holding: Whether a change waits for its turn.
-        late: Whether the last reconcile had no time for all that was to be written.
-        awaited: What is waited for, and since when.
-        passed_over: What was waited for in vain: it never comes to an end, and nobody waits for it any more.
+        agreed: The last state in which each child agreed with its manifest.
+        content: Version and content of the Secrets that were created here; kept nowhere else and never logged.
+        holding: Whether a change waits for another roll-out.
+        late: Whether the last reconcile had no time for all writes.
+        awaited: The roll-out that is waited for, and since when.
+        passed_over: Roll-outs that did not end in time and are not waited for any more.
     """
 
     agreed: dict[Place, _Agreed] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class _Known:
 
 @dataclass(slots=True)
 class ChildApplier:
-    """Keeps the children of pipelines."""
+    """Applies the children of pipelines."""
 
     cluster: Cluster
     cache: Cache
@@ -81,18 +81,18 @@ class ChildApplier:
     _known: dict[Key, _Known] = field(default_factory=dict, repr=False)
 
     async def keep(self, pipeline: Pipeline, observed: Observed, has_time: Callable[[], bool]) -> Observed:
-        """Make the children be as they should.
+        """Create, correct and delete children until they agree with their manifests.
 
         Args:
-            pipeline: What is wanted.
-            observed: What is there.
+            pipeline: The pipeline with its specification.
+            observed: The live objects.
             has_time: Whether one more child may be written by this reconcile; the others are left to the next.
 
         Returns:
-            What is there then, and what the API server would not do.
+            The observation with the objects as written, and with what the API server refused.
 
         Raises:
-            ApiUnavailable: The API server cannot do it just now.
+            ApiUnavailable: The API server does not answer, or cannot do it at the moment.
         """
         desired = [stamped(manifest) for manifest in children(pipeline, observed, self.defaults)]
         live, refusals = dict(observed.children), []
@@ -104,7 +104,8 @@ class ChildApplier:
             if place in deferred:
                 continue
             if place[0] in observed.unwatchable or (unwritten & depends_on(manifest) and not _is_scaled_down(manifest)):
-                # A pod that starts now would start with what it should not; what runs goes on with what it has.
+                # A pod that starts now would read an outdated Secret or ConfigMap; running pods keep what they have
+                # read.
                 unwritten.add(place)
                 continue
             try:
@@ -130,7 +131,7 @@ class ChildApplier:
         observed: Observed,
         live: Mapping[Place, Mapping[str, Any]],
     ) -> list[Refusal]:
-        """Delete what is not wanted any more; gives what may not be deleted."""
+        """Delete the objects that no manifest names; gives the refusals of the API server."""
         wanted = {place_of(manifest) for manifest in desired}
         refused = []
         for (kind, name), body in observed.children.items():
@@ -145,15 +146,15 @@ class ChildApplier:
         return refused
 
     def is_holding(self, key: Key) -> bool:
-        """Say whether a change waits for its turn."""
+        """Say whether a change waits for another roll-out."""
         return key in self._known and self._known[key].holding
 
     def is_late(self, key: Key) -> bool:
-        """Say whether the last reconcile had no time for all that was to be written."""
+        """Say whether the last reconcile had no time for all writes."""
         return key in self._known and self._known[key].late
 
     def forget(self, key: Key) -> None:
-        """Drop what is remembered of a pipeline that is no more."""
+        """Drop what is remembered of a deleted pipeline."""
         self._known.pop(key, None)
         self.refusals.forget(key)
 
@@ -163,14 +164,14 @@ class ChildApplier:
     def _deferred_changes(
         self, pipeline: Pipeline, desired: Sequence[Manifest], live: Mapping[Place, Mapping[str, Any]]
     ) -> frozenset[Place]:
-        """Name what waits for its turn; nobody waits for ever, since what is awaited may never be done."""
+        """Name the changes that wait for another roll-out; the wait is bounded, since that one may never end."""
         known, now_s = self._known_of(pipeline), time.monotonic()
         settled = {
             place_of(manifest)
             for manifest in desired
             if manifest["kind"] in WORKLOADS and _agrees(known, manifest, live.get(place_of(manifest)))
         }
-        # What has come to its end meanwhile is waited for again the next time.
+        # A roll-out that has ended since is waited for again the next time.
         busy = {place for place in known.passed_over if rollout_step(_only(desired, place), live, settled).awaited}
         known.passed_over &= busy
         now = rollout_step(desired, live, settled, known.passed_over)
@@ -181,7 +182,7 @@ class ChildApplier:
             known.awaited = (now.awaited, now_s)
         elif now_s - known.awaited[1] >= HOLD_S:
             log.warning(
-                "%s %s/%s is not rolled out within %g s: the changes that wait for it go on",
+                "%s %s/%s is not rolled out within %g s: changes that waited for it are applied now",
                 now.awaited[0],
                 pipeline.namespace,
                 now.awaited[1],
@@ -196,7 +197,7 @@ class ChildApplier:
     async def _apply(
         self, pipeline: Pipeline, manifest: Manifest, observed: Observed, has_time: Callable[[], bool]
     ) -> Refusal | Mapping[str, Any] | None:
-        """Write a child if it needs it; gives it as written, or why not, None if there was nothing to do."""
+        """Write a child if it differs; gives it as written, or the refusal, None if there was nothing to write."""
         place, live = place_of(manifest), observed.child(*place_of(manifest))
         once = CREATE_ONLY in manifest["metadata"]["annotations"]
         if live is not None and once and may_take_over(live, pipeline):
@@ -227,11 +228,11 @@ class ChildApplier:
         return slim(written)
 
     async def _write(self, pipeline: Pipeline, manifest: Manifest, *, known_there: bool) -> Body:
-        """Create a child; where there is one of its name already, put that right if it is ours."""
+        """Create a child; where one of its name exists already, correct that if it is the pipeline's."""
         kind, name = place = place_of(manifest)
         known, once = self._known_of(pipeline), CREATE_ONLY in manifest["metadata"]["annotations"]
         if not known_there:
-            # Running pods know the passwords that were, and new ones would be given others.
+            # New random passwords would lock out the running pods, which have read the earlier ones.
             given = {**manifest, "data": known.content[place][1]} if once and place in known.content else manifest
             created = await self.cluster.create(given)
             if created is not None:
@@ -260,14 +261,14 @@ class ChildApplier:
         return written
 
     def _remember(self, pipeline: Pipeline, manifest: Manifest, written: Body) -> None:
-        """Keep in mind what the server made of a manifest: as long as that stays so, nobody has changed anything."""
+        """Remember what the server made of a manifest: while that stays the same, the object has not drifted."""
         place, annotations = place_of(manifest), manifest["metadata"]["annotations"]
         known = self._known_of(pipeline)
         spared = {} if CREATE_ONLY in annotations else differences(written, manifest)
         if spared and spared != known.agreed.get(place, _Agreed("", "")).spared:
             fields = ", ".join(sorted(spared)[:5])
             log.warning(
-                "%s %s/%s: the cluster keeps other values of %s than were applied",
+                "%s %s/%s: the cluster changes the applied values of %s, probably a policy; they are left so",
                 place[0],
                 pipeline.namespace,
                 place[1],
@@ -276,7 +277,7 @@ class ChildApplier:
         known.agreed[place] = _Agreed(annotations.get(APPLIED, ""), _version(written), spared)
 
     async def _adopt(self, pipeline: Pipeline, manifest: Manifest, live: Body) -> Body:
-        """Have an object that may be taken over carry our labels and belong to this pipeline, and to no earlier one."""
+        """Give an object that may be taken over our labels, and this pipeline as its owner."""
         metadata, found = manifest["metadata"], live["metadata"]
         change: Body = {}
         if not belongs_to(live, pipeline):
@@ -297,7 +298,7 @@ class ChildApplier:
         return adopted
 
     async def _keep_content(self, pipeline: Pipeline, manifest: Manifest, live: Mapping[str, Any]) -> None:
-        """Remember what is created once: if it is deleted, it comes back as it was, or as it had been changed."""
+        """Remember what is created once: if it is deleted, it is created again with its latest content."""
         kind, name = place = place_of(manifest)
         content, version = self._known_of(pipeline).content, str(live["metadata"].get("resourceVersion"))
         if place not in content or content[place][0] != version:
@@ -311,7 +312,7 @@ def _version(live: Mapping[str, Any]) -> str:
 
 
 def _agrees(known: _Known, manifest: Manifest, live: Mapping[str, Any] | None) -> bool:
-    """Say whether an object is as its manifest says, or as the cluster made it when that manifest was written."""
+    """Say whether an object agrees with its manifest, or with what the cluster made of it when it was written."""
     if live is None:
         return False
     found = differences(live, manifest)
@@ -327,7 +328,7 @@ def _only(desired: Sequence[Manifest], place: Place) -> list[Manifest]:
 
 
 def _is_scaled_down(manifest: Manifest) -> bool:
-    """Say whether a workload is to have no pods: then nothing starts with what it should not."""
+    """Say whether a workload is to have no pods: then no pod can start with outdated settings."""
     return manifest["kind"] in WORKLOADS and not manifest["spec"].get("replicas", 1)
 
 

@@ -1,4 +1,4 @@
-"""What the leader does: watch, work through the queue, and check that its watches are not deaf."""
+"""What the leader does: watch, work through the queue, and check that its watches miss nothing."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ log = logging.getLogger(__name__)
 
 AUDIT_EVERY_S: Final = 30.0
 AUDIT_GRACE_S: Final = 5.0
-"""What was listed must have been seen by the watch this much later."""
+"""How much later the watch must have shown what a list shows."""
 
 STALE_WATCH_AFTER_S: Final = 60.0
-"""A watch that is behind for longer than this, though listed anew: the process has to start anew."""
+"""A watch that is behind for longer than this, although it was listed again: the process has to be restarted."""
 
 UNCHECKED_S: Final = 300.0
-"""A watch that could not be checked for this long counts as one that cannot be heard."""
+"""A watch that could not be checked for this long counts as stale."""
 
 IDLE_S: Final = 5.0
 ESSENTIAL: Final = frozenset({PIPELINE.name, REANCHOR.name, JOB.name, POD.name, *(kind.name for kind in CHILDREN)})
-"""Without these a namespace is not served as it should be; without nodes only zones are not known."""
+"""Without these a namespace cannot be managed; without nodes only the zones are unknown."""
 
 
 class Leader:
@@ -51,9 +51,9 @@ class Leader:
 
     Args:
         cluster: The API server.
-        cache: What is known; filled here.
+        cache: What the watches have shown; filled here.
         reconciler: Reconciles one pipeline.
-        namespaces: Where pipelines are managed; empty for everywhere.
+        namespaces: Namespaces whose pipelines are managed; empty for all.
         nodes: Whether nodes may be read.
         workers: How many pipelines are reconciled at the same time.
     """
@@ -92,27 +92,27 @@ class Leader:
 
     @property
     def problems(self) -> dict[Place, Refusal]:
-        """Give the places that cannot be heard, and why."""
+        """Give the places that cannot be watched, and why."""
         return {place: watch.problem for place, watch in self._watches.items() if watch.problem is not None}
 
     @property
     def serves(self) -> bool:
-        """Whether there is a namespace of which everything that is needed can be heard."""
+        """Whether there is a namespace in which all kinds that are needed can be watched."""
         where = {place.namespace for place in self._watches if place.kind.namespaced}
         missing = {place.namespace for place in self.problems if place.kind.name in ESSENTIAL}
         return bool(where - missing)
 
     def unwatchable_in(self, namespace: str) -> dict[str, Refusal]:
-        """Give the kinds that cannot be heard in a namespace, and why."""
+        """Give the kinds that cannot be watched in a namespace, and why."""
         return {
             place.kind.name: problem for place, problem in self.problems.items() if place.namespace in ("", namespace)
         }
 
     async def run(self) -> None:
-        """Act until cancelled."""
+        """Watch and reconcile until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                # Pipelines come first: what belongs to none is known by name only.
+                # Pipelines come first: without them the objects of their children would be kept by name only.
                 await self._begin(group, [one for place, one in self._watches.items() if place.kind == PIPELINE])
                 await self._begin(group, [one for place, one in self._watches.items() if place.kind != PIPELINE])
                 for key in self._cache.pipelines():
@@ -127,21 +127,21 @@ class Leader:
             self.synced = False
 
     async def _begin(self, group: asyncio.TaskGroup, watches: Sequence[Watch]) -> None:
-        """Start watches and wait until each has listed, or cannot: no decision is taken on half of a picture."""
+        """Start watches and wait until each has listed or failed: a partial observation would give wrong decisions."""
         for watch in watches:
             metrics.WATCH_REFUSED.labels(watch.place.kind.name, watch.place.namespace).set(0)
             group.create_task(watch.run())
         for watch in watches:
             await watch.settled.wait()
 
-    # What is there
+    # What the watches report
 
     @property
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()
 
     def seen(self, event: str, body: Mapping[str, Any]) -> None:
-        """Take in what a watch has seen."""
+        """Update the cache with what a watch has seen, and wake the pipeline."""
         kind, metadata = body["kind"], body["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
         known, nodes = self._cache.entry(kind, namespace, name), self._cache.nodes()
@@ -161,17 +161,17 @@ class Leader:
             if nodes != self._cache.nodes():
                 self._wake_all()
         elif key is not None:
-            # A ReAnchor of no pipeline has to be told so; other objects of none are left over from one.
+            # A ReAnchor without a pipeline gets a status that says so; other objects without one are leftovers.
             self._wake(key, always=kind == REANCHOR.name and event != "DELETED")
 
     def _relist(self, namespace: str, kinds: Collection[str]) -> None:
-        """List anew what was known by name only, and may belong to a pipeline that has come after it."""
+        """List again what is known by name only: it may belong to a pipeline that was created later."""
         for place, watch in self._watches.items():
             if place.kind.name in kinds and place.namespace in ("", namespace):
                 watch.again()
 
     def swept(self, place: Place, listed: Collection[tuple[str, str]], version: int) -> None:
-        """Drop what a whole list does not show, unless it was written after that."""
+        """Drop what a complete list does not show, unless it was written after that list."""
         for at, entry in self._cache.places(place.kind.name).items():
             if at not in listed and place.namespace in ("", at[0]) and entry.version <= version:
                 key = self._cache.drop(place.kind.name, *at)
@@ -181,7 +181,7 @@ class Leader:
                     self._wake(key)
 
     def reachability_changed(self, place: Place) -> None:
-        """A place can be heard no longer, or again: its pipelines are reconciled."""
+        """Reconcile the pipelines of a place that can be watched no longer, or again."""
         refused = place in self.problems
         metrics.WATCH_REFUSED.labels(place.kind.name, place.namespace).set(refused)
         for key in self._cache.pipelines():
@@ -201,7 +201,7 @@ class Leader:
         for key in self._cache.pipelines():
             self._wake(key)
 
-    # The work
+    # Reconciling
 
     async def _work(self) -> None:
         while True:
@@ -226,14 +226,18 @@ class Leader:
             again_s = await self._reconciler.reconcile(key)
         except ApiUnavailable as error:
             result, least_s = "error", error.retry_after_s
-            log.warning("pipeline %s/%s: %s", *key, error)
+            log.warning("pipeline %s/%s could not be reconciled, it is tried again: %s", *key, error)
         except ApiRefused as error:
             result = "error"
-            log.warning("pipeline %s/%s: refused: %s", *key, error)
+            log.warning("pipeline %s/%s could not be reconciled, the API server refused a request: %s", *key, error)
         except Exception:
-            # A defect that one pipeline brings to light must not take the others' operator away; its status says so.
+            # A defect that one pipeline triggers must not stop the operator for all others; that pipeline's status
+            # reports it.
             result = "error"
-            log.exception("pipeline %s/%s: the reconcile failed on a defect of the operator", *key)
+            log.exception(
+                "pipeline %s/%s: the reconcile failed on a defect of the operator, please report it with this log",
+                *key,
+            )
         else:
             if again_s is None:
                 self._schedule.forget(key)
@@ -246,10 +250,10 @@ class Leader:
             self._schedule.failed(key, self._now_s, random.random(), least_s)
         self._news.set()
 
-    # Deafness
+    # Checking the watches
 
     async def _audit(self) -> None:
-        """Compare what the watches have shown with lists, again and again; what has vanished unseen is dropped."""
+        """Compare what the watches have shown with lists, periodically; what was deleted unseen is dropped."""
         self._checked_s = dict.fromkeys(self._watches, self._now_s)
         while True:
             await asyncio.sleep(AUDIT_EVERY_S * (0.9 + 0.2 * random.random()))
@@ -257,19 +261,19 @@ class Leader:
             self._record_watch_ages()
 
     async def _try_audit(self, place: Place, grace_s: float) -> None:
-        """Check one place. A check that cannot be made has not passed: the place counts as one that is not heard."""
+        """Check one place. A check that cannot be made has not passed: the place counts as unwatchable."""
         watch = self._watches[place]
-        if watch.problem is not None:  # it is told, and listed anew until that succeeds
+        if watch.problem is not None:  # it is reported, and listed again until that succeeds
             self.behind_s.pop(place, None)
             self._checked_s[place] = self._now_s
             return
         try:
             await self._audit_place(place, grace_s)
         except ApiRefused as error:
-            log.warning("the watch of %s cannot be checked: %s", place, error)
+            log.warning("whether the watch of %s is up to date cannot be checked: %s", place, error)
             watch.refuse(error)
         except ApiUnavailable as error:
-            log.warning("the watch of %s cannot be checked: %s", place, error)
+            log.warning("whether the watch of %s is up to date cannot be checked: %s", place, error)
             if self._now_s - self._checked_s.get(place, self._now_s) > UNCHECKED_S:
                 watch.refuse(ApiRefused(0, "Unavailable", str(error)))
         else:
@@ -292,7 +296,7 @@ class Leader:
         return {at: entry for at, entry in known.items() if place.namespace in ("", at[0])}
 
     async def _unseen(self, place: Place, missing: Sequence[Key]) -> list[Key]:
-        """Of what the watch has not shown, name what is still there: the rest has come and gone meanwhile."""
+        """Of the objects that the watch has not shown, name those that still exist: the others are deleted by now."""
         if not missing:
             return []
         listed, now = await self._versions(place), self._places(place)
@@ -313,13 +317,13 @@ class Leader:
                     self._wake(key)
         if missed:
             self.behind_s.setdefault(place, self._now_s)
-            log.warning("the watch of %s has missed %d objects, for instance %s/%s", place, len(missed), *missed[0])
+            log.warning("the watch of %s missed %d objects, for instance %s/%s", place, len(missed), *missed[0])
             self._watches[place].again()
         else:
             self.behind_s.pop(place, None)
 
     def _record_watch_ages(self) -> None:
-        """Tell how long the watch of each kind has been behind, or could not be checked, in its worst place."""
+        """Record how long the watch of each kind has been behind, or could not be checked, in its worst place."""
         ages: dict[str, float] = {}
         for place in self._watches:
             behind_s = self._now_s - self.behind_s.get(place, self._now_s)

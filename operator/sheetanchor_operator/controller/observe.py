@@ -1,4 +1,4 @@
-"""Observes what one reconcile of a pipeline decides on: its objects, its pods' answers, and what people provide."""
+"""Observes what one reconcile decides on: the pipeline's objects, its pods' answers, and objects that users create."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Observer:
     Attributes:
         cluster: The API server.
         cache: What the watches have shown.
-        workloads: Asks pods over HTTP.
+        workloads: Polls pods over HTTP.
     """
 
     cluster: Cluster
@@ -46,15 +46,15 @@ class Observer:
         """Observe a pipeline.
 
         Args:
-            pipeline: What is wanted.
+            pipeline: The pipeline with its specification.
             mine: Its objects by kind and name.
             unwatchable: Why a kind cannot be watched, by its name.
-            overwritten: Values of the annotation that were replaced before a reconcile.
+            overwritten: Values of the annotation that were replaced before a reconcile acted on them.
 
         Raises:
-            ApiUnavailable: The API server cannot do it just now.
+            ApiUnavailable: The API server does not answer, or cannot do it at the moment.
         """
-        # A flood makes them many: they are sorted by kind and name once.
+        # A flood of requests makes them many: they are sorted by kind and name once.
         kinds: dict[str, list[Mapping[str, Any]]] = {}
         for kind, name in sorted(mine):
             kinds.setdefault(kind, []).append(mine[kind, name])
@@ -84,7 +84,7 @@ class Observer:
         )
 
     async def _prerequisites(self, pipeline: Pipeline) -> dict[str, Any]:
-        """Read what people have to provide. Of a Secret only the names of its entries are kept."""
+        """Read the objects that users have to create. Of a Secret only the names of its entries are kept."""
 
         async def read(kind: str, name: str) -> Body | Refusal | None:
             try:
@@ -95,7 +95,7 @@ class Observer:
         places = [("Secret", name) for name in secrets_needed(pipeline)]
         places += [("ConfigMap", name) for name in config_maps_needed(pipeline)]
         places += [("PersistentVolumeClaim", name) for name in claims_needed(pipeline)]
-        # At once: a reconcile waits for the slowest of the answers instead of for all of them.
+        # At once: a reconcile waits as long as the slowest answer takes, not as long as all of them together.
         answers = await asyncio.gather(*(read(*place) for place in places))
         secrets, versions, config_maps, claims = {}, {}, {}, {}
         for (kind, name), found in zip(places, answers, strict=True):
@@ -119,10 +119,10 @@ class Observer:
         }
 
     async def _warnings(self, pipeline: Pipeline, mine: Mapping[tuple[str, str], Any]) -> tuple[Body, ...]:
-        """Read why a StatefulSet makes no pods, while it does not: unlike a Deployment it does not say so itself."""
+        """Read why a StatefulSet creates no pods: unlike a Deployment it has no condition that says so."""
 
         async def read(kind: str, name: str, uid: str) -> list[Body]:
-            with suppress(ApiRefused):  # without the right to read Events only their words are missing
+            with suppress(ApiRefused):  # without the right to read Events only their text is missing
                 return await self.cluster.warnings(pipeline.namespace, kind, name, uid)
             return []
 

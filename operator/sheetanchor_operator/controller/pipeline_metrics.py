@@ -1,4 +1,4 @@
-"""What is measured of pipelines and their re-anchors."""
+"""The metrics of pipelines and their re-anchors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _RUN: Final = ("Succeeded", "Failed")
 _MECHANISM: Final = "reanchor"
 _RESULTS: Final = ("success", "failure")
 TRIGGERS: Final = frozenset({*GAP_DETECTION_RULES, "start", "suspect", "annotation", "schedule", "failover", "manual"})
-"""What the product itself writes. Whoever creates a ReAnchor may write anything, and each word would be a series."""
+"""Triggers that the product itself writes. A user may write any text, and each would become a series of its own."""
 
 OTHER: Final = "other"
 LOCK_HELD: Final = "lock_held"
 ALERT_FAILED: Final = "REANCHOR_FAILED"
-"""Code of the alert about a run that failed, as dashboards of such pipelines know it."""
+"""Code of the alert about a failed run, as dashboards of such pipelines expect it."""
 
 OPERATION: Final = "rest"
 ENDPOINTS: Final = frozenset(
@@ -43,21 +43,22 @@ _COMPONENTS: Final = {
 
 
 class PipelineMetrics:
-    """Keeps the metrics of pipelines; a pipeline that is gone is measured no more."""
+    """Keeps the metrics of pipelines; the series of a deleted pipeline are removed."""
 
     def __init__(self) -> None:
         self._phases: dict[Key, tuple[str, float]] = {}
         self._series: dict[Key, set[tuple[Any, tuple[str, ...]]]] = {}
-        """Metric and further labels of each counter's series: the library removes one only by all of its labels."""
+        """Metric and further labels of each counter's series: the library removes a series only by all of its
+        labels."""
 
     def pipelines(self) -> list[Key]:
-        """Name the pipelines that are measured."""
+        """Name the pipelines that have metrics."""
         return list(self._phases)
 
     def take(
         self, key: Key, status: Mapping[str, Any], reanchors: Sequence[Mapping[str, Any]], *, announced: bool
     ) -> None:
-        """Take a status in.
+        """Update the metrics from a status.
 
         Args:
             key: The pipeline.
@@ -68,7 +69,9 @@ class PipelineMetrics:
         self._phase(key, str(status.get("phase", "")))
         metrics.MAINTENANCE.labels(*key).set(announced)
         for result in _RESULTS:
-            metrics.RECOVERIES.labels(*key, _MECHANISM, result)  # from zero: the first one is an increase
+            metrics.RECOVERIES.labels(
+                *key, _MECHANISM, result
+            )  # starts at zero, so that the first one counts as an increase
         for condition in status.get("conditions", ()):
             if condition["status"] == "Unknown":
                 _remove(metrics.CONDITION, *key, condition["type"])
@@ -93,7 +96,7 @@ class PipelineMetrics:
 
     def _success_rate(self, key: Key, status: Mapping[str, Any], reanchors: Sequence[Mapping[str, Any]]) -> None:
         runs = status.get("reanchorRuns")
-        if runs is None:  # written by the first reconcile that plans; until then only the kept objects are known
+        if runs is None:  # written by the first reconcile that plans; until then only the existing objects are known
             good, bad = map(len, outcomes_of(map(read_reanchor, reanchors), {}, time.time_ns() // 1_000))
         else:
             good, bad = (len(runs.get(name) or ()) for name in ("succeededMicros", "failedMicros"))
@@ -107,7 +110,7 @@ class PipelineMetrics:
 
         Args:
             key: The pipeline.
-            receipt: The run's; any image may have written it, so words that are not ours count as one.
+            receipt: The run's; any image may have written it, so labels that the product does not write count as one.
         """
         reason = receipt.trigger if receipt.trigger in TRIGGERS else OTHER
         self._counter(metrics.REANCHOR_RUNS, key, receipt.result, reason).inc()
@@ -128,11 +131,11 @@ class PipelineMetrics:
         return metric.labels(*key, *labels)
 
     def changed(self, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-        """Count what a change of a ReAnchor tells: a run that has ended, and the end of the whole.
+        """Count what a change of a ReAnchor shows: the end of a run, and the end of the ReAnchor.
 
         Args:
-            before: The object as it was.
-            after: The object as it is written.
+            before: The object before the change.
+            after: The object after it.
         """
         was, now = before.get("status") or {}, after.get("status") or {}
         if was.get("phase") in FINAL:
@@ -140,9 +143,9 @@ class PipelineMetrics:
         spec, metadata = after["spec"], after["metadata"]
         key = metadata["namespace"], spec["pipeline"]
         final = now.get("phase") in FINAL
-        # One that another's run has answered had no run of its own.
+        # A ReAnchor that another one's run has answered had no run of its own.
         ran = bool(now.get("finishedAt")) and not now.get("answeredBy")
-        # A run that has found another one at work has done nothing, and nothing has failed.
+        # A run that found another one in progress has changed nothing, and is no failure.
         ran = ran and now.get("result") != LOCK_HELD
         if ran and (now["phase"] in _RUN if final else now.get("finishedAt") != was.get("finishedAt")):
             good = "success" if now["phase"] == "Succeeded" else "failure"
@@ -156,7 +159,7 @@ class PipelineMetrics:
             metrics.REANCHOR_SECONDS.labels(end[1]).observe(float(now["durationSeconds"]))
 
     def forget(self, key: Key) -> None:
-        """A pipeline is gone."""
+        """Remove the series of a deleted pipeline."""
         self._phases.pop(key, None)
         for phase in Phase:
             _remove(metrics.PHASE, *key, str(phase))
@@ -174,5 +177,5 @@ class PipelineMetrics:
 
 
 def _remove(metric: Any, *labels: str) -> None:
-    """Take a series away; that there is none is fine with the library from its version 0.21 on."""
+    """Remove a series; a missing one is no error with the library's version 0.21 or newer."""
     metric.remove(*labels)

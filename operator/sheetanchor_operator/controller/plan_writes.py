@@ -1,4 +1,4 @@
-"""Writes what was planned about re-anchors. What can wait is begun only while the reconcile has time for it."""
+"""Writes what was planned about re-anchors. Writes that can wait are sent only while the reconcile has time."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from sheetanchor_operator.status.refusal_causes import NAME_TAKEN_REASON
 log = logging.getLogger(__name__)
 
 AT_ONCE: Final = AT_LEAST
-"""One after another, a reconcile with many writes takes over a second; more at once would crowd out other pipelines."""
+"""Sent one after another, many writes take over a second; more at once would delay other pipelines' requests."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Remaining(Generic[Item]):
-    """What was not written.
+    """The items that were not written.
 
     Attributes:
-        items: For want of time, or since one like them was refused.
+        items: Left out for lack of time, or since one like them was refused.
         refusal: The first refusal; None if there was none.
     """
 
@@ -48,12 +48,12 @@ class Remaining(Generic[Item]):
 async def write_some(
     write: Callable[[Item], Awaitable[None]], items: Sequence[Item], may_begin: Callable[[Item], bool]
 ) -> Remaining[Item]:
-    """Write several items, `AT_ONCE` at a time, in their order, until one may not begin or is refused.
+    """Write several items, `AT_ONCE` at a time, in their order, until time runs out or one is refused.
 
-    What was begun has ended when this returns.
+    Requests that were sent have ended when this returns.
 
     Raises:
-        ApiUnavailable: The first failure of that kind; nothing is begun after it.
+        ApiUnavailable: The first failure of that kind; nothing is sent after it.
     """
     waiting, failed = deque(items), deque[tuple[Item, BaseException]]()
 
@@ -88,10 +88,10 @@ class PlanWriter:
     async def carry_out(
         self, key: Key, pipeline: Pipeline, decided: ReanchorPlan, timer: ReconcileTimer, now_us: int
     ) -> tuple[ReanchorPlan, tuple[Refusal, ...]]:
-        """Do what was planned, what waits for runs first; gives what is left of it, and what was refused.
+        """Carry out a plan, what concerns runs first; gives what is left of it, and the refusals.
 
         Raises:
-            ApiUnavailable: The API server cannot do it just now.
+            ApiUnavailable: The API server does not answer, or cannot do it at the moment.
         """
         refused = list((await self._create_all(key, decided.create)).values())
         jobs = {start.manifest["metadata"]["name"]: start for start in decided.start}
@@ -116,7 +116,7 @@ class PlanWriter:
             if left.items:
                 decided = replace(decided, wake_at_us=now_us)
             if left.refusal is not None:
-                # One tells for all: the others of the same kind would be refused as well.
+                # One refusal is enough: others of the same kind would be refused as well.
                 error = left.refusal
                 refused.append(Refusal(REANCHOR.name, pipeline.name, error.code, str(error), error.reason))
         return decided, (*refused, *failed.values())
@@ -148,8 +148,8 @@ class PlanWriter:
         """Write the same into the statuses of ReAnchors that no pipeline owns; false if there was no time for all.
 
         Raises:
-            ApiRefused: The API server will not do it.
-            ApiUnavailable: It cannot do it just now.
+            ApiRefused: The API server refuses it.
+            ApiUnavailable: It does not answer, or cannot do it at the moment.
         """
 
         async def write(name: str) -> None:
@@ -163,7 +163,7 @@ class PlanWriter:
         return not left.items
 
     async def _create_all(self, key: Key, manifests: Sequence[Manifest]) -> dict[str, Refusal]:
-        """Create objects of re-anchors; gives the refusals by name. None waits: there are few for each symbol."""
+        """Create objects of re-anchors; gives the refusals by name. All are sent: there are few for each symbol."""
         refused = {}
 
         async def create(manifest: Manifest) -> None:
@@ -174,9 +174,9 @@ class PlanWriter:
         return refused
 
     async def _create(self, key: Key, manifest: Manifest) -> Refusal | None:
-        """Create an object of a re-anchor, unless that was refused a moment ago; gives the refusal, if there is one."""
+        """Create an object of a re-anchor, unless that was refused recently; gives the refusal, if there is one."""
         kind, name = place = place_of(manifest)
-        # There is one manifest for each name: what was refused is refused whatever it held.
+        # There is one manifest for each name, so the refusal is kept without a digest.
         refusal = self.refusals.of(key, place, kind, time.monotonic())
         if refusal is not None:
             return refusal
@@ -194,11 +194,11 @@ class PlanWriter:
         return None
 
     async def _existing(self, key: Key, manifest: Manifest) -> Refusal | None:
-        """Read what has the name of an object of a re-anchor: it may be the one, or somebody else's."""
+        """Read the object that already has a name: it may be this re-anchor's, or another user's."""
         kind, name = place = place_of(manifest)
         found = await self.cluster.get(KINDS[kind], key[0], name)
         if found is None:
-            return None  # gone meanwhile: the next reconcile makes it
+            return None  # deleted meanwhile: the next reconcile creates it
         found = {**found, "kind": kind, "apiVersion": KINDS[kind].api_version}
         if is_run_of(found, manifest):
             self.cache.put(found)

@@ -1,4 +1,4 @@
-"""How long a thread could have run and had no processor, as the kernel counts it."""
+"""How long a thread was ready to run and got no CPU, as the kernel counts it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _THREAD: Final = Path("/proc/thread-self/schedstat")
 
 
 def processor_wait_s() -> float:
-    """Give the seconds that the calling thread has waited for a processor; 0 where no kernel counts them."""
+    """Give the seconds that the calling thread has waited for a CPU; 0 where the kernel does not count them."""
     with suppress(OSError):
         return int(_THREAD.read_text().split()[1]) / 1e9
     return 0.0

@@ -1,4 +1,5 @@
-"""One reconcile of one pipeline: observe, decide, apply, report. Decisions are pure; this is the order of things."""
+"""One reconcile of one pipeline: observe, decide, apply, report. Decisions are pure and elsewhere; this is the
+order."""
 
 from __future__ import annotations
 
@@ -46,13 +47,13 @@ from sheetanchor_operator.status.summary import NO_PLAN, refused_status, status_
 log = logging.getLogger(__name__)
 
 UNSOUND_S: Final = 3.0
-"""How soon a pipeline that is not as it should be is reconciled again."""
+"""How soon a pipeline with a problem is reconciled again."""
 
 PER_PIPELINE_S: Final = 0.05
-"""With many pipelines each is reconciled less often: at most twenty a second are, whatever their number."""
+"""With many pipelines each is reconciled less often: at most twenty a second, whatever their number."""
 
 PLANNED_HERE_MAX: Final = 200
-"""Re-anchors that are decided upon within some milliseconds."""
+"""So many re-anchors are planned within some milliseconds; more are planned in a thread."""
 
 DEFECT_LENGTH_MAX: Final = 300
 
@@ -61,10 +62,10 @@ DEFECT_LENGTH_MAX: Final = 300
 class Reconciler:
     """Reconciles pipelines.
 
-    One class, since each look at a pipeline goes by what the looks before it have noted.
+    One class, since each reconcile of a pipeline uses what earlier ones have noted.
 
     Attributes:
-        resync_s: Time between two reconciles of a pipeline to which nothing happens.
+        resync_s: Time between two reconciles of a pipeline that does not change.
     """
 
     cluster: Cluster
@@ -75,11 +76,11 @@ class Reconciler:
     defaults: Defaults
     resync_s: float = 10.0
     unwatchable: Callable[[str], Mapping[str, Refusal]] = lambda _namespace: {}
-    """Tells why a kind cannot be heard in a namespace, by its name."""
+    """Gives why a kind cannot be watched in a namespace, by its name."""
 
     seen_requests: SeenRequests = field(default_factory=SeenRequests)
     installation: str = ""
-    """Namespace and name of our Lease, by which pipelines say who manages them; "" asks and tells nobody."""
+    """Namespace and name of our Lease, which names this installation in claims; "" makes no claims."""
 
     _applier: ChildApplier = field(init=False, repr=False)
     _observer: Observer = field(init=False, repr=False)
@@ -99,12 +100,12 @@ class Reconciler:
         """Reconcile a pipeline once.
 
         Returns:
-            Seconds until the next reconcile if nothing happens before; None if the pipeline is no more.
+            Seconds until the next reconcile if nothing happens before; None if the pipeline is deleted.
 
         Raises:
-            ApiUnavailable: The API server cannot do it just now.
-            ApiRefused: It will not do it.
-            Exception: A defect of ours, which the pipeline's status tells.
+            ApiUnavailable: The API server does not answer, or cannot do it at the moment.
+            ApiRefused: It refuses a request.
+            Exception: A defect of the operator, which the pipeline's status reports.
         """
         timer, before_s = ReconcileTimer(time.monotonic()), processor_wait_s()
         CURRENT_TIMER.set(timer)
@@ -112,8 +113,8 @@ class Reconciler:
             return await self._reconcile(key, timer)
         finally:
             timer.starved_s += processor_wait_s() - before_s
-            if words := timer.words(time.monotonic()):
-                log.warning("pipeline %s/%s: %s", *key, words)
+            if message := timer.message(time.monotonic()):
+                log.warning("pipeline %s/%s: %s", *key, message)
 
     async def _reconcile(self, key: Key, timer: ReconcileTimer) -> float | None:
         body = self.cache.get(PIPELINE.name, *key)
@@ -135,17 +136,19 @@ class Reconciler:
         except ApiError:
             raise
         except Exception as error:
-            # What one pipeline holds must not stay untold, whatever it is; who called decides what becomes of it.
+            # Any error has to appear in the pipeline's status, or users would see a healthy one; the caller handles it.
             defect = shortened(" ".join(f"{type(error).__name__}: {error}".split()), DEFECT_LENGTH_MAX)
             with suppress(ApiError):
-                await self._refuse(key, body, f"the operator fails to reconcile this pipeline, see its log: {defect}")
+                await self._refuse(
+                    key, body, f"the operator fails to reconcile this pipeline, see the operator's log: {defect}"
+                )
             raise
 
     async def _claimed(self, key: Key, body: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Have a pipeline say that we manage it; gives it as it is then, None if another installation does.
+        """Write this installation's claim; gives the pipeline as written, None if another installation manages it.
 
         Raises:
-            ApiUnavailable: Somebody has written the pipeline at the same moment, perhaps another one that claims it.
+            ApiUnavailable: The pipeline was written at the same moment, perhaps by another installation that claims it.
         """
         if not self.installation:
             return body
@@ -165,7 +168,7 @@ class Reconciler:
         try:
             written = await self.cluster.merge(PIPELINE, *key, change, "status")
         except ApiRefused as error:
-            # Without this right nothing can be told; children can be kept all the same, unless they are another's.
+            # Without this right no status can be written; children are still applied, unless another installation does.
             log.warning("pipeline %s/%s: the claim of this installation cannot be written: %s", *key, error)
             return body if known.name in ("", self.installation) else None
         if written is None:
@@ -176,15 +179,15 @@ class Reconciler:
         return written
 
     async def _keep_off(self, key: Key, uid: str, other: str) -> None:
-        """Leave a pipeline to another installation, and say so once."""
+        """Leave a pipeline to another installation, and report that once."""
         metrics.KEPT_OFF.labels(*key).set(1)
         if self._kept_off.get(key) == other:
             return
         self._kept_off[key] = other
         self.pipeline_metrics.forget(key)
         message = (
-            f"installation {other} manages this pipeline, and {self.installation} leaves it alone; it takes over once "
-            f"that one has not renewed its claim for {TAKE_OVER_AFTER_S / 60:g} minutes, or at once with "
+            f"installation {other} manages this pipeline, and {self.installation} leaves it alone; it takes over when "
+            f"{other} has not renewed its claim for {TAKE_OVER_AFTER_S / 60:g} minutes, or at once with "
             f"kubectl -n {key[0]} annotate pp {key[1]} --overwrite {OPERATOR_ANNOTATION}={self.installation}"
         )
         log.warning("pipeline %s/%s: %s", *key, message)
@@ -199,7 +202,8 @@ class Reconciler:
             unwatchable=self.unwatchable(pipeline.namespace),
             overwritten=self.seen_requests.of(key),
         )
-        # What may be deleted or changed by now must not be made again as it was.
+        # A pipeline that cannot be watched may be deleted or changed by now: its old children must not be created
+        # again.
         if not pipeline.paused and PIPELINE.name not in observed.unwatchable:
             observed = await self._applier.keep(
                 pipeline, observed, lambda: timer.may_begin(time.monotonic(), at_least=1)
@@ -210,7 +214,7 @@ class Reconciler:
             decided = await self._plan(pipeline, observed, timer)
             decided, refusals = await self._writer.carry_out(key, pipeline, decided, timer, _now_us())
         observed = replace(observed, refusals=(*observed.refusals, *refusals))
-        # What happened to the ReAnchors is written by now: another reconcile would not find it new.
+        # The ReAnchors are written by now: a later reconcile would not see these changes as new, so report them here.
         self._publish(pipeline.namespace, decided.events)
         status = status_of(pipeline, observed, decided)
         events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
@@ -218,13 +222,13 @@ class Reconciler:
             self._publish(pipeline.namespace, events)
             if not refusals and decided is not NO_PLAN and not pipeline.paused:
                 self.seen_requests.done(key, observed.overwritten)
-        # Of what was planned the status tells how runs have ended; without a plan only what is kept does.
+        # With a plan the status holds how runs have ended; without one only the existing objects do.
         counted = observed.reanchors if decided.outcomes is None else ()
         self.pipeline_metrics.take(key, status, counted, announced=pipeline.spec.maintenance.enabled)
         return self._next_reconcile_s(key, decided, status, refused=bool(refusals))
 
     async def _plan(self, pipeline: Pipeline, observed: Observed, timer: ReconcileTimer) -> ReanchorPlan:
-        """Decide about re-anchors; with many of them in a thread, since the Lease is renewed in this one's loop."""
+        """Decide about re-anchors; many of them in a thread, since a blocked event loop could not renew the Lease."""
         if len(observed.reanchors) <= PLANNED_HERE_MAX:
             return plan(pipeline, observed, self.defaults)
 
@@ -234,27 +238,27 @@ class Reconciler:
 
         before_s = processor_wait_s()
         made, waited_s = await asyncio.to_thread(planned)
-        # What this thread waited meanwhile is counted with the rest of the reconcile.
+        # The wait of this thread meanwhile is counted with the rest of the reconcile.
         timer.starved_s += max(0.0, waited_s - (processor_wait_s() - before_s))
         return made
 
     async def _refuse(self, key: Key, body: Mapping[str, Any], message: str) -> None:
-        """Tell that a pipeline's spec cannot be used; its children stay as they are."""
+        """Report in the status that a pipeline's spec cannot be used; its children stay as they are."""
         status = refused_status(body, message, _now_us())
         metadata = body["metadata"]
         events = transitions(body.get("status") or {}, status, metadata["name"], metadata["uid"])
         if await self._write_status(body, status):
             self._publish(metadata["namespace"], events)
-        # What cannot be read announces nothing, so it mutes nothing either.
+        # A maintenance block that cannot be read must not silence alerts.
         mine = self.cache.of(key)
         reanchors = [one for (kind, _), one in mine.items() if kind == REANCHOR.name]
         self.pipeline_metrics.take(key, status, reanchors, announced=False)
 
     async def _report_orphans(self, key: Key, timer: ReconcileTimer) -> bool:
-        """Tell ReAnchors of a pipeline that does not exist that they wait for one; owned ones go with their owner.
+        """Report in ReAnchors of a missing pipeline that they wait for one; owned ones are deleted with their owner.
 
         Returns:
-            Whether all have been told; a reconcile tells no more than it has time for.
+            Whether all statuses are written; a reconcile writes no more than it has time for.
         """
         namespace, name = key
         change = {
@@ -262,13 +266,13 @@ class Reconciler:
             "message": f"waits: there is no PredictionPipeline {name} in namespace {namespace}",
         }
 
-        def untold(body: Mapping[str, Any]) -> bool:
+        def unreported(body: Mapping[str, Any]) -> bool:
             status = body.get("status") or {}
             if body["metadata"].get("ownerReferences") or status.get("phase") in TERMINAL_PHASES:
                 return False
             return any(status.get(field) != value for field, value in change.items())
 
-        names = [one for (kind, one), body in self.cache.of(key).items() if kind == REANCHOR.name and untold(body)]
+        names = [one for (kind, one), body in self.cache.of(key).items() if kind == REANCHOR.name and unreported(body)]
         return await self._writer.report_orphans(key, change, names, timer)
 
     def _forget(self, key: Key) -> None:
@@ -292,17 +296,17 @@ class Reconciler:
             wait_s = 0.0
         if decided.wake_at_us is not None:
             wake_s = (decided.wake_at_us - _now_us()) / 1e6
-            # A pipeline that is in doubt is reconciled every second: many of them take turns.
+            # A pipeline with a problem is reconciled every second: many of them share that rate.
             wait_s = min(wait_s, max(0.0 if sound else least_s, wake_s))
         if refused:
-            # The plan would have it done at once, and is refused until somebody changes something.
+            # The plan would try again at once, although it is refused until a user changes something.
             wait_s = max(wait_s, UNSOUND_S)
         return wait_s
 
     # Reporting
 
     async def _write_status(self, body: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
-        """Write the status if it differs; false if the pipeline is gone."""
+        """Write the status if it differs; false if the pipeline is deleted."""
         before = body.get("status") or {}
         if before == status:
             return True
@@ -322,7 +326,7 @@ class Reconciler:
 
 
 def _whole(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Have a merge replace maps as a whole: fields that are no more are named as null."""
+    """Make a merge replace maps as a whole: removed fields are set to null."""
     whole = {}
     for name, value in changed.items():
         known = before.get(name)
@@ -334,7 +338,7 @@ def _whole(changed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, A
 
 
 def key_of_pipeline(pipeline: Pipeline) -> Key:
-    """Give what a pipeline is known by."""
+    """Give namespace and name of a pipeline."""
     return pipeline.namespace, pipeline.name
 
 

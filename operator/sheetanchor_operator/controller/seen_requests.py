@@ -1,4 +1,4 @@
-"""Values of the re-anchor annotation that somebody has replaced before they were acted upon: seen, so not lost."""
+"""Values of the re-anchor annotation that were replaced before a reconcile acted on them, so that none is lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sheetanchor_operator.names import REANCHOR_ANNOTATION
 from sheetanchor_operator.reanchors.requests import key_of
 
 KEPT_MAX: Final = 20
-"""More than people write between two reconciles; of a client that writes faster some are lost."""
+"""More than users write between two reconciles; of a client that writes faster some values are lost."""
 
 
 class SeenRequests:
@@ -33,11 +33,11 @@ class SeenRequests:
             del kept[:-KEPT_MAX]
 
     def of(self, key: Key) -> tuple[str, ...]:
-        """Give what was replaced, first written first."""
+        """Give the replaced values, oldest first."""
         return tuple(self._values.get(key, ()))
 
     def done(self, key: Key, values: Iterable[str]) -> None:
-        """Forget what has been acted upon."""
+        """Drop the values that a reconcile has acted on."""
         taken = set(values)
         left = [value for value in self._values.get(key, ()) if value not in taken]
         if left:
@@ -46,7 +46,7 @@ class SeenRequests:
             self._values.pop(key, None)
 
     def forget(self, key: Key) -> None:
-        """A pipeline is gone."""
+        """Drop the values of a deleted pipeline."""
         self._values.pop(key, None)
 
 

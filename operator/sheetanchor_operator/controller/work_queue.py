@@ -1,6 +1,6 @@
 """Which pipeline is reconciled next, and when. One at a time per pipeline, each failure later than the one before.
 
-The schedule is pure; time and chance are arguments.
+The schedule is pure; time and random numbers are arguments.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Final, Generic, TypeVar
 Item = TypeVar("Item", bound=Hashable)
 
 SETTLE_S: Final = 0.1
-"""Changes come in flocks: a Deployment, its ReplicaSet and its pods within a tenth of a second."""
+"""Changes come in bursts: a Deployment, its ReplicaSet and its pods within a tenth of a second."""
 
 GAP_S: Final = 0.5
-"""Least time between two reconciles of the same pipeline, however much happens to it."""
+"""Least time between two reconciles of the same pipeline, however often it changes."""
 
 BACKOFF_S: Final = 1.0
 BACKOFF_MAX_S: Final = 60.0
@@ -40,19 +40,19 @@ class Schedule(Generic[Item]):
         return len(self._entries)
 
     def wake(self, item: Item, now_s: float) -> None:
-        """Something has happened to an item: reconcile it soon, but not before its backoff is over."""
+        """Have a changed item reconciled soon, but not before its backoff is over."""
         entry = self._entries.setdefault(item, _Entry())
         self._bring_forward(entry, max(now_s + SETTLE_S, entry.started_s + GAP_S, entry.not_before_s))
 
     def at(self, item: Item, due_s: float) -> None:
-        """Look at an item at a time, or earlier."""
+        """Have an item reconciled at a time, or earlier."""
         self._bring_forward(self._entries.setdefault(item, _Entry()), due_s)
 
     def _bring_forward(self, entry: _Entry, due_s: float) -> None:
         entry.due_s = due_s if entry.due_s is None else min(entry.due_s, due_s)
 
     def take(self, now_s: float) -> Item | None:
-        """Give the item that has been due longest, None if none is; it is not given again before it is done."""
+        """Give the item that has been due longest, None if none is; it is not given again before `done` or `failed`."""
         due = [(entry.due_s, item) for item, entry in self._entries.items() if self._is_due(entry, now_s)]
         if not due:
             return None
@@ -69,25 +69,25 @@ class Schedule(Generic[Item]):
         return sum(self._is_due(entry, now_s) for entry in self._entries.values())
 
     def next_s(self) -> float | None:
-        """Say when the next item is due, None if none will be by itself."""
+        """Say when the next item is due, None if none is scheduled."""
         due = [entry.due_s for entry in self._entries.values() if entry.due_s is not None and not entry.running]
         return min(due, default=None)
 
     def done(self, item: Item, due_s: float) -> None:
-        """An item has been reconciled; reconcile it again at `due_s` unless something has happened meanwhile."""
+        """Note that an item was reconciled; the next time is `due_s`, or earlier if it changed meanwhile."""
         entry = self._entries.get(item)
         if entry is not None:
             entry.running, entry.failures, entry.not_before_s = False, 0, float("-inf")
             self._bring_forward(entry, due_s)
 
     def failed(self, item: Item, now_s: float, jitter: float, least_s: float = 0.0) -> float:
-        """Looking at an item failed; gives the delay until the next try.
+        """Note that reconciling an item failed; gives the delay until the next try.
 
         Args:
-            item: Which one.
+            item: The item.
             now_s: The time.
             jitter: Random number in [0, 1) that spreads the tries by 20 % to either side.
-            least_s: Somebody asked to wait at least this long; heeded up to the longest delay there is.
+            least_s: Wait that the server asked for; honoured up to the longest delay of the backoff.
         """
         entry = self._entries.setdefault(item, _Entry())
         entry.failures += 1
@@ -97,7 +97,7 @@ class Schedule(Generic[Item]):
         return delay_s
 
     def forget(self, item: Item) -> None:
-        """An item is no more; one that has returned while its end was looked at is looked at again."""
+        """Drop a deleted item; one that was created again while its deletion was handled is reconciled again."""
         entry = self._entries.get(item)
         if entry is None:
             return

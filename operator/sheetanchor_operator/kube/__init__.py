@@ -1,1 +1,1 @@
-"""The Kubernetes API and what is asked through it: the only package that talks to a cluster."""
+"""The Kubernetes API and the requests that go through it: the only package that connects to a cluster."""

@@ -1,8 +1,8 @@
-"""The Kubernetes API server: the only module that talks to it.
+"""The client of the Kubernetes API server: the only module that sends it requests.
 
-Children are applied server-side under one field manager. What the server refuses is raised as `ApiRefused`, with the
-server's message; what it cannot do just now as `ApiUnavailable`, which is worth another try later. One module, since
-every request goes through the same fence, timeout and translation of errors.
+Children are applied server-side under one field manager. A refusal is raised as `ApiRefused`, with the server's
+message; a failure that may be gone at the next try as `ApiUnavailable`. One module, since every request goes through
+the same fence, timeout and translation of errors.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ from sheetanchor_operator.names import API_VERSION, FIELD_MANAGER, PIPELINE_KIND
 Body = dict[str, Any]
 
 TIMEOUT_S: Final = 10.0
-"""An answer of the API server comes within a second or not at all; a Lease must not wait longer than this."""
+"""The API server answers within a second or not at all; the renewal of a Lease must not wait longer than this."""
 
 FENCED_TIMEOUT_S: Final = 3.9
-"""A write of a leader that is about to lose its Lease has ended before anybody else may take it."""
+"""A write of a leader that is about to lose its Lease has ended before another candidate may take the Lease."""
 
 EVENT_PAGES_MAX: Final = 4
-"""Pages of Events that one reconcile reads of an object; they are kept for an hour, and the same one again is one."""
+"""Pages of Events that one reconcile reads of an object; they are kept for an hour, and a repeated one is counted, not
+added."""
 EVENTS_PER_PAGE: Final = 500
 
 PAGE: Final = 100
-"""Objects per page of a list: any of them may be as large as the API server takes, and a page is in memory at once."""
+"""Objects per page of a list: any of them may have the largest size that the API server accepts, and a page is in
+memory at once."""
 
 WATCH_S: Final = 240
-"""How long a watch is asked for; a whole number, since the API server takes no other."""
+"""Duration of a watch in seconds; a whole number, since the API server accepts no other."""
 
 CONNECT_S: Final = 5.0
 SILENCE_S: Final = 70.0
-"""The API server sends a bookmark every minute: a stream without any for longer is dead."""
+"""The API server sends a bookmark every minute: a stream without one for longer is broken."""
 
 APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
@@ -59,14 +61,14 @@ TOO_MANY: Final = 429
 
 
 class ApiError(Exception):
-    """The API server did not do what it was asked."""
+    """A request to the API server failed."""
 
 
 class ApiUnavailable(ApiError):
-    """No answer, or one that says to come again: the server is busy, or somebody has written at the same moment.
+    """No answer, or one that asks for a retry: the server is busy, or the object was written at the same moment.
 
     Attributes:
-        retry_after_s: When the server wants to be asked again; 0 if it did not say.
+        retry_after_s: Wait before the retry that the server asks for; 0 if it names none.
     """
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
@@ -75,7 +77,7 @@ class ApiUnavailable(ApiError):
 
 
 class ApiRefused(ApiError):
-    """An answer that will be the same as long as nobody changes anything.
+    """A refusal that stays the same until a user or an administrator changes something.
 
     Attributes:
         code: HTTP status.
@@ -90,11 +92,11 @@ class ApiRefused(ApiError):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Where the objects of a kind are.
+    """A kind of objects, and its paths in the API.
 
     Attributes:
         api_version: Group and version, for instance `apps/v1`.
-        namespaced: False for nodes.
+        namespaced: Whether its objects are in namespaces; nodes are not.
     """
 
     name: str
@@ -130,7 +132,7 @@ CHILDREN: Final = (
     Kind("StatefulSet", "apps/v1", "statefulsets"),
 )
 METADATA_ONLY: Final = frozenset(kind for kind in CHILDREN if kind.name in ("ConfigMap", "Secret"))
-"""Kinds of which a watch asks for no contents: anybody may label a megabyte, and a Secret is nobody's business."""
+"""Kinds that are watched by metadata only: any of them may hold a megabyte, and Secrets must not be kept in memory."""
 
 KINDS: Final[Mapping[str, Kind]] = {
     kind.name: kind
@@ -151,26 +153,26 @@ class Cluster:
     """A connection to the API server.
 
     Args:
-        configuration: Where it is and who we are, as the official client loads it.
+        configuration: Address and credentials, as the official client loads them.
     """
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._client = ApiClient(configuration)
-        # A watch keeps its connection: it must not take the place of a write, or of the Lease's renewal.
+        # A watch occupies its connection: in the same pool it could block a write, or the renewal of the Lease.
         endless = copy(configuration)
         endless.connection_pool_maxsize = 0
         self._streams = ApiClient(endless)
         self._may_write: Callable[[], bool] | None = None
 
     def fenced(self, may_write: Callable[[], bool]) -> Cluster:
-        """Give the same connection with a guard: what was stopped and goes on must not write on somebody's heels."""
+        """Give the same connection with a guard: an operator that was suspended and lost the Lease must not write."""
         guarded = copy(self)
         guarded._may_write = may_write
         return guarded
 
     async def aclose(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._client.close()
         await self._streams.close()
 
@@ -188,12 +190,12 @@ class Cluster:
         """Send a request and give the object of the answer.
 
         Raises:
-            ApiRefused: The server will not do it.
-            ApiUnavailable: It cannot do it just now.
+            ApiRefused: The server refuses it.
+            ApiUnavailable: It does not answer, or cannot do it at the moment.
         """
         if method != "GET" and self._may_write is not None:
             if not self._may_write():
-                raise ApiUnavailable(f"{method} {path}: not sent, since this operator may no longer hold the Lease")
+                raise ApiUnavailable(f"{method} {path}: not sent, since this operator may have lost the Lease")
             timeout_s = min(timeout_s, FENCED_TIMEOUT_S)
         url = self._configuration.host + path + (f"?{urlencode(query)}" if query else "")
         headers = await self._headers(f"{method} {path}", content_type, accept)
@@ -216,7 +218,9 @@ class Cluster:
         try:
             credentials: Any = await self._configuration.auth_settings()
         except (ConfigException, OSError) as error:
-            raise ApiUnavailable(f"{what}: not sent, the credentials cannot be read: {error}") from error
+            raise ApiUnavailable(
+                f"{what}: not sent, since the operator's credentials cannot be read: {error}"
+            ) from error
         for one in credentials.values():
             headers[one["key"]] = one["value"]
         return headers
@@ -250,13 +254,13 @@ class Cluster:
     async def watch(
         self, kind: Kind, namespace: str = "", *, since: str, selector: str = "", metadata_only: bool = False
     ) -> AsyncGenerator[tuple[str, Body], None]:
-        """Give what happens to the objects of a kind after a version, as type of event and object, for some minutes.
+        """Give the changes of the objects of a kind after a version, as type of event and object, for some minutes.
 
         The first is ("OPENED", {}), as soon as the server has granted it. Bookmarks are passed on.
 
         Raises:
-            ApiRefused: The server will not do it; `code` 410 if that version is too old to go on from.
-            ApiUnavailable: It cannot do it just now.
+            ApiRefused: The server refuses it; `code` 410 if that version is too old to continue from.
+            ApiUnavailable: It does not answer, or cannot do it at the moment.
         """
         query = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH_S)}
         query |= {"resourceVersion": since} | ({"labelSelector": selector} if selector else {})
@@ -282,11 +286,11 @@ class Cluster:
             raise _unanswered(what, error) from error
 
     async def apply(self, manifest: Body, uid: str) -> Body:
-        """Make an object be as the manifest says in every field that the manifest names; others' fields stay.
+        """Apply a manifest: every field that it names gets its value; fields of other managers stay.
 
         Args:
-            manifest: What it should be.
-            uid: Uid of the object that is meant: another one of the same name is refused.
+            manifest: The desired object.
+            uid: Uid of the live object: another one of the same name is refused.
         """
         kind, metadata = KINDS[manifest["kind"]], manifest["metadata"]
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
@@ -296,7 +300,7 @@ class Cluster:
         return await self.ask("PATCH", path, query=query, body=body, content_type=APPLY)
 
     async def own_fields(self, live: Body) -> None:
-        """Have what was created here count as applied, so that what goes from the manifest goes from the object.
+        """Make the fields of a created object count as applied, so that those removed from the manifest are removed.
 
         The API server keeps both apart: a field that was set by a creation stays when a later apply leaves it out.
         """
@@ -329,7 +333,7 @@ class Cluster:
             raise
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str = "") -> None:
-        """Delete an object and, after it, what it owns; that it is gone already is fine."""
+        """Delete an object and, after it, what it owns; a missing object is no error."""
         body: Body = {"propagationPolicy": "Background"}
         if uid:
             body["preconditions"] = {"uid": uid}
@@ -340,7 +344,7 @@ class Cluster:
                 raise
 
     async def merge(self, kind: Kind, namespace: str, name: str, change: Body, subresource: str = "") -> Body | None:
-        """Merge fields into an object or its status; None if the object is gone."""
+        """Merge fields into an object or its status; None if the object does not exist."""
         path = kind.path(namespace, name, subresource)
         query = {"fieldManager": FIELD_MANAGER}
         try:
@@ -353,8 +357,8 @@ class Cluster:
     async def warnings(self, namespace: str, kind: str, name: str, uid: str) -> list[Body]:
         """Read the Warning events about an object, newest last.
 
-        The server sorts by name: the first of them are no better than any, and those of an earlier object of the same
-        name speak of that one.
+        The server sorts by name, so pages are read until the bound; Events of an earlier object of the same name are
+        left out by its uid.
         """
         about = f"type=Warning,involvedObject.kind={kind},involvedObject.name={name},involvedObject.uid={uid}"
         query = {"fieldSelector": about, "limit": str(EVENTS_PER_PAGE)}
@@ -383,12 +387,12 @@ def _unanswered(what: str, error: BaseException) -> ApiUnavailable:
 def _not_granted(
     method: str, path: str, code: int, raw: bytes, retry_after: str, status: Body | None = None
 ) -> ApiRefused | ApiUnavailable:
-    """Put an answer that grants nothing into an error: refused, or worth another try."""
+    """Turn an error answer into an exception: refused, or worth another try."""
     metrics.API_ERRORS.labels(str(code)).inc()
     content = _json(raw) if status is None else status
     message = str(content.get("message") or shortened(raw.decode(errors="replace"), 200) or f"HTTP {code}")
-    # A condition on what is there ("Conflict" of a DELETE or a PUT) is the asker's own; where none was set, as in a
-    # create that met another one's use of the same quota, it is a collision and gone the next time.
+    # A conflict on a DELETE or a PUT is the precondition that the request set itself, and is a refusal. Elsewhere, as
+    # in a create that collided with another update of the same quota, the next try succeeds.
     collided = content.get("reason") == "Conflict" and method in ("POST", "PATCH")
     if code == TOO_MANY or code >= SERVER_ERROR or collided:
         return ApiUnavailable(f"{method} {path}: {message}", float(retry_after) if retry_after.isdigit() else 0.0)
@@ -396,7 +400,7 @@ def _not_granted(
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Split a stream into lines, however long they are: an object may be larger than any buffer of the library's."""
+    """Split a stream into lines of any length: an object may be larger than the library's line buffer."""
     rest = bytearray()
     async for chunk in content.iter_any():
         rest += chunk

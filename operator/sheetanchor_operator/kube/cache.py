@@ -1,4 +1,4 @@
-"""What the watches have shown of the cluster, by kind and by pipeline. It is fed by watches, writes and full lists."""
+"""What is known of the cluster, by kind and by pipeline. It is filled by watches, writes and complete lists."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _METADATA: Final = (
     "ownerReferences",
     "finalizers",
 )
-"""Fields of the metadata that are read; labels and annotations are sifted."""
+"""Fields of the metadata that are read; labels and annotations are filtered."""
 
 _LABELS: Final = (f"{GROUP}/", "app.kubernetes.io/", "batch.kubernetes.io/", "job-name", "pod-template-hash")
 _ANNOTATIONS: Final = (f"{GROUP}/",)
@@ -50,10 +50,10 @@ _POD_STATUS: Final = (
     "containerStatuses",
 )
 TEXT_MAX: Final = 256 * 1024
-"""Bytes of an object that is kept; none that the operator makes comes near. Larger ones are known by name only."""
+"""Largest object that is kept, in bytes; the operator's own are far smaller. Larger ones are known by name only."""
 
 PER_PIPELINE_MAX: Final = 200
-"""Objects of a kind that are kept of a pipeline: whoever may label may label without end."""
+"""Objects of a kind that are kept of a pipeline: any user may put its label on any number of objects."""
 
 _OWNERS_OF_PODS: Final = frozenset({"ReplicaSet", "StatefulSet", "Job"})
 
@@ -64,19 +64,19 @@ def version_of(body: Body) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _sifted(given: Mapping[str, str] | None, prefixes: tuple[str, ...]) -> dict[str, str]:
+def _filtered(given: Mapping[str, str] | None, prefixes: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, value in (given or {}).items() if name.startswith(prefixes)}
 
 
 def slim(body: Body) -> Body:
-    """Leave out what is never read: others' labels and annotations, what Secrets and ConfigMaps hold.
+    """Leave out what is never read: foreign labels and annotations, the contents of Secrets and ConfigMaps.
 
-    An annotation may hold a copy of all the rest (`kubectl apply` writes one), and anybody may add a megabyte of them.
+    An annotation may hold a copy of the whole object (`kubectl apply` writes one), and users may add many.
     """
     kind, given = body.get("kind"), body["metadata"]
     metadata: dict[str, Any] = {name: given[name] for name in _METADATA if name in given}
     if kind == NODE_KIND:
-        # Only what decides whether pods may run there is read, and kubelets write their statuses all the time.
+        # Kubelets write the status of nodes all the time; only what decides whether pods can run there is read.
         spec = body.get("spec") or {}
         kept = {name: spec[name] for name in ("taints", "unschedulable") if spec.get(name)}
         labels = dict(given.get("labels") or {})
@@ -84,11 +84,11 @@ def slim(body: Body) -> Body:
             {"spec": kept} if kept else {}
         )
     for name, prefixes in (("labels", _LABELS), ("annotations", _ANNOTATIONS)):
-        if sifted := _sifted(given.get(name), prefixes):
+        if sifted := _filtered(given.get(name), prefixes):
             metadata[name] = sifted
     slimmed = {**body, "metadata": metadata}
     if kind == "Secret":
-        # The keys are needed to say which one is missing; the values are nobody's business here.
+        # The keys are needed to say which one is missing; the values must not be kept.
         slimmed["data"] = dict.fromkeys(body.get("data") or {}, "")
         slimmed.pop("stringData", None)
     elif kind == "ConfigMap":
@@ -120,7 +120,7 @@ def pipeline_of(body: Body) -> Key | None:
 
 
 def may_be_of(body: Body, pipeline: str) -> bool:
-    """Say whether an object can be one of a pipeline's, whose label alone says nothing: anybody may write it."""
+    """Say whether an object can belong to a pipeline. Its label alone is no proof: any user may write it."""
     kind, name = body.get("kind"), body["metadata"]["name"]
     owners = _owner_kinds(body)
     if kind == "Pod":
@@ -134,10 +134,10 @@ def may_be_of(body: Body, pipeline: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """An object as it is kept: as JSON, which is a fifth of what the same takes as values.
+    """An object as it is kept: as JSON, which takes a fifth of the memory of parsed values.
 
     Attributes:
-        key: The pipeline that it belongs to, None if to none.
+        key: The pipeline that it belongs to, None if it belongs to none.
         version: Its resource version as a number.
         text: The object; empty for one that is known by name only.
     """
@@ -156,10 +156,10 @@ class Cache:
         self._by_pipeline: dict[Key, set[tuple[str, str]]] = defaultdict(set)
         self._nodes: dict[str, ZoneNode] = {}
         self._unowned_kinds: dict[Key, set[str]] = defaultdict(set)
-        """Kinds of objects known by name only that carry the label of a pipeline, by that."""
+        """By pipeline, the kinds of objects that carry its label and are known by name only."""
 
     def take(self, body: Body) -> Key | None:
-        """Take in what a watch has shown, by name only if no pipeline of ours can have it; gives its pipeline."""
+        """Store what a watch has shown, by name only if it cannot belong to a known pipeline; gives its pipeline."""
         kind, key = body["kind"], pipeline_of(body)
         if kind in (PIPELINE_KIND, REANCHOR_KIND, NODE_KIND):
             return self.put(body)
@@ -177,7 +177,7 @@ class Cache:
         return None if known is None else known.key
 
     def unowned_kinds(self, key: Key) -> frozenset[str]:
-        """Name the kinds of which a pipeline that has just come may own what is known by name only, once."""
+        """Name, once, the kinds of which a new pipeline may own objects that are known by name only."""
         return frozenset(self._unowned_kinds.pop(key, ()))
 
     def _admits(self, body: Body, key: Key) -> bool:
@@ -188,7 +188,7 @@ class Cache:
         return (kind, name) in mine or sum(kind == one for one, _ in mine) < PER_PIPELINE_MAX
 
     def put(self, body: Body) -> Key | None:
-        """Take an object in, unless a newer version of it is known; gives the pipeline that it belongs to."""
+        """Store an object, unless a newer version of it is known; gives the pipeline that it belongs to."""
         kind, metadata = body["kind"], body["metadata"]
         place, uid, version = (
             (metadata.get("namespace", ""), metadata["name"]),
@@ -214,7 +214,7 @@ class Cache:
         return key
 
     def drop(self, kind: str, namespace: str, name: str) -> Key | None:
-        """Forget an object; gives the pipeline that it belonged to."""
+        """Drop an object; gives the pipeline that it belonged to."""
         known = self._objects[kind].pop((namespace, name), None)
         if known is None:
             return None
@@ -232,11 +232,11 @@ class Cache:
         return None if known is None or not known.text else json.loads(known.text)
 
     def entry(self, kind: str, namespace: str, name: str) -> CacheEntry | None:
-        """Give what is known of an object without reading it, None if it is not known."""
+        """Give the entry of an object without parsing it, None if it is not known."""
         return self._objects[kind].get((namespace, name))
 
     def places(self, kind: str) -> dict[Key, CacheEntry]:
-        """Give what is known of all objects of a kind by namespace and name."""
+        """Give the entries of all objects of a kind by namespace and name."""
         return dict(self._objects[kind])
 
     def of(self, key: Key) -> dict[tuple[str, str], Body]:
@@ -249,7 +249,7 @@ class Cache:
         return list(self._objects[PIPELINE_KIND])
 
     def nodes(self) -> Mapping[str, ZoneNode]:
-        """Give what is known of each node by its name; another mapping when any of it has changed."""
+        """Give each known node by its name; a new mapping after every change."""
         return self._nodes
 
     def node_zones(self) -> dict[str, str]:
@@ -258,16 +258,16 @@ class Cache:
 
 
 def secret_hash(body: Body) -> str:
-    """Give a text that changes with what a Secret holds, and with nothing else.
+    """Give a hash that changes with the contents of a Secret, and with nothing else.
 
-    It ends in annotations of pods. Its key is the Secret's uid, which nobody knows who may not read the Secret, so that
-    a weak password cannot be found by trying.
+    It is written into annotations of pods. It is keyed with the Secret's uid, which only those know who may read the
+    Secret, so that a weak password cannot be found by guessing.
     """
     content = json.dumps(body.get("data") or {}, sort_keys=True).encode()
     return hmac.new(str(body["metadata"].get("uid", "")).encode(), content, hashlib.sha256).hexdigest()[:16]
 
 
 def content_hash(body: Body) -> str:
-    """Give a hash of what a ConfigMap holds."""
+    """Give a hash of the contents of a ConfigMap."""
     content = [body.get("data") or {}, body.get("binaryData") or {}]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

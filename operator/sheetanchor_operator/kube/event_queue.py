@@ -1,4 +1,4 @@
-"""Events that wait to be published: no more than a bound of each namespace, and each namespace in its turn. Pure."""
+"""Events that wait to be published: a bounded number of each namespace, and the namespaces in turn. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Final
 from sheetanchor_operator.events import Event
 
 WAITING_MAX: Final = 200
-"""Events of one namespace that wait. A reconcile in a flood makes nearly as many, and they are gone before the next."""
+"""Most Events of one namespace that wait. A reconcile in a flood makes nearly as many, published before the next."""
 
 
 @dataclass(slots=True)
 class EventQueue:
-    """Events by namespace, first come first told; a namespace with many does not hold up the others'."""
+    """Events by namespace, first in first out; a namespace with many does not delay those of the others."""
 
     _waiting: OrderedDict[str, deque[Event]] = field(default_factory=OrderedDict)
 
@@ -22,7 +22,7 @@ class EventQueue:
         return sum(map(len, self._waiting.values()))
 
     def put(self, namespace: str, event: Event) -> bool:
-        """Have an Event wait; false if so many of its namespace do already that there is no room for it."""
+        """Add an Event; false if the bound of its namespace is reached."""
         mine = self._waiting.setdefault(namespace, deque())
         if len(mine) >= WAITING_MAX:
             return False
@@ -30,7 +30,7 @@ class EventQueue:
         return True
 
     def take(self) -> tuple[str, Event] | None:
-        """Give the next Event and its namespace, which is then the last to have its turn again; None if none waits."""
+        """Give the next Event and its namespace, which then goes to the end of the turn; None if none waits."""
         if not self._waiting:
             return None
         namespace, mine = self._waiting.popitem(last=False)

@@ -1,6 +1,6 @@
-"""Kubernetes Events, as `events.k8s.io/v1`; the same words about the same object are not said again for a while.
+"""Kubernetes Events, as `events.k8s.io/v1`; a repeated message about the same object is left out for a while.
 
-Nobody waits for an Event: Events go on a queue, and the leader publishes what is there.
+A reconcile does not wait for its Events: they go on a queue, from which the leader publishes them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ CONTROLLER: Final = "sheetanchor.dev/operator"
 SAME_AFTER_S: Final = 300.0
 KNOWN_MAX: Final = 5_000
 NOTE_MAX: Final = 1_024
-"""Longest note that the API server takes, in bytes."""
+"""Longest note that the API server accepts, in bytes."""
 
 AT_ONCE: Final = 2
-"""Reconciles come first: Events take no more of the API server than two requests at a time."""
+"""Reconciles come first: Events use at most two requests at a time."""
 
 _ACTIONS: Final = "Reconcile"
 
@@ -50,7 +50,7 @@ class Publisher:
         self._news = asyncio.Event()
 
     def publish(self, namespace: str, event: Event) -> None:
-        """Have an Event published. One for which there is no room is logged: the status tells the same."""
+        """Have an Event published. One for which the queue has no room is logged: the status reports the same."""
         event_key, now_s = _event_key(event), time.monotonic()
         if now_s - self._known.get(event_key, float("-inf")) < SAME_AFTER_S:
             return
@@ -58,7 +58,7 @@ class Publisher:
         if not self._queue.put(namespace, event):
             metrics.EVENTS_LEFT_OUT.inc()
             log.warning(
-                "this Event about %s %s/%s is dropped, since %d of the namespace wait to be published",
+                "the Event about %s %s/%s is dropped, since %d Events of its namespace wait to be published",
                 event.kind,
                 namespace,
                 event.name,
@@ -72,14 +72,14 @@ class Publisher:
         self._news.set()
 
     async def run(self) -> None:
-        """Publish what waits, `AT_ONCE` at a time, until cancelled."""
+        """Publish the waiting Events, `AT_ONCE` at a time, until cancelled."""
         while True:
             await self.publish_waiting()
             self._news.clear()
             await self._news.wait()
 
     async def publish_waiting(self) -> None:
-        """Publish what waits now, and what comes meanwhile."""
+        """Publish the Events that wait, and those that are added meanwhile."""
 
         async def work() -> None:
             while (waiting := self._queue.take()) is not None:
@@ -116,12 +116,12 @@ class Publisher:
 
 
 def _event_key(event: Event) -> tuple[str, str, str]:
-    """Give what makes two Events the same."""
+    """Give the fields in which two Events are compared."""
     return event.uid or event.name, str(event.reason), event.message
 
 
 def _note(message: str) -> str:
-    """Bring a message to what an Event's note may hold, which is counted in bytes."""
+    """Shorten a message to the length of an Event's note, which is counted in bytes."""
     length = NOTE_MAX
     while len(note := shortened(message, length).encode()) > NOTE_MAX:
         length -= max(1, (len(note) - NOTE_MAX) // 4)

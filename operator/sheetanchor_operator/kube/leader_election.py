@@ -1,8 +1,8 @@
 """Leader election by a Lease: one operator acts, the others stand by.
 
-The rule is that of the Kubernetes client libraries: whoever sees the Lease unchanged for its whole duration, by its own
-clock, may take it; writes carry the resource version, so that of two takers one fails. Clocks of different machines are
-never compared.
+The rule is that of the Kubernetes client libraries: a candidate that sees the Lease unchanged for its whole duration,
+by its own clock, may take it; writes carry the resource version, so that of two such candidates one fails. Clocks of
+different machines are never compared.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from sheetanchor_operator.kube.api_client import KINDS, ApiError, ApiRefused, Cl
 log = logging.getLogger(__name__)
 
 DURATION_S: Final = 13.0
-"""A leader that has not renewed for this long may be replaced: with two tries of 2 s each, another acts within 20 s."""
+"""A leader that has not renewed for this long may be replaced: with two tries of 2 s each, the next acts within 20
+s."""
 
 RENEW_WITHIN_S: Final = 9.0
-"""A leader that has not managed to renew for this long stops acting: well before another may start."""
+"""A leader that could not renew for this long stops acting: well before another may start."""
 
 RETRY_S: Final = 2.0
 CALL_TIMEOUT_S: Final = 4.0
@@ -30,14 +31,14 @@ CALL_TIMEOUT_S: Final = 4.0
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one candidate knows of the Lease.
+    """The Lease as one candidate has last seen it.
 
     Attributes:
-        holder: Who holds it, "" for nobody.
+        holder: Identity of the holder, "" for none.
         version: Its resource version, "" if there is no Lease.
-        changed_s: When, by our own clock, we first saw it like this.
-        duration_s: How long the holder said that it holds without renewal.
-        transitions: How often it has changed hands.
+        changed_s: When, by our own clock, this version was first seen.
+        duration_s: How long it is valid without renewal, as the holder wrote it.
+        transitions: How often the holder has changed.
     """
 
     holder: str = ""
@@ -51,7 +52,7 @@ Action = Literal["renew", "take", "wait"]
 
 
 def seen(view: View, lease: dict[str, Any] | None, now_s: float) -> View:
-    """Update the view of the Lease with what was read."""
+    """Update the view of the Lease from a read."""
     if lease is None:
         return View(changed_s=now_s)
     spec, version = lease.get("spec") or {}, str(lease["metadata"]["resourceVersion"])
@@ -66,7 +67,7 @@ def seen(view: View, lease: dict[str, Any] | None, now_s: float) -> View:
 
 
 def decide(view: View, identity: str, now_s: float) -> Action:
-    """Say what a candidate does with the Lease now."""
+    """Decide what a candidate does with the Lease now."""
     if view.holder == identity:
         return "renew"
     if not view.version or not view.holder or now_s - view.changed_s > view.duration_s:
@@ -83,9 +84,9 @@ class Election:
 
     Args:
         cluster: The API server.
-        namespace: Where the Lease is.
+        namespace: Namespace of the Lease.
         name: Its name.
-        identity: Who we are; never the same for two processes.
+        identity: Name of this candidate, unique to the process.
         clock: Monotonic seconds.
     """
 
@@ -100,19 +101,27 @@ class Election:
         self._renewed_s = float("-inf")
 
     def holds(self) -> bool:
-        """Say whether nobody else can have the Lease at this moment."""
+        """Say whether no other candidate can hold the Lease at this moment."""
         return self.leading.is_set() and self._clock() - self._renewed_s <= RENEW_WITHIN_S
 
     async def run(self) -> None:
-        """Stand for election, then renew; ends when the Lease is lost."""
+        """Wait for the Lease, then renew it; ends when it is lost."""
         while True:
             started_s = self._clock()
             try:
                 await self._step()
             except ApiError as error:
-                log.warning("the Lease %s/%s cannot be used: %s", self._namespace, self._name, error)
+                log.warning(
+                    "the Lease %s/%s cannot be read or written, it is tried again: %s",
+                    self._namespace,
+                    self._name,
+                    error,
+                )
             if self.leading.is_set() and self._clock() - self._renewed_s > RENEW_WITHIN_S:
-                log.error("the Lease could not be renewed for %g s: another operator will act", RENEW_WITHIN_S)
+                log.error(
+                    "the Lease could not be renewed for %g s: this operator stops acting, and another one takes over",
+                    RENEW_WITHIN_S,
+                )
                 self.lost.set()
                 return
             await asyncio.sleep(max(0.0, RETRY_S - (self._clock() - started_s)))
@@ -131,7 +140,7 @@ class Election:
         action = decide(self._view, self.identity, now_s)
         if action == "wait":
             if self.leading.is_set():
-                log.error("the Lease is held by %s now: this operator stops acting", self._view.holder)
+                log.error("the Lease was taken by %s: this operator stops acting", self._view.holder)
                 self._renewed_s = float("-inf")
             return
         if await self._write(lease, taken=action == "take"):
@@ -170,7 +179,7 @@ class Election:
         return True
 
     async def release(self) -> None:
-        """Give the Lease back, so that another candidate need not wait; only if it is ours."""
+        """Release the Lease if it is ours, so that another candidate can take it at once."""
         kind = KINDS["Lease"]
         lease = await self._cluster.get(kind, self._namespace, self._name)
         if lease is None or (lease.get("spec") or {}).get("holderIdentity") != self.identity:

@@ -1,4 +1,4 @@
-"""The time of a reconcile: when it stops beginning what can wait, and what it waited for. Time is an argument."""
+"""The time of a reconcile: when it stops sending writes that can wait, and what it waited for. Time is an argument."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 BEGIN_WITHIN_S: Final = 0.5
-"""A reconcile that is older than this begins nothing that can wait: the next one goes on, and others get a turn."""
+"""A reconcile that is older than this leaves writes that can wait to the next one, so that other pipelines get a
+turn."""
 
 AT_LEAST: Final = 8
-"""So much is begun whatever the time, all at once: a reconcile that has little time would get nothing done for ever."""
+"""So many are sent whatever the time, at once: a reconcile on a slow machine would otherwise never finish any."""
 
 LONG_S: Final = 1.0
-"""A reconcile that takes longer is logged, with what it has waited for."""
+"""A reconcile that takes longer is logged, with what it waited for."""
 
 
 @dataclass(slots=True)
@@ -21,8 +22,8 @@ class ReconcileTimer:
     """The time of one reconcile.
 
     Attributes:
-        begun_s: When it began, by a steady clock.
-        starved_s: How long of it there was no processor for what it had to do.
+        begun_s: When it began, by a monotonic clock.
+        starved_s: How long it was ready to run and got no CPU.
     """
 
     begun_s: float
@@ -44,17 +45,17 @@ class ReconcileTimer:
         return True
 
     def answered(self, what: str, took_s: float) -> None:
-        """Note how long the API server took to answer, or how long nobody did."""
+        """Note how long a request to the API server took, answered or not."""
         self._longest = max(self._longest, (took_s, what))
 
-    def words(self, now_s: float) -> str:
+    def message(self, now_s: float) -> str:
         """Say why the reconcile took long; "" if it did not."""
         took_s, (longest_s, what) = now_s - self.begun_s, self._longest
         if took_s <= LONG_S:
             return ""
         waited = f"its longest wait for the API server was {longest_s:.3f} s: {what}" if what else "it sent no request"
-        return f"this reconcile took {took_s:.3f} s; for {self.starved_s:.3f} s it had no CPU; {waited}"
+        return f"this reconcile took {took_s:.3f} s; for {self.starved_s:.3f} s it got no CPU; {waited}"
 
 
 CURRENT_TIMER: Final[ContextVar[ReconcileTimer | None]] = ContextVar("LOOK", default=None)
-"""The reconcile that a request to the API server is part of; None for what no reconcile waits for."""
+"""The reconcile that a request to the API server is part of; None for requests outside of reconciles."""

@@ -1,7 +1,7 @@
-"""The watches: each kind in each place is listed and watched by a task of its own, as long as the operator leads.
+"""The watches: each kind in each namespace is listed and watched by a task of its own, as long as the operator leads.
 
-Whatever goes wrong in one place stays there: it is told, tried again, and costs no other place anything. Nothing here
-ends by itself. What is to be done is decided elsewhere from the whole state, not from what has just changed.
+A failure of one watch is reported and tried again, and does not affect the others. No watch ends by itself. Decisions
+are taken elsewhere, from the whole state and not from single changes.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ log = logging.getLogger(__name__)
 
 BACKOFF_S: Final = 1.0
 BACKOFF_MAX_S: Final = 15.0
-"""What is refused is tried again this often: a permission that is given back takes effect soon."""
+"""How often a refused list is tried again: a permission that is granted takes effect after this time."""
 
 UNHEARD_S: Final = 20.0
-"""A place that cannot be listed or watched for longer than this, while others can, is told like one that is refused."""
+"""A place that cannot be listed or watched for longer than this, while others can, is reported like a refused one."""
 
 LISTS_AT_ONCE: Final = 8
 """Lists share the connections of all other requests, among them the renewal of the Lease."""
 
 
 class Place(NamedTuple):
-    """A kind, and where its objects are watched; "" means everywhere."""
+    """A kind and the namespace in which its objects are watched; "" means all namespaces."""
 
     kind: Kind
     namespace: str = ""
@@ -55,16 +55,16 @@ class Place(NamedTuple):
 
 
 class Sink(Protocol):
-    """Who is told what the watches see."""
+    """Receives what the watches see."""
 
     def seen(self, event: str, body: Mapping[str, Any]) -> None:
-        """An object is there, or, with the event DELETED, is gone."""
+        """Handle an object that exists or, with the event DELETED, that was deleted."""
 
     def swept(self, place: Place, listed: Collection[tuple[str, str]], version: int) -> None:
-        """A place was listed as a whole, as it was at a version; what is older and not in the list is gone."""
+        """Handle a complete list of a place at a version; older objects that are not in it are deleted."""
 
     def reachability_changed(self, place: Place) -> None:
-        """A place can be heard no longer, or again."""
+        """Handle that a place can be watched no longer, or again."""
 
 
 def watched(*, nodes: bool) -> tuple[Kind, ...]:
@@ -73,31 +73,31 @@ def watched(*, nodes: bool) -> tuple[Kind, ...]:
 
 
 def places_of(namespaces: Sequence[str], *, nodes: bool) -> tuple[Place, ...]:
-    """Give every place; kinds that are in no namespace are one place each."""
+    """Give every place; kinds without namespaces are one place each."""
     where = tuple(dict.fromkeys(namespaces)) or ("",)
     kinds = watched(nodes=nodes)
     return tuple(Place(kind, one) for kind in kinds for one in (where if kind.namespaced else ("",)))
 
 
 def selector_of(kind: Kind) -> str:
-    """Give the label selector that keeps everything out that is no pipeline's, "" for kinds that are ours anyway."""
+    """Give the label selector of objects of pipelines, "" for the operator's own kinds."""
     return "" if kind in (PIPELINE, REANCHOR, NODE) else PIPELINE_LABEL
 
 
 class Watch:
-    """One place, listed and watched for ever.
+    """One place, listed and watched until cancelled.
 
     Args:
         cluster: The API server.
-        place: What is watched.
-        sink: Who is told.
+        place: The kind and namespace.
+        sink: Receives the objects.
         lists: Bounds how many lists are read at the same time.
     """
 
     def __init__(self, cluster: Cluster, place: Place, sink: Sink, lists: asyncio.Semaphore) -> None:
         self.place = place
         self.settled = asyncio.Event()
-        """Set once the place was listed, or is known not to be heard."""
+        """Set once the place was listed, or is known to be unwatchable."""
         self.problem: Refusal | None = None
         self._cluster, self._sink, self._lists = cluster, sink, lists
         self._following: asyncio.Task[None] | None = None
@@ -105,7 +105,7 @@ class Watch:
         self._failures = 0
 
     async def run(self) -> None:
-        """Follow the place until cancelled; nothing else ends it."""
+        """List and watch the place until cancelled; no failure ends it."""
         while True:
             self._following = asyncio.create_task(self._follow(), name=f"watch of {self.place}")
             try:
@@ -118,17 +118,17 @@ class Watch:
                 await self._learn(self._following.exception())
 
     def again(self) -> None:
-        """List anew at once: something was missed."""
+        """List again at once, since a change was missed."""
         if self._following is not None:
             self._following.cancel()
 
     def refuse(self, error: ApiRefused) -> None:
-        """Take in that somebody else was refused to list the place; a stream that was granted before may go on."""
+        """Note that an audit was refused to list the place; a stream that was granted before may go on."""
         self._set_problem(self._refusal(error.code, error.reason, str(error)))
         self.again()
 
     async def _learn(self, error: BaseException | None) -> None:
-        """Take in why the following has ended, and wait before the next try."""
+        """Note why list or watch has ended, and wait before the next try."""
         if error is None:
             return
         self._failures += 1
@@ -140,10 +140,10 @@ class Watch:
             else:
                 self._record_unreachable(str(error))
         elif isinstance(error, ApiUnavailable):
-            log.warning("the watch of %s: %s", self.place, error)
+            log.warning("the watch of %s failed, it is tried again: %s", self.place, error)
             self._record_unreachable(str(error))
         else:
-            log.error("the watch of %s fails", self.place, exc_info=error)
+            log.error("the watch of %s fails because of a defect of the operator", self.place, exc_info=error)
             self._set_problem(self._refusal(0, "Defect", f"{type(error).__name__}: {error}"))
         least_s = error.retry_after_s if isinstance(error, ApiUnavailable) else 0.0
         wait_s = min(BACKOFF_S * 2.0 ** min(self._failures - 1, 10), BACKOFF_MAX_S)
@@ -195,7 +195,7 @@ class Watch:
         return version
 
     async def _stream(self, version: str) -> str:
-        """Watch until the server ends it; gives the version to go on from."""
+        """Watch until the server ends it; gives the version to continue from."""
         kind, namespace = self.place
         started_s, heard = asyncio.get_running_loop().time(), False
         events = self._cluster.watch(

@@ -1,4 +1,4 @@
-"""Questions to the workloads' HTTP ports: what processors say of a symbol, what was predicted, how lines are."""
+"""Requests to the workloads' HTTP ports: the state of symbols, predictions, the health of lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sheetanchor_operator.names import COMPONENT_LABEL, HTTP_PORT, Component
 from sheetanchor_operator.observation import PodResponse
 
 TIMEOUT_S: Final = 1.0
-"""A workload answers within milliseconds; one that takes a second is no good witness."""
+"""A workload answers within milliseconds; an answer that takes a second would be outdated."""
 
 AT_ONCE: Final = 64
 BYTES_MAX: Final = 256 * 1024
@@ -26,7 +26,7 @@ Live = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class PodResponses:
-    """What pods answered, in the shape of `Observed`."""
+    """Answers of pods, in the shape of `Observed`."""
 
     states: dict[str, PodResponse] = field(default_factory=dict)
     predictions: dict[tuple[str, str], PodResponse] = field(default_factory=dict)
@@ -34,11 +34,11 @@ class PodResponses:
 
 
 class Workloads:
-    """Asks pods over HTTP.
+    """Polls pods over HTTP.
 
     Args:
         cluster: The API server.
-        through_api_server: Ask through the API server's proxy, for an operator that runs outside of the cluster.
+        through_api_server: Use the API server's proxy, for an operator that runs outside of the cluster.
     """
 
     def __init__(self, cluster: Cluster, *, through_api_server: bool = False) -> None:
@@ -48,12 +48,12 @@ class Workloads:
         self._places = asyncio.Semaphore(AT_ONCE)
 
     async def aclose(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         if self._session is not None:
             await self._session.close()
 
     async def ask(self, pods: Sequence[Live], symbols: Sequence[str]) -> PodResponses:
-        """Ask all pods of a pipeline at the same time; a pod that does not answer within a second has not answered."""
+        """Poll all pods of a pipeline at the same time; one without an answer after a second counts as unreachable."""
         answers = PodResponses()
         questions = []
         for pod in pods:
@@ -82,7 +82,7 @@ class Workloads:
         address = pod["status"]["podIP"]
         host = f"[{address}]" if ":" in address else address
         try:
-            # A tenant's pod decides neither whom we ask nor how much we keep.
+            # A user's pod must not redirect the operator elsewhere, or fill its memory.
             async with self._session.get(f"http://{host}:{HTTP_PORT}{path}", allow_redirects=False) as response:
                 raw = await _read(response)
                 if raw is None:
@@ -92,7 +92,7 @@ class Workloads:
             return PodResponse(error=str(error) or type(error).__name__)
         if not isinstance(body, dict):
             return PodResponse(error="the answer is not a JSON object")
-        # The detailed health of an unhealthy line is a 503 that says why.
+        # The detailed health of an unhealthy line is a 503 with the reasons in its body.
         if response.status >= 400 and "checks" not in body:
             return PodResponse(error=f"HTTP {response.status}")
         return PodResponse(body=body)
@@ -109,7 +109,7 @@ class Workloads:
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:
-    """Read an answer, None if it is too long; it may not say its length, or may be compressed."""
+    """Read an answer, None if it is too long; its length is counted, since it may be compressed or not declared."""
     raw = bytearray()
     async for chunk in response.content.iter_any():
         raw += chunk

@@ -1,1 +1,1 @@
-"""`kubectl reanchor`: asks for re-anchors and shows how pipelines are."""
+"""`kubectl reanchor`: requests re-anchors and shows the state of pipelines."""

@@ -26,7 +26,7 @@ from sheetanchor_operator.plugin.errors import (
 from sheetanchor_operator.plugin.kubeconfig import Access, find, log_in
 
 TIMEOUT_S: Final = (5.0, 30.0)
-"""To connect, and to be answered."""
+"""Seconds to connect, and to wait for an answer."""
 
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT = 401, 403, 404, 409
 UNAVAILABLE: Final = frozenset({429, 500, 502, 503, 504})
@@ -41,11 +41,11 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which cluster and namespace.
+    """The cluster and namespace to use.
 
     Attributes:
-        context: "" for the current one.
-        namespace: "" for the context's.
+        context: Context of the kubeconfig, "" for the current one.
+        namespace: Namespace, "" for the context's.
     """
 
     kubeconfig: str = ""
@@ -68,7 +68,7 @@ class Api:
         self._objects = client.CustomObjectsApi(self._client)
 
     def _log_in_again(self) -> bool:
-        """Ask the login helper anew; false if there is none. What it gave may have run out during a long wait."""
+        """Call the login helper again; false if there is none. Its credentials may have expired during a long wait."""
         if self._access is None or not self._access.helper:
             return False
         self._client = _connect(self._access)
@@ -93,9 +93,9 @@ class Api:
             names = [one["metadata"]["name"] for one in self.pipelines()]
         except PluginError as error:
             if error.exit_code == EXIT_NOT_FOUND:
-                return f"this cluster has no PredictionPipelines: the operator is not installed ({detail})"
+                return f"this cluster has no PredictionPipelines: install the operator first, with its chart ({detail})"
             names = []
-        there = f"there are {', '.join(sorted(names))}" if names else "there are none that can be listed"
+        there = f"there are {', '.join(sorted(names))}" if names else "it has none that can be listed"
         return f"no pipeline {name!r} in namespace {self.namespace}: {there}"
 
     def pipelines(self) -> list[Object]:
@@ -141,7 +141,7 @@ class Api:
             return None
 
     def whoami(self) -> str:
-        """Give the name that the API server knows the caller by, "" if it does not say."""
+        """Give the caller's name as the API server knows it, "" if it does not say."""
         try:
             answer: Any = client.AuthenticationV1Api(self._client).create_self_subject_review(
                 client.V1SelfSubjectReview(), _request_timeout=TIMEOUT_S
@@ -182,7 +182,7 @@ class Api:
             )
         if error.status == FORBIDDEN and f'User "{ANONYMOUS}"' in detail:
             return PluginError(
-                f"You must be logged in to the server: it takes you for {ANONYMOUS}, the kubeconfig's user has no "
+                f"You must be logged in to the server: it treats you as {ANONYMOUS}, the kubeconfig's user has no "
                 f"credentials ({detail})",
                 EXIT_UNREACHABLE,
             )
@@ -196,8 +196,8 @@ class Api:
         return PluginError(message, EXIT_UNREACHABLE if error.status in UNAVAILABLE else EXIT_FAILED)
 
     def _forbidden(self, verb: str, plural: str, detail: str) -> str:
-        if "is forbidden: User " not in detail:  # a quota's words, or a policy's: no role helps
-            return f"the API server will not {verb} {plural} in namespace {self.namespace}: {detail or 'forbidden'}"
+        if "is forbidden: User " not in detail:  # the message of a quota or a policy: binding a role would not help
+            return f"the API server refuses to {verb} {plural} in namespace {self.namespace}: {detail or 'forbidden'}"
         you = self.whoami()
         return (
             f"you may not {verb} {plural}.{GROUP} in namespace {self.namespace}: "
@@ -216,7 +216,7 @@ class _Exists(PluginError):
 
 
 def _subject(user: str) -> str:
-    """Give the flag that names somebody in `kubectl create rolebinding`."""
+    """Give the flag that names a user or service account in `kubectl create rolebinding`."""
     prefix, _, account = user.partition("system:serviceaccount:")
     if account and not prefix:
         return f"--serviceaccount={account}"
@@ -227,7 +227,7 @@ def _connect(access: Access | None) -> client.ApiClient:
     """Make a client.
 
     Raises:
-        PluginError: Nobody can be logged in.
+        PluginError: There are no usable credentials.
     """
     made = client.Configuration()
     loader: Any = config  # its functions have no types
@@ -243,10 +243,10 @@ def _connect(access: Access | None) -> client.ApiClient:
         raise PluginError(f"no usable kubeconfig: {message}", EXIT_UNREACHABLE) from error
     users = access.config["users"] if access is not None else []
     if users and users[0]["user"] and not (made.api_key or made.cert_file or made.username):
-        # The library leaves out what it cannot use and would go on as nobody.
-        message = f"user {users[0]['name']!r} of the kubeconfig: no credentials came of {', '.join(users[0]['user'])}"
+        # The library ignores credentials that it cannot use, and would send requests as an anonymous user.
+        message = f"user {users[0]['name']!r} of the kubeconfig: no usable credentials in {', '.join(users[0]['user'])}"
         raise PluginError(f"You must be logged in to the server: {message}", EXIT_UNREACHABLE)
-    made.retries = 0  # whoever waits asks again; a person sees at once that nobody answers
+    made.retries = 0  # `--wait` retries by itself; without it a user sees at once that the server does not answer
     return client.ApiClient(made)
 
 
@@ -254,7 +254,10 @@ def _no_kubeconfig(error: ConfigException, access: Access | None) -> str:
     if access is not None:
         return f"no usable kubeconfig: {error}"
     where = os.environ.get("KUBECONFIG") or "~/.kube/config"
-    return f"no kubeconfig: there is no configuration in {where}, and this process does not run in a pod ({error})"
+    return (
+        f"no kubeconfig: there is no configuration in {where}, and this process does not run in a pod ({error}); "
+        "use --kubeconfig FILE or set KUBECONFIG"
+    )
 
 
 def _own_namespace() -> str:

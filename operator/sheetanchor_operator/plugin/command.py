@@ -1,4 +1,4 @@
-"""`kubectl reanchor`: asks a pipeline for a re-anchor, waits for its receipt, and tells how pipelines stand."""
+"""`kubectl reanchor`: requests a re-anchor of a pipeline, waits for its receipt, and shows the state of pipelines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 from sheetanchor_operator.plugin.api import Api, Target
 from sheetanchor_operator.plugin.errors import EXIT_DONE, EXIT_USAGE, PluginError
-from sheetanchor_operator.plugin.request import RequestOptions, ask, exit_code_of, wait
+from sheetanchor_operator.plugin.request import RequestOptions, exit_code_of, submit, wait
 from sheetanchor_operator.plugin.words import escaped, history, overview, print_line, row_of, summary, table
 
 __all__ = ["main"]
@@ -24,11 +24,11 @@ REASON_LENGTH_MAX: Final = 500
 INTERRUPTED: Final = 130
 """128 + SIGINT."""
 
-USAGE: Final = """kubectl reanchor NAME [options]           ask for a re-anchor of a pipeline
+USAGE: Final = """kubectl reanchor NAME [options]           request a re-anchor of a pipeline
        kubectl reanchor status [NAME] [options]  show the state of pipelines
        kubectl reanchor history NAME [options]   list a pipeline's re-anchors"""
 
-EPILOG: Final = """A pipeline whose name is status or history is written pp/status.
+EPILOG: Final = """A pipeline that is named status or history is written pp/status or pp/history.
 
 exit codes: 0 done; 1 a run failed, or the API server refused something; 2 wrong usage; 3 no such pipeline or symbol;
 4 forbidden; 5 not done within --timeout; 6 nothing was changed (paused, suspended, or the request was skipped);
@@ -36,7 +36,7 @@ exit codes: 0 done; 1 a run failed, or the API server refused something; 2 wrong
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser; what the first word is decides which command it is."""
+    """Build the parser; the first word decides which command it is."""
     parser = argparse.ArgumentParser(
         prog="kubectl reanchor",
         usage=USAGE,
@@ -51,13 +51,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--kubeconfig", default="", help="kubeconfig file; default KUBECONFIG or ~/.kube/config")
     parser.add_argument("-o", "--output", choices=("text", "json", "yaml"), default="text", help="how to print")
     parser.add_argument("--symbol", default="", help="one trading pair; default all of the pipeline's")
-    request = parser.add_argument_group("asking for a re-anchor")
-    request.add_argument("--reason", default="", help="why, in one line; kept in the receipt")
+    request = parser.add_argument_group("requesting a re-anchor")
+    request.add_argument("--reason", default="", help="reason in one line; kept in the receipt")
     request.add_argument("--wait", action="store_true", help="wait until it is done, and exit with its result")
     request.add_argument("--timeout", type=float, default=180.0, metavar="S", help="seconds to wait (default 180)")
     request.add_argument("--dry-run", action="store_true", help="do everything but the swap")
-    request.add_argument("--force", action="store_true", help="regardless of cool-down, budget and being switched off")
-    request.add_argument("--request-id", default="", metavar="ID", help="the same id twice is one request")
+    request.add_argument(
+        "--force",
+        action="store_true",
+        help="ignore cool-down, budget, suspension, maintenance and spec.reanchor.enabled: false",
+    )
+    request.add_argument(
+        "--request-id", default="", metavar="ID", help="id of the request: the same id twice is one request"
+    )
     return parser
 
 
@@ -91,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_line(f"kubectl reanchor: {' '.join(str(error).split())}", sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print_line("kubectl reanchor: interrupted; the request stays", sys.stderr)
+        print_line("kubectl reanchor: interrupted; the request stays, see kubectl reanchor history", sys.stderr)
         return INTERRUPTED
 
 
@@ -113,7 +119,7 @@ def _print(what: Any, output: str) -> None:
 
 
 def _yaml(what: Any) -> str:
-    """Render as YAML: readable, and with escapes throughout if anything in it would move the cursor."""
+    """Render as YAML; all strings are escaped if one of them holds a control character of terminals."""
     text = yaml.safe_dump(what, sort_keys=False, allow_unicode=True)
     return text if text == escaped(text) else str(yaml.safe_dump(what, sort_keys=False))
 
@@ -130,7 +136,7 @@ def _request(api: Api, name: str, given: argparse.Namespace) -> int:
         raise PluginError(f"--reason has {len(reason)} characters: expected at most {REASON_LENGTH_MAX}", EXIT_USAGE)
     if given.timeout <= 0:
         raise PluginError(f"--timeout = {given.timeout:g}: expected more than 0 seconds", EXIT_USAGE)
-    submitted = ask(api, RequestOptions(name, given.symbol, reason, given.request_id, given.dry_run, given.force))
+    submitted = submit(api, RequestOptions(name, given.symbol, reason, given.request_id, given.dry_run, given.force))
     if submitted.note:
         print_line(submitted.note, sys.stderr)
     if not given.wait:

@@ -1,4 +1,4 @@
-"""What `kubectl reanchor` exits with, and the error that carries it."""
+"""Exit codes of `kubectl reanchor`, and the error that carries one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ EXIT_UNREACHABLE: Final = 7
 
 
 class PluginError(Exception):
-    """What was asked for cannot be done.
+    """The command cannot be carried out.
 
     Args:
         message: One line that a person can act on.
-        exit_code: What the command exits with.
+        exit_code: Exit code of the command.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -1,7 +1,7 @@
-"""Which cluster, and as whom: kubeconfig files read by kubectl's rules, and every failure told in its words.
+"""Cluster and credentials: kubeconfig files are read by kubectl's rules, and failures reported in its wording.
 
 The client library reads them by rules of its own: an empty file ends it, the last file's current context counts, and
-where a login helper fails it goes on as nobody. What is handed to it here is one context with its credentials.
+where a login helper fails it sends requests as an anonymous user. So it is given one context with its credentials.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Tree = dict[str, Any]
 LISTS: Final = {"clusters": "cluster", "contexts": "context", "users": "user"}
 FILE_FIELDS: Final = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
 HELPER_TIMEOUT_S: Final = 300
-"""A person may have to log in with a browser; a helper that hangs for longer is ended."""
+"""The user may have to log in with a browser; a helper that hangs for longer is terminated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One cluster, and who asks.
+    """One cluster, and the credentials for it.
 
     Attributes:
         config: A kubeconfig with this one context, paths absolute.
@@ -46,20 +46,20 @@ class Access:
 
 
 def unusable(message: str) -> PluginError:
-    """Make the error of whoever cannot log in."""
+    """Make the error for a kubeconfig that gives no access."""
     return PluginError(message, EXIT_UNREACHABLE)
 
 
 def find(kubeconfig: str, context: str, environ: Mapping[str, str]) -> Access | None:
-    """Find what to connect to; None if there is no kubeconfig at all.
+    """Find the cluster and the credentials; None if there is no kubeconfig at all.
 
     Args:
-        kubeconfig: File of the flag, "" for KUBECONFIG or ~/.kube/config.
-        context: Context of the flag, "" for the current one.
+        kubeconfig: File given by flag, "" for KUBECONFIG or ~/.kube/config.
+        context: Context given by flag, "" for the current one.
         environ: Variables of the environment.
 
     Raises:
-        PluginError: A file cannot be read, or what it says is not enough.
+        PluginError: A file cannot be read, or is incomplete.
     """
     paths = _paths(kubeconfig, environ)
     merged = _merged([_load(path, options=bool(kubeconfig)) for path in paths])
@@ -80,7 +80,7 @@ def _paths(kubeconfig: str, environ: Mapping[str, str]) -> list[Path]:
 
 
 def _load(path: Path, *, options: bool) -> Tree:
-    """Read a file; one that is not there is as good as empty, unless it was asked for by name."""
+    """Read a file; a missing one counts as empty, unless it was given by flag."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -97,7 +97,7 @@ def _load(path: Path, *, options: bool) -> Tree:
 
 
 def _with_paths(tree: Tree, path: Path) -> Tree:
-    """Check the lists of a file, and make what it names relative to itself absolute."""
+    """Check the lists of a file, and make its relative paths absolute."""
     kept: Tree = {"current-context": tree.get("current-context") or ""}
     for name, inner in LISTS.items():
         kept[name] = {}
@@ -122,7 +122,7 @@ def _absolute(content: Tree, folder: Path) -> Tree:
 
 
 def _merged(trees: list[Tree]) -> Tree:
-    """Merge files: of each name, and of the current context, the first that says something counts."""
+    """Merge files: of each name, and of the current context, the first one that is set counts."""
     merged: Tree = {"current-context": ""}
     for name in LISTS:
         merged[name] = {}
@@ -162,7 +162,7 @@ def _access(merged: Tree, context: str, where: str) -> Access:
         "users": [{"name": user, "user": credentials}] if user else [],
     }
     helper = credentials.get("exec") or {}
-    # As with kubectl, a token that is there is used and nobody is asked for another.
+    # As with kubectl, an existing token is used and the login helper is not called.
     return Access(config, name, str(chosen.get("namespace") or ""), {} if _has_token(credentials) else helper)
 
 
@@ -171,14 +171,14 @@ def _has_token(credentials: Mapping[str, Any]) -> bool:
 
 
 def log_in(access: Access, environ: Mapping[str, str]) -> Tree:
-    """Give the kubeconfig to connect with: a login helper's credentials are in the place of its call.
+    """Give the kubeconfig to connect with: a login helper's entry is replaced by its credentials.
 
     Raises:
-        PluginError: The helper is missing or fails; with its own words.
+        PluginError: The helper is missing or fails; with the helper's own message.
     """
     if not access.helper:
         return access.config
-    status = _ask_helper(access, environ)
+    status = _run_helper(access, environ)
     if status.get("token"):
         user: Tree = {"token": status["token"]}
     elif status.get("clientCertificateData") and status.get("clientKeyData"):
@@ -198,7 +198,7 @@ def _base64(text: str) -> str:
     return base64.b64encode(str(text).encode()).decode()
 
 
-def _ask_helper(access: Access, environ: Mapping[str, str]) -> Tree:
+def _run_helper(access: Access, environ: Mapping[str, str]) -> Tree:
     helper = access.helper
     command, version = str(helper.get("command") or ""), str(helper.get("apiVersion") or "")
     message = f"getting credentials: exec: executable {command}"
@@ -217,7 +217,7 @@ def _ask_helper(access: Access, environ: Mapping[str, str]) -> Tree:
             [command, *map(str, helper.get("args") or ())],
             stdin=None if by_hand else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=None if by_hand else subprocess.PIPE,  # what it asks of a person has to be seen at once
+            stderr=None if by_hand else subprocess.PIPE,  # a prompt for the user has to be visible at once
             env={**variables, "KUBERNETES_EXEC_INFO": json.dumps(info)},
             timeout=HELPER_TIMEOUT_S,
             check=False,
@@ -227,8 +227,8 @@ def _ask_helper(access: Access, environ: Mapping[str, str]) -> Tree:
     except OSError as error:
         raise unusable(f"{message} cannot be run: {error.strerror}") from error
     if done.returncode != 0:
-        words = " ".join((done.stderr or b"").decode(errors="replace").split())
-        raise unusable(f"{message} failed with exit code {done.returncode}{': ' + words if words else ''}")
+        report = " ".join((done.stderr or b"").decode(errors="replace").split())
+        raise unusable(f"{message} failed with exit code {done.returncode}{': ' + report if report else ''}")
     return _status_in(done.stdout, version, message)
 
 
@@ -248,6 +248,6 @@ def _status_in(raw: bytes, version: str, message: str) -> Tree:
 
 
 def _cluster_info(cluster: Mapping[str, Any]) -> Tree:
-    """Give what a helper may be told of the cluster."""
+    """Give the cluster's data that is passed to a helper."""
     names = ("server", "tls-server-name", "insecure-skip-tls-verify", "certificate-authority-data", "proxy-url")
     return {name: cluster[name] for name in names if name in cluster}

@@ -1,4 +1,4 @@
-"""Asks for a re-anchor, and waits for what becomes of it."""
+"""Requests a re-anchor, and waits for its result."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ MESSAGE_LENGTH_MAX: Final = 1_000
 UNSEEN: Final = "not seen by the operator yet"
 UNSEEN_REPORTED_S: Final = 2.0
 UNSEEN_HINT_S: Final = 10.0
-"""An operator that is there acts within a second or two."""
+"""A running operator acts within a second or two."""
 
 Object = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What is asked for.
+    """A request for a re-anchor.
 
     Attributes:
-        symbol: "" for all of the pipeline's.
-        request_id: "" makes a new one; the same id twice is one request.
+        symbol: Trading pair, "" for all of the pipeline's.
+        request_id: Id of the request, "" for a new one; the same id twice is one request.
     """
 
     name: str
@@ -55,20 +55,20 @@ class RequestOptions:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedRequest:
-    """What was asked for: its id, and the names of the ReAnchors that it is."""
+    """A request that was made: its id, and the names of its ReAnchors."""
 
     request_id: str
     names: tuple[str, ...]
     note: str = ""
 
 
-def ask(api: Api, options: RequestOptions) -> SubmittedRequest:
+def submit(api: Api, options: RequestOptions) -> SubmittedRequest:
     """Create a ReAnchor for each symbol.
 
-    Names come from the request's id: asked twice with the same one, a symbol has one ReAnchor.
+    Names are derived from the request's id: requested twice with the same id, a symbol has one ReAnchor.
 
     Raises:
-        PluginError: There is no such pipeline or symbol, nothing would come of it, or it is not allowed.
+        PluginError: There is no such pipeline or symbol, the request would have no effect, or it is not allowed.
     """
     pipeline = api.pipeline(options.name)
     symbols = _symbols(pipeline, options)
@@ -97,9 +97,9 @@ def _ask_for(symbol: str, request_id: str, by: str, options: RequestOptions) -> 
         action=ACTION,
         reason=options.reason or "requested with kubectl reanchor",
         trigger="manual",
-        # A policy may hold it against who asks: half of a name would be another's.
+        # An admission policy may compare it with the caller: a shortened name would be another user's.
         requested_by=by if len(by) <= REQUESTED_BY_LENGTH_MAX else "",
-        at_us=0,  # when the object is created, by the API server's clock
+        at_us=0,  # 0 means the time of creation, by the API server's clock
         request_id=request_id,
         dry_run=options.dry_run,
         force=options.force,
@@ -107,17 +107,17 @@ def _ask_for(symbol: str, request_id: str, by: str, options: RequestOptions) -> 
 
 
 def _create(api: Api, manifest: Object, request_id: str) -> str:
-    """Create a ReAnchor; gives a note if it is there already, from the same request."""
+    """Create a ReAnchor; gives a note if it exists already, from the same request."""
     if api.create_reanchor(manifest) is not None:
         return ""
     name = manifest["metadata"]["name"]
     there = api.reanchor(name)
-    if there is not None and _asks_the_same(there, manifest):
+    if there is not None and _is_same_request(there, manifest):
         return f"request {request_id} was made before, as {name}"
     raise PluginError(f"there is another ReAnchor named {name}: use another --request-id", EXIT_FAILED)
 
 
-def _asks_the_same(there: Object, manifest: Object) -> bool:
+def _is_same_request(there: Object, manifest: Object) -> bool:
     return all(there["spec"].get(name) == manifest["spec"].get(name) for name in ("pipeline", "symbol", "requestID"))
 
 
@@ -140,11 +140,12 @@ def _check_if_awake(pipeline: Object, options: RequestOptions) -> None:
         return
     if spec.get("suspend"):
         raise PluginError(
-            f"pipeline {options.name} is suspended: set spec.suspend to false first", EXIT_CHANGED_NOTHING
+            f"pipeline {options.name} is suspended: set spec.suspend to false, or use --force", EXIT_CHANGED_NOTHING
         )
     if (spec.get("maintenance") or {}).get("enabled"):
         reason = spec["maintenance"].get("reason") or "no reason given"
-        raise PluginError(f"pipeline {options.name} is in maintenance: {reason}", EXIT_CHANGED_NOTHING)
+        message = f"pipeline {options.name} is in maintenance: {reason}; --force overrides that"
+        raise PluginError(message, EXIT_CHANGED_NOTHING)
     if not (spec.get("reanchor") or {}).get("enabled", True):
         message = (
             f"re-anchoring of pipeline {options.name} is switched off (spec.reanchor.enabled); --force overrides that"
@@ -160,10 +161,10 @@ def _throttle_note(pipeline: Object, options: RequestOptions) -> str:
 
 
 def wait(api: Api, submitted: SubmittedRequest, timeout_s: float) -> list[Object]:
-    """Wait until every ReAnchor of a request is final, telling on stderr what it waits for.
+    """Wait until every ReAnchor of a request is final, printing on stderr what it waits for.
 
     Raises:
-        PluginError: Not within the time, or one is gone; says why, as far as that can be seen.
+        PluginError: Not within the time, or one was deleted; says why, as far as that can be seen.
     """
     begun_s, printed = time.monotonic(), ""
     final: dict[str, Object] = {}
@@ -176,13 +177,13 @@ def wait(api: Api, submitted: SubmittedRequest, timeout_s: float) -> list[Object
             print_line(words, sys.stderr)
             printed = words
         if waited_s > timeout_s:
-            message = f"not done within {timeout_s:g} s: {words}; the request stays: kubectl get reanchors"
+            message = f"not done within {timeout_s:g} s: {words}; the request stays, see kubectl get reanchors"
             raise PluginError(message, EXIT_NOT_IN_TIME)
         time.sleep(POLL_S)
 
 
 def _poll(api: Api, submitted: SubmittedRequest, final: dict[str, Object], waited_s: float) -> str:
-    """Read what is not final yet and note what is; gives in words what is waited for."""
+    """Read the ReAnchors that are not final yet and note those that are now; gives a text of what is waited for."""
     words = []
     for name in submitted.names:
         if name in final:
@@ -192,7 +193,7 @@ def _poll(api: Api, submitted: SubmittedRequest, final: dict[str, Object], waite
         except PluginError as error:
             if error.exit_code != EXIT_UNREACHABLE:
                 raise
-            words.append(str(error))  # it may answer the next time; how long that is tried is the timeout's
+            words.append(str(error))  # the server may answer the next time; `--timeout` bounds the tries
             continue
         if one is None:
             raise PluginError(f"reanchor/{name} was deleted before it ended", EXIT_FAILED)
@@ -217,7 +218,7 @@ def _waits_for(name: str, one: Object, waited_s: float) -> str:
 
 
 def exit_code_of(reanchors: Sequence[Object]) -> int:
-    """Say in a number what became of a request: the worst of its ReAnchors counts."""
+    """Give the exit code of a request: that of the worst of its ReAnchors."""
     phases = {(one.get("status") or {}).get("phase") for one in reanchors}
     if "Failed" in phases:
         return EXIT_FAILED

@@ -1,4 +1,4 @@
-"""What `kubectl reanchor` prints for people, and how."""
+"""The tables and texts that `kubectl reanchor` prints."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ LAST_SHOWN: Final = 5
 ROWS: Final = ("NAME", "PHASE", "RESULT", "TRIGGER", "AGE", "TOOK", "EPOCH", "MESSAGE")
 
 BAD_WHEN: Final = {"ReanchorInProgress": "", "ReanchorThrottled": "True", "Paused": "True"}
-"""Conditions that are sound when they are not True; of the others, anything but True is worth a line."""
+"""Conditions that report no problem when they are not True; of the others every value but True is shown."""
 
 
 def print_line(text: str, file: TextIO | None = None) -> None:
-    """Print lines. What objects, servers and helpers have written must not move the reader's cursor."""
+    """Print lines. Text from objects, servers and helpers must not move the terminal's cursor."""
     for line in text.split("\n"):
         print(clean(line), file=file)
 
 
 def escaped(text: str) -> str:
-    """Give JSON with escapes in its strings where a terminal would act upon a character."""
+    """Give JSON in whose strings the control characters of terminals are escaped."""
     return "".join(sign if sign.isprintable() or sign == "\n" else _escape(sign) for sign in text)
 
 
@@ -36,7 +36,7 @@ def _escape(sign: str) -> str:
 
 
 def age(at: str | None, now_us: int) -> str:
-    """Say how long ago a time was, as kubectl does; "-" for none."""
+    """Give how long ago a time was, as kubectl does; "-" for none."""
     if not at:
         return "-"
     seconds = max(0, now_us - micros_of(at)) // SECOND_US
@@ -112,7 +112,7 @@ def condition(status: Object, kind: str) -> Object:
 
 
 def summary(pipeline: Object, reanchors: Sequence[Object], now_us: int) -> str:
-    """Render how a pipeline stands."""
+    """Render the state of a pipeline."""
     metadata, status = pipeline["metadata"], pipeline.get("status") or {}
     anchored = condition(status, "Anchored")
     facts = [
@@ -137,7 +137,7 @@ def summary(pipeline: Object, reanchors: Sequence[Object], now_us: int) -> str:
 
 
 def is_worth_a_line(one: Object) -> bool:
-    """Say whether a condition tells of something that is not as it should be, or of a run in progress."""
+    """Say whether a condition reports a problem, or a run in progress."""
     if one["type"] in BAD_WHEN:
         return bool(one.get("status") == "True")
     return bool(one.get("status") != "True")

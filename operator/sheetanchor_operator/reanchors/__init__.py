@@ -1,1 +1,1 @@
-"""Re-anchors: which to create, start, give up and forget, and what is written of them. Pure."""
+"""Re-anchors: which to create, start, end and delete, and what their statuses say. Pure."""

@@ -1,7 +1,7 @@
-"""Decides about re-anchors: which to create, to start, to give up, what to record of them, and which to delete.
+"""Decides about re-anchors: which to create, start and end, what to record in their statuses, and which to delete.
 
-Pure, and without any memory but the objects themselves: from the same objects every operator, restarted or newly the
-leader, decides alike. When to start a run is for `policy.reanchor_scheduler` to say, as on a single machine.
+Pure, and without any memory but the objects themselves: from the same objects every operator, restarted or newly
+elected, decides alike. When to start a run is decided by `policy.reanchor_scheduler`, as on a single machine.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def plan(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> Reanchor
     """Decide about the re-anchors of a pipeline.
 
     Args:
-        pipeline: What is wanted.
-        observed: Its ReAnchors, their Jobs and pods, what processors say, and the time.
-        defaults: What the operator's own settings say.
+        pipeline: The pipeline with its specification.
+        observed: Its ReAnchors, their Jobs and pods, the processors' reports, and the time.
+        defaults: Values from the operator's own settings.
     """
     observations = symbol_observations(observed.states)
-    # One clock for everything that is compared, that of Redis; only the time of the next reconcile is by our own.
+    # All times that are compared are by Redis' clock; only the time of the next reconcile is by our own.
     ahead_us = redis_ahead_us(observations.values(), observed.now_us)
     now = situation_of(pipeline, replace(observed, now_us=observed.now_us + ahead_us), defaults)
     made: list[Changes] = []
@@ -85,7 +85,7 @@ def _plan_of(end: Situation, made: Sequence[Changes]) -> ReanchorPlan:
 
 
 def _patches(end: Situation, made: Sequence[Changes]) -> tuple[Patch, ...]:
-    """Give what differs from the statuses as they are, in the order in which it is written."""
+    """Give the changes of statuses, in the order in which they are written."""
     statuses: dict[str, dict[str, Any]] = {}
     for one in made:
         for name, status in one.statuses.items():
@@ -97,6 +97,6 @@ def _patches(end: Situation, made: Sequence[Changes]) -> tuple[Patch, ...]:
         if news:
             known = end.known[name]
             changed.append(Patch(name, {**news, "observedGeneration": known.generation}, can_wait=not known.attempts))
-    # What passed over a flood comes last: there is no end to it, and nobody waits for it.
+    # Requests skipped in a flood come last: there may be very many, and no run depends on them.
     changed.sort(key=lambda patch: (patch.can_wait, patch.name in end.passed_over))
     return tuple(changed)

@@ -1,8 +1,8 @@
 """What outlives the ReAnchor objects: which requests were answered within a day, and how runs have ended.
 
-History limits delete objects; a request of the same id must still find its answer, and a rate of success must not be
-that of what happens to be kept. Both live in the pipeline's status, made anew from it and from the objects each time,
-so that nothing is counted twice and any operator finds the same.
+History limits delete objects; a request of the same id must still find its answer, and the success rate must not depend
+on which objects are kept. Both are in the pipeline's status, computed each time from it and from the objects, so that
+nothing is counted twice and every operator finds the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sheetanchor_operator.observation import whole_number
 from sheetanchor_operator.reanchors.runs import ReAnchor
 
 REQUESTS_MAX: Final = 500
-"""Ids that are remembered; with their answers that is far from what an object may hold."""
+"""Ids that are remembered; with their answers they stay far below the size limit of an object."""
 
 RUNS_KEPT_US: Final = 24 * HOUR_US
 RUNS_MAX: Final = 1_000
@@ -32,12 +32,12 @@ Outcomes = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A request that had an id, and what came of it.
+    """A request with an id, and its result.
 
     Attributes:
-        key: Tells it from requests of other symbols and ids.
-        name: The ReAnchor that it was.
-        made_us: When that was created, by the API server's clock.
+        key: Identifies symbol and id.
+        name: Its ReAnchor.
+        made_us: When the ReAnchor was created, by the API server's clock.
     """
 
     key: str
@@ -65,12 +65,12 @@ class Answered:
 
 
 def key_of_request(symbol: str, request_id: str) -> str:
-    """Give what a symbol's request of an id is found by; ids may be long, and are nobody's business in a status."""
+    """Give the key of a symbol's request; a hash, since ids may be long and may be confidential."""
     return hashlib.sha256(f"{symbol}\n{request_id}".encode()).hexdigest()[:32]
 
 
 def answered_in(status: Mapping[str, Any]) -> dict[str, Answered]:
-    """Read the requests that a status remembers; what another version has written otherwise is left out."""
+    """Read the requests that a status remembers; entries in another version's format are left out."""
     found = {}
     for entry in status.get("reanchorRequests") or ():
         if not isinstance(entry, Mapping) or whole_number(entry.get("madeMicros")) is None:
@@ -125,7 +125,7 @@ def _answered(key: str, one: ReAnchor) -> Answered:
 def outcomes_of(known: Iterable[ReAnchor], status: Mapping[str, Any], now_us: int) -> Outcomes:
     """Give how the re-anchors of the last 24 hours have ended, each once, also those whose objects are deleted.
 
-    One that another's run has answered, that was skipped or that was a dry run is no re-anchor that ran.
+    Those that another one's run has answered, that were skipped and dry runs do not count.
     """
     recorded = status.get("reanchorRuns") or {}
     good, bad = (set(_numbers(recorded.get(name))) for name in ("succeededMicros", "failedMicros"))
@@ -136,7 +136,7 @@ def outcomes_of(known: Iterable[ReAnchor], status: Mapping[str, Any], now_us: in
 
 
 def _end_us(one: ReAnchor) -> int:
-    """Give the end of a re-anchor; below the millisecond stands what tells two of the same moment apart."""
+    """Give the end of a re-anchor; the digits below a millisecond distinguish two that ended at the same time."""
     return one.finished_us // 1_000 * 1_000 + int(digest(one.uid or one.name), 16) % 1_000
 
 
@@ -149,7 +149,7 @@ def _numbers(given: Any) -> list[int]:
 
 
 def comparisons(known: Iterable[ReAnchor], status: Mapping[str, Any], now_us: int) -> dict[str, tuple[int, ...]]:
-    """Give by symbol the ends of the last hour's runs that swapped nothing: they ask the exchange for as much."""
+    """Give by symbol the ends of the last hour's runs that swapped nothing: they count against the same budget."""
     recorded: dict[str, set[int]] = {}
     for entry in status.get("symbols") or ():
         recorded.setdefault(str(entry.get("name")), set()).update(_numbers(entry.get("comparedMicros")))

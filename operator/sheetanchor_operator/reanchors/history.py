@@ -1,6 +1,6 @@
-"""What is remembered of a symbol's re-anchors, made anew from its ReAnchor objects each time it is needed.
+"""The history of a symbol's re-anchors, computed from its ReAnchor objects each time it is needed.
 
-Nothing of it lives in a process: an operator that has just become the leader remembers what its predecessor did.
+None of it is kept in a process: an operator that has just become the leader knows what its predecessor did.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REBUILDS_KEPT_MAX: Final = 600
 
 
 def policy_of(pipeline: Pipeline) -> Policy:
-    """Give the decisions their limits."""
+    """Give the limits for the scheduler from a pipeline's specification."""
     wanted = pipeline.spec.reanchor
     return Policy(
         cooldown_us=wanted.cooldown_seconds * SECOND_US,
@@ -34,12 +34,12 @@ def policy_of(pipeline: Pipeline) -> Policy:
 
 
 def jitter_of(name: str, attempt: int) -> float:
-    """Spread retries by a number in [0, 1) that every operator finds alike."""
+    """Give a number in [0, 1) that spreads retries; the same in every operator."""
     return int(digest(name, attempt), 16) / 2**32
 
 
 def rebuilds_of(symbol: str, known: Iterable[ReAnchor], status: Mapping[str, Any], now_us: int) -> tuple[int, ...]:
-    """Give the ends of the rebuilds of the last hour, also of those whose objects are deleted by now."""
+    """Give the ends of the rebuilds of the last hour, also of those whose objects are deleted."""
     return tuple(at_us for of, at_us in _rebuilds(known, status, now_us) if of == symbol)[-REBUILDS_KEPT_MAX:]
 
 
@@ -55,13 +55,13 @@ def _rebuilds(known: Iterable[ReAnchor], status: Mapping[str, Any], now_us: int)
 
 
 def history_of(symbol: str, known: Sequence[ReAnchor], status: Mapping[str, Any], now_us: int) -> State:
-    """Rebuild what a coordinator would remember of a symbol; what is pending or running is not in it.
+    """Rebuild the scheduler's state of a symbol from its objects; without what is pending or running.
 
     Args:
         symbol: Trading pair.
         known: The pipeline's ReAnchors, those of its other symbols too.
         status: The pipeline's status.
-        now_us: The moment.
+        now_us: The time.
     """
     others = [at_us for of, at_us in _rebuilds(known, status, now_us) if of != symbol]
     others += [at_us for ends in comparisons(known, status, now_us).values() for at_us in ends]
@@ -89,14 +89,14 @@ def history_of(symbol: str, known: Sequence[ReAnchor], status: Mapping[str, Any]
 
 
 def next_try_us(one: ReAnchor, attempt: int, failures: int, finished_us: int, asked_us: int, policy: Policy) -> int:
-    """Say when to try again after a failed run.
+    """Compute the time of the next attempt after a failed run.
 
     Args:
-        one: What failed.
+        one: The ReAnchor.
         attempt: The number of the run that failed.
         failures: Failed runs in a row, this one included.
         finished_us: When it ended.
-        asked_us: Before when the exchange does not want to be asked; 0 if it has not said.
-        policy: How long to wait.
+        asked_us: Time before which the exchange asked for no requests; 0 for none.
+        policy: The delays.
     """
     return max(finished_us + backoff_us(failures, jitter_of(one.name, attempt), policy), asked_us)

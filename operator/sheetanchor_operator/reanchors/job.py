@@ -13,13 +13,13 @@ from sheetanchor_operator.names import API_VERSION, LABEL_LENGTH_MAX, REANCHOR_K
 from sheetanchor_operator.reanchors.runs import ANSWERS_ANNOTATION, ATTEMPT_ANNOTATION, REANCHOR_LABEL, TRIGGER_LABEL
 
 DEADLINE_S: Final = 150
-"""A run ends itself within 140 s; with the pod's start this is more than any needs, and half of what its lock lives."""
+"""A run ends by itself within 140 s; with the pod's start this is enough for any, and half the lifetime of its lock."""
 
 KEEP_S: Final = 600
 """A finished Job, and with it the run's log, stays this long."""
 
 GRACE_S: Final = 15
-"""A run that is told to end gives back its lock and removes its staging within five seconds."""
+"""A run that receives SIGTERM releases its lock and removes its staging keys within five seconds."""
 
 RECEIPT_FILE: Final = "/dev/termination-log"
 ANSWERS_MAX: Final = 100
@@ -27,14 +27,14 @@ ANSWERS_MAX: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class RunParameters:
-    """What a run is to do.
+    """The parameters of a run.
 
     Attributes:
         name: Name of its ReAnchor.
         uid: Uid of its ReAnchor.
         attempt: Its number among the runs of that ReAnchor, from 1.
         run_id: Its request id.
-        unlock_for: Request id of a run that is known to have ended and may have left its lock; "" for none.
+        unlock_for: Request id of a run that is known to have ended and may not have released its lock; "" for none.
         answers: Other ReAnchors that it answers.
     """
 
@@ -58,7 +58,7 @@ def job_name(reanchor: str, attempt: int) -> str:
 
 
 def _args(order: RunParameters) -> tuple[str, ...]:
-    # Joined by "=": what a reason begins with must not be taken for a flag.
+    # Joined by "=": a reason that begins with a dash must not be parsed as a flag.
     args = [
         f"--symbol={order.symbol}",
         f"--reason={order.reason}",
@@ -72,7 +72,7 @@ def _args(order: RunParameters) -> tuple[str, ...]:
         args.append("--validate-only")
     if order.dry_run:
         args.append("--dry-run")
-    # Kubernetes replaces $(NAME) by a variable's value; doubled, the sign stands for itself.
+    # Kubernetes replaces $(NAME) by a variable's value; a doubled dollar sign is kept as one.
     return tuple(arg.replace("$", "$$") for arg in args)
 
 
@@ -80,9 +80,9 @@ def job(pipeline: Pipeline, defaults: Defaults, order: RunParameters) -> Manifes
     """Render the Job of a run.
 
     Args:
-        pipeline: Whose hot state is rebuilt.
-        defaults: What the operator's own settings say.
-        order: What the run is to do.
+        pipeline: The pipeline whose hot state is rebuilt.
+        defaults: Values from the operator's own settings.
+        order: The parameters of the run.
     """
     labels = labels_of(pipeline.name, Component.REANCHOR, symbol=order.symbol)
     labels[REANCHOR_LABEL] = bounded_name(order.name, LABEL_LENGTH_MAX)

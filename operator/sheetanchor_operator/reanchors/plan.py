@@ -1,4 +1,4 @@
-"""A plan about re-anchors, and what is left of it where the API server refuses a part."""
+"""A plan about re-anchors, and what is left of it when the API server refuses a part."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Patch:
     """Fields to merge into a ReAnchor's status; None removes one.
 
     Attributes:
-        can_wait: Whether the next reconcile finds the same again if this one has no time for it. What concerns a run
-            does not wait: there are few of them, and their ends are counted in the pipeline's status.
+        can_wait: Whether the next reconcile plans the same again if this one has no time for it. Changes that concern a
+            run do not wait: there are few, and the ends of runs are counted in the pipeline's status.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class SymbolFacts:
-    """How the re-anchors of a symbol stand.
+    """The state of a symbol's re-anchors.
 
     Attributes:
         running: Name of the ReAnchor whose run is in progress, "" if there is none.
         pending: Names of those that wait.
-        throttled: Why they wait, None if nothing holds them up.
-        message: The same for people.
+        throttled: Why they wait, None if they are not throttled.
+        message: The reason as a text.
         next_us: When the wait ends; 0 if that is not known.
         rebuilt_us: Ends of the rebuilds of the last hour, for `status.symbols[].rebuiltMicros`.
         compared_us: Ends of its runs that swapped nothing, for `status.symbols[].comparedMicros`.
@@ -63,10 +63,10 @@ class SymbolFacts:
 
 @dataclass(frozen=True, slots=True)
 class ReanchorPlan:
-    """What to do now, in this order: create, start, patch, adopt, delete.
+    """The writes of one reconcile, in this order: create, start, patch, adopt, delete.
 
     Attributes:
-        create: ReAnchors to create; that one exists already is fine.
+        create: ReAnchors to create; one that exists already is no error.
         start: Jobs to create; likewise.
         patch: Statuses of ReAnchors.
         adopt: Names of ReAnchors to give the pipeline as owner.
@@ -74,7 +74,7 @@ class ReanchorPlan:
         wake_at_us: When to plan again if nothing changes before.
         last_reanchor: For `status.lastReanchor`; None if there has been none.
         last_request: For `status.lastReanchorRequest`.
-        receipts: Receipts that the patch of a ReAnchor takes in, by its name: counted once that is written.
+        receipts: Receipts that the patch of a ReAnchor records, by its name: counted once that is written.
         requests: For `status.reanchorRequests`; None leaves it as it is.
         outcomes: For `status.reanchorRuns`; likewise.
     """
@@ -95,10 +95,10 @@ class ReanchorPlan:
 
 
 def without(plan: ReanchorPlan, refused: Mapping[str, str]) -> ReanchorPlan:
-    """Give what is left of a plan when Jobs could not be made: their runs have not begun, and nobody is told so.
+    """Give what is left of a plan when Jobs were refused: their runs have not begun, so no status or Event says so.
 
     Args:
-        plan: What was decided.
+        plan: The plan.
         refused: Why, by the name of the ReAnchor.
     """
     if not refused:
@@ -117,7 +117,11 @@ def without(plan: ReanchorPlan, refused: Mapping[str, str]) -> ReanchorPlan:
         patch=tuple(
             Patch(
                 one.name,
-                {"message": shortened(f"the Job of its run was refused: {refused[one.name]}", MESSAGE_LENGTH_MAX)},
+                {
+                    "message": shortened(
+                        f"the API server refused the Job of its run: {refused[one.name]}", MESSAGE_LENGTH_MAX
+                    )
+                },
             )
             if one.name in refused
             else one
@@ -130,12 +134,12 @@ def without(plan: ReanchorPlan, refused: Mapping[str, str]) -> ReanchorPlan:
 
 
 def defer(plan: ReanchorPlan, unwritten: Collection[str], now_us: int) -> ReanchorPlan:
-    """Give what is left of a plan when statuses were not written: nobody is told of what is not written down yet.
+    """Give what is left of a plan when statuses were not written: no Event reports what no status says yet.
 
     Args:
-        plan: What was decided.
+        plan: The plan.
         unwritten: Names of the ReAnchors.
-        now_us: The moment: the next reconcile comes at once.
+        now_us: The time; the next reconcile comes at once.
     """
     if not unwritten:
         return plan

@@ -19,23 +19,23 @@ from sheetanchor_operator.reanchors.runs import ReAnchor
 
 MINUTE_US: Final = 60_000_000
 LATE_MAX_US: Final = 60 * MINUTE_US
-"""A scheduled time that was missed by more than this is not made up for."""
+"""A scheduled time that was missed by more than this is skipped."""
 
 KEY_LENGTH_MAX: Final = 253
 BY_LENGTH_MAX: Final = 253
 SHOWN_LENGTH_MAX: Final = 80
-"""Characters of what is not understood that are told back: an annotation may hold 256 KiB."""
+"""Characters of an invalid value that a message shows: an annotation may hold 256 KiB."""
 
 OPERATOR: Final = "sheetanchor-operator"
 
 
 class BadRequest(ValueError):
-    """A value of the annotation that is not understood; says what was expected."""
+    """An invalid value of the annotation; says what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class RebuildRequest:
-    """What the annotation asks for.
+    """The request in an annotation.
 
     Attributes:
         request_id: Its id, or the whole value; the same twice for a symbol is one request.
@@ -51,7 +51,7 @@ class RebuildRequest:
 
 
 def key_of(value: str) -> str:
-    """Give what tells a value of the annotation from another, short enough for a status.
+    """Give a key that identifies a value of the annotation, short enough for a status.
 
     The same id for one symbol and then for another is two requests.
     """
@@ -75,12 +75,12 @@ def _bounded(key: str) -> str:
 
 
 def _tree(value: str) -> dict[str, Any]:
-    """Read a value that is a JSON object; {} for every other, also for what nests too deeply or is no Unicode."""
+    """Read a value that is a JSON object; {} for any other, also for one nested too deeply or with invalid Unicode."""
     if not value.lstrip().startswith("{"):
         return {}
     try:
         tree = json.loads(value)
-        # Half a surrogate pair is JSON, but can neither be hashed nor sent to the API server.
+        # Half a surrogate pair is valid JSON, but can neither be hashed nor sent to the API server.
         json.dumps(tree, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return {}
@@ -100,7 +100,7 @@ def read_request(value: str, symbols: tuple[str, ...]) -> RebuildRequest:
     """Read a value of the annotation.
 
     Args:
-        value: Any text, which asks for all symbols, or a JSON object with id, symbol, reason, by, dryRun and force.
+        value: Any text, which means all symbols, or a JSON object with id, symbol, reason, by, dryRun and force.
         symbols: The pipeline's.
 
     Raises:
@@ -136,7 +136,7 @@ def read_request(value: str, symbols: tuple[str, ...]) -> RebuildRequest:
 
 
 def requests_of_annotation(request: RebuildRequest, now_us: int) -> list[ReAnchorRequest]:
-    """Make one request per symbol of what the annotation asks for."""
+    """Make one request per symbol from a value of the annotation."""
     return [
         ReAnchorRequest(
             symbol=symbol,
@@ -159,7 +159,7 @@ def due_time_us(schedule: str, now_us: int) -> tuple[int, int]:
 
     Args:
         schedule: Cron expression of five fields, in UTC.
-        now_us: The moment.
+        now_us: The time.
     """
     now = datetime.fromtimestamp(now_us / 1e6, UTC)
     last = croniter(schedule, now).get_prev(datetime)
@@ -172,13 +172,13 @@ def due_time_us(schedule: str, now_us: int) -> tuple[int, int]:
 def requests_of_schedule(
     pipeline: Pipeline, created_us: int, known: Iterable[ReAnchor], now_us: int
 ) -> tuple[list[ReAnchorRequest], int | None]:
-    """Make the requests of the last scheduled time, if there are none yet; several missed times are one.
+    """Make the requests of the last scheduled time, unless they exist; several missed times give one.
 
     Args:
         pipeline: The pipeline.
-        created_us: When it was created: earlier times are none of its.
+        created_us: When it was created: earlier times do not count.
         known: Its ReAnchors; the newest scheduled one of a symbol is never deleted.
-        now_us: The moment.
+        now_us: The time.
 
     Returns:
         The requests, and the next scheduled time in µs; None without a schedule.

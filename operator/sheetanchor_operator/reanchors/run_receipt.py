@@ -1,4 +1,4 @@
-"""The receipt in a run's last words: anything may stand there, since any image may be told to run. Pure."""
+"""The receipt in a run's termination message, which may hold anything, since a pipeline may run any image. Pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sheetanchor_operator.observation import NUMBER_END
 RESULTS: Final = frozenset({"swapped", "validated", "dry_run", "repeated", "failed", "lock_held", "superseded"})
 EXIT_CODE_MAX: Final = 255
 ID_MAX: Final = 2**63 - 1
-"""The API server keeps whole numbers in 64 bits."""
+"""The API server stores integers in 64 bits."""
 
 
 def receipt_in(text: str) -> Receipt | None:
-    """Find a run's receipt: the last line that is one, and that a status can hold; None if there is none.
+    """Find a run's receipt: the last line that is a receipt and fits into a status; None if there is none.
 
     Args:
-        text: What the run's container left as its message.
+        text: Termination message of the run's container.
     """
     for line in reversed(text.strip().splitlines()):
         try:

@@ -1,4 +1,4 @@
-"""ReAnchor objects, their Jobs and pods, as they are read: what was asked for, and how each run stands."""
+"""ReAnchor objects, their Jobs and pods, as they are read: the requests, and the state of each run."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ REANCHOR_LABEL: Final = "sheetanchor.dev/reanchor"
 TRIGGER_LABEL: Final = "sheetanchor.dev/trigger"
 ATTEMPT_ANNOTATION: Final = "sheetanchor.dev/attempt"
 ANSWERS_ANNOTATION: Final = "sheetanchor.dev/answers"
-"""On a Job: names of the ReAnchors that its run answers beside its own, so that a crash cannot lose them."""
+"""On a Job: names of the ReAnchors that its run answers beside its own, so that they survive a crash."""
 
 ACTIONS: Final = frozenset({EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION})
 SECOND_US: Final = 1_000_000
 POD_MISSING_GRACE_US: Final = 10 * SECOND_US
-"""A Job may be seen complete before its pod's end is; the receipt is worth waiting this long for."""
+"""A Job may be seen complete before its pod's end, which holds the receipt: that is waited for this long."""
 
 CONTAINER: Final = str(Component.REANCHOR)
-"""The container whose end is a run's end. Meshes and policies put others beside it, and the kubelet sorts by name."""
+"""The container whose end is a run's end. Service meshes add others beside it, and the kubelet sorts them by name."""
 
 STARTING_WORDS: Final = frozenset({"ContainerCreating", "PodInitializing"})
-"""Why a container waits while its pod starts as it should."""
+"""Reasons of a waiting container whose pod starts normally."""
 
-EXIT_WORDS: Final = {
-    1: "the run failed",
+EXIT_MESSAGES: Final = {
+    1: "the run failed unexpectedly",
     2: "the run's settings are wrong",
     3: "a request to the exchange failed",
-    4: "the rebuilt state is not sound",
+    4: "the rebuilt state failed validation",
     5: "a command to Redis failed",
     6: "another run holds the lock",
     7: "another run has rebuilt the state in the meantime",
@@ -51,12 +51,12 @@ class ReAnchor:
     """A ReAnchor object.
 
     Attributes:
-        at_us: When what it speaks of happened.
-        finished_us: End of the run that decided it, or of the last failed one; 0 before.
+        at_us: When the gap or doubt that it is about arose.
+        finished_us: End of the run that gave its result, or of the last failed one; 0 before.
         duration_us: Duration of that run.
         next_us: When the next run begins at the earliest; 0 for at once.
-        held: Runs that found another run in progress: they are no failures.
-        raw: The status as it is.
+        held: Runs that found another run in progress: they are not failures.
+        raw: The status as it was read.
     """
 
     name: str
@@ -87,17 +87,17 @@ class ReAnchor:
 
     @property
     def final(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether its phase is final."""
         return self.phase in TERMINAL_PHASES
 
     @property
     def validates(self) -> bool:
-        """Whether its run only compares at first."""
+        """Whether its run compares first, and rebuilds only on a difference."""
         return self.action == VALIDATION and not self.force
 
     @property
     def request(self) -> Request:
-        """The request that it is; its id is the object's name."""
+        """The scheduler's request for it; its id is the object's name."""
         return Request(
             action=self.action,
             reason=self.reason or self.trigger,
@@ -111,7 +111,7 @@ class ReAnchor:
         )
 
     def run_id(self, attempt: int) -> str:
-        """Give the request id of one of its runs, which ends the id of the lock's owner."""
+        """Give the request id of one of its runs, with which the id of the lock's owner ends."""
         return f"{self.uid or self.name}-{attempt}"
 
 
@@ -132,7 +132,7 @@ def read_reanchor(body: Live) -> ReAnchor:
         dry_run=bool(spec.get("dryRun")),
         force=bool(spec.get("force")),
         epoch=int(spec.get("epoch", 0)),
-        # Kubernetes cuts times to seconds: a request must not seem older than a run that began in the same second.
+        # Kubernetes truncates times to seconds: a request must not seem older than a run that began in the same second.
         at_us=int(spec.get("atMicros", 0)) or created_us + SECOND_US - 1,
         created_us=created_us,
         generation=int(metadata.get("generation", 1)),
@@ -142,7 +142,7 @@ def read_reanchor(body: Live) -> ReAnchor:
 
 
 def with_status(one: ReAnchor, status: Mapping[str, Any]) -> ReAnchor:
-    """Give a ReAnchor as it is with another status."""
+    """Give a ReAnchor with another status."""
     return replace(one, **_status_fields(status))
 
 
@@ -167,8 +167,8 @@ class Ended:
     """How a run ended.
 
     Attributes:
-        exit_code: 0 is success; -1 if there was no process that could exit.
-        receipt: What it wrote itself, None if it could not.
+        exit_code: 0 is success; -1 if no process has exited.
+        receipt: The run's own, None if it wrote none.
     """
 
     exit_code: int
@@ -185,7 +185,7 @@ class JobRun:
 
     Attributes:
         ended: How it ended; None while it has not.
-        message: What it waits for, where that can be seen.
+        message: What it waits for, "" if that is not known.
         answers: Other ReAnchors that it answers.
     """
 
@@ -224,7 +224,7 @@ def _read_run(reanchor: ReAnchor, job: Live, pods: tuple[Live, ...], now_us: int
 
 
 def _attempt_of(name: str, notes: Mapping[str, str]) -> int:
-    """Give the number of a run. Annotations can be changed by hand, names cannot: those end with it too."""
+    """Give the number of a run. Annotations can be changed by hand: then the end of the Job's name counts."""
     for text in (notes.get(ATTEMPT_ANNOTATION, ""), name.rpartition("-")[2]):
         if re.fullmatch(r"[1-9][0-9]{0,8}", text):
             return int(text)
@@ -232,7 +232,7 @@ def _attempt_of(name: str, notes: Mapping[str, str]) -> int:
 
 
 def _pods_of(job: Live, pods: tuple[Live, ...]) -> list[Live]:
-    """Give the pods of a Job, the newest first; those of an earlier Job of the same name are others'."""
+    """Give the pods of a Job, the newest first, without those of an earlier Job of the same name."""
     own = [pod for pod in pods if _job_of(pod) == job["metadata"]["name"] and _may_own(job, pod)]
     return sorted(own, key=lambda pod: micros_of(pod["metadata"].get("creationTimestamp")), reverse=True)
 
@@ -248,7 +248,7 @@ def _may_own(job: Live, pod: Live) -> bool:
 
 
 def _container(pod: Live) -> Mapping[str, Any]:
-    """Give the status of the container that the run is; {} while the kubelet says nothing of it."""
+    """Give the status of the run's container; {} while the kubelet reports none."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or ()
     return next((one for one in statuses if one.get("name", CONTAINER) == CONTAINER), {})
 
@@ -277,7 +277,7 @@ def _ended(reanchor: ReAnchor, job: Live, pods: list[Live], now_us: int) -> Ende
     for pod in pods:
         status = pod.get("status") or {}
         if status.get("phase") == "Failed":
-            return Ended(-1, "failed", _pod_words(status), created_us, now_us)
+            return Ended(-1, "failed", _pod_message(status), created_us, now_us)
     return None
 
 
@@ -290,7 +290,7 @@ def _ended_container(terminated: Mapping[str, Any], created_us: int) -> Ended:
     if receipt is not None:
         times = receipt.started_at_us, receipt.finished_at_us
         return Ended(receipt.exit_code, receipt.result, receipt.message, *times, receipt)
-    words = EXIT_WORDS.get(code, f"the run ended with exit code {code}")
+    words = EXIT_MESSAGES.get(code, f"the run ended with exit code {code}")
     if terminated.get("reason") == "OOMKilled":
         words = "the run ran out of memory and was killed: raise spec.reanchor.resources.limits.memory of the pipeline"
     last = text.strip().splitlines()[-1] if text.strip() else ""
@@ -299,25 +299,25 @@ def _ended_container(terminated: Mapping[str, Any], created_us: int) -> Ended:
 
 
 def _without_exit(condition: Mapping[str, Any], pods: list[Live], reanchor: ReAnchor) -> str:
-    """Say why a Job failed whose process nobody saw exit."""
+    """Say why a Job failed whose process was not seen to exit."""
     known = _waits_for(pods) or str(reanchor.raw.get("message") or "")
     if condition.get("reason") == "DeadlineExceeded":
         text = "the Job exceeded its deadline"
         return f"{text}; last seen: {known}" if known else f"{text}, and its pod was terminated"
     for pod in pods:
         if (pod.get("status") or {}).get("phase") == "Failed":
-            return _pod_words(pod["status"])
+            return _pod_message(pod["status"])
     text = f"the Job failed: {condition.get('reason', 'Unknown')}: {condition.get('message', '')}".rstrip(": ")
     return f"{text}; its pod was deleted, or its node was lost"
 
 
-def _pod_words(status: Mapping[str, Any]) -> str:
+def _pod_message(status: Mapping[str, Any]) -> str:
     reason, message = status.get("reason") or "Failed", status.get("message") or ""
     return f"the pod was terminated: {reason}{': ' + message if message else ''}"
 
 
 def _waits_for(pods: list[Live]) -> str:
-    """Say why a pod does not run yet, "" if it does or that is normal."""
+    """Say why a pod does not run yet, "" if it runs or starts normally."""
     for pod in pods:
         words = _waits_for_container(pod) or _waits_for_place(pod)
         if words:
@@ -326,11 +326,11 @@ def _waits_for(pods: list[Live]) -> str:
 
 
 def _waits_for_container(pod: Live) -> str:
-    """Say which container holds the run up: its own, one that has to run before it, or one beside it."""
+    """Say which container delays the run: its own, an init container, or a sidecar."""
     status = pod.get("status") or {}
     own = _container(pod)
     if (own.get("state") or {}).get("running"):
-        return ""  # what becomes of the others is nothing that the run waits for
+        return ""  # the run does not wait for the other containers
     before, beside = status.get("initContainerStatuses") or (), status.get("containerStatuses") or ()
     for container in (own, *before, *beside):
         waiting = (container.get("state") or {}).get("waiting") or {}

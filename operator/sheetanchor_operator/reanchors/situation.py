@@ -1,6 +1,6 @@
-"""What a plan about re-anchors is made from, and what one stage of planning changes of it.
+"""The input of a plan about re-anchors, and the changes of one stage of planning.
 
-A stage takes a `Situation` and gives `Changes`; the next stage takes the situation as it is with these. So each can be
+A stage takes a `Situation` and gives `Changes`; the next stage takes the situation with these applied. So each can be
 read, and tested, without the others.
 """
 
@@ -24,8 +24,8 @@ from sheetanchor_operator.reanchors.plan import JobStart, SymbolFacts
 from sheetanchor_operator.reanchors.runs import JobRun, ReAnchor, read_reanchor, runs_of, with_status
 
 WRITES_MAX: Final = 30
-"""Writes of one reconcile that can wait for the next: acknowledging, skipping, adopting and deleting. How many of them
-are sent is for `reconcile_timer` to say; more than these are not even planned."""
+"""Most writes of one reconcile that can wait for the next: acknowledging, skipping, adopting and deleting. How many of
+them are sent is decided by `reconcile_timer`; more than these are not even planned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,13 @@ class Situation:
     """A pipeline's re-anchors at one stage of planning.
 
     Attributes:
-        known: The ReAnchors by name, as the stages before have changed them.
+        known: The ReAnchors by name, with the changes of earlier stages.
         runs: The runs of each ReAnchor by its name, in their order.
         answered: Requests of the last 24 hours by their key: an id is answered once.
-        by_symbol: Names of each symbol's ReAnchors, first asked first.
-        by_request_id: Names of the ReAnchors of a symbol and a request id, first created first.
-        passed_over: Names of those that this plan leaves alone: more wait than are handled.
-        writes_left: Requests that can wait and may still be planned.
+        by_symbol: Names of each symbol's ReAnchors, oldest request first.
+        by_request_id: Names of the ReAnchors of a symbol and a request id, oldest first.
+        passed_over: Names of those that this plan leaves alone, since more wait than are handled.
+        writes_left: Writes that can wait and may still be planned.
     """
 
     pipeline: Pipeline
@@ -60,7 +60,7 @@ class Situation:
         return self.observed.now_us
 
     def after(self, changes: Changes) -> Situation:
-        """Give the situation for the next stage."""
+        """Give the situation with a stage's changes applied, for the next stage."""
         return replace(
             self,
             known=changes.known,
@@ -74,14 +74,14 @@ class Changes:
     """What one stage of planning changes.
 
     Attributes:
-        known: The ReAnchors by name, as they are with this stage's changes.
+        known: The ReAnchors by name, with this stage's changes.
         statuses: Fields to merge into the statuses of ReAnchors, by name; None removes one.
         create: ReAnchors to create.
         start: Jobs to create.
         wakes: Times at which to plan again if nothing changes before.
-        receipts: Receipts that a ReAnchor's new status takes in, by its name.
+        receipts: Receipts that a ReAnchor's new status records, by its name.
         symbols: The state of a symbol's re-anchors.
-        names: ReAnchors that the stage has chosen, where that is what it is for.
+        names: ReAnchors that the stage has chosen, of stages that choose.
     """
 
     known: Mapping[str, ReAnchor]
@@ -101,13 +101,13 @@ def situation_of(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> 
     """Read a pipeline's ReAnchors and their runs.
 
     Args:
-        pipeline: What is wanted.
-        observed: What is there, at a time of Redis' clock.
-        defaults: What the operator's own settings say.
+        pipeline: The pipeline with its specification.
+        observed: The observation, at a time of Redis' clock.
+        defaults: Values from the operator's own settings.
     """
     mine = [body for body in observed.reanchors if (body.get("spec") or {}).get("pipeline") == pipeline.name]
     known = {one.name: one for one in map(read_reanchor, mine)}
-    # Both orders rest on what never changes of a ReAnchor: they are made once, however many there are.
+    # Both orders depend on fields that never change: sorting again in each stage would take long with many ReAnchors.
     by_symbol: dict[str, list[str]] = {}
     by_request_id: dict[tuple[str, str], list[str]] = {}
     for one in sorted(known.values(), key=lambda one: (one.at_us, one.name)):
@@ -141,16 +141,16 @@ def _runs_of_all(known: Mapping[str, ReAnchor], observed: Observed) -> dict[str,
 
 
 class Stage:
-    """Collects the changes of one stage. It lives inside that stage only: stages share values, not this.
+    """Collects the changes of one stage. It is used inside that stage only: stages pass on values, not this object.
 
     Args:
-        before: The situation that the stage was given.
+        before: The situation before the stage.
     """
 
     def __init__(self, before: Situation) -> None:
         self.before = before
         self.known = dict(before.known)
-        """The ReAnchors by name, with what this stage has written so far."""
+        """The ReAnchors by name, with this stage's changes so far."""
         self.create: list[Manifest] = []
         self.start: list[JobStart] = []
         self.wakes: list[int] = []
@@ -161,7 +161,7 @@ class Stage:
 
     @property
     def pipeline(self) -> Pipeline:
-        """What is wanted."""
+        """The pipeline with its specification."""
         return self.before.pipeline
 
     @property
@@ -170,15 +170,15 @@ class Stage:
         return self.before.now_us
 
     def of(self, symbol: str) -> list[ReAnchor]:
-        """Give the ReAnchors of a symbol, first asked first."""
+        """Give the ReAnchors of a symbol, oldest request first."""
         return [self.known[name] for name in self.before.by_symbol.get(symbol, ())]
 
     def with_id_of(self, one: ReAnchor) -> list[ReAnchor]:
-        """Give the ReAnchors of a symbol that have the id of one, first created first."""
+        """Give the ReAnchors of a symbol that have the request id of one, oldest first."""
         return [self.known[name] for name in self.before.by_request_id.get((one.symbol, one.request_id), ())]
 
     def may_write(self, requests: int = 1) -> bool:
-        """Say whether so many more requests that can wait may be planned; if not, the next reconcile comes at once."""
+        """Say whether so many more writes that can wait may be planned; if not, the next reconcile comes at once."""
         if self._writes_left < requests:
             self.wakes.append(self.now_us)
             return False
@@ -186,14 +186,14 @@ class Stage:
         return True
 
     def write(self, name: str, status: Manifest) -> None:
-        """Merge into a status, and go on with the ReAnchor as it will be."""
+        """Merge fields into a status, and continue with the ReAnchor as it will be."""
         one = self.known[name]
         self._statuses[name] = {**self._statuses.get(name, {}), **status}
         merged = {key: value for key, value in {**one.raw, **self._statuses[name]}.items() if value is not None}
         self.known[name] = with_status(one, merged)
 
     def request(self, request: ReAnchorRequest) -> None:
-        """Create a ReAnchor, unless there is one of its name: the same request twice is one."""
+        """Plan to create a ReAnchor, unless there is one of its name: the same request twice is one."""
         if object_name(self.pipeline.name, request.symbol, request.suffix) not in self.known:
             owner = Owner(self.pipeline.name, self.pipeline.namespace, self.pipeline.uid)
             self.create.append(reanchor_object(owner, request))
@@ -202,7 +202,7 @@ class Stage:
     def emit(
         self, one: ReAnchor | None, kind: Literal["Normal", "Warning"], reason: EventReason, message: str, *, both: bool
     ) -> None:
-        """Emit an Event about a ReAnchor, and about the pipeline too if it matters to people who look at that."""
+        """Emit an Event about a ReAnchor, and with `both` about the pipeline too."""
         if one is not None:
             self._events.append(Event(REANCHOR_KIND, one.name, one.uid, kind, reason, message, one.name))
         if both or one is None:
@@ -218,7 +218,7 @@ class Stage:
         passed_over: frozenset[str] = frozenset(),
         names: tuple[str, ...] = (),
     ) -> Changes:
-        """Give what the stage has changed."""
+        """Give the changes of the stage."""
         return Changes(
             known=self.known,
             writes_left=self._writes_left,

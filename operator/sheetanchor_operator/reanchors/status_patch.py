@@ -1,4 +1,4 @@
-"""`ReAnchor.status` as it is written: when a run begins, when it failed and is tried again, and at the end."""
+"""`ReAnchor.status` as it is written: when a run begins, when it fails and is tried again, and at the end."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ OF_A_RUN: Final = (
     "updateID",
     "checks",
 )
-"""What a new run has to say itself; that an earlier one failed is told by Events."""
+"""Fields that a new run sets itself; the failure of an earlier one is in the Events."""
 
 
 def running(one: ReAnchor, job: str, attempt: int, begun_us: int) -> Status:
-    """Write down that a run has begun."""
+    """Record that a run has begun."""
     status: Status = {"phase": "Running", "jobName": job, "attempts": attempt, "answeredBy": None}
     if attempt != one.attempts:
         status |= dict.fromkeys(OF_A_RUN) | {"startedAt": text_of(begun_us)}
@@ -44,7 +44,7 @@ def running(one: ReAnchor, job: str, attempt: int, begun_us: int) -> Status:
 
 
 def retried(one: ReAnchor, attempt: int, ended: Ended, next_us: int) -> Status:
-    """Write down that a run has failed and will be tried again."""
+    """Record that a run has failed and will be tried again."""
     return {
         **_of_run(ended),
         "phase": "Pending",
@@ -55,7 +55,7 @@ def retried(one: ReAnchor, attempt: int, ended: Ended, next_us: int) -> Status:
 
 
 def waiting_for_lock(attempt: int, held: int, ended: Ended, next_us: int) -> Status:
-    """Write down that a run has found another one at work, and when the next begins."""
+    """Record that a run has found another one in progress, and when the next begins."""
     return {
         **_of_run(ended),
         "phase": "Pending",
@@ -67,7 +67,7 @@ def waiting_for_lock(attempt: int, held: int, ended: Ended, next_us: int) -> Sta
 
 
 def answered_again(one: ReAnchor, first: Answered, now_us: int) -> Status:
-    """Write down the answer that the first request of the same id got."""
+    """Record the answer that the first request of the same id got."""
     result = "repeated" if first.phase == "Succeeded" else first.result
     message = f"request {one.request_id} was made before, as {first.name}: {first.message or first.result}"
     epochs = {"epochBefore": first.epoch_before, "epochAfter": first.epoch_after}
@@ -80,13 +80,13 @@ def answered_again(one: ReAnchor, first: Answered, now_us: int) -> Status:
 
 
 def finished(one: ReAnchor, phase: str, ended: Ended, next_us: int = 0) -> Status:
-    """Write down the end.
+    """Record the final phase.
 
     Args:
         one: The ReAnchor.
         phase: Succeeded, Failed or Skipped.
         ended: How its last run ended, or why there was none.
-        next_us: Before when no other run of the symbol should begin; 0 for no such time.
+        next_us: Time before which no other run of the symbol should begin; 0 for none.
     """
     return {
         **_of_run(ended),
@@ -119,7 +119,7 @@ def _of_run(ended: Ended) -> Status:
 
 
 def _phases(seconds_of: Mapping[str, float]) -> list[Status]:
-    """Give the durations of the steps; of two whose names are the same when cut, the server would refuse one."""
+    """Give the durations of the steps; two whose shortened names are the same would be refused, so one is kept."""
     cut = {one_line(name, PHASE_LENGTH_MAX): seconds for name, seconds in seconds_of.items()}
     return [{"name": name, "seconds": seconds} for name, seconds in cut.items()][:PHASES_MAX]
 

@@ -1,4 +1,4 @@
-"""The state of a symbol as the processors report it, and Redis' clock by which everything is compared. Pure."""
+"""The state of a symbol as the processors report it, and Redis' clock, by which all times are compared. Pure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sheetanchor_operator.reanchors.runs import SECOND_US
 
 @dataclass(frozen=True, slots=True)
 class SymbolObservation:
-    """How a symbol stands, as the best placed processor tells it.
+    """The state of a symbol as one processor reports it: the active one, else the one of the highest term.
 
     Attributes:
-        known: A processor has answered that knows it.
+        known: Whether a processor has reported it.
         now_us: Redis' clock when it answered.
     """
 
@@ -30,7 +30,7 @@ class SymbolObservation:
     now_us: int = 0
 
     def seen(self, lock_held: bool) -> Seen:
-        """Give it as the decision takes it; what is not known counts as suspect."""
+        """Give the observation as the scheduler takes it; an unknown symbol counts as suspect."""
         since_us = self.suspect_since_us if self.state == "suspect" else 0
         state = self.state if self.known else "suspect"
         return Seen(state, self.epoch, self.fresh, lock_held, since_us)
@@ -40,17 +40,17 @@ UNKNOWN: Final = SymbolObservation()
 
 
 CLOCK_AHEAD_MAX_US: Final = 24 * 3600 * SECOND_US
-"""A processor that says that Redis' clock is further from ours than this is not believed."""
+"""A report that puts Redis' clock further from ours than this is ignored: it is more likely wrong than the clocks."""
 
 
 def redis_ahead_us(observations: Iterable[SymbolObservation], now_us: int) -> int:
-    """Say how far Redis' clock is ahead of this process'; 0 while nobody tells it.
+    """Give how far Redis' clock is ahead of this process'; 0 while no processor reports it.
 
-    Receipts, gaps and doubts are stamped by Redis' clock, so what is compared with them has to be told by it too.
+    Receipts, gaps and doubts are stamped by Redis' clock, so times compared with them have to be by it too.
 
     Args:
-        observations: What processors say.
-        now_us: This process' clock when they said it.
+        observations: Reports of the processors.
+        now_us: This process' clock when they were received.
     """
     newest_us = max((observation.now_us for observation in observations), default=0)
     ahead_us = newest_us - now_us if newest_us else 0
@@ -63,7 +63,7 @@ Rank = tuple[bool, int, int]
 def symbol_observations(states: Mapping[str, PodResponse]) -> dict[str, SymbolObservation]:
     """Read the processors' answers: of each symbol the active one's counts, of two the one with the higher term.
 
-    Whatever cannot be read is no answer: any program may listen where a processor did.
+    An answer that cannot be read is ignored: another program may listen where a processor did.
     """
     best: dict[str, tuple[Rank, SymbolObservation]] = {}
     for _, answer in sorted(states.items()):

@@ -1,1 +1,1 @@
-"""A pipeline's status: what is wrong, its conditions, its Events. Pure."""
+"""A pipeline's status: its problems, conditions and Events. Pure."""

@@ -1,7 +1,7 @@
-"""A pipeline's conditions: each from the problems, from how the pipeline stands, and from what is wanted. Pure.
+"""A pipeline's conditions: each from the problems, the health of the workloads and the specification. Pure.
 
-A message says what is the case and what to do. It holds no number that changes while nothing else does, so that a
-pipeline that is as it was is not written again.
+A message says what is the case and what to do. It holds no number that changes while nothing else does: each would
+cause another write of the status.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Truth = Literal["True", "False", "Unknown"]
 MESSAGE_MAX: Final = 1000
 REDIS_QUORUM: Final = 2
 PLANNED_FROM: Final = frozenset({PIPELINE_KIND, REANCHOR_KIND, "Job", "Pod"})
-"""Kinds without which no re-anchor is planned: half of a picture would start a second run, or miss the end of one."""
+"""Kinds without which no re-anchor is planned: without them a second run would start, or the end of one be missed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class EvaluatedCondition:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that conditions are judged by."""
+    """The input of all conditions."""
 
     pipeline: Pipeline
     observed: Observed
@@ -55,7 +55,7 @@ class Facts:
 
 
 def evaluated_conditions(facts: Facts) -> tuple[EvaluatedCondition, ...]:
-    """Judge every condition."""
+    """Evaluate every condition."""
     parts = (_anchored(facts), _ingestion(facts), _redis(facts), _inference(facts))
     return (
         _ready(facts, parts),
@@ -67,7 +67,7 @@ def evaluated_conditions(facts: Facts) -> tuple[EvaluatedCondition, ...]:
 
 
 def scale_down_reason(pipeline: Pipeline) -> tuple[Reason, str] | None:
-    """Say why a pipeline rests on purpose; None if it does not."""
+    """Say why a pipeline is scaled to zero by its specification; None if it is not."""
     if pipeline.spec.maintenance.enabled:
         return Reason.MAINTENANCE, f"maintenance: {pipeline.spec.maintenance.reason}; workloads are scaled to zero"
     if pipeline.spec.suspend:
@@ -209,7 +209,7 @@ def _redis(facts: Facts) -> EvaluatedCondition:
     missing = f"{count.wanted - count.ready} of {count.wanted} nodes are not ready"
     if count.ready >= REDIS_QUORUM and (not connected or any(connected)):
         why = "the others serve" if problem is None else problem.message
-        # What is left has a majority: writes go on.
+        # The remaining nodes are a majority: writes are still accepted.
         return condition("True", Reason.PODS_NOT_READY if problem is None else problem.reason, f"{missing}; {why}")
     if problem is not None:
         return condition("False", problem.reason, problem.message)
@@ -283,7 +283,7 @@ def _inference(facts: Facts) -> EvaluatedCondition:
 
 
 def _kinds(reason: str) -> str:
-    """Give the kinds of doubt without their numbers, which change with every slot."""
+    """Give the reasons without their numbers, which change with every slot."""
     return ", ".join(dict.fromkeys(part.partition(":")[0].strip() for part in reason.split(";"))) or "no reason given"
 
 
@@ -328,9 +328,10 @@ def _reanchor_throttled(facts: Facts) -> EvaluatedCondition:
 
 
 def _switched_off(facts: Facts) -> list[str]:
-    """Name the symbols that want a rebuild and get none because re-anchoring is switched off.
+    """Name the symbols that need a rebuild and get none because re-anchoring is switched off.
 
-    A state in doubt wants one whether or not somebody asks: its requests are skipped, and nothing is left waiting.
+    A suspect state needs one whether or not it is requested: with re-anchoring off requests are skipped, and none
+    waits.
     """
     if facts.pipeline.spec.reanchor.enabled:
         return []

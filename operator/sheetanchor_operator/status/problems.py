@@ -1,4 +1,4 @@
-"""What is wrong with a pipeline's parts and what to do about it, from what Kubernetes says of them. Pure."""
+"""Problems of a pipeline's components and their remedies, from what Kubernetes reports of them. Pure."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ IMAGE_WORDS: Final = frozenset(
 )
 CONTAINER_WORDS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 CRASHES_MIN: Final = 2
-"""One restart may be bad luck; with the second one there is a pattern."""
+"""One restart may have a passing cause; a second one is reported."""
 
 CRASH_RECENT_US: Final = 10 * 60 * 1_000_000
-"""kubelet backs off for five minutes at most: what has ended longer ago and is not ready now has another problem."""
+"""The kubelet backs off for five minutes at most: a container that ended longer ago has another problem."""
 
 EXIT_BAD_SETTINGS: Final = 2
 CODE_FORBIDDEN: Final = 403
@@ -48,13 +48,13 @@ RESOURCE_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 POD_REMEDIES: Final = {
     Cause.QUOTA: "raise the namespace's ResourceQuota or lower {fields}",
-    Cause.QUOTA_FIELD: "set what the ResourceQuota asks for in {fields}",
+    Cause.QUOTA_FIELD: "set the requests and limits that the ResourceQuota requires in {fields}",
     Cause.LIMIT_RANGE: "set {fields} within the namespace's LimitRange",
     Cause.RIGHTS: "the cluster's own controllers are not allowed to create pods here: check RBAC",
     Cause.NO_KIND: "admission refuses it",
     Cause.OTHER: "admission refuses it",
 }
-"""What to do where pods, not objects of the operator's, are refused; elsewhere it is the same."""
+"""Remedies where pods, not objects of the operator, are refused; other causes have the same one."""
 
 LINE_LENGTH_MAX: Final = 200
 
@@ -78,15 +78,15 @@ ORDER: Final = (
     Reason.UNSCHEDULABLE,
     Reason.PODS_NOT_READY,
 )
-"""The first of them is told: what comes first in this list is likely to cause what comes after."""
+"""The first of them is reported: what comes first in this list is likely to cause what comes after."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that a person has to mend.
+    """Something that a person has to fix.
 
     Attributes:
-        component: Whose pods suffer; "" where all do.
+        component: The component whose pods are affected; "" for all.
         message: What is the case and what to do. It must stay the same while nothing changes.
     """
 
@@ -96,7 +96,7 @@ class Problem:
 
 
 def problems_of(pipeline: Pipeline, observed: Observed) -> tuple[Problem, ...]:
-    """Find what a person has to mend, most telling first."""
+    """Find what a person has to fix, most likely cause first."""
     found = {
         *map(_of_refusal, observed.refusals),
         *map(_of_unwatchable, observed.unwatchable.values()),
@@ -108,7 +108,7 @@ def problems_of(pipeline: Pipeline, observed: Observed) -> tuple[Problem, ...]:
 
 
 def is_current(pod: Live) -> bool:
-    """Say whether a pod counts: not on its way out, and no finished run of a Job."""
+    """Say whether a pod counts: not terminating, and no finished run of a Job."""
     phase = pod.get("status", {}).get("phase")
     return "deletionTimestamp" not in pod["metadata"] and phase not in ("Succeeded", "Failed")
 
@@ -151,7 +151,7 @@ def _of_prerequisites(pipeline: Pipeline, observed: Observed) -> Iterator[Proble
                     component_requiring(pipeline, name),
                     Reason.SECRET_MISSING,
                     f"Secret {name} lacks {', '.join(missing)}: "
-                    f"{_mend_secret(namespace, name, missing, there=observed.secrets[name] is not None)}",
+                    f"{_secret_remedy(namespace, name, missing, there=observed.secrets[name] is not None)}",
                 )
     for name, keys in sorted(config_maps_needed(pipeline).items()):
         if name in observed.config_maps:
@@ -161,7 +161,7 @@ def _of_prerequisites(pipeline: Pipeline, observed: Observed) -> Iterator[Proble
                     Component.INFER,
                     Reason.CONFIG_MAP_MISSING,
                     f"ConfigMap {name} lacks {', '.join(missing)}: "
-                    f"{_mend_config_map(namespace, name, keys, there=observed.config_maps[name] is not None)}",
+                    f"{_config_map_remedy(namespace, name, keys, there=observed.config_maps[name] is not None)}",
                 )
     for name in sorted(claims_needed(pipeline)):
         if not observed.volume_claims.get(name, True):
@@ -173,8 +173,8 @@ def _of_prerequisites(pipeline: Pipeline, observed: Observed) -> Iterator[Proble
             )
 
 
-def _mend_secret(namespace: str, name: str, missing: list[str], *, there: bool) -> str:
-    """Give the command that adds entries; those that are there stay, which `apply` could take away."""
+def _secret_remedy(namespace: str, name: str, missing: list[str], *, there: bool) -> str:
+    """Give the command that adds entries; existing ones stay, which `apply` might remove."""
     if not there:
         files = " ".join(f"--from-file={key}=FILE" for key in missing)
         return f"kubectl -n {namespace} create secret generic {name} {files}"
@@ -182,16 +182,16 @@ def _mend_secret(namespace: str, name: str, missing: list[str], *, there: bool) 
     return f"kubectl -n {namespace} patch secret {name} -p '{entries}'"
 
 
-def _mend_config_map(namespace: str, name: str, keys: Iterable[str], *, there: bool) -> str:
-    """Give the command that makes all entries: a model and its manifest belong together."""
+def _config_map_remedy(namespace: str, name: str, keys: Iterable[str], *, there: bool) -> str:
+    """Give the command that writes all entries: a model and its manifest belong together."""
     files = " ".join(f"--from-file={key}" for key in sorted(keys, reverse=True))
     create = f"kubectl -n {namespace} create configmap {name} {files}"
-    # `apply` would put a copy into an annotation, which has no room for a model.
+    # `apply` would put a copy into an annotation, which is too small for a model.
     return f"{create} --dry-run=client -o yaml | kubectl -n {namespace} replace -f -" if there else create
 
 
 def _of_workloads(pipeline: Pipeline, observed: Observed) -> Iterator[Problem]:
-    """Find pods that could not even be made."""
+    """Find pods that could not be created."""
     for (kind, _), live in observed.children.items():
         if kind == "Deployment":
             for condition in live.get("status", {}).get("conditions") or ():
@@ -203,7 +203,7 @@ def _of_workloads(pipeline: Pipeline, observed: Observed) -> Iterator[Problem]:
 
 
 def _of_events(observed: Observed) -> Iterator[Problem]:
-    """Tell what the newest Event about each StatefulSet says: an earlier one may speak of what is mended."""
+    """Find problems in the newest Event about each StatefulSet: an earlier one may be about something that is fixed."""
     newest = {}
     for event in observed.events:
         about = event.get("involvedObject") or event.get("regarding") or {}
@@ -227,7 +227,7 @@ def _stuck(pipeline: Pipeline, component: str, name: str) -> Problem:
 
 
 def _refused_pod(component: str, message: str) -> Problem:
-    # The name of the pod that was not made differs each time.
+    # The name of the pod that could not be created differs each time.
     message = re.sub(r"^.*?is forbidden: ", "", _one_line(re.sub(r'[Pp]ods? "[^"]*"', "pods", message)))
     cause = cause_of(CODE_FORBIDDEN, "", message)
     remedy = POD_REMEDIES.get(cause, REMEDIES[cause]).format(fields=_fields_of_resources(component, message))
@@ -236,7 +236,7 @@ def _refused_pod(component: str, message: str) -> Problem:
 
 
 def _fields_of_resources(component: str, message: str) -> str:
-    """Name the fields of the pipeline that size a component's containers; the server says which one it means."""
+    """Name the fields of the pipeline that size a component's containers, one if the server's message names it."""
     fields = RESOURCE_FIELDS.get(component, ("its resources",))
     named = [one for one in fields if "sentinel" in one] if re.search(r"\bsentinel\b", message) else []
     return " and ".join(named or fields)
@@ -277,7 +277,7 @@ def _of_container(pipeline: Pipeline, component: str, container: Any, now_us: in
 
 
 def _image_cause(word: str, message: str) -> str:
-    """Name the cause; kubelet words the same failure differently each time that it tries."""
+    """Name the cause; the kubelet reports the same failure with another text at each try."""
     if word == "InvalidImageName":
         return "is not a valid reference: correct spec.image"
     if word == "ErrImageNeverPull":
@@ -313,17 +313,17 @@ def last_line(log: str) -> str:
     try:
         line = json.loads(lines[-1])
         text = str(line.get("message", "")) if isinstance(line, dict) else lines[-1]
-    except (ValueError, RecursionError):  # any container's last words, not only ours: `[[[[…` is no JSON of use
+    except (ValueError, RecursionError):  # any container may write anything: `[[[[…` exceeds the recursion limit
         text = lines[-1]
     return _one_line(text)
 
 
 def _one_line(text: str) -> str:
-    # Half a surrogate pair comes back from the API server as something else, and would be written again and again.
+    # The API server replaces half a surrogate pair by another character: the status would be written again and again.
     line = " ".join(text.encode(errors="replace").decode().split()).rstrip(".")
     return line if len(line) <= LINE_LENGTH_MAX else line[: LINE_LENGTH_MAX - 1] + "…"
 
 
 def worst_of(problems: Iterable[Problem], *components: str) -> Problem | None:
-    """Give the most telling problem that some components, or all, have."""
+    """Give the first problem that some components, or all, have: the most likely cause."""
     return next((one for one in problems if one.component in ("", *components)), None)

@@ -1,7 +1,7 @@
-"""What stands behind a refusal of the API server, and what to do about it, from the server's own words. Pure.
+"""The cause of a refusal of the API server, and its remedy, from the server's message. Pure.
 
-The HTTP status alone says little: 403 is a missing right, a quota, a range of limits, a policy or a namespace that is
-going away, each with another remedy. What the words do not tell is named as a refusal without a cause.
+The HTTP status alone says little: 403 is a missing right, a quota, a limit range, a policy or a namespace that is being
+deleted, each with another remedy. A message that fits none of them is reported without a cause.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Cause(StrEnum):
 
 
 NAME_TAKEN_REASON: Final = "NameTaken"
-"""Machine-readable reason of the one refusal that is the operator's own."""
+"""Machine-readable reason of the only refusal that the operator makes itself."""
 
 _WORDS: Final = (
     (Cause.TERMINATING, r"because it is being terminated|NamespaceTerminating"),
@@ -64,7 +64,7 @@ def cause_of(code: int, reason: str, message: str) -> Cause:
     Args:
         code: HTTP status; 0 where there was no answer.
         reason: The server's machine-readable reason, "" if it gave none.
-        message: Its words.
+        message: The server's message.
     """
     if reason == NAME_TAKEN_REASON:
         return Cause.NAME_TAKEN
@@ -89,7 +89,7 @@ REMEDIES: Final = {
     Cause.NO_NAMESPACE: "the namespace does not exist: create it again, or take it out of the chart's watchNamespaces",
     Cause.NAME_TAKEN: "delete that object, or give the pipeline another name",
     Cause.QUOTA: "raise the namespace's ResourceQuota",
-    Cause.QUOTA_FIELD: "set what the ResourceQuota asks for in the resources that the pipeline's component has",
+    Cause.QUOTA_FIELD: "set the requests and limits that the ResourceQuota requires in the component's resources",
     Cause.LIMIT_RANGE: "set resources of the pipeline's component within the namespace's LimitRange",
     Cause.POD_SECURITY: "the namespace's Pod Security or SecurityContextConstraints refuse it: allow it there; where "
     "the cluster assigns user ids (OpenShift), install the operator with assignIds=false",

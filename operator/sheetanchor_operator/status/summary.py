@@ -1,4 +1,4 @@
-"""`status` of a pipeline, and the Events that its changes are worth. Pure: equal sight gives an identical status."""
+"""`status` of a pipeline, and the Events about its changes. Pure: equal observations give an identical status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sheetanchor_operator.status.problems import Problem, is_current, problems_o
 from sheetanchor_operator.status.workload_health import Count, WorkloadHealth, workload_health_of
 
 PREDICTION_WRITE_US: Final = 15_000_000
-"""A sound pipeline is written this often, so that the age that `kubectl get` shows is no more than that off."""
+"""A running pipeline's status is written this often, so that the age that `kubectl get` shows is wrong by no more."""
 
 SECOND_US: Final = 1_000_000
 NO_PLAN: Final = ReanchorPlan()
@@ -26,12 +26,12 @@ Status = dict[str, Any]
 
 
 def status_of(pipeline: Pipeline, observed: Observed, plan: ReanchorPlan = NO_PLAN) -> Status:
-    """Give the status that a pipeline should have.
+    """Compute the status of a pipeline.
 
     Args:
-        pipeline: What is wanted, and the status that it has.
-        observed: What is there.
-        plan: How its re-anchors stand.
+        pipeline: The pipeline with its specification and present status.
+        observed: The observation.
+        plan: The plan about its re-anchors.
     """
     workload_health, problems = workload_health_of(pipeline, observed), problems_of(pipeline, observed)
     judged = evaluated_conditions(Facts(pipeline, observed, workload_health, problems, plan))
@@ -77,8 +77,8 @@ def refused_status(body: Mapping[str, Any], message: str, now_us: int) -> Status
 
     Args:
         body: The resource.
-        message: Which field, what is there and what was expected.
-        now_us: The moment.
+        message: The field, its value and what was expected.
+        now_us: The time.
     """
     before = dict(body.get("status") or {})
     generation = body["metadata"].get("generation", 0)
@@ -126,7 +126,7 @@ def phase_of(
     workload_health: WorkloadHealth,
     problems: tuple[Problem, ...],
 ) -> Phase:
-    """Say the whole in one word."""
+    """Give the phase of the whole pipeline."""
     if pipeline.paused:
         return Phase.PAUSED
     if pipeline.spec.maintenance.enabled:
@@ -138,7 +138,7 @@ def phase_of(
     ready = by_type[Condition.READY]
     if ready.status == "True":
         total = workload_health.total
-        # A Redis node that is replaced on purpose is no degradation.
+        # A Redis node that is replaced by a roll-out is no degradation.
         complete = total.ready == total.wanted or ready.reason is Reason.ROLLING_OUT
         return Phase.RUNNING if sound and complete and not problems else Phase.DEGRADED
     serving = workload_health.counts[Component.INFER].ready > 0
@@ -164,7 +164,7 @@ def _symbols(workload_health: WorkloadHealth, plan: ReanchorPlan, before: Mappin
     known = {row["name"]: row for row in before.get("symbols", ())}
     for symbol in workload_health.symbols:
         facts = plan.symbols.get(symbol.name)
-        # What is not known now is not forgotten: terms and epochs only rise.
+        # A value that is not known now keeps its last one: terms and epochs must not decrease.
         kept = known.get(symbol.name, {}) if symbol.state == "unknown" else {}
         row: Status = {
             "name": symbol.name,
@@ -243,15 +243,15 @@ _PROBLEM_EVENTS: Final[Mapping[str, EventReason]] = {
 _LOSSES: Final = frozenset(
     {Reason.REDIS_UNREACHABLE, Reason.NO_MASTER, Reason.EXCHANGE_UNREACHABLE, Reason.LINE_LOST, Reason.NO_PREDICTIONS}
 )
-"""What one that has never predicted has not lost: each of them is true for some seconds of every first start."""
+"""Reasons that are normal before the first prediction: each of them is true for some seconds of every first start."""
 
 
 def transitions(old: Mapping[str, Any], new: Mapping[str, Any], name: str, uid: str) -> tuple[Event, ...]:
-    """Give the Events that a change of status is worth; none for a change that nobody has to know of.
+    """Give the Events about a change of status; none for changes that users need not know of.
 
     Args:
-        old: Status as it was.
-        new: Status as it will be.
+        old: Status before the change.
+        new: Status after it.
         name: Name of the pipeline.
         uid: Its uid.
     """
@@ -283,7 +283,7 @@ def _of_phase(old: Mapping[str, Any], new: Mapping[str, Any]) -> EventRows:
     ends = {
         Phase.SUSPENDED: (False, EventReason.RESUMED, "workloads are started again"),
         Phase.MAINTENANCE: (False, EventReason.MAINTENANCE_ENDED, "workloads are started again"),
-        Phase.PAUSED: (False, EventReason.UNPAUSED, "the pipeline's objects are kept as specified again"),
+        Phase.PAUSED: (False, EventReason.UNPAUSED, "the operator applies the pipeline's objects again"),
     }
     if was in ends:
         report.append(ends[Phase(was)])
@@ -303,7 +303,7 @@ def _of_phase(old: Mapping[str, Any], new: Mapping[str, Any]) -> EventRows:
 
 
 def _why_degraded(new: Mapping[str, Any]) -> str:
-    """Tell what is not as it should be, the whole first."""
+    """Give the message of the first condition that is not met, Ready first."""
     for kind in (Condition.READY, Condition.INGESTION_HEALTHY, Condition.REDIS_HEALTHY, Condition.INFERENCE_READY):
         if _field(new, kind, "status") == "False":
             return _field(new, kind, "message")

@@ -1,4 +1,4 @@
-"""How a pipeline stands by what its own workloads say: symbols, predictions, lines, pods. Pure."""
+"""The health of a pipeline as its own workloads report it: symbols, predictions, lines, pods. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Count:
     """Pods of a component.
 
     Attributes:
-        ready: Ready ones, of those that are wanted; a roll-out has one more.
+        ready: Ready ones, at most as many as wanted: during a roll-out there is one more.
     """
 
     wanted: int
@@ -32,11 +32,11 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """The state of a trading pair, as the best placed processor tells it.
+    """The state of a trading pair as the active processor, else the best informed one, reports it.
 
     Attributes:
         state: anchored, suspect or unknown.
-        active: Pod of the active processor, "" if none says that it is.
+        active: Pod of the active processor, "" if none reports that it is.
         connected: Whether that processor reaches Redis; None if none has answered.
     """
 
@@ -69,11 +69,11 @@ class SymbolPrediction:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadHealth:
-    """How the whole pipeline stands.
+    """The health of the whole pipeline.
 
     Attributes:
-        managed: Whether Redis is the operator's own.
-        master: Pod that says it takes writes, "" if none does.
+        managed: Whether the operator runs Redis.
+        master: Pod that reports to be the master, "" if none does.
     """
 
     counts: Mapping[Component, Count]
@@ -92,7 +92,7 @@ class WorkloadHealth:
 
 
 def workload_health_of(pipeline: Pipeline, observed: Observed) -> WorkloadHealth:
-    """Put together what the workloads and their pods say."""
+    """Evaluate the reports of the workloads and the state of their pods."""
     symbols = tuple(_symbol(name, observed) for name in pipeline.spec.symbols)
     known = lines(pipeline, observed)
     return WorkloadHealth(
@@ -152,7 +152,7 @@ def _word(value: Any, known: tuple[str, ...]) -> str:
 
 
 def _number(value: Any) -> int:
-    """Read a number that a pod told, for people to see; what is none counts as not told."""
+    """Read a number from a pod's answer, for display; anything else counts as missing."""
     return whole_number(value) or 0
 
 
@@ -162,7 +162,7 @@ def _prediction(symbol: str, observed: Observed) -> SymbolPrediction:
     ]
     if not bodies:
         return SymbolPrediction(symbol)
-    # Of the replicas' answers for the newest slot a sound one counts: that is what a reader gets.
+    # Of the replicas' answers for the newest slot one that is not degraded counts: that is what a reader gets.
     newest = max(bodies, key=lambda body: (_number(body.get("ts")), not body.get("degraded")))
     at_us = _number(newest.get("ts"))
     return SymbolPrediction(
@@ -176,7 +176,7 @@ def _prediction(symbol: str, observed: Observed) -> SymbolPrediction:
 
 
 def _active_zone(symbols: tuple[Symbol, ...], observed: Observed) -> str:
-    """Name the zone that most symbols are written from; each has a writer of its own."""
+    """Name the zone from which most symbols are written; each symbol has its own active processor."""
     nodes = {pod["metadata"]["name"]: (pod.get("spec") or {}).get("nodeName", "") for pod in observed.pods}
     zones = Counter(observed.node_zones.get(nodes.get(symbol.active, ""), "") for symbol in symbols if symbol.active)
     del zones[""]
@@ -184,7 +184,7 @@ def _active_zone(symbols: tuple[Symbol, ...], observed: Observed) -> str:
 
 
 def _master(observed: Observed) -> str:
-    """Name the pod of the Redis master; of two that think so, the one that has replicas."""
+    """Name the pod of the Redis master; of two that report to be it, the one that has replicas."""
     masters: list[tuple[int, str]] = []
     for pod, answer in sorted(observed.health.items()):
         checks = (answer.body or {}).get("checks")

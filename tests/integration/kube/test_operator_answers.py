@@ -97,7 +97,7 @@ async def test_credentials_that_cannot_be_read_are_no_end(cluster: Cluster, answ
     cluster._configuration.refresh_api_key_hook = unreadable
     cluster._configuration.api_key["BearerToken"] = "x"
 
-    with pytest.raises(ApiUnavailable, match="the credentials cannot be read: token"):
+    with pytest.raises(ApiUnavailable, match="the operator's credentials cannot be read: token"):
         await cluster.apply(SERVICE, "u1")
 
     assert [] == answering.asked

@@ -325,7 +325,7 @@ def test_missing_right_is_named(place: Place, tmp_path: Path) -> None:
     assert f"you may not create reanchors.sheetanchor.dev in namespace {place.name}" in asked.stderr
     bind = "kubectl create rolebinding sheetanchor-reanchor --clusterrole=sheetanchor-reanchor"
     assert f"{bind} --serviceaccount={place.name}:ann -n {place.name}" in asked.stderr
-    assert "there are none that can be listed" in unknown.stderr
+    assert "it has none that can be listed" in unknown.stderr
 
 
 def test_unreachable_server_is_named(place: Place, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ MACHINE_S = 0.4
 """What a busy machine may add to a look."""
 
 LONG_LOOK = re.compile(
-    r"took ([0-9.]+) s; for ([0-9.]+) s it had no CPU; its longest wait for the API server was ([0-9.]+) s"
+    r"took ([0-9.]+) s; for ([0-9.]+) s it got no CPU; its longest wait for the API server was ([0-9.]+) s"
 )
 
 WITHIN_S = 120 + FLOOD // 20

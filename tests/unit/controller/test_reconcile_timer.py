@@ -130,17 +130,17 @@ async def test_a_failure_is_raised_once_all_has_ended(error: Exception) -> None:
     assert 0 == running
 
 
-def test_a_long_look_says_what_it_has_waited_for() -> None:
-    """A short one says nothing."""
-    look = ReconcileTimer(10.0, starved_s=0.3)
-    look.answered("GET /a", 0.2)
-    look.answered("PATCH /b", 0.9)
-    look.answered("GET /c", 0.1)
+def test_a_long_reconcile_reports_its_longest_wait() -> None:
+    """A short one reports nothing."""
+    timer = ReconcileTimer(10.0, starved_s=0.3)
+    timer.answered("GET /a", 0.2)
+    timer.answered("PATCH /b", 0.9)
+    timer.answered("GET /c", 0.1)
 
-    assert "" == look.words(10.0 + LONG_S)
-    told = "this reconcile took 1.500 s; for 0.300 s it had no CPU; its longest wait for the API server was 0.900 s"
-    assert f"{told}: PATCH /b" == look.words(11.5)
-    assert "it sent no request" in ReconcileTimer(0.0).words(2.0)
+    assert "" == timer.message(10.0 + LONG_S)
+    report = "this reconcile took 1.500 s; for 0.300 s it got no CPU; its longest wait for the API server was 0.900 s"
+    assert f"{report}: PATCH /b" == timer.message(11.5)
+    assert "it sent no request" in ReconcileTimer(0.0).message(2.0)
 
 
 def test_waiting_for_a_processor_is_counted() -> None:

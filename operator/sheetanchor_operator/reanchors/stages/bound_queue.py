@@ -1,4 +1,4 @@
-"""Which requests are handled at all: no more than a bound of them, and each id once within a day. Pure."""
+"""Which requests are handled at all: at most a bounded number, and each id once within a day. Pure."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ QUEUE_MAX: Final = 100
 
 
 def bound_queue(before: Situation) -> Changes:
-    """Handle the first hundred that are not final, and skip the rest: a flood must not cost more than it is worth.
+    """Handle the first hundred that are not final, and skip the rest: a flood must not occupy operator and exchange.
 
-    What runs and what a person forces goes first. A state in doubt is rebuilt whoever asks, so nothing is lost by it.
+    Running and forced requests go first. A suspect state is rebuilt without any request, so no rebuild is lost.
     """
     stage = Stage(before)
     open_ones = [one for one in before.known.values() if not one.final]

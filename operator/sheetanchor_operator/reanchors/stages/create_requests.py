@@ -1,4 +1,4 @@
-"""Requests that the operator makes itself, for the annotation and for the schedule. Pure."""
+"""Requests that the operator creates, for the annotation and for the schedule. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sheetanchor_operator.reanchors.situation import Changes, Situation, Stage
 
 
 def create_requests(before: Situation) -> Changes:
-    """Make the requests that are due by the schedule, and those of values of the annotation that are new."""
+    """Create the requests that are due by the schedule, and those of new values of the annotation."""
     stage = Stage(before)
     pipeline = stage.pipeline
     asks, next_us = requests_of_schedule(pipeline, pipeline.created_us, stage.known.values(), stage.now_us)

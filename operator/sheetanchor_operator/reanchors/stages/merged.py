@@ -1,4 +1,4 @@
-"""Requests that another one's run answers: they take over its end. Pure."""
+"""Requests that another one's run answers: they get its result. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def attach(stage: Stage, name: str, lead: str) -> None:
 
 
 def answer_merged(before: Situation) -> Changes:
-    """Give those that were merged into another the end of that one."""
+    """Give requests that were merged into another one its result."""
     stage = Stage(before)
     for one in list(stage.known.values()):
         if one.final or not one.answered_by:

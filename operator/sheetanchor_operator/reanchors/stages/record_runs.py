@@ -1,4 +1,4 @@
-"""What has become of runs, written into the statuses of their ReAnchors. Pure."""
+"""The progress and results of runs, recorded in the statuses of their ReAnchors. Pure."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sheetanchor_operator.reanchors.stages.merged import attach
 from sheetanchor_operator.reanchors.status_patch import finished, retried, running, waiting_for_lock
 
 JOB_MISSING_GRACE_US: Final = 15 * SECOND_US
-"""A Job that was just created may not be seen yet; one that is not seen for longer has been deleted."""
+"""A Job that was just created may not be seen yet; one that is not seen for longer counts as deleted."""
 
 HELD_MAX: Final = 20
-"""Runs that may find another one at work: with their delays that is longer than any lock lives."""
+"""Runs that may find another one in progress: with their delays they outlast the lifetime of any lock."""
 
 
 def record_runs(before: Situation) -> Changes:
@@ -45,7 +45,8 @@ def _record_run(stage: Stage, one: ReAnchor) -> None:
     """Record the state of a ReAnchor's newest run."""
     runs = stage.before.runs[one.name]
     if one.final:
-        # A reconcile that had no time, or was cut off, may have written its end and not the requests that it answers.
+        # A reconcile that ran out of time or was interrupted may have recorded its end without the requests that it
+        # answers.
         for name in runs[-1].answers if runs else ():
             attach(stage, name, one.name)
         return
@@ -83,15 +84,15 @@ def _record_end(stage: Stage, one: ReAnchor, attempt: int, ended: Ended) -> None
     next_us = next_try_us(one, attempt, before.failures + failed, ended.finished_us, asked_us, stage.before.policy)
     if one.dry_run or failed >= stage.before.policy.tries_max:
         stage.write(one.name, finished(one, "Failed", ended, next_us))
-        stage.emit(one, "Warning", EventReason.REANCHOR_FAILED, _failed_words(attempt, ended), both=True)
+        stage.emit(one, "Warning", EventReason.REANCHOR_FAILED, _failure_message(attempt, ended), both=True)
         return
     stage.write(one.name, retried(one, attempt, ended, next_us))
-    again = f"{_failed_words(attempt, ended)}; next attempt at {text_of(next_us - next_us % SECOND_US)}"
+    again = f"{_failure_message(attempt, ended)}; next attempt at {text_of(next_us - next_us % SECOND_US)}"
     stage.emit(one, "Warning", EventReason.REANCHOR_FAILED, again, both=True)
 
 
 def _record_lock_wait(stage: Stage, one: ReAnchor, attempt: int, ended: Ended) -> None:
-    """Wait for the run that holds the lock: another run at work is no failure, for counters and alerts alike."""
+    """Wait for the run that holds the lock: finding another run in progress is no failure, for metrics and alerts."""
     held = one.held + 1
     if held >= HELD_MAX:
         ended = replace(ended, message=f"{held} runs found another run in progress: {ended.message}")
@@ -105,6 +106,6 @@ def _record_lock_wait(stage: Stage, one: ReAnchor, attempt: int, ended: Ended) -
     stage.emit(one, "Normal", EventReason.REANCHOR_THROTTLED, words, both=False)
 
 
-def _failed_words(attempt: int, ended: Ended) -> str:
+def _failure_message(attempt: int, ended: Ended) -> str:
     code = f" (exit code {ended.exit_code})" if ended.exit_code >= 0 else ""
     return f"run {attempt} failed{code}: {ended.message}"

@@ -34,14 +34,14 @@ def last_reanchor(before: Situation) -> Mapping[str, Any] | None:
 
 
 def expire(before: Situation) -> Changes:
-    """Choose the finished ReAnchors beyond the limits, oldest first; what other decisions rest on is kept."""
+    """Choose the finished ReAnchors beyond the limits, oldest first; those that other decisions depend on are kept."""
     stage = Stage(before)
     limits = stage.pipeline.spec.reanchor.history
     kept = {one.answered_by for one in stage.known.values() if not one.final}
     for symbol in {one.symbol for one in stage.known.values()}:
         own = [one for one in stage.of(symbol) if one.final]
         kept |= _newest(one for one in own if one.phase == "Succeeded" and one.attempts)
-        kept |= _newest(one for one in own if one.attempts and not one.dry_run)  # a failure slows down the next
+        kept |= _newest(one for one in own if one.attempts and not one.dry_run)  # a failure delays the next run
         kept |= _newest(one for one in own if one.trigger == "schedule")
     finals = sorted((one for one in stage.known.values() if one.final), key=lambda one: (one.finished_us, one.name))
     failed = [one for one in finals if one.phase == "Failed"]
@@ -66,7 +66,7 @@ def _newest(some: Iterable[ReAnchor]) -> set[str]:
 
 
 def adopt(before: Situation, deleted: Collection[str]) -> Changes:
-    """Choose the ReAnchors that have no owner yet; what is deleted needs none."""
+    """Choose the ReAnchors that have no owner yet and are not deleted."""
     stage = Stage(before)
     unowned = [one.name for one in before.known.values() if not one.owned and one.name not in deleted]
     return stage.changes(names=tuple(name for name in unowned if stage.may_write()))

@@ -24,7 +24,7 @@ from sheetanchor_operator.reanchors.status_patch import running
 from sheetanchor_operator.reanchors.symbol_observation import SymbolObservation
 
 SWAP_SEEN_GRACE_US: Final = 5 * SECOND_US
-"""After a swap the processor says so within a tenth of a second; an answer from before it must not count for longer."""
+"""The processor reports a swap within a tenth of a second; a report from before the swap must not count for longer."""
 
 SUSPECT_POLL_US: Final = SECOND_US
 """How often to reconcile while a state is suspect."""
@@ -40,7 +40,7 @@ _THROTTLES: Final[Mapping[str, Reason]] = {
 
 
 def start_runs(before: Situation, symbol: str, observation: SymbolObservation) -> Changes:
-    """Skip what changes nothing, and start at most one run."""
+    """Skip requests that would change nothing, and start at most one run."""
     stage = Stage(before)
     observation = _after_swap(stage, symbol, observation)
     ended_run = _ended_lock_holder(stage, symbol, observation)
@@ -70,9 +70,9 @@ def start_runs(before: Situation, symbol: str, observation: SymbolObservation) -
 
 
 def _may_try(stage: Stage, dry: Sequence[ReAnchor], history: reanchor_scheduler.State) -> bool:
-    """Say whether a dry run may begin now: it swaps nothing, but asks the exchange for as much as a rebuild."""
+    """Say whether a dry run may begin now: it swaps nothing, but costs the exchange as much as a rebuild."""
     held_us = dry[0].next_us if dry[0].held else 0
-    wait = reanchor_scheduler.Wait(held_us, "another run held the lock a moment ago", "lock")
+    wait = reanchor_scheduler.Wait(held_us, "another run held the lock just now", "lock")
     spent = reanchor_scheduler.budget_wait(history, stage.before.policy) if not dry[0].force else None
     if spent is not None:
         wait = max(spent, wait, key=lambda one: one.until_us or 0)
@@ -85,7 +85,7 @@ def _may_try(stage: Stage, dry: Sequence[ReAnchor], history: reanchor_scheduler.
 
 
 def _after_swap(stage: Stage, symbol: str, observation: SymbolObservation) -> SymbolObservation:
-    """Take a processor that has not noticed a swap of these seconds as if it had."""
+    """Treat a processor that has not noticed a swap of the last seconds as if it had."""
     swapped = [one for one in stage.of(symbol) if one.result == "swapped"]
     newest = max(swapped, key=lambda one: one.finished_us, default=None)
     if newest is None or not observation.known or observation.epoch >= newest.epoch_after:
@@ -96,7 +96,7 @@ def _after_swap(stage: Stage, symbol: str, observation: SymbolObservation) -> Sy
 
 
 def _ended_lock_holder(stage: Stage, symbol: str, observation: SymbolObservation) -> str:
-    """Give the request id of a run that is known to have ended and may have left its lock, "" if there is none."""
+    """Give the request id of a run that is known to have ended and may not have released its lock, "" if none."""
     ended = {}
     for one in stage.of(symbol):
         last = one.attempts - 1 if one.phase == "Running" else one.attempts
@@ -149,12 +149,12 @@ def _start_or_wait(
     observation: SymbolObservation,
     ended_run: str,
 ) -> reanchor_scheduler.Wait | None:
-    """Start a run for what waits, or ask for one if the state is in doubt and nobody else has."""
+    """Start a run for the waiting requests, or create one if the state is suspect and there is none."""
     state = history
     for one in waiting:
         state, _ = reanchor_scheduler.ask(state, one.request, stage.before.policy)
     if not waiting and (stage.pipeline.scaled_to_zero or not observation.known):
-        return reanchor_scheduler.Wait(None, "nothing is asked for")
+        return reanchor_scheduler.Wait(None, "no re-anchor is requested")
     _, decision = reanchor_scheduler.decide(state, seen, stage.now_us, stage.before.policy)
     if isinstance(decision, reanchor_scheduler.Skip):
         return reanchor_scheduler.Wait(None, decision.reason)
@@ -189,7 +189,7 @@ def _own_request(
     history: reanchor_scheduler.State,
     observation: SymbolObservation,
 ) -> ReAnchorRequest:
-    """Make the request that nobody has made for a state in doubt."""
+    """Create the request for a suspect state that has none."""
     request = start.request
     parts = (symbol, observation.suspect_since_us, history.ended_us)
     suffix = f"o{observation.epoch}-{digest(*parts)}"
@@ -235,7 +235,7 @@ def _start(stage: Stage, lead: ReAnchor, merged: Sequence[ReAnchor], ended_run: 
 
 
 def facts_of(stage: Stage, symbol: str, wait: reanchor_scheduler.Wait | None = None) -> SymbolFacts:
-    """Give the state of a symbol's re-anchors; `wait` is why none of them begins, None if none has to wait."""
+    """Give the state of a symbol's re-anchors; `wait` is why none of them starts, None if none has to wait."""
     own = stage.of(symbol)
     pending = tuple(one.name for one in own if one.phase == "Pending" and not one.answered_by)
     throttled = _THROTTLES.get(wait.kind) if wait is not None else None
