@@ -16,6 +16,7 @@ from sheetanchor_operator.children.manifests import children
 from sheetanchor_operator.children.object_meta import Defaults, Manifest
 from sheetanchor_operator.children.redis import CREATE_ONLY
 from sheetanchor_operator.controller.refusals import Refusals
+from sheetanchor_operator.controller.secret_contents import SecretContents
 from sheetanchor_operator.kube.api_client import KINDS, METADATA_ONLY, ApiRefused, ApiUnavailable, Body, Cluster
 from sheetanchor_operator.kube.cache import Cache, Key, slim
 from sheetanchor_operator.names import FIELD_MANAGER
@@ -55,7 +56,7 @@ class _Known:
 
     Attributes:
         agreed: The last state in which each child agreed with its manifest.
-        content: Version and content of the Secrets that were created here; kept nowhere else and never logged.
+        contents: What is in the Secrets that are created once.
         holding: Whether a change waits for another roll-out.
         late: Whether the last reconcile had no time for all writes.
         awaited: The roll-out that is waited for, and since when.
@@ -63,7 +64,7 @@ class _Known:
     """
 
     agreed: dict[Place, _Agreed] = field(default_factory=dict)
-    content: dict[Place, tuple[str, dict[str, str]]] = field(default_factory=dict, repr=False)
+    contents: SecretContents = field(default_factory=SecretContents, repr=False)
     holding: bool = False
     late: bool = False
     awaited: tuple[Place, float] | None = None
@@ -201,7 +202,8 @@ class ChildApplier:
         place, live = place_of(manifest), observed.child(*place_of(manifest))
         once = CREATE_ONLY in manifest["metadata"]["annotations"]
         if live is not None and once and may_take_over(live, pipeline):
-            await self._keep_content(pipeline, manifest, await self._adopt(pipeline, manifest, {**live}))
+            adopted = await self._adopt(pipeline, manifest, {**live})
+            await self._known_of(pipeline).contents.keep(self.cluster, self.cache, manifest, adopted)
             return None
         digest = place[0] if once else manifest["metadata"]["annotations"][APPLIED]
         key, known = (pipeline.namespace, pipeline.name), self._known_of(pipeline)
@@ -229,12 +231,11 @@ class ChildApplier:
 
     async def _write(self, pipeline: Pipeline, manifest: Manifest, *, known_there: bool) -> Body:
         """Create a child; where one of its name exists already, correct that if it is the pipeline's."""
-        kind, name = place = place_of(manifest)
+        kind, name = place_of(manifest)
         known, once = self._known_of(pipeline), CREATE_ONLY in manifest["metadata"]["annotations"]
         if not known_there:
             # New random passwords would lock out the running pods, which have read the earlier ones.
-            given = {**manifest, "data": known.content[place][1]} if once and place in known.content else manifest
-            created = await self.cluster.create(given)
+            created = await self.cluster.create(known.contents.restored(manifest) if once else manifest)
             if created is not None:
                 log.info("%s %s/%s created", kind, pipeline.namespace, name)
                 self._remember(pipeline, manifest, created)
@@ -249,7 +250,7 @@ class ChildApplier:
             raise ApiRefused(CONFLICT, NAME_TAKEN_REASON, words)
         found = await self._adopt(pipeline, manifest, found)
         if once:
-            await self._keep_content(pipeline, manifest, found)
+            await known.contents.keep(self.cluster, self.cache, manifest, found)
             return found
         if _agrees(known, manifest, found):
             self._remember(pipeline, manifest, found)
@@ -296,15 +297,6 @@ class ChildApplier:
         self.cache.put(adopted)
         log.info("%s %s/%s taken over", kind.name, metadata["namespace"], metadata["name"])
         return adopted
-
-    async def _keep_content(self, pipeline: Pipeline, manifest: Manifest, live: Mapping[str, Any]) -> None:
-        """Remember what is created once: if it is deleted, it is created again with its latest content."""
-        kind, name = place = place_of(manifest)
-        content, version = self._known_of(pipeline).content, str(live["metadata"].get("resourceVersion"))
-        if place not in content or content[place][0] != version:
-            found = await self.cluster.get(KINDS[kind], pipeline.namespace, name)
-            if found is not None:
-                content[place] = (str(found["metadata"]["resourceVersion"]), dict(found.get("data") or {}))
 
 
 def _version(live: Mapping[str, Any]) -> str:

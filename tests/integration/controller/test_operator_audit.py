@@ -195,6 +195,32 @@ async def test_what_another_pipeline_has_left_is_taken_over(apiserver: ApiServer
     assert (made["metadata"]["uid"], users) == (now["metadata"]["uid"], now["data"])
 
 
+async def test_a_password_that_an_earlier_version_did_not_make_is_added(
+    apiserver: ApiServer, where: str, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A Redis user that a new version adds gets a password; those that running pods know stay. No log shows one."""
+    caplog.set_level("INFO")
+    cache = Cache()
+    leader = leader_of(cluster, cache, where)
+    cache.put(pipeline_of(apiserver, where))
+    await leader._reconcile((where, "btc"))
+    path = f"/api/v1/namespaces/{where}/secrets/btc-redis"
+    before = apiserver.ask(path)["data"]
+    change = {"data": {REDIS_USERS[-1]: None}}
+    earlier = apiserver.ask(path, method="PATCH", body=change, content_type="application/merge-patch+json")
+    cache.put(earlier)
+
+    # A new leader, as after an upgrade: this one remembers the content.
+    await leader_of(cluster, cache, where)._reconcile((where, "btc"))
+
+    now = apiserver.ask(path)["data"]
+    kept = {user: password for user, password in before.items() if user != REDIS_USERS[-1]}
+    assert kept == {user: password for user, password in now.items() if user != REDIS_USERS[-1]}
+    assert now[REDIS_USERS[-1]] not in ("", before[REDIS_USERS[-1]])
+    assert f"added {REDIS_USERS[-1]}" in caplog.text
+    assert now[REDIS_USERS[-1]] not in caplog.text
+
+
 async def test_a_strangers_secret_is_not_used_in_silence(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
     """An object of the name of ours that nobody of us has made is told, and not asked for again at each look."""
     body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "btc-redis", "namespace": where}}
