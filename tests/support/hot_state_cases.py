@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from redis.asyncio import Redis
 
-from sheetanchor.store.hot_state import ApplyReply, HotState, SwapReply
+from sheetanchor.store.hot_records import ApplyReply, SwapReply
+from sheetanchor.store.hot_state import HotState
 
 BOOK = b"a packed book"
 

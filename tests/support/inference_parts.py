@@ -21,7 +21,8 @@ from redis.asyncio import Redis
 
 from conftest import free_port_number, wait_until
 from sheetanchor.errors import RedisError
-from sheetanchor.store.hot_state import HotState, Vouch
+from sheetanchor.store.hot_records import Vouch
+from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
 from support import onnx_models
 

@@ -19,7 +19,8 @@ from sheetanchor.infer.model_fallback import FallbackChains
 from sheetanchor.infer.prediction import Doubt, Prediction
 from sheetanchor.infer.slot_loop import SlotLoop
 from sheetanchor.ml.registry import ModelRegistry
-from sheetanchor.store.hot_state import HotState, Vouch
+from sheetanchor.store.hot_records import Vouch
+from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
 from support.inference_parts import RETURN, hashes, rebuild
 from support.onnx_models import model, promote

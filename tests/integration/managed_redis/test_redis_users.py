@@ -94,7 +94,7 @@ async def test_nobody_gets_in_without_a_password(server: RedisServer) -> None:
     """The default user is off."""
     client = redis_client(server.url)
 
-    with pytest.raises(RedisRefused, match="wants a password"), translate_errors("PING"):
+    with pytest.raises(RedisRefused, match="requires a password"), translate_errors("PING"):
         await client.ping()
 
     await client.aclose()

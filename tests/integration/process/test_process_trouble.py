@@ -13,7 +13,7 @@ import pytest
 from conftest import RedisServer
 from sheetanchor._decoder import Market
 from sheetanchor.contract import pack_frames
-from sheetanchor.store.hot_state import SwapStatus
+from sheetanchor.store.hot_records import SwapStatus
 from sheetanchor.store.redis_client import redis_client
 from support.process_parts import KEYS, SYMBOL, Processor, Stage, ended, moving, until
 from support.reference_market import Market as ReferenceMarket

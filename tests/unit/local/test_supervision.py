@@ -28,7 +28,7 @@ from sheetanchor.local.roles import LocalPlan, MarketSource, child_environment, 
 from sheetanchor.policy import reanchor_scheduler
 from sheetanchor.runtime.command_line import load
 from sheetanchor.runtime.settings import LocalSettings
-from sheetanchor.store.hot_state import Anchor
+from sheetanchor.store.hot_records import Anchor
 
 NO_PORT = 0
 

@@ -43,7 +43,8 @@ from sheetanchor.infer.prediction import (
 )
 from sheetanchor.infer.slots import COMMIT_UNTIL_US, OWN_DEGRADED_WAIT_US, first_served, next_turn, until_us
 from sheetanchor.runtime import metrics
-from sheetanchor.store.hot_state import CommitReply, CommitStatus, HotRead, HotState
+from sheetanchor.store.hot_records import CommitReply, CommitStatus, HotRead
+from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_connection import translate_errors
 from sheetanchor.store.server_clock import RedisClock
 

@@ -24,7 +24,8 @@ from sheetanchor.errors import RedisError
 from sheetanchor.local.processes import Spec, describe_exit, run_once
 from sheetanchor.local.relay import Relay
 from sheetanchor.policy import reanchor_scheduler
-from sheetanchor.store.hot_state import Anchor, HotState
+from sheetanchor.store.hot_records import Anchor
+from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_connection import translate_errors
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from redis.asyncio import Redis
 
 from sheetanchor.contract import keys, line_names, line_stream
 from sheetanchor.errors import BadSettings
-from sheetanchor.store.hot_state import Anchor, HotState
+from sheetanchor.store.hot_records import Anchor
+from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_connection import translate_errors
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from sheetanchor._decoder import Market
 from sheetanchor.contract import stream_id_order
 from sheetanchor.policy.gap_rules import Finding
 from sheetanchor.store.frame_streams import LineReader
-from sheetanchor.store.hot_state import Anchor, HotState
+from sheetanchor.store.hot_records import Anchor
+from sheetanchor.store.hot_state import HotState
 
 log = logging.getLogger(__name__)
 

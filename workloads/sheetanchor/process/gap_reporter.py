@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from sheetanchor.contract import Gap
 from sheetanchor.policy.gap_rules import CONSEQUENCES, GAP_DETECTION_RULES, VALIDATION, Finding, gap_of
 from sheetanchor.runtime import metrics
-from sheetanchor.store.hot_state import HotState, SuspectReply
+from sheetanchor.store.hot_records import SuspectReply
+from sheetanchor.store.hot_state import HotState
 
 log = logging.getLogger(__name__)
 

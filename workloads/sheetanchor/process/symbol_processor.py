@@ -42,7 +42,8 @@ from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff
 from sheetanchor.store import id_continuity
 from sheetanchor.store.frame_streams import Batch, LineReader
-from sheetanchor.store.hot_state import Anchor, ApplyReply, ApplyStatus, HotState, TakeStatus, Vouch
+from sheetanchor.store.hot_records import Anchor, ApplyReply, ApplyStatus, TakeStatus, Vouch
+from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import ServerIdentity, server_identity
 from sheetanchor.store.server_clock import RedisClock
 

@@ -40,7 +40,8 @@ from sheetanchor.reanchor.replay import Reached, Replay
 from sheetanchor.reanchor.snapshot import Snapshot, build, fetch, learn_time, limits_of, references
 from sheetanchor.reanchor.validation import Candidate, validate
 from sheetanchor.runtime.reliability import CircuitState
-from sheetanchor.store.hot_state import Anchor, HotState, SwapReply, SwapStatus
+from sheetanchor.store.hot_records import Anchor, SwapReply, SwapStatus
+from sheetanchor.store.hot_state import HotState
 from sheetanchor.venue import VenueRestClient
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,12 @@
 --      can stop half-way. A function that needs memory has no `allow-oom` flag: under memory pressure the server refuses
 --      it as a whole.
 --   2. Time is the server's.
+--
+-- A function whose arguments have changed has a new name (`apply2`); the one of the old name does the same for callers of
+-- the version before, which meet this library during a roll-out. An epoch's number can be used twice after the server
+-- has gone back in time, a receipt cannot: whoever builds on a state names both.
 
-local VERSION = 2
+local VERSION = 3
 
 local TRADES_TTL_S = 300
 local FEATURES_TTL_S = 120
@@ -26,6 +30,15 @@ local SLOTS_LOOKED_BACK = 8
 -- `unpack` puts its values on Lua's C stack, which holds about 8000; a hot hash has fewer than 60 fields.
 local VALUES_MAX = 1024
 local INTEGER_MAX = 9007199254740992 -- 2^53: beyond it doubles skip integers
+-- A restated state is as fresh as the lines were when they were last read, and as readers want a state to be.
+local RESTATE_READ_MAX_US = 1000000
+local RESTATE_STAMP_MAX_US = 5000000
+-- Stands for a receipt where the caller builds on whatever is stored: those of the version before name none.
+local ANY_RECEIPT = '*'
+-- A doubt that says only that the server has gone back in time; whoever finds one of another kind replaces it.
+local FAILOVER_DOUBT = '^failover:'
+-- The doubt of an anchor that has never held anything.
+local NOTHING_DOUBT = 'nothing'
 
 local function fail(message)
   error({err = message})
@@ -77,7 +90,7 @@ end
 
 local function read_anchor(key)
   local values = redis.call('HMGET', key, 'epoch', 'term', 'writer', 'state', 'update_id', 'suspect_id', 'suspect_by',
-    'beat_us', 'receipt')
+    'beat_us', 'receipt', 'root', 'doubt', 'dataset', 'trade_id', 'unvalidated')
   return {
     epoch = tonumber(values[1]) or 0,
     term = tonumber(values[2]) or 0,
@@ -88,11 +101,48 @@ local function read_anchor(key)
     suspect_by = values[7] or '',
     beat_us = tonumber(values[8]) or 0,
     receipt = values[9] or '',
+    root = values[10] or '',
+    doubt = values[11] or '',
+    dataset = values[12] or '',
+    trade_id = tonumber(values[13]) or 0,
+    unvalidated = tonumber(values[14]) or 0,
+    absent = not values[1] and not values[2] and not values[4],
   }
 end
 
 local function reply(status, anchor, now, detail)
-  return {status, anchor.epoch, anchor.term, anchor.writer, anchor.state, now, detail or ''}
+  return {status, anchor.epoch, anchor.term, anchor.writer, anchor.state, now, detail or '', anchor.receipt, anchor.root,
+    anchor.doubt}
+end
+
+-- Names the replication history that the server is in, '' where it may not be asked.
+local function replication_id()
+  local info = redis.pcall('INFO', 'replication')
+  if type(info) ~= 'string' then
+    return ''
+  end
+  return string.match(info, 'master_replid:(%x+)') or ''
+end
+
+-- Says whether what a caller builds on is what is stored.
+local function builds_on(anchor, epoch, receipt)
+  return anchor.epoch == epoch and (receipt == ANY_RECEIPT or anchor.receipt == receipt)
+end
+
+-- Gives the arguments of a function of the version before in the order of the present one: those up to `last`, the
+-- added ones, and the rest.
+local function with_added(args, last, added)
+  local result = {}
+  for i = 1, last do
+    table.insert(result, args[i] or '')
+  end
+  for _, value in ipairs(added) do
+    table.insert(result, value)
+  end
+  for i = last + 1, #args do
+    table.insert(result, args[i])
+  end
+  return result
 end
 
 -- Gives the place of each flat field list in the arguments; `counts_at` is where their lengths stand.
@@ -149,27 +199,33 @@ local function take_vouch(args, at)
 end
 
 -- KEYS anchor ob tr:1s tr:5s feat book
--- ARGV term writer epoch update_id stamp_us [vouch sound_until_us sound_for_us unsound] n_ob n_tr_1s n_tr_5s n_feat book,
--- then the four flat field lists. Without `vouch` nothing is said of the state, and readers take it for unsound.
-local function apply(keys, args)
+-- ARGV term writer epoch receipt acked_us update_id trade_id stamp_us [vouch sound_until_us sound_for_us unsound] n_ob
+-- n_tr_1s n_tr_5s n_feat book, then the four flat field lists. Without `vouch` nothing is said of the state, and readers
+-- take it for unsound. `acked_us` is the last heartbeat that the server has acknowledged to this writer, 0 for none.
+local function apply2(keys, args)
   local vouch
-  args, vouch = take_vouch(args, 6)
-  check_counts(keys, 6, args, 10)
-  local term, epoch = integer(args[1], 'term'), integer(args[3], 'epoch')
-  local update_id, stamp_us = integer(args[4], 'update_id'), integer(args[5], 'stamp_us')
-  local lists = field_lists(args, 6, 11)
-  local book = args[10]
+  args, vouch = take_vouch(args, 9)
+  check_counts(keys, 6, args, 13)
+  local term, epoch, acked_us = integer(args[1], 'term'), integer(args[3], 'epoch'), integer(args[5], 'acked_us')
+  local update_id, stamp_us = integer(args[6], 'update_id'), integer(args[8], 'stamp_us')
+  integer(args[7], 'trade_id')
+  local lists = field_lists(args, 9, 14)
+  local book = args[13]
   -- The other keys are replaced as wholes: whatever stands there by mistake gives way.
   check_types(keys[1], 'hash')
   local anchor, now = read_anchor(keys[1]), now_us()
   if anchor.term ~= term or anchor.writer ~= args[2] or term == 0 then
     return reply('FENCED', anchor, now)
   end
-  if anchor.epoch ~= epoch then
+  -- Replication is one ordered stream: where the last acknowledged write is, all before it are too, and only there.
+  if anchor.beat_us < acked_us then
+    return reply('ROLLED_BACK', anchor, now, 'beat_us ' .. text(anchor.beat_us) .. ' is below ' .. args[5])
+  end
+  if not builds_on(anchor, epoch, args[4]) then
     return reply('EPOCH', anchor, now)
   end
   if update_id < anchor.update_id then
-    return reply('BEHIND', anchor, now, 'update_id ' .. args[4] .. ' is below ' .. text(anchor.update_id))
+    return reply('BEHIND', anchor, now, 'update_id ' .. args[6] .. ' is below ' .. text(anchor.update_id))
   end
   local permissions = {{'HSET', keys[1], 'beat_us', '0'}, {'HDEL', keys[1], 'unsound'}}
   for i = 1, 4 do
@@ -198,11 +254,13 @@ local function apply(keys, args)
   local standing = {'beat_us', text(now)}
   if stamp_us > 0 then
     table.insert(standing, 'stamp_us')
-    table.insert(standing, args[5])
+    table.insert(standing, args[8])
   end
   if lists[1].count > 0 then
     table.insert(standing, 'update_id')
-    table.insert(standing, args[4])
+    table.insert(standing, args[6])
+    table.insert(standing, 'trade_id')
+    table.insert(standing, args[7])
   end
   if vouch then
     -- The writer's idea of this clock may be off, or old by the time it has spent on the way: both bounds hold.
@@ -217,18 +275,30 @@ local function apply(keys, args)
   return reply('OK', anchor, now)
 end
 
+-- KEYS anchor ob tr:1s tr:5s feat book
+-- ARGV term writer epoch update_id stamp_us [vouch ...] and on as in apply2
+local function apply(keys, args)
+  check_counts(keys, 6, args, 10)
+  local shifted = with_added(args, 4, {'0'})
+  return apply2(keys, with_added(shifted, 3, {ANY_RECEIPT, '0'}))
+end
+
 -- KEYS anchor
--- ARGV term writer seen_term seen_writer force
-local function take(keys, args)
-  check_counts(keys, 1, args, 5)
+-- ARGV term writer seen_term seen_writer force known_term dataset
+local function take2(keys, args)
+  check_counts(keys, 1, args, 7)
   local term, writer = integer(args[1], 'term'), args[2]
   local seen_term, force = integer(args[3], 'seen_term'), args[5] == '1'
+  local known_term, dataset = integer(args[6], 'known_term'), args[7]
   if term == 0 or writer == '' then
     fail('ERR take: expected a term above 0 and a writer, found ' .. args[1] .. ' and "' .. writer .. '"')
   end
   check_types(keys[1], 'hash')
   local anchor, now = read_anchor(keys[1]), now_us()
   if anchor.term == term and anchor.writer == writer then
+    -- Written again, so that replicas can be waited for by a caller whose reply was lost.
+    check_permissions({{'HSET', keys[1], 'term', '0'}})
+    redis.call('HSET', keys[1], 'beat_us', text(now))
     return reply('OK', anchor, now, 'held already')
   end
   if term <= anchor.term then
@@ -240,7 +310,9 @@ local function take(keys, args)
     end
     -- The age's sign does not matter: a beat far in the future was written before the server's clock was set back.
     local alive = math.abs(now - anchor.beat_us) <= TAKEOVER_AFTER_US
-    if alive and anchor.writer ~= '' and anchor.writer ~= writer then
+    -- A term above the stored one has existed: the server has gone back in time, and whoever writes now is not its owner.
+    local rolled_back = known_term > anchor.term and (anchor.dataset == '' or anchor.dataset == dataset)
+    if alive and not rolled_back and anchor.writer ~= '' and anchor.writer ~= writer then
       return reply('ALIVE', anchor, now)
     end
   end
@@ -251,16 +323,38 @@ local function take(keys, args)
   -- The bar for a cure was its predecessor's; a new writer has watched the lines too and sets its own.
   redis.call('HDEL', keys[1], 'suspect_id', 'suspect_by')
   if fresh then
-    redis.call('HSET', keys[1], 'epoch', '0', 'state', 'suspect', 'reason', 'nothing anchored yet', 'suspect_at', text(now))
+    redis.call('HSET', keys[1], 'epoch', '0', 'state', 'suspect', 'reason', 'nothing anchored yet', 'suspect_at', text(now),
+      'doubt', NOTHING_DOUBT)
+    anchor.doubt = NOTHING_DOUBT
+  end
+  if anchor.dataset == '' and dataset ~= '' then
+    redis.call('HSET', keys[1], 'dataset', dataset)
   end
   anchor.term, anchor.writer = term, writer
   return reply('OK', anchor, now)
 end
 
 -- KEYS anchor
--- ARGV term writer epoch update_id reason; an empty writer with term 0 is an observer
-local function suspect(keys, args)
+-- ARGV term writer seen_term seen_writer force
+local function take(keys, args)
   check_counts(keys, 1, args, 5)
+  return take2(keys, with_added(args, 5, {'0', ''}))
+end
+
+-- Names the doubt that a state stands under when one more is raised: that of a failover gives way to every other kind,
+-- and takes the place only of none, of its caller's own earlier one, and of that of an anchor that never held anything.
+local function doubt_of(anchor, given, replaces)
+  local stands = anchor.state == 'suspect' and not anchor.absent and anchor.doubt ~= NOTHING_DOUBT
+  if stands and string.match(given, FAILOVER_DOUBT) and anchor.doubt ~= replaces then
+    return anchor.doubt
+  end
+  return given
+end
+
+-- KEYS anchor
+-- ARGV term writer epoch update_id reason doubt replaces; an empty writer with term 0 is an observer
+local function suspect2(keys, args)
+  check_counts(keys, 1, args, 7)
   local term, writer = integer(args[1], 'term'), args[2]
   local epoch, update_id = integer(args[3], 'epoch'), integer(args[4], 'update_id')
   local observer = term == 0 and writer == ''
@@ -286,10 +380,22 @@ local function suspect(keys, args)
   if anchor.state ~= 'suspect' or not suspect_at then
     suspect_at = text(now)
   end
+  local doubt = doubt_of(anchor, args[6], args[7])
   redis.call('HSET', keys[1], 'epoch', text(epoch_now), 'state', 'suspect', 'reason', args[5], 'suspect_id',
-    text(suspect_id), 'suspect_by', suspect_by, 'suspect_at', suspect_at)
-  anchor.epoch, anchor.state = epoch_now, 'suspect'
+    text(suspect_id), 'suspect_by', suspect_by, 'suspect_at', suspect_at, 'doubt', doubt)
+  if not observer then
+    -- A doubt that the writer was acknowledged is a link of its chain: if it is lost, the next write shows it.
+    redis.call('HSET', keys[1], 'beat_us', text(now))
+  end
+  anchor.epoch, anchor.state, anchor.doubt = epoch_now, 'suspect', doubt
   return reply('OK', anchor, now)
+end
+
+-- KEYS anchor
+-- ARGV term writer epoch update_id reason
+local function suspect(keys, args)
+  check_counts(keys, 1, args, 5)
+  return suspect2(keys, with_added(args, 5, {'', ''}))
 end
 
 -- KEYS lock ob:new book:new tr:new:1s tr:new:5s feat:new
@@ -382,24 +488,28 @@ local function missing_staging(keys, update_id)
 end
 
 -- KEYS anchor lock ob book tr:1s tr:5s feat ob:new book:new tr:new:1s tr:new:5s feat:new
--- ARGV owner expected_epoch update_id stamp_us receipt answered
-local function swap(keys, args)
-  check_counts(keys, 12, args, 6)
-  local expected, update_id = integer(args[2], 'expected_epoch'), integer(args[3], 'update_id')
-  integer(args[4], 'stamp_us')
-  local answered = integer(args[6], 'answered')
+-- ARGV owner expected_epoch expected_receipt update_id trade_id stamp_us receipt answered
+local function swap2(keys, args)
+  check_counts(keys, 12, args, 8)
+  local expected, update_id = integer(args[2], 'expected_epoch'), integer(args[4], 'update_id')
+  integer(args[5], 'trade_id')
+  integer(args[6], 'stamp_us')
+  local answered = integer(args[8], 'answered')
   check_types(keys[1], 'hash', keys[2], 'string', keys[3], 'hash')
   local anchor, now = read_anchor(keys[1]), now_us()
-  if args[5] ~= '' and anchor.receipt == args[5] and anchor.epoch == expected + 1 then
-    -- The reply to this very swap was lost and the caller asks again.
+  if args[7] ~= '' and anchor.receipt == args[7] and anchor.epoch == expected + 1 then
+    -- The reply to this very swap was lost and the caller asks again; written again for the replicas it waits for.
+    check_permissions({{'HSET', keys[1], 'epoch', '0'}})
+    redis.call('HSET', keys[1], 'receipt', args[7])
     return reply('SWAPPED', anchor, now, 'swapped already')
   end
   local holder = redis.call('GET', keys[2]) or ''
   if holder ~= args[1] or holder == '' then
     return reply('LOCK_LOST', anchor, now, 'lock is held by "' .. holder .. '"')
   end
-  if anchor.epoch ~= expected then
-    return reply('EPOCH', anchor, now, 'expected ' .. args[2] .. ', found ' .. text(anchor.epoch))
+  if not builds_on(anchor, expected, args[3]) then
+    return reply('EPOCH', anchor, now, 'expected ' .. args[2] .. ' of "' .. args[3] .. '", found ' ..
+      text(anchor.epoch) .. ' of "' .. anchor.receipt .. '"')
   end
   local missing = missing_staging(keys, update_id)
   if missing then
@@ -408,7 +518,7 @@ local function swap(keys, args)
   local live = redis.call('HMGET', keys[3], 'epoch', 'update_id')
   local live_id = tonumber(live[2]) or 0
   if anchor.state == 'anchored' and tonumber(live[1]) == anchor.epoch and live_id > update_id then
-    return reply('BEHIND', anchor, now, 'staged update_id ' .. args[3] .. ' is below ' .. text(live_id))
+    return reply('BEHIND', anchor, now, 'staged update_id ' .. args[4] .. ' is below ' .. text(live_id))
   end
   local permissions = {{'DEL', keys[2]}, {'HSET', keys[1], 'epoch', '0'}, {'HDEL', keys[1], 'reason'}}
   for i = 3, 7 do
@@ -434,19 +544,125 @@ local function swap(keys, args)
   redis.call('EXPIRE', keys[6], TRADES_TTL_S)
   redis.call('EXPIRE', keys[7], FEATURES_TTL_S)
   -- A rebuild has been validated: that holds until the writer, who loads it at its next write, has to speak for it.
-  redis.call('HSET', keys[1], 'epoch', epoch, 'update_id', args[3], 'stamp_us', args[4], 'receipt', args[5],
-    'anchored_at', text(now), 'sound_until_us', text(now + SWAP_SOUND_FOR_US), 'unsound', '')
-  anchor.epoch = expected + 1
+  redis.call('HSET', keys[1], 'epoch', epoch, 'update_id', args[4], 'trade_id', args[5], 'stamp_us', args[6],
+    'receipt', args[7], 'root', args[7], 'unvalidated', '0', 'anchored_at', text(now),
+    'sound_until_us', text(now + SWAP_SOUND_FOR_US), 'unsound', '')
+  anchor.epoch, anchor.receipt, anchor.root = expected + 1, args[7], args[7]
   -- A doubt that was raised since the run looked has another id: it still counts.
   if anchor.state == 'suspect' and update_id < anchor.suspect_id and answered ~= anchor.suspect_id then
     redis.call('HSET', keys[1], 'state', 'suspect')
   else
-    anchor.state = 'anchored'
+    anchor.state, anchor.doubt = 'anchored', ''
     redis.call('HSET', keys[1], 'state', 'anchored')
-    redis.call('HDEL', keys[1], 'reason', 'suspect_id', 'suspect_by', 'suspect_at')
+    redis.call('HDEL', keys[1], 'reason', 'suspect_id', 'suspect_by', 'suspect_at', 'doubt')
   end
   redis.call('DEL', keys[2])
   return reply('SWAPPED', anchor, now)
+end
+
+-- KEYS anchor lock ob book tr:1s tr:5s feat ob:new book:new tr:new:1s tr:new:5s feat:new
+-- ARGV owner expected_epoch update_id stamp_us receipt answered
+local function swap(keys, args)
+  check_counts(keys, 12, args, 6)
+  local shifted = with_added(args, 3, {'0'})
+  return swap2(keys, with_added(shifted, 2, {ANY_RECEIPT}))
+end
+
+-- The writer's memory becomes the hot state after the server has gone back in time, all of it or nothing.
+--
+-- KEYS anchor ob tr:1s tr:5s feat book
+-- ARGV term writer seen_epoch seen_receipt known_epoch held_receipt doubt replication_id read_us update_id trade_id
+-- stamp_us receipt root dataset unvalidated [vouch sound_until_us sound_for_us unsound] n_ob n_tr_1s n_tr_5s n_feat book,
+-- then the four flat field lists. `seen_…` is what the caller has read since the failover, `known_epoch` the highest
+-- epoch that it knows of, `held_receipt` what its memory was built on, `unvalidated` the restatements since the exchange
+-- was last asked. A lock is no fence: the new epoch makes the swap of whoever holds it fail.
+local function restate(keys, args)
+  local vouch
+  args, vouch = take_vouch(args, 17)
+  check_counts(keys, 6, args, 21)
+  local term, seen_epoch, known_epoch = integer(args[1], 'term'), integer(args[3], 'seen_epoch'), integer(args[5], 'known_epoch')
+  local read_us, update_id = integer(args[9], 'read_us'), integer(args[10], 'update_id')
+  local trade_id, stamp_us = integer(args[11], 'trade_id'), integer(args[12], 'stamp_us')
+  local receipt, unvalidated = args[13], integer(args[16], 'unvalidated')
+  local lists, book = field_lists(args, 17, 22), args[21]
+  for i = 1, 4 do
+    if lists[i].count == 0 then
+      fail('ERR restate: list ' .. i .. ' is empty; a restatement writes every key')
+    end
+  end
+  if book == '' or receipt == '' or args[14] == '' or args[7] == '' then
+    fail('ERR restate: expected a book, a receipt, a root and a doubt')
+  end
+  check_types(keys[1], 'hash')
+  local anchor, now, here = read_anchor(keys[1]), now_us(), replication_id()
+  local newer = anchor.epoch > known_epoch or (anchor.epoch == known_epoch and anchor.receipt ~= args[6])
+  local behind = anchor.receipt == args[6] and (update_id < anchor.update_id or trade_id < anchor.trade_id)
+  local late = now - read_us > RESTATE_READ_MAX_US or stamp_us > now or now - stamp_us > RESTATE_STAMP_MAX_US
+  for _, fence in ipairs({
+    {'DONE', anchor.receipt == receipt},
+    {'FOREIGN', anchor.dataset ~= '' and anchor.dataset ~= args[15]},
+    {'FENCED', anchor.term ~= term or anchor.writer ~= args[2] or term == 0},
+    {'REPLID', here == '' or here ~= args[8]},
+    {'EPOCH', not builds_on(anchor, seen_epoch, args[4]) or newer},
+    {'DOUBT', anchor.state == 'suspect' and not anchor.absent and anchor.doubt ~= args[7]},
+    {'LATE', late},
+    {'BEHIND', behind},
+  }) do
+    if fence[2] then
+      if fence[1] == 'DONE' then
+        -- Written again for the replicas that a caller waits for whose reply was lost.
+        check_permissions({{'HSET', keys[1], 'epoch', '0'}})
+        redis.call('HSET', keys[1], 'receipt', receipt)
+      end
+      return reply(fence[1], anchor, now)
+    end
+  end
+  local permissions = {{'HSET', keys[1], 'epoch', '0'}, {'HDEL', keys[1], 'doubt'}, {'SET', keys[6], ''}}
+  for i = 2, 5 do
+    table.insert(permissions, {'DEL', keys[i]})
+    table.insert(permissions, {'HSET', keys[i], 'epoch', '0'})
+    table.insert(permissions, {'EXPIRE', keys[i], '1'})
+  end
+  check_permissions(permissions)
+
+  anchor.epoch = math.max(anchor.epoch, known_epoch) + 1
+  local epoch, ttls = text(anchor.epoch), {false, TRADES_TTL_S, TRADES_TTL_S, FEATURES_TTL_S}
+  for i = 1, 4 do
+    replace_hash(keys[i + 1], args, lists[i], ttls[i], epoch)
+  end
+  redis.call('SET', keys[6], book)
+  local sound_until_us, unsound = 0, ''
+  if vouch then
+    sound_until_us, unsound = math.min(vouch.until_us, now + vouch.for_us), vouch.unsound
+  end
+  redis.call('HSET', keys[1], 'epoch', epoch, 'update_id', args[10], 'trade_id', args[11], 'stamp_us', args[12],
+    'receipt', receipt, 'root', args[14], 'unvalidated', text(math.max(anchor.unvalidated, unvalidated) + 1),
+    'anchored_at', text(now), 'beat_us', text(now), 'state', 'anchored', 'sound_until_us', text(sound_until_us),
+    'unsound', unsound)
+  if args[15] ~= '' then
+    redis.call('HSET', keys[1], 'dataset', args[15])
+  end
+  redis.call('HDEL', keys[1], 'reason', 'suspect_id', 'suspect_by', 'suspect_at', 'doubt')
+  anchor.state, anchor.receipt, anchor.root, anchor.doubt = 'anchored', receipt, args[14], ''
+  return reply('RESTATED', anchor, now)
+end
+
+-- The exchange was asked, and says what is stored.
+--
+-- KEYS anchor
+-- ARGV epoch receipt
+local function validated(keys, args)
+  check_counts(keys, 1, args, 2)
+  local epoch = integer(args[1], 'epoch')
+  check_types(keys[1], 'hash')
+  local anchor, now = read_anchor(keys[1]), now_us()
+  if not builds_on(anchor, epoch, args[2]) then
+    return reply('EPOCH', anchor, now)
+  end
+  check_permissions({{'HSET', keys[1], 'unvalidated', '0'}})
+
+  redis.call('HSET', keys[1], 'unvalidated', '0')
+  return reply('OK', anchor, now)
 end
 
 -- KEYS anchor ob tr:1s tr:5s feat lock
@@ -476,6 +692,7 @@ local function read(keys, args)
     result[i + 4] = fields
   end
   result[2] = table.concat(incomplete, ', ')
+  result[9] = replication_id()
   return result
 end
 
@@ -536,12 +753,18 @@ end
 
 redis.register_function{function_name = 'sheetanchor_version', callback = version, flags = {'no-writes'}}
 redis.register_function('sheetanchor_apply', apply)
+redis.register_function('sheetanchor_apply2', apply2)
 redis.register_function('sheetanchor_take', take)
--- The next two run under memory pressure too: one frees memory, the other changes a few bytes that must not be lost.
+redis.register_function('sheetanchor_take2', take2)
+redis.register_function('sheetanchor_restate', restate)
+redis.register_function('sheetanchor_validated', validated)
+-- The next run under memory pressure too: one frees memory, the others change a few bytes that must not be lost.
 redis.register_function{function_name = 'sheetanchor_unlock', callback = unlock, flags = {'allow-oom'}}
 redis.register_function{function_name = 'sheetanchor_suspect', callback = suspect, flags = {'allow-oom'}}
+redis.register_function{function_name = 'sheetanchor_suspect2', callback = suspect2, flags = {'allow-oom'}}
 redis.register_function('sheetanchor_lock', lock)
 redis.register_function('sheetanchor_stage', stage)
 redis.register_function('sheetanchor_swap', swap)
+redis.register_function('sheetanchor_swap2', swap2)
 redis.register_function{function_name = 'sheetanchor_read', callback = read, flags = {'no-writes'}}
 redis.register_function('sheetanchor_commit_prediction', commit_prediction)

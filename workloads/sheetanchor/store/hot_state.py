@@ -3,16 +3,14 @@
 Each method is one function call, so each is atomic. The rules (fences, epochs, time) live in the library; this module
 loads it when a server lacks it and gives its replies names. It never retries a refusal: that is the caller's decision.
 
-One module, since the library's calls, the names of their replies and the fields that they read are one interface.
+One module, since the library's calls are one interface; what they answer is in `hot_records`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 from redis import exceptions
 from redis.asyncio import Redis
@@ -27,6 +25,31 @@ from sheetanchor.contract import (
     keys,
 )
 from sheetanchor.store.function_library import ensure_library, execute, function_missing
+from sheetanchor.store.hot_records import (
+    ANY_RECEIPT,
+    Anchor,
+    ApplyReply,
+    ApplyStatus,
+    CommitReply,
+    CommitStatus,
+    HotLists,
+    HotRead,
+    Reply,
+    Restatement,
+    RestateReply,
+    RestateStatus,
+    StatusT,
+    SuspectReply,
+    SuspectStatus,
+    SwapReply,
+    SwapStatus,
+    TakeReply,
+    TakeStatus,
+    ValidatedReply,
+    ValidatedStatus,
+    Vouch,
+    count_of,
+)
 from sheetanchor.store.redis_connection import translate_errors, translated_error
 
 log = logging.getLogger(__name__)
@@ -35,178 +58,11 @@ PREDICTIONS_AGE_MAX_MS: Final = 25 * 60 * 60 * 1000
 """A day, the longest window that accuracy is reported over, and an hour."""
 
 
-class ApplyStatus(StrEnum):
-    """What became of a processor's write."""
-
-    OK = "OK"
-    FENCED = "FENCED"  # another writer has the term
-    EPOCH = "EPOCH"  # the state has been rebuilt: load it again
-    BEHIND = "BEHIND"  # the update id would go back
-
-
-class TakeStatus(StrEnum):
-    """What became of an attempt to become the writer."""
-
-    OK = "OK"
-    SEEN = "SEEN"  # somebody took meanwhile
-    ALIVE = "ALIVE"  # the writer has written within the last second
-    TERM = "TERM"  # the term is not above the stored one
-
-
-class SuspectStatus(StrEnum):
-    """What became of a doubt."""
-
-    OK = "OK"
-    FENCED = "FENCED"
-    EPOCH = "EPOCH"  # an observer's doubt is about an older rebuild
-
-
-class SwapStatus(StrEnum):
-    """What became of a swap; anything but SWAPPED changed nothing."""
-
-    SWAPPED = "SWAPPED"
-    LOCK_LOST = "LOCK_LOST"
-    EPOCH = "EPOCH"
-    MISSING = "MISSING"  # a staging key is missing or not what was staged; `detail` names it
-    BEHIND = "BEHIND"  # the live state is sound and newer: catch up and try again
-
-
-class CommitStatus(StrEnum):
-    """What became of a prediction."""
-
-    COMMITTED = "COMMITTED"
-    EXISTS = "EXISTS"  # the slot has its prediction already
-    REFUSED = "REFUSED"  # the slot is neither Redis' current one nor the one before
-    EARLY = "EARLY"  # degraded for its own reasons, and a sound replica still has time
-
-
-StatusT = TypeVar("StatusT", bound=StrEnum)
-
-
-@dataclass(frozen=True, slots=True)
-class Reply(Generic[StatusT]):
-    """How a call ended and where the symbol stands after it.
-
-    Attributes:
-        epoch: Which rebuild the state belongs to.
-        term: Who may write: the number that only rises.
-        writer: Who may write: the name.
-        state: anchored or suspect.
-        now_us: Redis' clock.
-        detail: Why it was refused, where the status alone does not say.
-    """
-
-    status: StatusT
-    epoch: int
-    term: int
-    writer: str
-    state: str
-    now_us: int
-    detail: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Say whether the call did what it was asked."""
-        return self.status in {"OK", "SWAPPED"}
-
-
-ApplyReply = Reply[ApplyStatus]
-TakeReply = Reply[TakeStatus]
-SuspectReply = Reply[SuspectStatus]
-SwapReply = Reply[SwapStatus]
-
-
-@dataclass(frozen=True, slots=True)
-class CommitReply:
-    """How a commit ended.
-
-    Attributes:
-        now_us: Redis' clock.
-        latency_ms: Milliseconds from the slot's time to this call; stored with the prediction if it was committed.
-    """
-
-    status: CommitStatus
-    now_us: int
-    latency_ms: float
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Vouch:
-    """What a writer says of the soundness of what it writes.
-
-    Attributes:
-        until_us: Until when it is sound if nothing more is heard, on Redis' clock; 0 if it is not.
-        for_us: The same as a time from when Redis runs the call: whichever is shorter holds.
-        unsound: Why it is not sound, reasons joined by `; `; "" if it is.
-    """
-
-    until_us: int
-    for_us: int
-    unsound: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Anchor:
-    """The hash `anchor:{S}`; what is absent is zero, empty and suspect."""
-
-    epoch: int = 0
-    term: int = 0
-    writer: str = ""
-    heartbeat_us: int = 0
-    update_id: int = 0
-    anchored_at: int = 0
-    stamp_us: int = 0
-    receipt: str = ""
-    state: str = "suspect"
-    reason: str = ""
-    suspect_id: int = 0
-    suspect_at: int = 0
-
-    @classmethod
-    def parse(cls, fields: Mapping[str, str]) -> Anchor:
-        """Read the hash's fields; a number that is none counts as absent."""
-        return cls(
-            epoch=_count(fields, "epoch"),
-            term=_count(fields, "term"),
-            writer=fields.get("writer", ""),
-            heartbeat_us=_count(fields, "beat_us"),
-            update_id=_count(fields, "update_id"),
-            anchored_at=_count(fields, "anchored_at"),
-            stamp_us=_count(fields, "stamp_us"),
-            receipt=fields.get("receipt", ""),
-            state=fields.get("state", "suspect"),
-            reason=fields.get("reason", ""),
-            suspect_id=_count(fields, "suspect_id"),
-            suspect_at=_count(fields, "suspect_at"),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class HotRead:
-    """One consistent look at a symbol.
-
-    Attributes:
-        incomplete: Which keys are missing or of another epoch (those are empty here), "" when all belong together.
-        rebuilding: A re-anchor is in progress; that alone is no reason for doubt.
-        now_us: Redis' clock.
-    """
-
-    now_us: int
-    incomplete: str
-    rebuilding: bool
-    epoch: int = 0
-    anchor: dict[str, str] = field(default_factory=dict)
-    ob: dict[str, str] = field(default_factory=dict)
-    tr_1s: dict[str, str] = field(default_factory=dict)
-    tr_5s: dict[str, str] = field(default_factory=dict)
-    feat: dict[str, str] = field(default_factory=dict)
-
-
 class HotState:
     """The hot state of one symbol.
 
-    Every method raises `RedisUnavailable`, `RedisOutOfMemory` or `RedisRefused` if Redis did not run the call.
+    One class, since every call loads the library where it is missing and names the same keys. Every method raises
+    `RedisUnavailable`, `RedisOutOfMemory` or `RedisRefused` if Redis did not run the call.
 
     Args:
         redis: Client to call with; replies must not be decoded.
@@ -234,6 +90,10 @@ class HotState:
         feat: Sequence[str] = (),
         book: bytes = b"",
         vouch: Vouch | None = None,
+        *,
+        receipt: str = ANY_RECEIPT,
+        acked_us: int = 0,
+        trade_id: int = 0,
     ) -> ApplyReply:
         """Write what the processor holds; without lists it is a sign of life.
 
@@ -249,14 +109,53 @@ class HotState:
             feat: As `ob`.
             book: Packed book; ignored while the state is suspect.
             vouch: What is said of its soundness; readers take a state of which nothing is said for unsound.
+            receipt: Receipt of the state that this one was built on.
+            acked_us: The last heartbeat (`now_us` of a reply) that this writer was acknowledged; 0 for none.
+            trade_id: Newest trade without a hole before it.
         """
         lists = (ob, tr_1s, tr_5s, feat)
-        said = () if vouch is None else ("vouch", vouch.until_us, vouch.for_us, vouch.unsound)
-        arguments = (term, writer, epoch, update_id, stamp_us, *said, *map(len, lists), book, *_flat(lists))
-        raw = await self._call("sheetanchor_apply", (self.keys.anchor, *self._hot, self.keys.book), arguments)
+        ids = (epoch, receipt, acked_us, update_id, trade_id, stamp_us)
+        arguments = (term, writer, *ids, *_said(vouch), *map(len, lists), book, *_flat(lists))
+        raw = await self._call("sheetanchor_apply2", (self.keys.anchor, *self._hot, self.keys.book), arguments)
         return _reply(ApplyStatus, raw)
 
-    async def take(self, term: int, writer: str, seen_term: int, seen_writer: str, *, force: bool = False) -> TakeReply:
+    async def restate(
+        self, term: int, writer: str, restatement: Restatement, lists: HotLists, book: bytes, vouch: Vouch | None
+    ) -> RestateReply:
+        """Make a writer's memory the hot state after the server has gone back in time, all of it or nothing.
+
+        Args:
+            term: Term under which this writer took.
+            writer: Its name.
+            restatement: What has to hold.
+            lists: Flat lists of fields and values of `ob`, both windows and `feat`, none empty.
+            book: Book packed for the epoch after `known_epoch`.
+            vouch: What is said of its soundness.
+        """
+        given = restatement
+        seen = (given.seen_epoch, given.seen_receipt, given.known_epoch, given.held_receipt, given.doubt)
+        ids = (given.replication_id, given.read_us, given.update_id, given.trade_id, given.stamp_us)
+        new = (given.receipt, given.root, given.dataset, given.unvalidated)
+        arguments = (term, writer, *seen, *ids, *new, *_said(vouch), *map(len, lists), book, *_flat(lists))
+        raw = await self._call("sheetanchor_restate", (self.keys.anchor, *self._hot, self.keys.book), arguments)
+        return _reply(RestateStatus, raw)
+
+    async def validated(self, epoch: int, receipt: str) -> ValidatedReply:
+        """Say that the exchange was asked and says what is stored, of this epoch and receipt."""
+        raw = await self._call("sheetanchor_validated", (self.keys.anchor,), (epoch, receipt))
+        return _reply(ValidatedStatus, raw)
+
+    async def take(
+        self,
+        term: int,
+        writer: str,
+        seen_term: int,
+        seen_writer: str,
+        *,
+        force: bool = False,
+        known_term: int = 0,
+        dataset: str = "",
+    ) -> TakeReply:
         """Become the writer.
 
         Args:
@@ -265,11 +164,24 @@ class HotState:
             seen_term: Stored term as last read.
             seen_writer: Stored writer as last read.
             force: Take even from a writer that is alive or was not seen; the term must still rise.
+            known_term: Highest term that the caller knows of. One above the stored one shows that Redis has gone back
+                in time: then a writer that is alive is no obstacle.
+            dataset: The pipeline that this is of; remembered where nothing is yet.
         """
-        arguments = (term, writer, seen_term, seen_writer, int(force))
-        return _reply(TakeStatus, await self._call("sheetanchor_take", (self.keys.anchor,), arguments))
+        arguments = (term, writer, seen_term, seen_writer, int(force), known_term, dataset)
+        return _reply(TakeStatus, await self._call("sheetanchor_take2", (self.keys.anchor,), arguments))
 
-    async def suspect(self, term: int, writer: str, epoch: int, update_id: int, reason: str) -> SuspectReply:
+    async def suspect(
+        self,
+        term: int,
+        writer: str,
+        epoch: int,
+        update_id: int,
+        reason: str,
+        *,
+        doubt: str = "",
+        replaces: str = "",
+    ) -> SuspectReply:
         """Say that the state may be wrong.
 
         Args:
@@ -278,9 +190,12 @@ class HotState:
             epoch: Highest epoch known; the stored one rises to it and never falls.
             update_id: A rebuild below this id does not cure unless it answers the doubt; 0 if any does.
             reason: One line for people.
+            doubt: Its token. One that begins with `failover:` says only that Redis has gone back in time; it leaves
+                every other doubt in its place.
+            replaces: Token of an earlier failover that this one takes the place of.
         """
-        arguments = (term, writer, epoch, update_id, reason)
-        return _reply(SuspectStatus, await self._call("sheetanchor_suspect", (self.keys.anchor,), arguments))
+        arguments = (term, writer, epoch, update_id, reason, doubt, replaces)
+        return _reply(SuspectStatus, await self._call("sheetanchor_suspect2", (self.keys.anchor,), arguments))
 
     async def lock(self, owner: str, ttl_s: int = LOCK_TTL_S) -> bool:
         """Take the lock for a rebuild; true also when this owner holds it already.
@@ -324,7 +239,16 @@ class HotState:
         return _text((await self._call("sheetanchor_stage", self._locked, arguments))[0]) == "STAGED"
 
     async def swap(
-        self, owner: str, expected_epoch: int, update_id: int, stamp_us: int, receipt_id: str, *, answered: int = 0
+        self,
+        owner: str,
+        expected_epoch: int,
+        update_id: int,
+        stamp_us: int,
+        receipt_id: str,
+        *,
+        answered: int = 0,
+        expected_receipt: str = ANY_RECEIPT,
+        trade_id: int = 0,
     ) -> SwapReply:
         """Make the staging the hot state, all of it or nothing, and give the lock back.
 
@@ -335,13 +259,15 @@ class HotState:
             stamp_us: Redis-clock µs of the last market event in the staging.
             receipt_id: Id of the run; a second call with it answers SWAPPED again.
             answered: Update id of a doubt that this rebuild answers although it has not reached it; 0 for none.
+            expected_receipt: Receipt of the state that the rebuild began at.
+            trade_id: Newest trade of the staging.
         """
         key = self.keys
         staging = self._locked[1:]
         live = (key.ob, key.book, key.tr_1s, key.tr_5s, key.feat)
-        arguments = (owner, expected_epoch, update_id, stamp_us, receipt_id, answered)
+        arguments = (owner, expected_epoch, expected_receipt, update_id, trade_id, stamp_us, receipt_id, answered)
         return _reply(
-            SwapStatus, await self._call("sheetanchor_swap", (key.anchor, key.lock, *live, *staging), arguments)
+            SwapStatus, await self._call("sheetanchor_swap2", (key.anchor, key.lock, *live, *staging), arguments)
         )
 
     async def read(self) -> HotRead:
@@ -354,12 +280,13 @@ class HotState:
             now_us=int(raw[0]),
             incomplete=_text(raw[1]),
             rebuilding=bool(raw[2]),
-            epoch=_count(anchor, "epoch"),
+            epoch=count_of(anchor, "epoch"),
             anchor=anchor,
             ob=ob,
             tr_1s=tr_1s,
             tr_5s=tr_5s,
             feat=feat,
+            replication_id=_text(raw[8]),
         )
 
     async def commit_prediction(
@@ -434,10 +361,8 @@ class HotState:
 _SET_BY_LIBRARY: Final = frozenset({"slot", "latency_ms"})
 
 
-def _count(fields: Mapping[str, str], name: str) -> int:
-    """Read a number; what is none counts as 0, as it does for the library."""
-    text = fields.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() else 0
+def _said(vouch: Vouch | None) -> tuple[object, ...]:
+    return () if vouch is None else ("vouch", vouch.until_us, vouch.for_us, vouch.unsound)
 
 
 def _flat(lists: Iterable[Sequence[str]]) -> Iterable[str]:
@@ -445,9 +370,9 @@ def _flat(lists: Iterable[Sequence[str]]) -> Iterable[str]:
 
 
 def _reply(status: type[StatusT], raw: Sequence[Any]) -> Reply[StatusT]:
-    return Reply(
-        status(_text(raw[0])), int(raw[1]), int(raw[2]), _text(raw[3]), _text(raw[4]), int(raw[5]), _text(raw[6])
-    )
+    epoch, term, now_us = int(raw[1]), int(raw[2]), int(raw[5])
+    writer, state, *rest = (_text(raw[at]) for at in (3, 4, 6, 7, 8, 9))
+    return Reply(status(_text(raw[0])), epoch, term, writer, state, now_us, *rest)
 
 
 def _fields(flat: Sequence[bytes]) -> dict[str, str]:

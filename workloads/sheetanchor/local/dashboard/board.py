@@ -14,7 +14,7 @@ from sheetanchor.local.dashboard.status import StageLatency, Status, SymbolPanel
 from sheetanchor.local.dashboard.tally import Tally, percentile, summary
 from sheetanchor.local.processes import Child
 from sheetanchor.local.relay import Relay
-from sheetanchor.store.hot_state import Anchor
+from sheetanchor.store.hot_records import Anchor
 from sheetanchor.web.server import CheckResult
 
 LATENCY_SLOTS: Final = 30

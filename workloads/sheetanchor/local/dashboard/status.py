@@ -9,7 +9,7 @@ from typing import Any, Final
 from sheetanchor.contract import HORIZON_MS, Gap, Receipt, slot_start_us
 from sheetanchor.local.dashboard.tally import ShownPrediction, Tally
 from sheetanchor.local.relay import Notice
-from sheetanchor.store.hot_state import Anchor
+from sheetanchor.store.hot_records import Anchor
 
 CHART_SLOTS: Final = 150
 """Five minutes of predictions."""
