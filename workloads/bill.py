@@ -2,7 +2,7 @@
 
     python workloads/bill.py ARCHIVE
 
-It reads the finished image, a docker-archive, and nothing else: what was meant to be in it does not count. Libraries
+It reads the finished image, a docker-archive, and nothing else, so that it lists what is really in the image. Libraries
 that a wheel brings inside itself are part of that wheel here. The same image gives the same bytes.
 """
 
@@ -31,7 +31,7 @@ from packageurl import PackageURL
 WANTED: Final = re.compile(
     r"(etc|usr/lib)/os-release|var/lib/dpkg/status(\.d/[^/]+)?|(.+/)?[^/]+\.dist-info/METADATA", re.DOTALL
 )
-"""Files that say what is installed."""
+"""Files from which installed packages are read."""
 
 LABEL: Final = "org.opencontainers.image."
 NAMESPACE: Final = uuid.UUID("5c3a9a5e-6f8c-5d7e-9f53-0a5c6c7e0d11")
@@ -40,7 +40,7 @@ OPAQUE: Final = ".wh..wh..opq"
 
 
 def files_of(archive: tarfile.TarFile, layers: list[str]) -> dict[str, str]:
-    """Read the wanted files as the last layer leaves them: what a layer removes is not in the image.
+    """Read these files as the last layer leaves them: what a layer removes is not in the image.
 
     Raises:
         KeyError: The archive lacks a layer that it names.
@@ -102,7 +102,7 @@ def python(files: dict[str, str]) -> Iterator[Component]:
             known = [LicenseExpression(str(spdx.parse(expression, validate=True)))] if expression else []
         except ExpressionError:
             known = []
-        # Ours comes from no registry.
+        # Our own packages come from no registry, so they have no package URL.
         kind = "generic" if name == "sheetanchor" else "pypi"
         purl = PackageURL(kind, None, re.sub("[-_.]+", "-", name).lower(), version)
         yield Component(name=name, version=version, purl=purl, bom_ref=f"{path}#{version}", licenses=known)
@@ -113,7 +113,7 @@ def bill(archive: tarfile.TarFile) -> str:
 
     Raises:
         KeyError: It is no docker-archive.
-        ValueError: It says nothing of what is installed.
+        ValueError: It has no list of installed packages.
     """
     (manifest,) = json.load(_member(archive, "manifest.json"))
     text = _member(archive, manifest["Config"]).read()
@@ -122,10 +122,10 @@ def bill(archive: tarfile.TarFile) -> str:
     files = files_of(archive, manifest["Layers"])
     components = [*debian(files), *python(files)]
     if not components:
-        raise ValueError("no package is installed in it")
+        raise ValueError("no package found in it: expected an image with Debian's or Python's package lists")
     for variable in config.get("Env") or ():
         name, _, version = variable.partition("=")
-        if name == "PYTHON_VERSION":  # compiled by whoever made the base: Debian knows nothing of it
+        if name == "PYTHON_VERSION":  # compiled by the base image's maker, so it is in no Debian package
             purl = PackageURL("generic", None, "python", version)
             components.append(Component(name="python", version=version, purl=purl, bom_ref=purl.to_string()))
     identity = hashlib.sha256(text).hexdigest()

@@ -1,6 +1,6 @@
 """The command line: `sheetanchor ROLE [flags]`.
 
-Roles are imported only when they run, so that each needs no more than its own extra. Exit codes: 0 done,
+A role is imported only when it runs, so that it needs no packages but those of its own extra. Exit codes: 0 done,
 2 bad settings; `sheetanchor reanchor --help` lists its own.
 """
 
@@ -61,11 +61,11 @@ ROLES: dict[str, RoleDefinition] = {
         module="managed_redis.command",
     ),
     "train": RoleDefinition(
-        settings.TrainSettings, "learn a model from recorded markets and add it to a registry", module="ml.train"
+        settings.TrainSettings, "train a model on recorded markets and add it to a registry", module="ml.train"
     ),
     "model": RoleDefinition(
         settings.ModelSettings,
-        "list the models of a registry, add one, choose the one in use, go back",
+        "list the models of a registry, add one, choose the one in use, roll back",
         module="ml.model_command",
     ),
     "exchange": RoleDefinition(
@@ -83,14 +83,14 @@ def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """Build the parser with one sub-command per role.
 
     Args:
-        argv: What it is to parse. A role that is not named there gets no flags: those of all roles would take a tenth
-            of the start-up time of a re-anchor. Default anything.
+        argv: The arguments. Only roles that they name get their flags: those of all roles would take a tenth of the
+            start-up time of a re-anchor. Without it all roles get theirs.
     """
     parser = argparse.ArgumentParser(
         prog="sheetanchor",
         description="Real-time market prediction pipelines that stay anchored to the exchange.",
         epilog="Every flag --some-name is also the variable SHEETANCHOR_SOME_NAME and the entry some_name of the file "
-        "given by --config; a flag wins over a variable, a variable over the file. The exchange's API key comes from "
+        "given by --config; a flag overrides a variable, a variable the file. The exchange's API key comes from "
         "BINANCE_API_KEY or a file, never from a flag.",
     )
     parser.add_argument("--version", action="version", version=f"sheetanchor {__version__}")

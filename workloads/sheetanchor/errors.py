@@ -4,21 +4,21 @@
     ├── BadSettings          a flag, variable or file entry is wrong
     ├── BadRecording         a recording cannot be read
     ├── BadModel             a model file or its manifest cannot be used
-    ├── ModelConflict        somebody else has changed which model is in use
+    ├── ModelConflict        the model in use was changed at the same time
     ├── DecodeError          (in `sheetanchor.sbe`) a frame is not one of the four known messages
-    ├── ExchangeError        the exchange's REST interface did not give what was asked
+    ├── ExchangeError        a request to the exchange's REST interface failed
     │   ├── ExchangeUnavailable   no answer, a 5xx, or a refused connection: worth another try
-    │   ├── RateLimited           429 or 418; `retry_after_s` says when to come back
-    │   ├── Unresponsive          no answer within the whole time-out: another try would only hold up whoever asks
-    │   └── ExchangeRefused       any other 4xx: asking again will not help
-    ├── RedisError           Redis did not do what was asked
+    │   ├── RateLimited           429 or 418; `retry_after_s` says how long to wait
+    │   ├── Unresponsive          no answer within the whole time-out: another try would delay the caller as long again
+    │   └── ExchangeRefused       any other 4xx: a retry will not help
+    ├── RedisError           a Redis command failed
     │   ├── RedisUnavailable      no connection, time-out, LOADING, READONLY, NOREPLICAS, MASTERDOWN: worth another try
     │   ├── RedisOutOfMemory      the write was refused before it had any effect
-    │   └── RedisRefused          wrong password, missing permission, wrong type: asking again will not help
+    │   └── RedisRefused          wrong password, missing permission, wrong type: a retry will not help
     ├── LockHeld             another run holds the lock of this symbol
-    ├── Superseded           somebody else has rebuilt the state meanwhile
+    ├── Superseded           another run has rebuilt the state meanwhile
     ├── ValidationFailed     a rebuilt state did not pass its checks; nothing was swapped
-    ├── CircuitOpen          the breaker of a dependency is open: not called
+    ├── CircuitOpen          the circuit breaker of a dependency is open: not called
     ├── OperationFailed      a guarded call failed; the cause is `__cause__`
     └── MaxRetriesExceeded   the last of a bounded number of tries failed; `attempts`, `last_error`
 
@@ -36,11 +36,11 @@ DECODER_MISSING: Final = (
 )
 
 MESSAGE_LENGTH_MAX: Final = 1_000
-"""Of what a library or a server says: enough for whatever was seen of onnxruntime, Redis and the exchange."""
+"""Characters of a library's or a server's message: enough for all that were seen of onnxruntime, Redis and exchange."""
 
 
 class SheetAnchorError(Exception):
-    """Root of the tree; its text is one line that a person can act on."""
+    """Root of the tree; the text is one line that says what is wrong and what to do."""
 
 
 class BadSettings(SheetAnchorError):
@@ -56,11 +56,11 @@ class BadModel(SheetAnchorError):
 
 
 class ModelConflict(SheetAnchorError):
-    """Somebody else has changed which model is in use since it was looked at; nothing was changed."""
+    """The model in use was changed since it was read; nothing was changed."""
 
 
 class ExchangeError(SheetAnchorError):
-    """The exchange's REST interface did not give what was asked."""
+    """A request to the exchange's REST interface failed."""
 
 
 class ExchangeUnavailable(ExchangeError):
@@ -68,16 +68,16 @@ class ExchangeUnavailable(ExchangeError):
 
 
 class Unresponsive(ExchangeError):
-    """No answer within the whole time-out: waiting as long again would only hold up whoever asks."""
+    """No answer within the whole time-out: a retry would delay the caller as long again."""
 
 
 class RateLimited(ExchangeError):
     """The exchange answered 429 or 418.
 
     Args:
-        message: What was asked and what came back.
+        message: The request and the answer.
         retry_after_s: Seconds to wait before the next request, from the `Retry-After` header.
-        status: 429 (slow down) or 418 (banned for going on after 429).
+        status: 429 (slow down) or 418 (banned after ignoring 429).
     """
 
     def __init__(self, message: str, *, retry_after_s: float, status: int = 429) -> None:
@@ -87,19 +87,19 @@ class RateLimited(ExchangeError):
 
 
 class ExchangeRefused(ExchangeError):
-    """A 4xx that asking again will not change."""
+    """A 4xx that a retry will not change."""
 
 
 class RedisError(SheetAnchorError):
-    """Redis did not do what was asked."""
+    """A Redis command failed."""
 
 
 class RedisUnavailable(RedisError):
-    """No connection, a time-out, or a server that cannot write just now."""
+    """No connection, a time-out, or a server that cannot write at the moment."""
 
 
 class RedisOutOfMemory(RedisError):
-    """The write was refused for want of memory before it had any effect."""
+    """The write was refused for lack of memory, before it had any effect."""
 
 
 class RedisRefused(RedisError):
@@ -111,7 +111,7 @@ class LockHeld(SheetAnchorError):
 
 
 class Superseded(SheetAnchorError):
-    """Somebody else has rebuilt the state meanwhile; this run changed nothing."""
+    """Another run has rebuilt the state meanwhile; this run changed nothing."""
 
 
 class ValidationFailed(SheetAnchorError):
@@ -119,11 +119,11 @@ class ValidationFailed(SheetAnchorError):
 
 
 class CircuitOpen(SheetAnchorError):
-    """The breaker of a dependency is open: the call was not made.
+    """The circuit breaker of a dependency is open: the call was not made.
 
     Args:
-        message: What was not called and why.
-        retry_after_s: Seconds until it may be; 0 where that is not known.
+        message: The dependency and why it is not called.
+        retry_after_s: Seconds until a call may be made; 0 if that is not known.
     """
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
@@ -150,19 +150,19 @@ class MaxRetriesExceeded(SheetAnchorError):
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Say whether the same call may succeed if it is made again a little later."""
+    """Say whether the same call may succeed at a later try."""
     retryable = (ExchangeUnavailable, RateLimited, RedisUnavailable, ConnectionError, TimeoutError)
     return isinstance(error, retryable)
 
 
 def shortened(text: str, length: int) -> str:
-    """Bring a text to a length; its beginning and its end stay, a sign stands for what is left out between them.
+    """Shorten a text to a length by replacing its middle with an ellipsis.
 
-    Libraries begin with where they were and end with what was wrong, people the other way round: neither may go.
+    Libraries begin a message with the place and end with the cause, people the other way round: both ends are needed.
 
     Args:
         text: The text.
-        length: Characters that may remain, at least 1.
+        length: Most characters of the result, at least 1.
     """
     if len(text) <= length:
         return text
@@ -172,5 +172,5 @@ def shortened(text: str, length: int) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Give what a foreign error says in one line of bounded length; its type when it says nothing."""
+    """Give a library's error message as one line of bounded length; the error's type when it has none."""
     return shortened(" ".join(str(error).split()), MESSAGE_LENGTH_MAX) or type(error).__name__

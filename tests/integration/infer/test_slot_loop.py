@@ -272,25 +272,25 @@ async def test_after_two_minutes_without_the_market_nothing_is_claimed(world: Wo
     assert "stale: last market event 12" in old.reason
 
 
-async def test_a_replica_is_of_use_from_its_first_slot_on(world: World, redis_server: RedisServer) -> None:
+async def test_a_replica_can_serve_from_its_first_slot_on(world: World, redis_server: RedisServer) -> None:
     """Not before it; then as long as it serves and has Redis, a model, or an answer from before."""
     await world.fallbacks.start()
     slot_loop = world.slot_loop()
-    before = slot_loop.is_of_use
+    before = slot_loop.can_serve
     await _served(slot_loop, await _next_slot())
-    served = slot_loop.is_of_use
+    served = slot_loop.can_serve
 
     slot_loop.connected = False
-    from_memory = slot_loop.is_of_use
+    from_memory = slot_loop.can_serve
     world.fallbacks.chains[SYMBOL]._serving = None
-    by_trend = slot_loop.is_of_use
+    by_trend = slot_loop.can_serve
     slot_loop._records[-1] = Prediction.parse(
         {**slot_loop._records[-1].fields(), "mode": "none", "slot": str(slot_loop._records[-1].slot)}
     )
-    with_nothing = slot_loop.is_of_use
+    with_nothing = slot_loop.can_serve
     slot_loop.connected = True
-    connected = slot_loop.is_of_use
+    connected = slot_loop.can_serve
     slot_loop._records[-1] = Prediction.parse({**slot_loop._records[-1].fields(), "slot": "5"})
 
     assert (False, True, True, True) == (before, served, from_memory, by_trend)
-    assert (False, True, False) == (with_nothing, connected, slot_loop.is_of_use)
+    assert (False, True, False) == (with_nothing, connected, slot_loop.can_serve)

@@ -68,10 +68,12 @@ async def test_a_symbol_whose_loop_stands_still_is_seen_beside_one_that_turns(
     monkeypatch.setattr(SymbolProcessor, "_run_once", stands)
 
     async with made(redis_server, health) as writers, at_work(*writers):
-        await until(lambda: _is(len(health._beats) == len(SYMBOLS)), 5, "both loops have begun")
+        await until(lambda: _is(len(health._heartbeats) == len(SYMBOLS)), 5, "both loops have begun")
         for symbol in SYMBOLS:
-            health._beats[symbol] -= LOOP_STALL_MAX_S
-        await until(lambda: _is(health._beats[SYMBOLS[0]] > health._beats[SYMBOLS[1]]), 5, "the other loop turns")
+            health._heartbeats[symbol] -= LOOP_STALL_MAX_S
+        await until(
+            lambda: _is(health._heartbeats[SYMBOLS[0]] > health._heartbeats[SYMBOLS[1]]), 5, "the other loop turns"
+        )
         alive = health.live
         go_on.set()
         await until(lambda: _is(health.live), 5, "both loops turn")
@@ -85,9 +87,9 @@ async def test_without_redis_the_loops_turn(redis_server: RedisServer) -> None:
     async with made(redis_server, health) as writers:
         redis_server.stop()
         async with at_work(*writers):
-            await until(lambda: _is(len(health._beats) == len(SYMBOLS)), 5, "both loops have begun")
+            await until(lambda: _is(len(health._heartbeats) == len(SYMBOLS)), 5, "both loops have begun")
             for symbol in SYMBOLS:
-                health._beats[symbol] -= LOOP_STALL_MAX_S
+                health._heartbeats[symbol] -= LOOP_STALL_MAX_S
             await until(lambda: _is(health.live), 5, "both loops turn")
 
 

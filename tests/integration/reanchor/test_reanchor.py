@@ -418,7 +418,7 @@ async def test_long_retry_after_is_remembered_by_the_next_run(redis: Redis, exch
     assert first.retry_at_us > time.time_ns() // 1000 + 200_000_000
     assert 1 <= asked <= 4, "the four requests of one collection at most"
     assert asked == exchange.applied(fault)
-    assert "the exchange asked us to wait" in second.message
+    assert "the exchange asked for a pause" in second.message
 
 
 async def test_unresponsive_exchange(redis: Redis, exchange: ExchangeProcess) -> None:

@@ -105,7 +105,7 @@ async def test_a_critical_failure_is_503_and_not_ready_but_live() -> None:
     """A lost dependency takes the role out of service; it does not ask for a restart."""
     async with served(Check("redis", broken)) as (client, health):
         await until(client, "/health", "unhealthy")
-        health.beat()
+        health.heartbeat()
 
         statuses = [(await get(client, path)).status for path in ("/health", "/health/ready", "/health/live")]
 
@@ -131,7 +131,7 @@ async def test_nothing_is_ready_before_it_was_checked() -> None:
     assert 503 == answer.status
 
 
-async def test_a_role_says_itself_when_it_is_of_use() -> None:
+async def test_a_role_decides_itself_when_it_can_serve() -> None:
     """Where it can do without something critical, readiness goes by that and health by the check."""
     of_use = True
     async with served(Check("redis", broken)) as (client, health):
@@ -151,13 +151,13 @@ async def test_one_loop_that_stops_is_seen_beside_others_that_turn(silent: str) 
     health = Health("sheetanchor-test", [])
     loops = ["BTCUSDT", "ETHUSDT", "first"]
     for loop in loops:
-        health.beat(loop)
+        health.heartbeat(loop)
     well = health.live
 
-    health._beats[silent] -= LOOP_STALL_MAX_S
+    health._heartbeats[silent] -= LOOP_STALL_MAX_S
     for loop in loops:
         if loop != silent:
-            health.beat(loop)
+            health.heartbeat(loop)
 
     assert (True, False) == (well, health.live)
 

@@ -13,8 +13,8 @@ from sheetanchor.binance.rest_bodies import (
     Body,
     Depth,
     Trade,
-    parse_complaint,
     parse_depth,
+    parse_error,
     parse_klines,
     parse_server_time,
     parse_ticker,
@@ -173,8 +173,8 @@ def test_bad_candles_and_tickers_are_named(parse: Any, value: Any, words: str) -
 
 def test_complaints_of_the_exchange() -> None:
     """Code and message are told where there are any, otherwise the beginning of what came."""
-    assert "-1121 Invalid symbol." == parse_complaint(b'{"code":-1121,"msg":"Invalid symbol."}')
-    assert "'<html>'" == parse_complaint(b"<html>")
+    assert "-1121 Invalid symbol." == parse_error(b'{"code":-1121,"msg":"Invalid symbol."}')
+    assert "'<html>'" == parse_error(b"<html>")
 
 
 @pytest.mark.parametrize(

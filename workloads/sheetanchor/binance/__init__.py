@@ -1,1 +1,1 @@
-"""The venue, and only here: its WebSocket, its REST interface, its formats and limits."""
+"""The venue Binance, and nothing else knows it: its WebSocket, REST interface, formats and limits."""

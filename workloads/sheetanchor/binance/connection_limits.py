@@ -1,4 +1,4 @@
-"""How often the exchange lets itself be connected to, and how often a connection may be written to. Pure."""
+"""How many connections the exchange allows, and how many messages a client may send on one. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sheetanchor.runtime.reliability import TokenBucket
 
 CLIENT_MESSAGES_PER_S: Final = 2
 CLIENT_MESSAGES_BURST: Final = 3
-"""The exchange closes a connection that sends more than five in a second, pings and pongs counted: in no second more
-than the burst and what comes back meanwhile."""
+"""The exchange closes a connection on which a client sends more than five messages in a second, with pings and pongs:
+burst and refill together stay below that in every second."""
 
 ATTEMPTS_PER_S: Final = 0.4
 ATTEMPTS_BURST: Final = 20

@@ -1,4 +1,4 @@
-"""What an answer of the exchange says about how long it wants to be left alone, in whichever form it says it. Pure.
+"""How long an error answer of the exchange asks a client to send no requests, in whichever form it does. Pure.
 
 The documents promise a `Retry-After` header with every 429 and 418. Proxies drop it, and the text of the answer says
 more: "IP banned until 1659146400000" for a ban, "current limit is 6000 request weight per 1 MINUTE" for a limit.
@@ -19,7 +19,7 @@ WAIT_MAX_S: Final = 3 * 86_400.0
 """The exchange's longest ban."""
 
 TEXT_MAX: Final = 4_096
-"""What of an answer's text is looked at; a complaint has some hundred characters."""
+"""Characters of an answer's text that are searched; an error message has some hundred."""
 
 _UNTIL: Final = re.compile(r"banned until\s+(\d{10,17})(?!\d)", re.IGNORECASE)
 _PER: Final = re.compile(r"\bper\s+(\d{1,4})\s*(SECOND|MINUTE|HOUR|DAY)S?\b", re.IGNORECASE)
@@ -33,14 +33,14 @@ def asks_for_silence(status: int, text: str) -> bool:
 
 
 def silence_s(retry_after: str | None, date: str | None, text: str, now_s: float, default_s: float) -> float:
-    """Give the seconds for which nothing may be asked, the longest that the answer tells in any way.
+    """Give the seconds for which no request may be sent, the longest that the answer names in any form.
 
     Args:
         retry_after: Header of that name, seconds or a date; None without one.
-        date: Header `Date`, the exchange's own clock, by which its ends are measured; None without one.
+        date: Header `Date`, the exchange's own clock, by which ends of bans are computed; None without one.
         text: Body of the answer.
         now_s: Our clock in seconds since 1970, for an answer without a date.
-        default_s: What counts when nothing is told.
+        default_s: The seconds when the answer names none.
     """
     given_s = _date_s(date)
     clock_s = given_s if given_s is not None else now_s
@@ -70,7 +70,7 @@ def _date_s(text: str | None) -> float | None:
 
 
 def _ban_s(text: str, clock_s: float) -> float | None:
-    """Read the end of a ban, in seconds, milliseconds or microseconds since 1970; one that is over says nothing."""
+    """Read the end of a ban, in seconds, milliseconds or microseconds since 1970; one that is over counts as none."""
     found = _UNTIL.search(text)
     if found is None:
         return None

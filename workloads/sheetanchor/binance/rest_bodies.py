@@ -1,7 +1,7 @@
 """Bodies of the exchange's REST answers: checked, and turned into exact integers. Pure.
 
 Prices and quantities become mantissas at `EXPONENT`, which has the eight decimals that the exchange writes, straight
-from their decimal text; no float is ever involved.
+from their decimal text; a float would round them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ MANTISSA_LIMIT: Final = 2**63
 """The exchange documents 92,233,720,368.54775807 as its largest quantity, and its own frames carry no more."""
 
 MILLISECONDS_MAX: Final = 10**14
-"""Times below this are milliseconds (until the year 5138), others microseconds (since 1973): not every server heeds the
-header that asks for microseconds."""
+"""Times below this are milliseconds (until the year 5138), others microseconds (since 1973): not every server honours
+the header that asks for microseconds."""
 
 ID_MAX: Final = 2**62
 SHOWN_MAX: Final = 80
 
 
 class Body:
-    """A parsed answer that knows where it came from, so that every complaint names endpoint and field."""
+    """A parsed answer with its endpoint, so that every error names endpoint and field."""
 
     def __init__(self, endpoint: str, raw: bytes) -> None:
         self.endpoint = endpoint
@@ -37,7 +37,7 @@ class Body:
             raise ExchangeError(f"GET {endpoint}: expected JSON, found {len(raw)} bytes: {shown!r}") from error
 
     def wrong(self, field: str, found: Any, expected: str) -> ExchangeError:
-        """Say which field is wrong."""
+        """Make the error about a wrong field."""
         shown = repr(found)
         shown = shown if len(shown) <= SHOWN_MAX else shown[:SHOWN_MAX] + "…"
         return ExchangeError(f"GET {self.endpoint}: {field} = {shown}: expected {expected}")
@@ -115,7 +115,7 @@ def _level(body: Body, entry: Any, field: str) -> tuple[int, int]:
 
 
 def parse_trades(body: Body, limit: int) -> list[Trade]:
-    """Read the answer of `trades`, oldest first; empty where nobody has traded yet.
+    """Read the answer of `trades`, oldest first; empty for a market without trades.
 
     Raises:
         ExchangeError: Names the field that is wrong.
@@ -189,8 +189,8 @@ def parse_server_time(body: Body) -> int:
     return body.time_us(body.member(body.value, "serverTime"), "serverTime")
 
 
-def parse_complaint(raw: bytes) -> str:
-    """Read `{"code": …, "msg": …}` of an error answer as far as it is one; else show its beginning."""
+def parse_error(raw: bytes) -> str:
+    """Read `{"code": …, "msg": …}` of an error answer; of any other body give the beginning."""
     try:
         value = json.loads(raw)
         return f"{int(value['code'])} {shortened(str(value['msg']), 300)}"

@@ -1,7 +1,7 @@
 """The exchange's REST interface for market data.
 
-Owns the HTTP session, time-outs, retries, the request-weight budget and the promise never to ask again before a
-`Retry-After` is over. It never touches Redis. When the exchange is gone every call raises within its time-out.
+Owns the HTTP session, time-outs, retries and the request-weight budget, and sends nothing before a `Retry-After` is
+over. It never touches Redis. When the exchange is unreachable every call raises within its time-out.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from sheetanchor import __version__
 from sheetanchor.binance import rate_limits
 from sheetanchor.binance.rest_bodies import (
     Body,
-    parse_complaint,
     parse_depth,
+    parse_error,
     parse_klines,
     parse_server_time,
     parse_ticker,
@@ -44,13 +44,13 @@ BODY_BYTES_MAX: Final = 8 * 1024 * 1024
 """The largest answer, 5,000 levels a side, has well under one MiB."""
 
 WEIGHT_PER_MINUTE: Final = 6_000
-"""What the exchange allows an address; `exchangeInfo` says the same."""
+"""Request weight per minute that the exchange allows an address, as `exchangeInfo` says."""
 
 WEIGHT_SHARE: Final = 0.9
-"""Share of the weight that we use; the rest is for whoever else uses this address."""
+"""Share of the weight that we use; the rest is for other clients behind the same address."""
 
 PATIENCE_S: Final = 30.0
-"""Longest Retry-After that is slept through; beyond it the caller is told."""
+"""Longest Retry-After that is waited for; a longer one raises RateLimited."""
 
 CALLS_KEPT: Final = 200
 """Requests of one symbol that are remembered; a run makes at most four a fetch, each tried a few times."""
@@ -68,13 +68,13 @@ def depth_weight(limit: int) -> int:
 
 
 class Weight:
-    """What of the minute's request weight is used: what the exchange says, and what it cannot have said yet.
+    """The request weight used in this minute: as the exchange reports it, and of requests that it has not reported yet.
 
-    A request counts from the moment that it is allowed, so that those in parallel do not each take the same rest. When
-    its answer says what is used, that is believed; an exchange, or a proxy before it, that says nothing is counted for.
+    A request counts as soon as it is allowed, so that parallel requests do not each use the same remainder. The weight
+    reported in an answer replaces our count; where an exchange, or a proxy before it, reports none our count stays.
 
     Args:
-        per_minute: What the exchange allows.
+        per_minute: Weight that the exchange allows per minute.
     """
 
     def __init__(self, per_minute: int = WEIGHT_PER_MINUTE) -> None:
@@ -89,14 +89,14 @@ class Weight:
             self._minute, self._reported, self._untold = int(now_s // 60), 0, 0
 
     def take(self, cost: int, now_s: float) -> float:
-        """Take weight for a request that is made now.
+        """Take the weight of a request that is about to be sent.
 
         Args:
             cost: Its weight.
             now_s: Wall-clock time.
 
         Returns:
-            0 if it was taken; else the seconds until there is a new minute, and nothing is taken.
+            0 if it was taken; else nothing is taken, and these are the seconds until the next minute.
         """
         if cost > self.remaining(now_s):
             return 60 - now_s % 60
@@ -104,11 +104,11 @@ class Weight:
         return 0.0
 
     def settle(self, cost: int, used: str | None, now_s: float) -> None:
-        """Take in how a request has ended.
+        """Correct the count with the answer to a request.
 
         Args:
-            cost: What was taken for it.
-            used: Value of `X-MBX-USED-WEIGHT-1M` in its answer, None if there was none.
+            cost: Weight that was taken for it.
+            used: Value of `X-MBX-USED-WEIGHT-1M` in its answer, None without one.
             now_s: Wall-clock time.
         """
         self._begin_minute(now_s)
@@ -116,15 +116,15 @@ class Weight:
         if used is not None and used.isascii() and used.isdigit():
             self._reported = max(
                 self._reported, int(used[:12])
-            )  # answers may come in another order than they were counted in
+            )  # answers may arrive in another order than the requests were counted in
         else:
             self._untold += cost
 
     def recall(self, remaining: int, at_s: float) -> None:
-        """Take in what an earlier process had left.
+        """Start with the weight that an earlier process had left.
 
         Args:
-            remaining: Its rest.
+            remaining: Weight that it had left.
             at_s: When that was, by the wall clock.
         """
         self._begin_minute(at_s)
@@ -140,16 +140,15 @@ class RestClient:
     """A client of one exchange; use it as an asynchronous context manager.
 
     Every method raises `ExchangeUnavailable`, `Unresponsive`, `RateLimited`, `ExchangeRefused` or, for an answer
-    that is not what it should be, `ExchangeError`, each naming endpoint and field; `CircuitOpen` if it was not even
-    asked.
+    that cannot be used, `ExchangeError`, each naming endpoint and field; `CircuitOpen` if no request was sent.
 
     Args:
         rest_url: Origin; `/api/v3/…` is appended.
         timeout_s: Seconds that one request may take.
         patience_s: Longest wait for a `Retry-After` or for the next minute's weight; a longer one raises RateLimited.
-        retry_policy: How often failures that may pass are tried again.
-        breaker: Stops asking an exchange that keeps failing.
-        weight_per_minute: What the exchange allows.
+        retry_policy: How often passing failures are tried again.
+        breaker: Stops requests to an exchange that keeps failing.
+        weight_per_minute: Weight that the exchange allows per minute.
     """
 
     def __init__(
@@ -190,21 +189,21 @@ class RestClient:
 
     @property
     def breaker(self) -> CircuitBreaker:
-        """Give the breaker, which an earlier process may have left open."""
+        """Give the circuit breaker; an earlier process may have left it open."""
         return self._breaker
 
     def asked(self, symbol: str) -> EndpointCalls:
-        """Give what was asked for a symbol so far."""
+        """Give the requests sent for a symbol so far."""
         return self._asked.setdefault(symbol, EndpointCalls())
 
     def recall_weight(self, remaining: int, ago_s: float) -> None:
-        """Take in what an earlier process had left of the weight, some seconds ago."""
+        """Start with the weight that an earlier process had left some seconds ago."""
         now_s = time.time()
         if (now_s - ago_s) // 60 == now_s // 60:
             self._weight.recall(remaining, now_s)
 
     def honour_retry_after(self, seconds: float) -> None:
-        """Ask nothing for some seconds, for instance because an earlier process was told so."""
+        """Send no requests for some seconds, for instance because an earlier process received a Retry-After."""
         self._blocked_until = max(self._blocked_until, time.monotonic() + seconds)
 
     @property
@@ -213,7 +212,7 @@ class RestClient:
         return max(0.0, self._blocked_until - time.monotonic())
 
     async def depth(self, symbol: str, limit: int = 100) -> Depth:
-        """Ask for the order book.
+        """Request the order book.
 
         Args:
             symbol: Trading pair.
@@ -223,29 +222,29 @@ class RestClient:
         return parse_depth(body, limit)
 
     async def trades(self, symbol: str, limit: int = 1000) -> list[Trade]:
-        """Ask for the most recent trades, oldest first; at most 1000."""
+        """Request the most recent trades, oldest first; at most 1000."""
         body = await self._get("/api/v3/trades", {"symbol": symbol, "limit": limit}, TRADES_WEIGHT)
         return parse_trades(body, limit)
 
     async def klines(self, symbol: str, interval: str = "1m", limit: int = 5) -> list[Kline]:
-        """Ask for the most recent candles, oldest first."""
+        """Request the most recent candles, oldest first."""
         query = {"symbol": symbol, "interval": interval, "limit": limit}
         return parse_klines(await self._get("/api/v3/klines", query, LIGHT_WEIGHT), limit)
 
     async def ticker_24hr(self, symbol: str) -> Ticker:
-        """Ask for the statistics of the last 24 hours."""
+        """Request the statistics of the last 24 hours."""
         return parse_ticker(await self._get("/api/v3/ticker/24hr", {"symbol": symbol}, LIGHT_WEIGHT))
 
     async def server_time(self) -> int:
-        """Ask for the exchange's clock in µs."""
+        """Request the exchange's clock in µs."""
         return parse_server_time(await self._get("/api/v3/time", {}, 1))
 
     async def ping(self) -> None:
-        """Make sure that the exchange answers."""
+        """Check that the exchange answers."""
         await self._get("/api/v3/ping", {}, 1)
 
     async def probe(self, symbol: str) -> None:
-        """Ask the exchange one small question, once, and count it for a symbol."""
+        """Send one cheap request, once, and count it for a symbol."""
         asked = self.asked(symbol)
         await self._wait_for_permission("/api/v3/ping", 1)
         await self._once("/api/v3/ping", {}, 1, asked)
@@ -263,22 +262,22 @@ class RestClient:
 
         try:
             return Body(endpoint, await self._breaker.call(lambda: retry(once, "rest", self._retry_policy)))
-        except MaxRetriesExceeded as error:  # uncounted by the breaker: we were told to wait
+        except MaxRetriesExceeded as error:  # not counted by the breaker: a rate limit is no failure of the exchange
             raise error.last_error from error
         except OperationFailed as error:
             cause = error.__cause__
             raise (cause.last_error if isinstance(cause, MaxRetriesExceeded) else cause or error) from error
 
     async def _wait_for_permission(self, endpoint: str, weight: int) -> None:
-        """Sleep until the exchange may be asked, and take the weight of the request.
+        """Sleep until a request may be sent, and take its weight.
 
         Raises:
-            RateLimited: If that would take longer than our patience.
+            RateLimited: If that would take longer than `patience_s`.
         """
         deadline_s = time.monotonic() + self._patience_s
         while True:
             wait_s = self.blocked_s
-            why = "the exchange asked us to wait"
+            why = "the exchange asked for a pause"
             if wait_s == 0:
                 left = self.weight_remaining
                 wait_s = self._weight.take(weight, time.time())
@@ -286,21 +285,21 @@ class RestClient:
             if wait_s == 0:
                 return
             if time.monotonic() + wait_s > deadline_s:
-                raise RateLimited(f"GET {endpoint}: not asked: {why} for another {wait_s:.0f} s", retry_after_s=wait_s)
-            log.info("waiting %.1f s: %s", wait_s, why)
+                raise RateLimited(f"GET {endpoint}: not sent: {why}, wait another {wait_s:.0f} s", retry_after_s=wait_s)
+            log.info("GET %s waits %.1f s: %s", endpoint, wait_s, why)
             await asyncio.sleep(wait_s)
 
     async def _once(self, endpoint: str, query: dict[str, Any], weight: int, asked: EndpointCalls) -> bytes:
-        """Ask once.
+        """Send the request once.
 
         Raises:
-            ExchangeError: Of the kind that the answer, or its absence, calls for.
+            ExchangeError: The subclass for the answer, or for its absence.
         """
         started_s = time.monotonic()
         status, used = "none", None
         try:
             if self._session is None:
-                raise ExchangeUnavailable(f"GET {endpoint}: the session is not open")
+                raise ExchangeUnavailable(f"GET {endpoint}: not sent: the session is not open")
             async with self._session.get(self.url + endpoint, params=query, allow_redirects=False) as response:
                 status = str(response.status)
                 used = response.headers.get("X-MBX-USED-WEIGHT-1M")
@@ -330,7 +329,7 @@ class RestClient:
         status = response.status
         if status == 200:
             return
-        text = f"GET {endpoint} answered {status}: {parse_complaint(raw)}"
+        text = f"GET {endpoint} answered {status}: {parse_error(raw)}"
         said = raw[: rate_limits.TEXT_MAX].decode("utf-8", "replace")
         if rate_limits.asks_for_silence(status, said):
             headers = response.headers

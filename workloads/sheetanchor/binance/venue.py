@@ -1,4 +1,4 @@
-"""Binance as a venue of the pipeline. Its stream speaks the pipeline's format, so frames are handed on as they come."""
+"""Binance as a venue of the pipeline. Its stream has the pipeline's format, so frames are passed on unchanged."""
 
 from __future__ import annotations
 

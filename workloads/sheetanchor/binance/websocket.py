@@ -1,7 +1,7 @@
 """One connection to the exchange's SBE stream.
 
-Owns the socket. Hands every binary frame on as soon as it is read, answers pings, and ends when the other side ends it
-or its task is cancelled; either way the exchange is sent a CLOSE frame. It decides nothing about reconnecting.
+Owns the socket. Passes every binary frame on as soon as it is read, answers pings, and ends when the exchange ends it
+or its task is cancelled; either way the exchange is sent a CLOSE frame. Reconnecting is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ library_log: Final = logging.getLogger(f"{__name__}.library")
 library_log.setLevel(logging.INFO)  # at DEBUG the library logs the headers of its request, the API key among them
 
 FRAME_BYTES_MAX: Final = 4 * 1024 * 1024
-"""A diff of the most levels that its counts allow has 2 MiB."""
+"""A diff with the most levels that its count fields allow has 2 MiB."""
 
 CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -50,7 +50,7 @@ RETRY_AFTER_DEFAULT_S: Final = 60.0
 
 PING_INTERVAL_S: Final = 180.0
 ASK_AFTER_S: Final = 1.25
-"""A quarter of the 5 s that a line goes without a sign of life, so that one lost answer is no lost connection."""
+"""A quarter of the 5 s after which a silent connection is replaced, so that one lost pong does not cost it."""
 
 
 class Connection:
@@ -60,9 +60,9 @@ class Connection:
         url: `ws://…/stream?streams=…`, see `stream_url`.
         api_key: Sent as `X-MBX-APIKEY`.
         line: Name of the line, part of the User-Agent.
-        on_frame: Told every binary frame. It must not block: nothing is read while it runs.
-        ping_interval_s: Seconds between two pings of ours while it speaks.
-        ask_after_s: Seconds without a sign of life after which a ping asks for one, again and again.
+        on_frame: Called with every binary frame. It must not block: nothing is read while it runs.
+        ping_interval_s: Seconds between two pings of ours while frames arrive.
+        ask_after_s: Seconds without any frame after which a ping is sent, repeatedly.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Connection:
         """Connect, and receive until the connection ends.
 
         Returns:
-            How it ended, in words.
+            How it ended, for the log.
 
         Raises:
             ExchangeRefused: The key or the request was refused.
@@ -144,9 +144,9 @@ class Connection:
                     additional_headers=self._key_header,
                     user_agent_header=self._user_agent,
                     compression=None,
-                    proxy=None,  # the environment's proxy would see the API key
+                    proxy=None,  # a proxy from the environment would see the API key
                     open_timeout=None,
-                    ping_interval=None,  # when to ping, and what a missing answer means, is the policy's
+                    ping_interval=None,  # pings, and what a missing pong means, are decided by the connection policy
                     close_timeout=None,
                     logger=library_log,
                     create_connection=self._make,  # type: ignore[arg-type]  # its documentation allows a wrapper
@@ -154,16 +154,16 @@ class Connection:
         except InvalidStatus as error:
             raise _refusal(self._url, error.response) from error
         except (WebSocketException, OSError, TimeoutError, UnicodeError) as error:
-            text = str(error) or f"no answer within {CONNECT_TIMEOUT_S:g} s"
+            text = str(error) or f"no answer within {CONNECT_TIMEOUT_S:g} s, check the address and the network"
             raise ExchangeUnavailable(f"no connection to the exchange at {_origin(self._url)}: {text}") from error
 
     def _make(self, protocol: ClientProtocol, **options: Any) -> ClientConnection:
         return ClientConnection(_Protocol(protocol.uri, self), **options)
 
-    # -- what comes ---------------------------------------------------------------------------------------------------
+    # -- receiving ----------------------------------------------------------------------------------------------------
 
     def take(self, opcode: Opcode, message: bytes) -> None:
-        """Take in a whole message, or the sign of life that a control frame is.
+        """Handle a complete message, or a control frame, which shows that the connection is alive.
 
         Raises:
             ProtocolError: A text is not UTF-8.
@@ -184,17 +184,17 @@ class Connection:
             self._answers = True
 
     def may_pong(self) -> bool:
-        """Say whether a ping may be answered now: the exchange closes a connection that sends more than it may."""
+        """Say whether a ping may be answered now: the exchange closes a connection on which a client sends too much."""
         allowed = self._budget.take()
         if not allowed:
-            log.warning("ping left unanswered: more than five messages within a second would close the connection")
+            log.warning("a ping is left unanswered: more than five messages within a second would close the connection")
         return allowed
 
     def end(self, failure: Exception | None = None) -> None:
-        """Take note that nothing more comes.
+        """Note that the connection receives nothing more.
 
         Args:
-            failure: What went wrong on our side, for whoever runs the connection.
+            failure: An error of ours, which `run` raises.
         """
         self._failure = self._failure or failure
         self._ended.set()
@@ -208,26 +208,26 @@ class Connection:
         if self.unknown_texts == 1:
             log.warning("unexpected text from the exchange (further ones are only counted): %.200s", text)
 
-    # -- what is sent -------------------------------------------------------------------------------------------------
+    # -- sending ------------------------------------------------------------------------------------------------------
 
     async def _ask(self, opened: ClientConnection) -> None:
-        """Ping now and then, and whenever nothing has come for a while; until cancelled, or the connection is gone."""
+        """Ping at an interval, and when nothing was received for a while; until cancelled or the connection ends."""
         while True:
             now_s = time.monotonic()
             heard_s = self._last_sign_s or self._opened_s or now_s
             silent = now_s - heard_s >= self._ask_after_s and now_s - self._last_ping_s >= self._ask_after_s
-            # The first one shows whether this peer answers pings at all.
+            # The first ping shows whether this peer answers pings at all.
             first = not self._asked and now_s - self._last_ping_s >= self._ask_after_s
             if first or silent or now_s - self._last_ping_s > self._ping_interval_s:
                 try:
                     await self._ping(opened)
                 except (WebSocketException, OSError) as error:
-                    log.debug("no ping: %s", error)  # the connection's end is noticed by reading
+                    log.debug("no ping: %s", error)  # reading notices the end of the connection
                     return
             await asyncio.sleep(min(self._ask_after_s, self._ping_interval_s) / 4)
 
     async def _ping(self, opened: ClientConnection) -> None:
-        # One token is left for the pong that the exchange may want within the same second.
+        # One token is left for a pong: the exchange may ping within the same second.
         if self._budget.available >= 2 and self._budget.take():
             self._asked = True
             self._last_ping_s = time.monotonic()
@@ -239,8 +239,8 @@ class Connection:
 class _ConnectHereOnly(connect):
     """The library's `connect` without redirects.
 
-    An upgrade would be sent to the other address with the API key, perhaps in clear, and its frames be taken for the
-    market.
+    A redirected upgrade would send the API key to another address, perhaps in clear, and take its frames for market
+    data.
     """
 
     def process_redirect(self, exc: Exception) -> Exception | str:
@@ -248,14 +248,14 @@ class _ConnectHereOnly(connect):
 
 
 class _Protocol(ClientProtocol):
-    """The library's protocol, with what comes handed on while it is read instead of queued.
+    """The library's protocol, but frames are passed on while they are read instead of being queued.
 
-    A queue would cost every frame more time than its parsing does; it would have to be emptied at the end; and the
+    A queue would cost every frame more time than its parsing does, and would have to be emptied at the end; and the
     library stops reading while it is full, so that a CLOSE behind it would not be seen.
 
     Args:
-        uri: Of the exchange.
-        connection: Told all that comes.
+        uri: Address of the exchange.
+        connection: Receives the frames.
     """
 
     def __init__(self, uri: WebSocketURI, connection: Connection) -> None:
@@ -265,7 +265,7 @@ class _Protocol(ClientProtocol):
         self._parts = bytearray()
 
     def events_received(self) -> list[Event]:
-        """Hand on what was read; the library is left the answer to the upgrade, and pongs."""
+        """Pass on what was read; the answer to the upgrade, and pongs, are left to the library."""
         left: list[Event] = []
         try:
             for event in super().events_received():
@@ -276,7 +276,7 @@ class _Protocol(ClientProtocol):
         except ProtocolError as error:
             self.parser_exc = error
             self.fail(CloseCode.INVALID_DATA, str(error))
-        except Exception as error:  # noqa: BLE001 - handed to whoever runs the connection
+        except Exception as error:  # noqa: BLE001 - raised by `Connection.run`
             self._connection.end(error)
             self.fail(CloseCode.INTERNAL_ERROR)
         if self.close_expected():
@@ -289,18 +289,18 @@ class _Protocol(ClientProtocol):
             return
         if frame.opcode is not Opcode.CONT:
             self._kind, self._parts = frame.opcode, bytearray()
-        self._parts += frame.data  # their sum is bounded by the protocol
+        self._parts += frame.data  # the protocol bounds the size of a message
         if frame.fin:
             self._connection.take(self._kind, bytes(self._parts))
             self._parts = bytearray()
 
     def receive_eof(self) -> None:
-        """Take note that the other side sends no more, or that the connection is gone."""
+        """Note that the peer sends no more, or that the connection was lost."""
         super().receive_eof()
         self._connection.end()
 
     def send_frame(self, frame: Frame) -> None:
-        """Send a frame, unless it is the answer to one ping too many."""
+        """Send a frame, unless it is a pong beyond the message limit."""
         if frame.opcode is not Opcode.PONG or self._connection.may_pong():
             super().send_frame(frame)
 
@@ -312,23 +312,23 @@ async def _addresses(uri: WebSocketURI) -> Sequence[aiohappyeyeballs.AddrInfoTyp
 async def _tcp_connection(uri: WebSocketURI) -> socket.socket:
     """Connect to the first address of the exchange that answers.
 
-    The event loop would try one after the other, and wait for a dead one until no time is left.
+    The event loop would try one after the other, and wait for an unreachable one until the time-out.
     """
     return await aiohappyeyeballs.start_connection(await _addresses(uri), happy_eyeballs_delay=NEXT_ADDRESS_AFTER_S)
 
 
 @functools.cache
 def _tls() -> ssl.SSLContext:
-    """Make the TLS settings, once: to read the certificates takes milliseconds in which nothing else is done."""
+    """Make the TLS settings, once: reading the certificates blocks the event loop for milliseconds."""
     context = ssl.create_default_context()
-    context.set_alpn_protocols(["http/1.1"])  # HTTP/2 knows no such upgrade
+    context.set_alpn_protocols(["http/1.1"])  # HTTP/2 has no such upgrade
     return context
 
 
 async def _close(opened: ClientConnection) -> None:
-    """Send a CLOSE frame and wait for the answer, but not for ever: a peer may go on sending instead."""
+    """Send a CLOSE frame and wait for the answer, for a limited time: a peer may go on sending instead."""
     if opened.state is not State.OPEN:
-        opened.transport.close()  # the last frame is out; a peer that leaves it open would hold up the next connection
+        opened.transport.close()  # the last frame is sent; a peer that keeps it open would delay the next connection
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await opened.close()
@@ -351,21 +351,21 @@ def _origin(url: str) -> str:
 
 
 def _refusal(url: str, response: Response) -> ExchangeError:
-    """Say what an answer to an upgrade other than 101 means."""
+    """Make the error for an answer to an upgrade other than 101."""
     status = response.status_code
     if 300 <= status < 400:
         return ExchangeUnavailable(
             f"the exchange answered {status} to the WebSocket upgrade: redirects are not followed, "
-            f"for the API key is only for {_origin(url)}"
+            f"since the API key may be sent to {_origin(url)} only: set ws_url to the exchange's own address"
         )
-    # A header may come twice, as often as whoever answers likes.
+    # A server may send a header more than once.
     retry_after, date = (next(iter(response.headers.get_all(name)), "") for name in ("Retry-After", "Date"))
     text = bytes(response.body[: rate_limits.TEXT_MAX]).decode(errors="replace")
     return upgrade_error(status, retry_after, date, text)
 
 
 def upgrade_error(status: int, retry_after: str = "", date: str = "", text: str = "") -> ExchangeError:
-    """Say what the exchange's answer to an upgrade means.
+    """Make the error for the exchange's answer to an upgrade.
 
     Args:
         status: HTTP status.
@@ -378,7 +378,7 @@ def upgrade_error(status: int, retry_after: str = "", date: str = "", text: str 
         wait_s = rate_limits.silence_s(retry_after, date, text, time.time(), RETRY_AFTER_DEFAULT_S)
         return RateLimited(f"{message}: too many requests", retry_after_s=wait_s, status=status)
     if status in (401, 403):
-        return ExchangeRefused(f"{message}: it does not accept the API key, which must be an Ed25519 key")
+        return ExchangeRefused(f"{message}: check the API key, it does not accept this one; it must be an Ed25519 key")
     return ExchangeRefused(message) if 400 <= status < 500 else ExchangeUnavailable(message)
 
 

@@ -1,7 +1,7 @@
-"""How predictions came out: what the price was ten seconds later, and how often the direction was right. Pure.
+"""The accuracy of predictions: the price ten seconds later, and how often the direction was right. Pure.
 
-The outcome of slot `s` is `price_now` of slot `s + 5`, which is read exactly ten seconds later. Where that slot was
-missed, or either price was in doubt, there is no outcome. A prediction is *decided* when it named a direction and the
+The result of slot `s` is `price_now` of slot `s + 5`, which is read exactly ten seconds later. Where that slot was
+missed, or either price was in doubt, there is no result. A prediction is *decided* when it had a direction and the
 price moved: a flat prediction, or a price that is the same after ten seconds, is neither a hit nor a miss. Directional
 accuracy is hits among decided ones; before the first decided one it is None, not 0.
 """
@@ -21,10 +21,10 @@ SLOTS_1H: Final = 3_600_000 // SLOT_MS
 SLOTS_24H: Final = 24 * SLOTS_1H
 
 ACCURACY_DROP_MAX: Final = 0.2
-"""An accuracy this share below what the model reached in training is worth a person's attention."""
+"""An accuracy this far below the one in training raises an alert."""
 
 DECIDED_MIN: Final = 100
-"""Fewer decided predictions than this say nothing: the 95 % interval of an accuracy is then wider than ±0.1."""
+"""With fewer decided predictions the 95 % interval of an accuracy is wider than ±0.1: too wide for an alert."""
 
 
 def direction_of(change: float) -> Direction:
@@ -36,12 +36,12 @@ def direction_of(change: float) -> Direction:
 
 @dataclass(frozen=True, slots=True)
 class PredictionResult:
-    """What came of one prediction.
+    """The result of one prediction.
 
     Attributes:
         price: Price ten seconds after the slot.
         actual_return: Its relative change since the slot.
-        hit: Whether the direction came true; None when the prediction or the price was flat.
+        hit: Whether the direction was right; None when the prediction or the price was flat.
     """
 
     slot: int
@@ -52,11 +52,11 @@ class PredictionResult:
 
 
 def score(slot: int, predicted: Direction, price_now: float, price_later: float) -> PredictionResult:
-    """Compare a predicted direction with what happened.
+    """Compare a predicted direction with the price's.
 
     Args:
         slot: The prediction's slot.
-        predicted: What it said.
+        predicted: The predicted direction.
         price_now: Price at the slot, above 0.
         price_later: Price ten seconds later.
     """
@@ -68,10 +68,10 @@ def score(slot: int, predicted: Direction, price_now: float, price_later: float)
 
 
 class RollingAccuracy:
-    """Hits among the decided predictions of the last so many slots.
+    """Share of hits among the decided predictions of a window of slots.
 
     Args:
-        window_slots: Length of the window; never more than this many results are kept.
+        window_slots: Length of the window, which also bounds the memory.
     """
 
     def __init__(self, window_slots: int) -> None:
@@ -80,7 +80,7 @@ class RollingAccuracy:
         self._hits = 0
 
     def add(self, slot: int, hit: bool) -> None:
-        """Take in a decided prediction; slots come in rising order."""
+        """Add a decided prediction; slots come in rising order."""
         if len(self._results) == self._results.maxlen:
             self._hits -= self._results[0][1]
         self._results.append((slot, hit))
@@ -88,7 +88,7 @@ class RollingAccuracy:
         self.advance(slot)
 
     def advance(self, slot: int) -> None:
-        """Forget what lies before the window that ends at a slot."""
+        """Drop results before the window that ends at a slot."""
         while self._results and self._results[0][0] <= slot - self._window_slots:
             self._hits -= self._results.popleft()[1]
 
@@ -104,9 +104,9 @@ class RollingAccuracy:
 
 
 class AccuracyTracker:
-    """Scores one symbol's predictions as their outcomes become known, over the last hour and the last day.
+    """Scores one symbol's predictions as their results become known, over the last hour and the last day.
 
-    The last hour is also kept by model: what an earlier one or the trend got wrong says nothing about the present one.
+    The last hour is also kept by model: errors of an earlier model, or of the trend, say nothing about the present one.
     """
 
     def __init__(self) -> None:
@@ -117,20 +117,20 @@ class AccuracyTracker:
         self._latest = -1
 
     def of_model(self, model: str) -> RollingAccuracy:
-        """Give the last hour's accuracy of one model, whenever within it it served."""
+        """Give the last hour's accuracy of one model."""
         return self._by_model.get(model) or RollingAccuracy(SLOTS_1H)
 
     def add(self, slot: int, predicted: Direction, price: float | None, model: str = "") -> PredictionResult | None:
-        """Take in a slot's prediction and give the outcome that its price decides.
+        """Add a slot's prediction and give the result that its price decides.
 
         Args:
             slot: Its slot; one that is not newer than those before is ignored.
             predicted: Its direction.
             price: The price it was made at; None when there is none or it is in doubt.
-            model: The model that said so, "" if none did.
+            model: The model that made it, "" if none did.
 
         Returns:
-            The outcome of the prediction made ten seconds earlier, if there was one.
+            The result of the prediction made ten seconds earlier, if there was one.
         """
         if slot <= self._latest:
             return None
@@ -153,7 +153,7 @@ class AccuracyTracker:
 
 
 def has_degraded(accuracy: RollingAccuracy, baseline: float | None) -> bool:
-    """Say whether a model does clearly worse than it did in training.
+    """Say whether a model is clearly less accurate than in training.
 
     Args:
         accuracy: Its rolling accuracy.

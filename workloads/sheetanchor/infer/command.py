@@ -1,8 +1,8 @@
 """`sheetanchor infer`: one prediction per two-second slot and symbol, from the hot keys in Redis.
 
 Any number of replicas run at the same time; the first to commit a slot wins. This process reads nothing but Redis and
-its model registry, and writes nothing but predictions. While Redis cannot be reached it goes on answering over HTTP
-from what it last read, and says so.
+its model registry, and writes nothing but predictions. While Redis cannot be reached it still answers over HTTP from
+what it last read, marked as degraded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sheetanchor.web.server import Check, CheckResult, Health, create_app, serve
 log = logging.getLogger(__name__)
 
 REFRESH_AT_MS: Final = 1_200
-"""The registry is looked at this long after a slot, when nothing else is due."""
+"""The registry is polled this long after a slot, when nothing else is due."""
 
 REPLICA_LENGTH_MAX: Final = 100
 
@@ -44,7 +44,7 @@ def replica_name(given: str) -> str:
 
 
 def record_json(record: Prediction, result: PredictionResult | None) -> dict[str, Any]:
-    """Render a record with its outcome, null while that is unknown."""
+    """Render a record with its result, null while that is unknown."""
     known = {
         "actual_price": result and result.price,
         "actual_return": result and result.actual_return,
@@ -55,7 +55,7 @@ def record_json(record: Prediction, result: PredictionResult | None) -> dict[str
 
 
 def add_routes(app: FastAPI, slot_loops: Sequence[SlotLoop]) -> None:
-    """Add the routes that predictions are read from."""
+    """Add the HTTP routes for predictions."""
     by_symbol = {slot_loop.symbol: slot_loop for slot_loop in slot_loops}
 
     async def symbols() -> dict[str, Any]:
@@ -80,7 +80,7 @@ def add_routes(app: FastAPI, slot_loops: Sequence[SlotLoop]) -> None:
 
 
 def checks_of(slot_loops: Sequence[SlotLoop], fallbacks: FallbackChains) -> list[Check]:
-    """What the health answers look at: cached state only."""
+    """Make the health checks; they read cached state only."""
 
     async def redis() -> CheckResult:
         connected = all(slot_loop.connected for slot_loop in slot_loops)
@@ -94,7 +94,7 @@ def checks_of(slot_loops: Sequence[SlotLoop], fallbacks: FallbackChains) -> list
             "symbols": {chain.symbol: {"mode": chain.mode, "model": "".join(chain.loaded)} for chain in chains},
         }
         if any(chain.problem for chain in chains):
-            details["message"] = "the model in use by the registry cannot be used; see the log"
+            details["message"] = "the registry's current model cannot be used, a fallback serves; see the log"
         return CheckResult("healthy" if sound else "degraded", details)
 
     async def features() -> CheckResult:
@@ -117,7 +117,7 @@ def checks_of(slot_loops: Sequence[SlotLoop], fallbacks: FallbackChains) -> list
         return CheckResult("healthy" if sound else "degraded", {"symbols": detail})
 
     return [
-        # Without it nothing that is said is new; a replica stays reachable all the same, see `SlotLoop.is_of_use`.
+        # Without new predictions answers are old; the replica stays reachable all the same, see `SlotLoop.can_serve`.
         Check("redis", redis),
         Check("models", models, critical=False),
         Check("features", features, critical=False),
@@ -126,7 +126,7 @@ def checks_of(slot_loops: Sequence[SlotLoop], fallbacks: FallbackChains) -> list
 
 
 async def keep_model(chain: ModelFallbackChain, clock: SlotLoop, stop: asyncio.Event) -> None:
-    """Look at the registry between a symbol's slots until told to stop."""
+    """Poll the registry between a symbol's slots until `stop` is set."""
     while not stop.is_set():
         left_ms = (REFRESH_AT_MS - clock.now_us // 1_000) % SLOT_MS
         try:
@@ -134,18 +134,18 @@ async def keep_model(chain: ModelFallbackChain, clock: SlotLoop, stop: asyncio.E
                 await stop.wait()
         except TimeoutError:
             await chain.refresh()
-            await asyncio.sleep(0.05)  # into the next round, whatever the clock does
+            await asyncio.sleep(0.05)  # past this moment, even if the clock was set back
 
 
 async def run(settings: InferSettings) -> int:
-    """Predict until SIGTERM or SIGINT; the slot in hand is finished.
+    """Predict until SIGTERM or SIGINT; the current slot is finished.
 
     Returns:
         0 after a clean end.
 
     Raises:
         BadSettings: If a setting cannot be used.
-        RedisRefused: If Redis wants another password.
+        RedisRefused: Redis refuses the password.
     """
     stop = stop_event()
     redis = redis_client(
@@ -159,22 +159,22 @@ async def run(settings: InferSettings) -> int:
     fallbacks = FallbackChains(ModelRegistry(settings.models or default_root()), settings.symbol)
     name = replica_name(settings.replica)
     slot_loops = [
-        SlotLoop(redis, symbol, name, chain, warm_runs=settings.warm_runs, beat=partial(health.beat, symbol))
+        SlotLoop(redis, symbol, name, chain, warm_runs=settings.warm_runs, heartbeat=partial(health.heartbeat, symbol))
         for symbol, chain in fallbacks.chains.items()
     ]
     health.checks = checks_of(slot_loops, fallbacks)
-    health.admits = lambda: all(slot_loop.is_of_use for slot_loop in slot_loops)
+    health.admits = lambda: all(slot_loop.can_serve for slot_loop in slot_loops)
     app = create_app(health)
     add_routes(app, slot_loops)
     try:
         await _check_if_reachable(redis)
         await fallbacks.start()
-        # What has been made so far stays: a collection in the middle of a slot need not look at it.
+        # Objects of the start-up stay: the garbage collector need not scan them in the middle of a slot.
         gc.freeze()
         async with serve(app, health, settings.http_host, settings.http_port, settings.probe_port):
             async with asyncio.TaskGroup() as group:
                 for slot_loop in slot_loops:
-                    health.beat(slot_loop.symbol)
+                    health.heartbeat(slot_loop.symbol)
                     group.create_task(keep_model(fallbacks.chains[slot_loop.symbol], slot_loop, stop))
                     group.create_task(slot_loop.run(stop))
             health.draining = True
@@ -186,8 +186,8 @@ async def run(settings: InferSettings) -> int:
 
 
 async def _check_if_reachable(redis: Any) -> None:
-    """Find out now about a wrong password; a server that is not up yet is waited for later."""
+    """Fail now on a wrong password; a server that is not up yet is waited for later."""
     try:
         await check_connection(redis)
     except RedisUnavailable as error:
-        log.warning("Redis does not answer yet: %s", error)
+        log.warning("Redis does not answer yet, predictions wait for it: %s", error)

@@ -1,4 +1,4 @@
-"""A straight line through the last prices: what is predicted when no model can be used. Pure."""
+"""A straight line through the last prices: the prediction when no model can be used. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from sheetanchor.contract import HORIZON_MS
 
 TREND_SPAN_US: Final = 20_000_000
-"""Twice the horizon: enough points for a line, few enough that the line still speaks of now."""
+"""Twice the horizon: enough points for a line, and none so old that the line lags behind the price."""
 
 TREND_POINTS_MIN: Final = 3
 TREND_POINTS_MAX: Final = 16

@@ -1,12 +1,11 @@
-"""The chain of models: the one in use, the ones before it, a straight line, nothing.
+"""The fallback chain of models: the current one, its predecessors, a linear trend, no prediction.
 
 A model that fails in a slot is replaced within the same slot where there is time: the registry's current model is
-loaded again, else the models before it in their order. Whatever happens, there is an answer. The pointer is looked at
-between the slots; a new model that cannot be used never replaces one that works.
+loaded again, else its predecessors in their order. There is always an answer. The registry's pointer is polled between
+the slots; a new model that cannot be used never replaces one that works.
 
-Each symbol has a chain of its own: its model in use, its count of failures and its thread. What a model does on the
-state of one symbol, be it nonsense or nothing at all, changes nothing for another. Only the loaded model itself is
-shared, which no run can change.
+Each symbol has a chain of its own: its model, its count of failures and its thread. A model that fails or hangs on the
+state of one symbol does not affect another. Only the loaded model itself is shared, which no run can change.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from sheetanchor.runtime import metrics
 log = logging.getLogger(__name__)
 
 RETRY_CURRENT_S: Final = 30.0
-"""How often a current model that could not be used is tried again while something lesser serves."""
+"""How often a current model that could not be used is tried again while a fallback serves."""
 
 FAILURES_MAX: Final = 2
-"""A model that fails is loaded again once; when it fails again it is passed over until the next retry."""
+"""A model that fails is loaded again once; after the next failure it is skipped until the next retry."""
 
 TRIES_MAX: Final = 6
 """Models tried in one slot; time usually ends the search earlier."""
@@ -46,14 +45,14 @@ ModelKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A loaded model and what it serves as; the two change together or not at all."""
+    """A loaded model and the mode that it serves in; the two change together."""
 
     model: OnnxModel
     mode: Mode
 
 
 class ModelCache:
-    """Loads models, each once for all who want it at the same time and hold it then."""
+    """Loads models; callers that ask for the same one share it while they hold it."""
 
     def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
@@ -64,8 +63,8 @@ class ModelCache:
         """Give a model that has passed its test.
 
         Args:
-            entry: Which one.
-            thread: Where to load it, if nobody is loading it yet.
+            entry: The model.
+            thread: Thread to load it in, unless it is being loaded already.
 
         Raises:
             BadModel: If it cannot be used.
@@ -74,7 +73,7 @@ class ModelCache:
         if task is None:
             task = self._loading[entry] = asyncio.create_task(self._load(entry, thread))
             task.add_done_callback(lambda _: self._loading.pop(entry, None))
-        # Who gives up waiting does not end it for the others.
+        # A caller that stops waiting must not cancel the load for the others.
         return await asyncio.shield(task)
 
     async def _load(self, entry: ModelKey, thread: ModelThread) -> OnnxModel:
@@ -88,19 +87,19 @@ class ModelCache:
         return model
 
     def forget(self, model: OnnxModel) -> None:
-        """Have a model loaded anew when it is next asked for."""
+        """Drop a model, so that it is loaded again the next time."""
         entry = (model.manifest.name, model.manifest.sha256)
         if self._loaded.get(entry) is model:
             del self._loaded[entry]
 
 
 class ModelFallbackChain:
-    """One symbol's model, and what is done when it fails.
+    """One symbol's model, and its fallbacks when it fails.
 
     Args:
-        registry: Where models come from.
+        registry: Registry of the models.
         symbol: Trading pair.
-        cache: Loads them.
+        cache: Loads the models.
     """
 
     def __init__(self, registry: ModelRegistry, symbol: str, cache: ModelCache) -> None:
@@ -133,13 +132,13 @@ class ModelFallbackChain:
         return None if self._serving is None else self._serving.model.manifest.baseline_accuracy
 
     async def start(self) -> None:
-        """Load the model in use, or walk the chain."""
+        """Load the current model, or one of its fallbacks."""
         for step in ("inference", "reload", "fallback"):
-            metrics.MODEL_FAILURES.labels(self.symbol, step)  # from zero: the first one is an increase
+            metrics.MODEL_FAILURES.labels(self.symbol, step)  # from 0: the first one is an increase
         await asyncio.shield(self._searching())
 
     async def close(self) -> None:
-        """End what runs in the background."""
+        """Cancel background tasks."""
         if self._search is not None:
             self._search.cancel()
             await asyncio.gather(self._search, return_exceptions=True)
@@ -149,7 +148,7 @@ class ModelFallbackChain:
         self._loading.close()
 
     async def refresh(self) -> None:
-        """Look whether the model in use has changed, and load it; to be called between slots."""
+        """Load the registry's current model if it has changed; to be called between slots."""
         seen = await asyncio.to_thread(self._registry.fingerprint)
         if self._search is not None and not self._search.done():
             return
@@ -159,11 +158,11 @@ class ModelFallbackChain:
             await asyncio.shield(self._searching())
 
     async def warm(self, count: int, state: SlotState | None) -> None:
-        """Run the model for nothing, so that the next run finds its code and data in the caches.
+        """Run the model without using the result, so that the next run finds code and data in the CPU's caches.
 
         Args:
-            count: How often.
-            state: What was read last; without it the input is zeros.
+            count: Number of runs.
+            state: State that was read last; without one the input is zeros.
         """
         serving = self._serving
         for _ in range(count if serving is not None else 0):
@@ -176,15 +175,15 @@ class ModelFallbackChain:
             try:
                 await onnx_model.run(model, vector, self._thread)
             except BadModel:
-                return  # the slot itself will find out and act
+                return  # the slot itself fails too, and handles it
 
     async def answer(self, state: SlotState, trend: float | None, recover_s: float) -> ModelAnswer:
         """Predict from a state.
 
         Args:
-            state: What was read.
+            state: State of the slot.
             trend: Return by the linear trend; None if there is none.
-            recover_s: Seconds that may go into finding another model when the present one fails.
+            recover_s: Seconds that may be spent on loading another model when the present one fails.
         """
         deadline = time.monotonic() + recover_s
         for _ in range(TRIES_MAX):
@@ -195,7 +194,7 @@ class ModelFallbackChain:
             if isinstance(answer, ModelAnswer):
                 return answer
             if answer is not None:
-                # Of an incomplete state no replica can make more: no reason to let another one go first.
+                # An incomplete state is the same for every replica: waiting for another one would not help.
                 doubts = [] if state.incomplete else [answer, *self._doubts_about(serving)]
                 return without_model(trend, doubts)
             if self._serving is None:
@@ -203,7 +202,7 @@ class ModelFallbackChain:
         return without_model(trend, [Doubt("model", self.problem)])
 
     async def _try(self, serving: Serving, state: SlotState) -> ModelAnswer | Doubt | None:
-        """Run the model: its answer, what the state lacks for one, or None when it failed."""
+        """Run the model; gives its answer, a doubt if the state lacks a feature, or None when the model failed."""
         model = serving.model
         started = time.perf_counter()
         try:
@@ -214,7 +213,7 @@ class ModelFallbackChain:
         try:
             value = await onnx_model.run(model, vector, self._thread)
         except BadModel as error:
-            self._give_up(serving, error)
+            self._on_failure(serving, error)
             return None
         metrics.STAGE_DURATION.labels("features").observe(features_done - started)
         metrics.STAGE_DURATION.labels("model").observe(time.perf_counter() - features_done)
@@ -230,9 +229,9 @@ class ModelFallbackChain:
             doubts.append(Doubt("model", f"an earlier model serves: {self.problem}"))
         return doubts
 
-    def _give_up(self, serving: Serving, error: BadModel) -> None:
+    def _on_failure(self, serving: Serving, error: BadModel) -> None:
         if self._serving is not serving:
-            return  # another one has taken its place meanwhile
+            return  # another model has replaced it meanwhile
         self._serving = None
         manifest = serving.model.manifest
         self._failures.setdefault((manifest.name, manifest.sha256), []).append(str(error))
@@ -246,20 +245,20 @@ class ModelFallbackChain:
         log.error("%s: MODEL_FAILURE at %s: %s", self.symbol, step, error)
 
     def _searching(self) -> asyncio.Task[None]:
-        """Have the chain walked: two walks at once would undo each other's results, so a running one will do."""
+        """Start a search for a model, or give the running one: two at once would undo each other's results."""
         if self._search is None or self._search.done():
             self._search = asyncio.create_task(self._walk())
         return self._search
 
     async def _searched_within(self, timeout_s: float) -> None:
-        """Wait for a search, which goes on in the background if it takes longer than a slot can wait."""
+        """Wait for a search, which continues in the background if it takes longer than the slot allows."""
         search = self._searching()
         await asyncio.wait([search], timeout=max(0.0, timeout_s))
         if search.done():
             search.result()
 
     async def _walk(self) -> None:
-        """Walk the chain; a model that works stays until a better one has been loaded."""
+        """Search the chain; a model that works stays until a better one is loaded."""
         await self._load_current()
         if self._serving is None:
             await self._load_fallback()
@@ -296,7 +295,9 @@ class ModelFallbackChain:
                 continue
             self._use(Serving(model, "fallback"))
             return
-        log.error("%s: degraded service: no model can be used, predictions follow the linear trend", self.symbol)
+        log.error(
+            "%s: degraded service: no model can be used, the linear trend serves; check the registry", self.symbol
+        )
         self._show("linear_trend", "")
 
     def _use(self, serving: Serving) -> None:
@@ -332,10 +333,10 @@ class FallbackChains:
         return sorted({version for chain in self.chains.values() for version in chain.loaded})
 
     async def start(self) -> None:
-        """Load every symbol's model, or walk its chain."""
-        metrics.ALERTS.labels("MODEL_FAILURE")  # from zero: the first one is an increase
+        """Load every symbol's current model, or a fallback."""
+        metrics.ALERTS.labels("MODEL_FAILURE")  # starts at zero, so that the first one counts as an increase
         await asyncio.gather(*(chain.start() for chain in self.chains.values()))
 
     async def close(self) -> None:
-        """End what runs in the background."""
+        """Cancel background tasks."""
         await asyncio.gather(*(chain.close() for chain in self.chains.values()))

@@ -1,6 +1,6 @@
-"""The prediction record: what is doubted, what is said, and how it is written down. Pure.
+"""The prediction record: doubts about the state, the answer, and how both are stored. Pure.
 
-A record never holds NaN or infinity. Where nothing is known, the field is empty in Redis and null over HTTP.
+A record never holds NaN or infinity. An unknown value is empty in Redis and null over HTTP.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ Mode = Literal["model", "fallback", "linear_trend", "none"]
 TREND_CONFIDENCE: Final = 0.1
 
 NO_DATA_AFTER_US: Final = 120_000_000
-"""The life of the features in Redis: what is older says nothing about the next ten seconds."""
+"""The TTL of the features in Redis: older ones say nothing about the next ten seconds."""
 
 REASON_LENGTH_MAX: Final = 500
 
 AHEAD_MAX_US: Final = 1_000_000
-"""Of a stamp before Redis' clock: more than clocks' estimates differ by, so one of the two clocks was set."""
+"""How far a stamp may be ahead of Redis' clock: more than estimates of it differ, so one of the clocks was set."""
 
 SILENT_WRITER_US: Final = 2_000_000
-"""A writer speaks every 100 ms, and another takes over after a second."""
+"""The active processor renews its heartbeat every 100 ms, and a standby takes over after a second."""
 
 UNMOVED_WRITER_US: Final = 1_800_000
-"""The same by the clock of a reader, who looks about every two seconds: Redis' clock may have been set back."""
+"""The same by the clock of a reader that polls about every two seconds: Redis' clock may have been set back."""
 
 ANSWER_DOUBTS: Final = frozenset({"symbols", "model", "features"})
-"""Doubts about the answer alone; every other one is about the state, and so about the price."""
+"""Kinds of doubts about the answer only; every other one is about the state, and so about the price."""
 
 _OWN_DOUBTS: Final = frozenset({"redis", "model"})
-"""What only this replica may suffer from: its connection and its model. Everything else lies in what all of them read,
-or in the model that all of them have: to wait for a better replica would only make the prediction late."""
+"""Kinds that may affect this replica only: its connection and its model. All others are in the state or the model that
+every replica has: waiting for a better replica would only delay the prediction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Doubt:
     Attributes:
         kind: suspect, incomplete, stale, writer, clock, unproven, redis or one of `soundness.REASON_KINDS` (the
             state); symbols, model or features (the answer).
-        text: One line for people.
+        text: The reason in one line.
     """
 
     kind: str
@@ -57,7 +57,7 @@ class Doubt:
 
     @property
     def own(self) -> bool:
-        """Whether another replica may be without it."""
+        """Whether it may affect this replica only."""
         return self.kind in _OWN_DOUBTS
 
     def __str__(self) -> str:
@@ -66,16 +66,16 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class SlotState:
-    """What was read for a slot.
+    """The state that was read for a slot.
 
     Attributes:
-        now_us: Redis' clock at the read, or now if the read failed and this is an earlier one's content.
+        now_us: Redis' clock at the read, or now if the read failed and this is the content of an earlier one.
         stamp_us: Redis-clock time of the last market event; 0 if none is known.
         failure: Why Redis could not be read, "" if it could.
-        heartbeat_us: Redis' clock at the last sign of life of whoever writes; 0 if there was none.
-        sound_until_us: Until when the writer vouches for the state, on Redis' clock; None if it says nothing of it.
-        unsound: Why it is not sound by its writer, reasons joined by `; `.
-        unmoved_us: For how long by its own clock the reader has seen no other sign of life than this one.
+        heartbeat_us: Redis' clock at the last heartbeat of the active processor; 0 if there was none.
+        sound_until_us: Redis' clock until which the processor declares the state sound; None if it does not say.
+        unsound: Why the processor does not declare it sound, reasons joined by `; `.
+        unmoved_us: How long, by its own clock, the reader has seen no newer heartbeat than this one.
     """
 
     now_us: int
@@ -104,28 +104,28 @@ class SlotState:
 
 @dataclass(frozen=True, slots=True)
 class WriterHeartbeat:
-    """The last sign of life of a writer, and when a reader saw it first, on a clock that is never set."""
+    """The last heartbeat of a writer, and when a reader saw it first, on a monotonic clock."""
 
     heartbeat_us: int = -1
     at_us: int = 0
 
     def again(self, heartbeat_us: int, at_us: int) -> WriterHeartbeat:
-        """Take in what was read."""
+        """Update with a heartbeat that was read."""
         return self if heartbeat_us == self.heartbeat_us else WriterHeartbeat(heartbeat_us, at_us)
 
 
 def nothing_read(now_us: int, failure: str) -> SlotState:
-    """Give the state of a replica that has never read anything."""
-    return SlotState(now_us, 0, False, "", "nothing was ever read", 0, {}, failure)
+    """Give the state of a replica before its first read."""
+    return SlotState(now_us, 0, False, "", "nothing was read yet", 0, {}, failure)
 
 
 def aged(state: SlotState, now_us: int, failure: str) -> SlotState:
-    """Give what was read earlier as it counts now."""
+    """Give an earlier state with its age at a later time."""
     return replace(state, now_us=max(now_us, state.now_us), failure=failure)
 
 
 def doubts_of(state: SlotState) -> list[Doubt]:
-    """Name all that is wrong with a state; a rebuild that is in progress is not."""
+    """Name all doubts about a state; a rebuild in progress is none."""
     found = []
     if state.failure:
         found.append(Doubt("redis", state.failure))
@@ -137,10 +137,10 @@ def doubts_of(state: SlotState) -> list[Doubt]:
     if not state.failure:
         found += _doubts_of_writer(state)
     if not found and state.sound_until_us is None:
-        found.append(Doubt("unproven", "its writer does not say until when it is sound: it is of an older version"))
+        found.append(Doubt("unproven", "the processor does not say until when it is sound: it is of an older version"))
     elif not found and state.sound_until_us is not None and state.now_us > state.sound_until_us:
         passed_s = (state.now_us - state.sound_until_us) / 1e6
-        found.append(Doubt("unproven", f"its writer vouched for it until {passed_s:.1f} s ago"))
+        found.append(Doubt("unproven", f"the processor last declared it sound until {passed_s:.1f} s ago"))
     return found
 
 
@@ -157,7 +157,7 @@ def _doubts_of_age(state: SlotState) -> list[Doubt]:
 
 
 def _doubts_of_writer(state: SlotState) -> list[Doubt]:
-    """Name what the writer itself says, and whether it still says anything."""
+    """Name the doubts that the processor itself declares, and whether it still writes."""
     found = []
     for reason in filter(None, state.unsound.split("; ")):
         kind, _, text = reason.partition(": ")
@@ -171,13 +171,13 @@ def _doubts_of_writer(state: SlotState) -> list[Doubt]:
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """What is predicted from a state.
+    """A prediction from a state.
 
     Attributes:
         predicted_return: Relative change of the price over the horizon, finite.
         confidence: 0 to 1.
         model: `name@hash`, "" without a model.
-        doubts: Why this answer is less than it should be.
+        doubts: Why this answer cannot be relied on.
     """
 
     mode: Mode
@@ -188,12 +188,12 @@ class ModelAnswer:
 
     @property
     def own_degraded(self) -> bool:
-        """Whether another replica may do better."""
+        """Whether another replica may have a better answer."""
         return any(doubt.own for doubt in self.doubts)
 
 
 def confidence_of(predicted_return: float, residual_std: float) -> float:
-    """Say how sure a model may be of its direction.
+    """Compute how sure a model may be of its direction.
 
     With errors spread normally around the prediction as they were in training, the direction is right with probability
     P = Φ(|predicted return| / residual std). The confidence is 2P - 1: 0 is a coin toss, 1 is certainty.
@@ -225,7 +225,7 @@ class Prediction:
 
     Attributes:
         ts: The slot's time in µs since the epoch, on Redis' clock.
-        feature_ts: Time of the last market event behind it in µs, on the same clock; None if none is known.
+        feature_ts: Time of the last market event that it uses, in µs on the same clock; None if none is known.
         price_now: Middle of the best bid and ask; None if the book could not be read.
         latency_ms: From the slot's time to its commit; None while it is not committed.
         committed: Whether Redis holds it.
@@ -296,7 +296,7 @@ class Prediction:
 
     @property
     def sound_price(self) -> float | None:
-        """The price, if nothing about the state was in doubt; what made the answer worse does not touch it."""
+        """The price, if nothing about the state was in doubt; doubts about the answer do not affect it."""
         kinds = {part.partition(":")[0] for part in self.reason.split("; ")}
         return None if self.degraded and kinds - ANSWER_DOUBTS else self.price_now
 
@@ -306,14 +306,14 @@ class Prediction:
 
 
 def reason_of(doubts: Sequence[Doubt]) -> str:
-    """Write doubts down as `kind: text; kind: text`, within `REASON_LENGTH_MAX`.
+    """Join doubts as `kind: text; kind: text`, within `REASON_LENGTH_MAX`.
 
-    However long a text is, it is cut in its middle and never pushes out another doubt: readers go by the kinds.
+    A long text is shortened in its middle and never displaces another doubt: readers depend on the kinds.
     """
     texts = [str(doubt).replace(";", ",") for doubt in doubts]
     left = REASON_LENGTH_MAX - 2 * max(0, len(texts) - 1)
     cut: dict[int, str] = {}
-    # The shortest first: what they do not use is for the longer ones.
+    # The shortest first: characters that they do not use are left for the longer ones.
     for done, at in enumerate(sorted(range(len(texts)), key=lambda at: len(texts[at]))):
         cut[at] = shortened(texts[at], max(1, left // (len(texts) - done)))
         left -= len(cut[at])
@@ -321,12 +321,12 @@ def reason_of(doubts: Sequence[Doubt]) -> str:
 
 
 def build(slot: int, state: SlotState, answer: ModelAnswer, replica: str) -> Prediction:
-    """Put a slot's prediction together.
+    """Build a slot's prediction.
 
     Args:
         slot: The slot.
-        state: What was read for it.
-        answer: What is predicted from it.
+        state: The state that was read for it.
+        answer: The prediction from that state.
         replica: Name of this replica.
     """
     doubts = [*doubts_of(state), *answer.doubts]

@@ -1,9 +1,9 @@
-"""One symbol's cadence: every two seconds a consistent read, an answer, one commit.
+"""One symbol's slot loop: every two seconds a consistent read, an answer, one commit.
 
-The loop goes on whatever happens: every call is bounded, a slot that cannot be read is answered from what was read
-last, one that cannot be committed is still answered over HTTP. Nothing is queued from one slot to the next.
+No failure ends the loop: every call is bounded, a slot that cannot be read is answered from the last read, one that
+cannot be committed is still answered over HTTP. Nothing is queued from one slot to the next.
 
-One module, since reading, answering, committing and scoring share one slot's time and one memory of what was read.
+One module, since reading, answering, committing and scoring share one slot's time and the same memory of what was read.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CALL_TIMEOUT_S: Final = 0.4
-"""For each call of Redis. Two of them and the wait of a degraded replica fit into a slot."""
+"""Time-out of each call of Redis. Two of them and the wait of a degraded replica fit into a slot."""
 
 READ_UNTIL_US: Final = 500_000
-"""After this a slot is answered from what was read before, so that its commit still has time."""
+"""After this a slot is answered from the last read, so that time is left for its commit."""
 
 RETRY_S: Final = 0.05
 WARM_BEFORE_S: Final = 0.020
 """Time for the dry runs before a slot: some ten times what they take."""
 
 SPIN_S: Final = 0.0012
-"""Timers of the event loop have a resolution of a millisecond; the last one is waited for by turning the loop."""
+"""Timers of the event loop have a resolution of a millisecond; the last one is spent in a polling loop."""
 
 HISTORY_MAX: Final = 450
 """Records kept for HTTP: fifteen minutes, as long as raw frames are kept."""
@@ -86,7 +86,7 @@ class SlotLoop:
         replica: Name of this replica.
         chain: The symbol's chain of models.
         warm_runs: Dry runs of the model just before a slot.
-        beat: Called whenever the loop turns.
+        heartbeat: Called in each turn of the loop.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class SlotLoop:
         chain: ModelFallbackChain,
         *,
         warm_runs: int = 3,
-        beat: Callable[[], None] = lambda: None,
+        heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
         self.symbol = symbol
         self.connected = False
@@ -110,7 +110,7 @@ class SlotLoop:
         self._replica = replica
         self._chain = chain
         self._warm_runs = warm_runs
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._clock = RedisClock()
         self._records: deque[Prediction] = deque(maxlen=HISTORY_MAX)
         self._results_by_slot: dict[int, PredictionResult] = {}
@@ -126,7 +126,7 @@ class SlotLoop:
 
     @property
     def age_us(self) -> int | None:
-        """Time since the last market event as far as this replica knows."""
+        """Time since the last market event that this replica knows."""
         return None if self.state is None else aged(self.state, self.now_us, "").age_us
 
     @property
@@ -138,32 +138,32 @@ class SlotLoop:
         return {name: window.value for name, window in self._windows.items()}
 
     def decided(self) -> dict[str, int]:
-        """Give how many predictions these accuracies are shares of."""
+        """Give the numbers of decided predictions behind these accuracies."""
         return {name: window.decided for name, window in self._windows.items()}
 
     @property
-    def is_of_use(self) -> bool:
-        """Whether somebody who asks over HTTP gets more here than nothing.
+    def can_serve(self) -> bool:
+        """Whether a reader over HTTP gets an answer here.
 
-        The first slot has been served and none of late been left out, and there is Redis to read from, a model to
-        answer with, or an answer from before.
+        The first slot has been served, recent ones were not left out, and there is Redis to read from, a model to
+        answer with, or an earlier answer.
         """
         if not self._records or self._records[-1].slot + RECENT_SLOTS < slot_of(self.now_us):
             return False
         return self.connected or bool(self._chain.loaded) or self._records[-1].mode != "none"
 
     def latest(self, limit: int) -> list[tuple[Prediction, PredictionResult | None]]:
-        """Give the last predictions, newest first, with their outcomes where they are known."""
+        """Give the last predictions, newest first, with their results where they are known."""
         records = list(self._records)[-limit:]
         return [(record, self._results_by_slot.get(record.slot)) for record in reversed(records)]
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve slot after slot until told to stop; the slot in hand is finished."""
+        """Serve slot after slot until `stop` is set; the current slot is finished."""
         self._show_zeros()
         await self._load_recent()
         self.last_slot = first_served(self.now_us, self._records[-1].slot if self._records else None)
         while not stop.is_set():
-            self._beat()
+            self._heartbeat()
             turn = next_turn(self.now_us, self.last_slot)
             if turn.skipped:
                 log.warning("%s: %d slots were not served before slot %d", self.symbol, turn.skipped, turn.slot)
@@ -171,7 +171,7 @@ class SlotLoop:
                 self.last_slot = turn.slot
 
     async def _wait(self, slot: int, stop: asyncio.Event) -> bool:
-        """Wait for a slot to begin; false when told to stop before."""
+        """Wait for a slot to begin; false when `stop` is set before."""
         early_s = until_us(slot, self.now_us, 0) / 1e6 - WARM_BEFORE_S
         if early_s > 0:
             with suppress(TimeoutError):
@@ -186,21 +186,21 @@ class SlotLoop:
             await asyncio.sleep(max(0.0, left_s - SPIN_S))
 
     async def _warm(self, slot: int) -> None:
-        """Do for nothing what the slot will do, so that it finds everyone awake and the clock's offset fresh.
+        """Rehearse the slot's calls, so that caches are warm and the offset of Redis' clock is fresh.
 
-        An idle processor sleeps deeply and its caches are other people's: the first call of a slot would take ten
-        times as long as it does in a loop.
+        An idle CPU is in a sleep state and its caches hold other data: the first call of a slot would take ten times as
+        long as it does in a loop.
         """
         if not self._warm_runs:
             return
         reading = asyncio.create_task(self._poll())
         await asyncio.wait([reading], timeout=until_us(slot, self.now_us, 0) / 1e6)
         for _ in range(self._warm_runs):
-            # On a busy machine a dry run may take as long as all the time there is.
+            # On a busy machine a dry run may use up the time before the slot.
             if until_us(slot, self.now_us, 0) > WARM_BEFORE_S * 1e6 / 2:
                 await self._chain.warm(1, self.state)
         if not reading.done():
-            # The slot's own read comes by another connection, and says itself what is wrong.
+            # A failure here is not reported: the slot's own read uses another connection and reports its failure.
             reading.cancel()
 
     async def _poll(self) -> None:
@@ -208,14 +208,14 @@ class SlotLoop:
             await self._timed(self._hot.read, lambda read: read.now_us)
 
     async def _serve(self, slot: int) -> bool:
-        """Serve a slot; false when it turns out not to have begun yet by Redis' clock."""
+        """Serve a slot; false when by Redis' clock it has not begun yet."""
         state = await self._read(slot)
         if not state.failure and state.now_us < slot_start_us(slot):
             return False
         answer = await self._answer(slot, state)
         prediction = build(slot, state, answer, self._replica)
         if state.failure:
-            # Redis may stay away for the whole slot: whoever asks over HTTP gets an answer now.
+            # Redis may be unreachable for the whole slot: readers over HTTP get an answer now.
             self._remember(prediction)
         record = await self._commit(prediction, answer.own_degraded or bool(state.failure)) or prediction
         self._remember(record)
@@ -223,7 +223,7 @@ class SlotLoop:
         return True
 
     async def _read(self, slot: int) -> SlotState:
-        """Read the state, again if it fails and there is time; else give what was read before."""
+        """Read the state, again if it fails and there is time; else give the last one that was read."""
         while True:
             started = time.perf_counter()
             try:
@@ -231,16 +231,16 @@ class SlotLoop:
                 state = self._state_of(read)
             except RedisError as error:
                 failure = str(error)
-                self._lost(failure)
+                self._on_redis_lost(failure)
             except ValueError as error:
-                # Somebody has written what is no hot state, for all replicas alike: the next rebuild replaces it.
-                self._found()
+                # The keys hold no valid hot state; every replica sees the same, and the next rebuild replaces it.
+                self._on_redis_back()
                 before = self.state or nothing_read(self.now_us, "")
                 unreadable = f"the hot state cannot be read: {message_of(error)}"
                 return replace(aged(before, self.now_us, ""), incomplete=unreadable)
             else:
                 metrics.STAGE_DURATION.labels("read").observe(time.perf_counter() - started)
-                self._found()
+                self._on_redis_back()
                 self.state = state
                 return state
             if until_us(slot, self.now_us, READ_UNTIL_US) <= 0:
@@ -279,7 +279,7 @@ class SlotLoop:
         return await self._chain.answer(state, trend, recover_s)
 
     async def _commit(self, prediction: Prediction, own_degraded: bool) -> Prediction | None:
-        """Commit, again if it fails and there is time; give what Redis holds for the slot, None if that is unknown."""
+        """Commit, again if it fails and there is time; gives the slot's record in Redis, None if that is unknown."""
         slot = prediction.slot
         if own_degraded:
             await asyncio.sleep(until_us(slot, self.now_us, OWN_DEGRADED_WAIT_US) / 1e6)
@@ -291,24 +291,24 @@ class SlotLoop:
                     lambda reply: reply.now_us,
                 )
             except RedisError as error:
-                self._lost(str(error))
+                self._on_redis_lost(str(error))
                 self._remember(prediction)
             else:
                 metrics.STAGE_DURATION.labels("commit").observe(time.perf_counter() - started)
-                self._found()
+                self._on_redis_back()
                 if reply.status != CommitStatus.EARLY:
                     return await self._committed(prediction, reply)
             await asyncio.sleep(RETRY_S * (1 + random.random()))
         metrics.PREDICTIONS.labels(self.symbol, prediction.mode, "UNREACHABLE").inc()
         return None
 
-    def _lost(self, failure: str) -> None:
-        """Say once that Redis does not do its part; predictions name it as long as it lasts."""
+    def _on_redis_lost(self, failure: str) -> None:
+        """Log once that Redis fails; predictions name it in their reason as long as it lasts."""
         if self.connected or self.last_failure == "":
-            log.warning("%s: going on with what was read last: %s", self.symbol, failure)
+            log.warning("%s: Redis fails, predictions are made from the last read: %s", self.symbol, failure)
         self.connected, self.last_failure = False, failure
 
-    def _found(self) -> None:
+    def _on_redis_back(self) -> None:
         if not self.connected and self.last_failure:
             log.info("%s: Redis answers again", self.symbol)
         self.connected, self.last_failure = True, ""
@@ -335,10 +335,10 @@ class SlotLoop:
         return stored if stored is not None and stored.slot == slot else None
 
     async def _timed(self, call: Callable[[], Awaitable[T]], redis_us: Callable[[T], int]) -> T:
-        """Make a bounded call and learn Redis' time from its reply.
+        """Make a bounded call and update Redis' clock from its reply.
 
         Raises:
-            RedisError: It failed or was out of time.
+            RedisError: It failed or timed out.
         """
         sent_us = time.monotonic_ns() // 1_000
         try:
@@ -351,7 +351,7 @@ class SlotLoop:
         return result
 
     def _remember(self, prediction: Prediction) -> None:
-        """Keep a record; a committed one takes the place of what this replica had said."""
+        """Keep a record; a committed one replaces this replica's own."""
         if self._records and self._records[-1].slot == prediction.slot:
             self._records[-1] = prediction
         else:
@@ -360,7 +360,7 @@ class SlotLoop:
     def _report(self, state: SlotState, prediction: Prediction) -> None:
         self._score(prediction)
         self._show_accuracy()
-        # Of unknown age is older than any limit.
+        # An unknown age counts as older than any limit.
         metrics.FEATURE_AGE.labels(self.symbol).set(math.inf if state.age_us is None else state.age_us / 1e6)
         if prediction.degraded:
             kind = prediction.reason.partition(":")[0]
@@ -375,7 +375,7 @@ class SlotLoop:
             del self._results_by_slot[next(iter(self._results_by_slot))]
 
     def _show_zeros(self) -> None:
-        """Have every series there from the start: one that never moves is seen, and a first event is an increase."""
+        """Export every series from the start: otherwise the first event would not count as an increase."""
         metrics.PREDICTIONS.labels(self.symbol, "model", str(CommitStatus.COMMITTED))
         metrics.ALERTS.labels("MODEL_ACCURACY")
 
@@ -387,12 +387,12 @@ class SlotLoop:
         of_model = self._tracker.of_model(version)
         _show(metrics.MODEL_ACCURACY, of_model.value, self.symbol)
         metrics.MODEL_DECIDED.labels(self.symbol).set(of_model.decided)
-        metrics.BASELINE_ACCURACY.labels(self.symbol).set(baseline or 0)  # 0: none was recorded
+        metrics.BASELINE_ACCURACY.labels(self.symbol).set(baseline or 0)  # 0 means that none was recorded
         degraded = has_degraded(of_model, baseline)
         if degraded and not self._alerted:
             metrics.ALERTS.labels("MODEL_ACCURACY").inc()
             log.error(
-                "MODEL_ACCURACY: %s: %s was right in %.3f of %d decided predictions of an hour, in training in %.3f",
+                "MODEL_ACCURACY: %s: %s was right in %.3f of %d decided predictions of one hour, in training in %.3f",
                 self.symbol,
                 version,
                 of_model.value,
@@ -408,10 +408,10 @@ class SlotLoop:
             while begin:
                 begin = await self._timed(partial(self._load_page, begin), lambda _: 0)
         except RedisError as error:
-            log.warning("%s: earlier predictions cannot be scored: %s", self.symbol, error)
+            log.warning("%s: earlier predictions cannot be read and do not count: %s", self.symbol, error)
 
     async def _load_page(self, begin: str) -> str:
-        """Score a page of the history; give where the next one begins, "" after the last."""
+        """Score a page of the history; gives the id at which the next one begins, "" after the last."""
         stream = keys(self.symbol).preds
         with translate_errors(f"XRANGE {stream}"):
             page: Any = await self._redis.xrange(stream, min=begin, count=PAGE)
@@ -426,9 +426,9 @@ class SlotLoop:
 
 
 def _show(gauge: Gauge, value: float | None, *labels: str) -> None:
-    """Show a value; where there is none, nothing is shown: what was once the case would look like the present."""
+    """Export a value; without one remove the series, since an old value would look like a present one."""
     if value is None:
-        with suppress(KeyError):  # it was not there
+        with suppress(KeyError):  # the series does not exist
             gauge.remove(*labels)
     else:
         gauge.labels(*labels).set(value)
@@ -438,4 +438,4 @@ def _parse(raw: dict[bytes, bytes]) -> Prediction | None:
     try:
         return Prediction.parse({name.decode(): value.decode() for name, value in raw.items()})
     except (KeyError, ValueError):
-        return None  # written by another version, or by nobody
+        return None  # written by another version, or not by this program

@@ -1,8 +1,8 @@
-"""When to predict: which slot is next, and whether it is still worth beginning. Pure; all times are Redis' clock.
+"""When to predict: which slot is next, and whether there is still time for it. Pure; all times are Redis' clock.
 
 Slot `s` is read at `s * SLOT_MS` and open for a commit until the slot after it ends. A replica that starts or wakes in
 the middle of a slot still serves it, because a late prediction is better than a missed slot, but not when the slot is
-as good as over: then the next one matters more.
+nearly over: serving it would delay the next one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from sheetanchor.contract import SLOT_MS, slot_of, slot_start_us
 SLOT_US: Final = SLOT_MS * 1_000
 
 LATE_MAX_US: Final = 1_500_000
-"""A slot is begun at most this late; the half second that remains is what one round of bounded calls may take."""
+"""A slot is begun at most this late; the half second that remains is the longest that its bounded calls take."""
 
 OWN_DEGRADED_WAIT_US: Final = 600_000
-"""A replica that is degraded for its own reasons commits this long after the slot, so that a sound one comes first."""
+"""A replica that is degraded for its own reasons commits this long after the slot, so that a healthy one is first."""
 
 COMMIT_UNTIL_US: Final = 1_600_000
 """No try to commit begins later than this after the slot, so that the last one has ended when the next slot begins."""
@@ -26,7 +26,7 @@ COMMIT_UNTIL_US: Final = 1_600_000
 
 @dataclass(frozen=True, slots=True)
 class ServingTurn:
-    """What to do next.
+    """The slot to serve next.
 
     Attributes:
         slot: The slot to serve.
@@ -44,14 +44,14 @@ RUNNING_US: Final = 60_000_000
 
 
 def first_served(now_us: int, last_known: int | None) -> int | None:
-    """Say which slot a starting replica regards as served.
+    """Choose the slot that a starting replica regards as served.
 
-    Where a pipeline runs, the slot in hand may need this replica, late as it is. Where none runs, nobody misses it, and
-    the first prediction should rather be a punctual one.
+    In a running pipeline the current slot may need this replica, although it is late. In a new one it would only be a
+    late first prediction, so the next slot is the first.
 
     Args:
         now_us: Redis' clock.
-        last_known: Slot of the last prediction that anybody has committed.
+        last_known: Slot of the last prediction that any replica has committed.
     """
     current = slot_of(now_us)
     running = last_known is not None and abs(current - last_known) * SLOT_US <= RUNNING_US
@@ -68,7 +68,7 @@ def next_turn(now_us: int, served: int | None) -> ServingTurn:
     current = slot_of(now_us)
     late = now_us - slot_start_us(current) > LATE_MAX_US
     earliest = current + late
-    # A served slot beyond the next one can only stem from a clock that has been set back since.
+    # A served slot beyond the next one means that the clock was set back since.
     known = served if served is not None and served <= current + 1 else None
     slot = earliest if known is None else max(known + 1, earliest)
     skipped = 0 if known is None else slot - known - 1

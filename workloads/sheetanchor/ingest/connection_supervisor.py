@@ -115,7 +115,7 @@ class ConnectionSupervisor:
         metrics.ALERTS.labels("SBE_RECONNECTION_FAILED")  # from zero: the first one is an increase
         try:
             while not stop.is_set():
-                health.beat()
+                health.heartbeat()
                 self._turn(time.monotonic())
                 await asyncio.sleep(TICK_S)
         finally:

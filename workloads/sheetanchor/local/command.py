@@ -131,7 +131,7 @@ async def _page(supervisor: Supervisor, settings: LocalSettings) -> AsyncIterato
 
 async def _beat(health: Health, supervisor: Supervisor) -> None:
     while True:
-        health.beat()
+        health.heartbeat()
         health.draining = supervisor.run.phase == "ending"
         await asyncio.sleep(BEAT_S)
 

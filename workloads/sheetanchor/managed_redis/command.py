@@ -216,7 +216,7 @@ class NodeProcess:
         began_s, asked_s, message = clock(), -FAILOVER_EVERY_S, ""
         while True:
             seen = await self._peers.look()
-            self._health.beat()
+            self._health.heartbeat()
             decision = decide(seen, clock() - began_s)
             if decision.why != message:
                 log.info("%s: %s", decision.step, decision.why)
@@ -250,7 +250,7 @@ class NodeProcess:
             while True:
                 answered = await self._answered(look, client)
                 if answered:
-                    self._health.beat()
+                    self._health.heartbeat()
                 up = metrics.SENTINEL_UP if self._settings.sentinel else metrics.REDIS_UP
                 up.labels(self._name).set(answered)
                 await asyncio.sleep(WATCH_EVERY_S)

@@ -230,7 +230,7 @@ def processors_of(
             thresholds_of(settings),
             cadence,
             request_rebuild=rebuild_requests[symbol].set,
-            heartbeat=partial(health.beat, symbol),
+            heartbeat=partial(health.heartbeat, symbol),
         )
         for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)
     ]

@@ -96,17 +96,17 @@ class Health:
         self.admits: Callable[[], bool] | None = None
         self._started = time.monotonic()
         self._turned = time.monotonic()
-        self._beats: dict[str, float] = {}
+        self._heartbeats: dict[str, float] = {}
         self._results: dict[str, tuple[CheckResult, float]] = {}
 
-    def beat(self, loop: str = "") -> None:
+    def heartbeat(self, loop: str = "") -> None:
         """Say that one of the role's own loops has turned; from the first time on it has to go on turning."""
-        self._beats[loop] = time.monotonic()
+        self._heartbeats[loop] = time.monotonic()
 
     @property
     def stalled_s(self) -> float:
         """Seconds since the last beat of the loop that has been silent longest."""
-        return time.monotonic() - min(self._beats.values(), default=self._started)
+        return time.monotonic() - min(self._heartbeats.values(), default=self._started)
 
     async def turn(self) -> None:
         """Note that the event loop turns, until cancelled: what is cached says nothing while it does not."""
