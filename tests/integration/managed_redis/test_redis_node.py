@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -246,6 +247,19 @@ async def test_a_reader_leaves_a_master_that_was_replaced_while_it_still_answers
     await whole_again(members)
 
 
+def reached(members: RedisSet, index: int) -> list[bool | None]:
+    """Whether another node's Sentinel says that it reaches a node's server, and its Sentinel."""
+    code, text = members.sentinels[(index + 1) % 3].get("/peers")
+    assert code == 200
+    said = json.loads(text)
+    assert not said["tilt"]
+    assert said["age_ms"] < 2_000
+    return [
+        said["servers"][f"localhost:{members.port(index)}"],
+        said["sentinels"][f"localhost:{members.sentinel_port(index)}"],
+    ]
+
+
 async def test_a_node_that_is_lost_with_its_sentinel_is_replaced(members: RedisSet, client: Redis) -> None:
     """Two Sentinels are enough to agree, and both come back with empty disks."""
     [old] = members.masters()
@@ -253,11 +267,13 @@ async def test_a_node_that_is_lost_with_its_sentinel_is_replaced(members: RedisS
         for run in (members.servers[old], members.sentinels[old]):
             run.kill()
         await writer.goes_on()
+        assert reached(members, old) in ([False, False], [None, False])  # the server is known anew after a failover
         for run in (members.servers[old], members.sentinels[old]):
             run.forget()
             run.start()
         await whole_again(members)
 
+    await asyncio.to_thread(members.wait, lambda: reached(members, old) == [True, True], 15, "a Sentinel reaches it")
     assert members.masters() != [old]
     assert (await server_identity(client)).role == "master"
 

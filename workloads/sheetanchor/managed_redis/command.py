@@ -16,13 +16,15 @@ import os
 import secrets
 import signal
 import socket
+import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
+from fastapi import HTTPException
 from redis import exceptions
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -41,6 +43,7 @@ from sheetanchor.managed_redis.config_files import (
     sentinel_notes,
     server_config,
 )
+from sheetanchor.managed_redis.peer_reachability import PeerReachability, ask_reachability
 from sheetanchor.managed_redis.peers import Peers, Replication, replication_of
 from sheetanchor.managed_redis.server_binary import find_binary
 from sheetanchor.managed_redis.topology import Decision, NodeStep, RedisNode, SentinelReport, TopologyObservation
@@ -56,6 +59,9 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 0.5
 WATCH_EVERY_S: Final = 1.0
+SENTINEL_EVERY_S: Final = 0.5
+"""What a Sentinel says of its peers decides within seconds whether a zone is lost."""
+
 ASK_TIMEOUT_S: Final = 1.0
 END_TIMEOUT_S: Final = 8.0
 HEALTH_INTERVAL_S: Final = 1.0
@@ -82,6 +88,8 @@ class NodeState:
     watched: Master | None = None
     hurried: bool = False
     noted: SentinelReport | None = None
+    reached: PeerReachability | None = None
+    reached_s: float = 0.0
 
 
 def tuning_of(settings: RedisSettings) -> Tuning:
@@ -253,7 +261,7 @@ class NodeProcess:
                     self._health.heartbeat()
                 up = metrics.SENTINEL_UP if self._settings.sentinel else metrics.REDIS_UP
                 up.labels(self._name).set(answered)
-                await asyncio.sleep(WATCH_EVERY_S)
+                await asyncio.sleep(SENTINEL_EVERY_S if self._settings.sentinel else WATCH_EVERY_S)
 
     @contextlib.asynccontextmanager
     async def _client(self) -> AsyncIterator[Redis]:
@@ -350,6 +358,9 @@ class NodeProcess:
             execute: Callable[..., Awaitable[object]] = client.execute_command
             await execute("SENTINEL", "DEBUG", "INFO-PERIOD", INFO_PERIOD_MS)
             self.state.hurried = True
+        asked_s = time.monotonic()
+        self.state.reached = await ask_reachability(client, self._settings.service)
+        self.state.reached_s = asked_s
         found = await ask_master(client, self._settings.service)
         self.state.watched = found
         try:
@@ -424,6 +435,17 @@ def checks_of(node: NodeProcess, settings: RedisSettings) -> list[Check]:
     return [Check("sentinel", sentinel) if settings.sentinel else Check("server", server)]
 
 
+def peers_route(node: NodeProcess) -> Callable[[], Awaitable[dict[str, Any]]]:
+    """Make the function behind `GET /peers` of a Sentinel."""
+
+    async def peers() -> dict[str, Any]:
+        if node.state.reached is None:
+            raise HTTPException(503, "the Sentinel has not said yet which nodes it reaches; try again in a second")
+        return node.state.reached.to_json(time.monotonic() - node.state.reached_s)
+
+    return peers
+
+
 async def run(settings: RedisSettings) -> int:
     """Run a server or a Sentinel until SIGTERM or SIGINT.
 
@@ -437,7 +459,10 @@ async def run(settings: RedisSettings) -> int:
     health = Health(settings.service_name or "sheetanchor-redis", [], HEALTH_INTERVAL_S)
     node = NodeProcess(settings, health)
     health.checks = checks_of(node, settings)
-    async with serve(create_app(health), health, settings.http_host, settings.http_port, settings.probe_port):
+    app = create_app(health)
+    if settings.sentinel:
+        app.add_api_route("/peers", peers_route(node))
+    async with serve(app, health, settings.http_host, settings.http_port, settings.probe_port):
         try:
             if not await _unless(stop, node.start()):
                 return 0
