@@ -33,6 +33,9 @@ PAUSED_ANNOTATION: Final = f"{GROUP}/paused"
 OPERATOR_ANNOTATION: Final = f"{GROUP}/operator"
 SETTINGS_HASH: Final = f"{GROUP}/settings-hash"
 
+ZONE_UNREACHABLE: Final = "ZoneUnreachable"
+"""Reason in the condition Ready of a pod that an operator has taken out of its Service."""
+
 PIPELINE_NAME_LENGTH_MAX: Final = 40
 """A Service's name holds 63 characters, a StatefulSet's 52, since its pods carry it with a hash as a label.
 
@@ -46,6 +49,7 @@ PROBE_PORT: Final = 8082
 """Liveness and readiness only. No policy opens it: the kubelet of a pod's node reaches it without one."""
 REDIS_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
+SENTINEL_HTTP_PORT: Final = 8081
 SENTINEL_SERVICE: Final = "sheetanchor"
 
 SETTINGS_FOLDER: Final = "/etc/sheetanchor/settings"
@@ -96,6 +100,26 @@ class Condition(StrEnum):
     REANCHOR_IN_PROGRESS = "ReanchorInProgress"
     REANCHOR_THROTTLED = "ReanchorThrottled"
     PAUSED = "Paused"
+    TOPOLOGY_SATISFIED = "TopologySatisfied"
+
+
+class ZoneHealth(StrEnum):
+    """`status.zones[].health` of a pipeline."""
+
+    HEALTHY = "healthy"
+    SILENT = "silent"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class ZoneReason(StrEnum):
+    """Why a zone counts as what it does."""
+
+    ANSWERS = "Answers"
+    UNREACHABLE = "Unreachable"
+    RETURNING = "Returning"
+    NO_WITNESSES = "NoWitnesses"
+    UNCONFIRMED = "Unconfirmed"
 
 
 class Reason(StrEnum):
@@ -145,6 +169,9 @@ class Reason(StrEnum):
     NO_PREDICTIONS = "NoPredictions"
     PREDICTIONS_DEGRADED = "PredictionsDegraded"
     SUSPECT = "Suspect"
+    ZONE_LOST = "ZoneLost"
+    NOT_SPREAD = "NotSpread"
+    SINGLE_ZONE = "SingleZone"
     UNKNOWN = "Unknown"
     # Why a re-anchor is throttled
     BACKING_OFF = "BackingOff"
@@ -195,6 +222,11 @@ class EventReason(StrEnum):
     NAME_TAKEN = "NameTaken"
     WATCH_REFUSED = "WatchRefused"
     KEPT_OFF = "KeptOff"
+    ZONE_SILENT = "ZoneSilent"
+    ZONE_FAILED = "ZoneFailed"
+    ZONE_RETURNED = "ZoneReturned"
+    ZONE_DISPUTED = "ZoneDisputed"
+    READERS_WITHDRAWN = "ReadersWithdrawn"
 
 
 def child_name(pipeline: str, component: Component | str, zone: str = "") -> str:

@@ -35,6 +35,12 @@ _SCHEDULE: Final = re.compile(rf"{_CRON_FIELD}( {_CRON_FIELD}){{4}}")
 _ANY_TIME: Final = datetime(2000, 1, 1, tzinfo=UTC)
 ZONE_PATTERN: Final = r"^[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?$"
 ZONES_MAX: Final = 3
+AGREED_WITHIN_S: Final = 1.0
+"""Sentinels miss a peer after 2.5 s, and are asked each second: the second observer agrees a second after the first."""
+
+FAILED_AFTER_S: Final = 4.0
+"""Sending readers elsewhere is cheap and heals itself; whatever moves more waits for as long again."""
+
 _NO_CREDENTIALS: Final = "!self.contains('@')"
 _ORIGIN_TAIL: Final = rf"://([^/?#@\s]*@)?{HOST_PATTERN}(/[^?#\s]*)?"
 
@@ -358,6 +364,38 @@ class Reanchor(Block):
     resources: ReanchorResources = field(ReanchorResources(), "Resources of a re-anchor's pod.")
 
 
+class Failover(Block):
+    """When a zone that nobody reaches counts as lost.
+
+    The operator asks each second whatever is set here; what is set is how long nobody may have answered.
+    """
+
+    failure_threshold: int = field(
+        3,
+        "Checks in a row without an answer from anybody in a zone. Three, since a lost packet or a pause costs one.",
+        ge=3,
+        le=10,
+    )
+    interval_seconds: int = field(
+        1,
+        "Seconds that one check stands for. One: with three of them and a second for a second observer to agree, a "
+        "zone is silent after 4 s, and its pods leave the Services; after 4 s more it has failed. With 30 a zone is "
+        "silent after 91 s.",
+        ge=1,
+        le=30,
+    )
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds of silence after which readers are sent elsewhere."""
+        return self.failure_threshold * self.interval_seconds + AGREED_WITHIN_S
+
+    @property
+    def failed_s(self) -> float:
+        """Seconds of silence after which the zone counts as lost."""
+        return self.silent_s + FAILED_AFTER_S
+
+
 class Reliability(Block):
     """Retries and breakers of calls to the exchange's REST interface and to the Kubernetes API, and health checks."""
 
@@ -531,6 +569,7 @@ class PipelineSpec(Block):
     redis: Redis = field(Redis(), "Where the hot state is kept.")
     reanchor: Reanchor = field(Reanchor(), "When and how the hot state is rebuilt.")
     reliability: Reliability = field(Reliability(), "Retries, breakers and health checks.")
+    failover: Failover = field(Failover(), "When a zone that nobody reaches counts as lost.")
     network_policy: NetworkPolicy = field(NetworkPolicy(), "Restriction of traffic.")
     scheduling: Scheduling = field(Scheduling(), "Where pods may run.")
     pod_metadata: PodMetadata = field(PodMetadata(), "Further labels and annotations of pods.")

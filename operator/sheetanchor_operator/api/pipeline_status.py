@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from sheetanchor_operator.api.fields import Block, field, map_by, rule, ruled
-from sheetanchor_operator.names import Condition, Phase, Reason
+from sheetanchor_operator.names import Condition, Phase, Reason, ZoneHealth, ZoneReason
 
 TIME: Final[dict[str, Any]] = {"format": "date-time"}
 MESSAGE_LENGTH_MAX: Final = 1024
@@ -83,11 +83,17 @@ class ReanchorRuns(Block):
 
 
 class ZoneStatus(Block):
-    """One line of ingestors."""
+    """One line of ingestors, and the zone that it is bound to."""
 
     name: str = field(..., "Zone, or name of the line where lines are not bound to zones.", max_length=31)
     ready: bool = field(..., "Whether a pod of the line is ready, which means connected and appending.")
     pods: int = field(..., "Pods of the pipeline on nodes of the zone, of every component.", ge=0)
+    health: ZoneHealth | None = field(
+        None,
+        "Whether its pods can be reached, by the operator and a second observer; absent where zones are not judged.",
+    )
+    reason: ZoneReason | None = field(None, "Why, in one word of a closed list.")
+    since: str | None = field(None, "Since when `health` is what it is.", schema=TIME)
 
 
 class ComponentStatus(Block):
