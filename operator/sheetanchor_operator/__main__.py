@@ -30,12 +30,15 @@ from sheetanchor_operator.children.object_meta import Defaults
 from sheetanchor_operator.controller.leader import Leader
 from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from sheetanchor_operator.controller.reconcile import Reconciler
+from sheetanchor_operator.controller.zones.actions import ZoneActions
+from sheetanchor_operator.controller.zones.observer import ZoneObserver
 from sheetanchor_operator.health import LastHealth, OperatorHealth, app
 from sheetanchor_operator.kube.api_client import ApiError, Cluster
 from sheetanchor_operator.kube.cache import Cache
 from sheetanchor_operator.kube.event_recorder import Publisher
 from sheetanchor_operator.kube.leader_election import Election
 from sheetanchor_operator.kube.workload_probe import Workloads
+from sheetanchor_operator.kube.zone_probe import ZoneProbe
 from sheetanchor_operator.settings import OperatorSettings
 
 log = logging.getLogger(__name__)
@@ -110,6 +113,39 @@ class Operator:
             nodes=settings.operator_nodes,
             workers=settings.operator_workers,
         )
+        self.zone_publisher = Publisher(cluster, settings.pod_name)
+        self.probe = ZoneProbe()
+        self.zones = ZoneObserver(cluster, self.probe, settings.operator_namespaces, settings.node_name, loop.time)
+        self.zone_actions = ZoneActions(
+            cluster,
+            self.zones,
+            self.probe,
+            self.zone_publisher,
+            reconciler.installation,
+            self.election.unrenewed_s,
+            loop.time,
+        )
+        self.zones.on_change = self.leader.zones_changed
+        self.zones.on_round = self.zone_actions.after_round
+        reconciler.zone_verdicts = self.zones.verdicts
+
+    @property
+    def judges_zones(self) -> bool:
+        """Whether this operator can: it reads nodes, runs on one, and asks pods at their own addresses."""
+        settings = self.settings
+        return settings.operator_nodes and bool(settings.node_name) and settings.operator_ask_through == "direct"
+
+    async def observe_zones(self) -> None:
+        """Judge zones until cancelled; nothing to do where that is not possible."""
+        if not self.judges_zones:
+            log.info("zones are not judged: that needs nodes to be read, NODE_NAME, and pods asked directly")
+            await asyncio.Event().wait()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.zone_publisher.run())
+                group.create_task(self.zones.run())
+        finally:
+            await self.zone_actions.aclose()
 
     def operator_health(self) -> OperatorHealth:
         """Give the health of this process."""
@@ -129,12 +165,13 @@ class Operator:
         candidacy = asyncio.create_task(self.election.run(), name="election")
         stopping = asyncio.create_task(stop.wait(), name="stop")
         elected = asyncio.create_task(self.election.leading.wait(), name="elected")
-        await asyncio.wait({candidacy, stopping, elected}, return_when=asyncio.FIRST_COMPLETED)
+        observing = asyncio.create_task(self.observe_zones(), name="zones")
+        await asyncio.wait({candidacy, stopping, elected, observing}, return_when=asyncio.FIRST_COMPLETED)
         code = 0 if stop.is_set() or elected.done() else EXIT_LOST
         if elected.done() and not stop.is_set():
             metrics.LEADER.set(1)
             leader_task = asyncio.create_task(self.leader.run(), name="leading")
-            await asyncio.wait({candidacy, stopping, leader_task}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({candidacy, stopping, leader_task, observing}, return_when=asyncio.FIRST_COMPLETED)
             code = 0 if stop.is_set() else EXIT_LOST
             if leader_task.done() and leader_task.exception() is not None:
                 log.error("the leader has failed, this operator exits: %s", _message_of(leader_task.exception()))
@@ -143,7 +180,9 @@ class Operator:
         metrics.LEADER.set(0)
         if candidacy.done() and (problem := candidacy.exception()) is not None:
             log.error("the leader election has failed, this operator exits: %s", _message_of(problem))
-        await _end(candidacy, stopping, elected)
+        if observing.done() and (problem := observing.exception()) is not None:
+            log.error("judging zones has failed, this operator exits: %s", _message_of(problem))
+        await _end(candidacy, stopping, elected, observing)
         if not self.election.lost.is_set():
             try:
                 await self.election.release()
@@ -203,6 +242,7 @@ async def run(settings: OperatorSettings) -> int:
             return await operator.run(stop)
     finally:
         await operator.workloads.aclose()
+        await operator.probe.aclose()
         await cluster.aclose()
 
 

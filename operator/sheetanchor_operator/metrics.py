@@ -62,6 +62,20 @@ EVENTS_LEFT_OUT: Final = Counter(
 LEADER: Final = Gauge(
     "sheetanchor_operator_leader", "1 on the operator that leads, 0 on those on standby.", registry=REGISTRY
 )
+ZONE_HEALTHY: Final = Gauge(
+    "sheetanchor_zone_healthy",
+    "1 for a zone whose pods this operator reaches, 0 for one that counts as silent or failed; absent while unknown.",
+    ["zone"],
+    registry=REGISTRY,
+)
+READERS_WITHDRAWN: Final = Counter(
+    "sheetanchor_readers_withdrawn_total",
+    "Inference pods of silent zones that were taken out of their Service, by what came of it.",
+    ["result"],
+    registry=REGISTRY,
+)
+for _result in ("withdrawn", "stale", "conflict", "failed", "disputed"):
+    READERS_WITHDRAWN.labels(_result)
 WATCH_AGE: Final = Gauge(
     "sheetanchor_operator_watch_age_seconds",
     "How long the watch of a kind has been behind the API server.",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from sheetanchor_operator.names import ZoneHealth, ZoneReason
+
 Live = Mapping[str, Any]
 """An object as the API server gave it."""
 
@@ -36,10 +38,12 @@ class PodResponse:
     Attributes:
         body: The parsed JSON; None when there was no answer.
         error: Why there was no answer, in a few words; "" when there was one.
+        silent: Whether nothing answered at all; an error of the pod's own making is an answer.
     """
 
     body: Mapping[str, Any] | None = None
     error: str = ""
+    silent: bool = False
 
 
 NUMBER_END: Final = 4_000_000_000_000_000
@@ -82,6 +86,8 @@ class Observed:
         states: `GET /state` of each processor, by pod name.
         predictions: `GET /predictions/{S}` by pod name and symbol.
         health: `GET /health/detailed` of each ingestor and Redis node, by pod name.
+        unanswered: Pods that have not answered for some seconds, by name: what their kubelets have said of them is old.
+        zone_verdicts: What each zone counts as, and why; None where zones are not judged.
     """
 
     now_us: int
@@ -103,6 +109,8 @@ class Observed:
     states: Mapping[str, PodResponse] = field(default_factory=dict)
     predictions: Mapping[tuple[str, str], PodResponse] = field(default_factory=dict)
     health: Mapping[str, PodResponse] = field(default_factory=dict)
+    unanswered: frozenset[str] = frozenset()
+    zone_verdicts: Mapping[str, tuple[ZoneHealth, ZoneReason]] | None = None
 
     def child(self, kind: str, name: str) -> Live | None:
         """Give a live child, None if it does not exist."""

@@ -68,4 +68,5 @@ class OperatorSettings(Common):
     pod_name: str = Field(
         default_factory=socket.gethostname, description="", json_schema_extra={"variable": "POD_NAME"}
     )
+    node_name: str = Field("", description="", json_schema_extra={"variable": "NODE_NAME"})
     pod_namespace: str = Field("default", description="", json_schema_extra={"variable": "POD_NAMESPACE"})

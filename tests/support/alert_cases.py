@@ -286,6 +286,12 @@ CASES: list[Case] = [
         "3m",
         "1m30s",
     ),
+    *both(
+        "SheetAnchorZoneLost",
+        "45s",
+        op("sheetanchor_zone_healthy", "0x40", 'zone="zone-c"'),
+        op("sheetanchor_zone_healthy", "1x40", 'zone="zone-c"'),
+    ),
     *both("SheetAnchorOperatorRetries", "11m", repeated(5.1), repeated(4.9)),
     *both(
         "SheetAnchorOperatorQueueLong",

@@ -8,12 +8,12 @@ from urllib.parse import urlsplit
 from sheetanchor_operator.api.network_peers import peers_of
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.object_meta import Defaults, Manifest, metadata_of
-from sheetanchor_operator.children.redis import SENTINEL_HTTP_PORT
 from sheetanchor_operator.children.redis_access import external_ports
 from sheetanchor_operator.names import (
     HTTP_PORT,
     PIPELINE_LABEL,
     REDIS_PORT,
+    SENTINEL_HTTP_PORT,
     SENTINEL_PORT,
     Component,
     child_name,

@@ -32,6 +32,7 @@ from sheetanchor_operator.names import (
     PROBE_PORT,
     REDIS_PORT,
     SECRETS_FOLDER,
+    SENTINEL_HTTP_PORT,
     SENTINEL_PORT,
     SETTINGS_HASH,
     TOPOLOGY_ZONE,
@@ -45,7 +46,6 @@ from sheetanchor_operator.observation import Observed
 CREATE_ONLY: Final = f"{GROUP}/create-only"
 """Annotation of an object that is created once and never written again."""
 
-SENTINEL_HTTP_PORT: Final = 8081
 SENTINEL_PROBE_PORT: Final = 8083
 VOLUME_FOLDER: Final = "/var/lib/sheetanchor"
 SERVER_FOLDER: Final = f"{VOLUME_FOLDER}/redis"

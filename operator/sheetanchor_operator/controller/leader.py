@@ -197,6 +197,10 @@ class Leader:
     def _known(self) -> frozenset[Key]:
         return frozenset(self._reconciler.pipeline_metrics.pipelines())
 
+    def zones_changed(self) -> None:
+        """What a zone counts as has changed: every pipeline's status says so."""
+        self._wake_all()
+
     def _wake_all(self) -> None:
         for key in self._cache.pipelines():
             self._wake(key)

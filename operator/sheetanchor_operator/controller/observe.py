@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
 
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.prerequisites import claims_needed, config_maps_needed, secrets_needed
 from sheetanchor_operator.kube.api_client import CHILDREN, JOB, KINDS, POD, REANCHOR, ApiRefused, Body, Cluster
-from sheetanchor_operator.kube.cache import Cache, content_hash, secret_hash
-from sheetanchor_operator.kube.workload_probe import Workloads
+from sheetanchor_operator.kube.cache import Cache, Key, content_hash, secret_hash
+from sheetanchor_operator.kube.workload_probe import PodResponses, Workloads
+from sheetanchor_operator.names import ZoneHealth, ZoneReason
 from sheetanchor_operator.observation import Observed, Refusal
+from sheetanchor_operator.status.zone_report import LOST
 from sheetanchor_operator.zones.schedulable_zones import usable_zones
+
+SILENT_FOR_S: Final = 2.0
+"""A pod that has not answered for this long is not counted, whatever its kubelet has said; one time-out is no loss."""
 
 _CHILD_KINDS: Final = frozenset(kind.name for kind in CHILDREN)
 
@@ -29,11 +34,13 @@ class Observer:
         cluster: The API server.
         cache: What the watches have shown.
         workloads: Polls pods over HTTP.
+        silent_since_s: When each pod of a pipeline first gave no answer, by its uid, in monotonic seconds.
     """
 
     cluster: Cluster
     cache: Cache
     workloads: Workloads
+    silent_since_s: dict[Key, dict[str, float]] = field(default_factory=dict)
 
     async def observe(
         self,
@@ -42,6 +49,7 @@ class Observer:
         *,
         unwatchable: Mapping[str, Refusal],
         overwritten: tuple[str, ...],
+        zone_verdicts: Mapping[str, tuple[ZoneHealth, ZoneReason]] | None = None,
     ) -> Observed:
         """Observe a pipeline.
 
@@ -50,6 +58,7 @@ class Observer:
             mine: Its objects by kind and name.
             unwatchable: Why a kind cannot be watched, by its name.
             overwritten: Values of the annotation that were replaced before a reconcile acted on them.
+            zone_verdicts: What each zone counts as, and why; None where zones are not judged.
 
         Raises:
             ApiUnavailable: The API server does not answer, or cannot do it at the moment.
@@ -65,7 +74,11 @@ class Observer:
             self._warnings(pipeline, mine),
         )
         zones, nodes = self.cache.node_zones(), self.cache.nodes().values()
+        lost = {zone for zone, (health, _) in (zone_verdicts or {}).items() if health in LOST}
+        key = (pipeline.namespace, pipeline.name)
         return Observed(
+            unanswered=self._unanswered(key, pods, answers, {node for node, zone in zones.items() if zone in lost}),
+            zone_verdicts=zone_verdicts,
             now_us=_now_us(),
             children=_children(mine),
             pods=pods,
@@ -82,6 +95,33 @@ class Observer:
             events=events,
             **prerequisites,
         )
+
+    def is_waiting(self, key: Key) -> bool:
+        """Say whether a pod of a pipeline has given no answer, so that it is worth asking again soon."""
+        return bool(self.silent_since_s.get(key))
+
+    def _unanswered(
+        self, key: Key, pods: tuple[Mapping[str, Any], ...], answers: PodResponses, lost_nodes: Collection[str]
+    ) -> frozenset[str]:
+        """Name the pods that do not answer: for some seconds, or in a zone that is lost.
+
+        Where no pod of a pipeline answers it is more likely that none can be reached from here.
+        """
+        silent, heard = answers.silent_pods()
+        before, now_s = self.silent_since_s.get(key, {}), time.monotonic()
+        uids = {pod["metadata"]["name"]: pod["metadata"].get("uid", "") for pod in pods}
+        nodes = {pod["metadata"]["name"]: (pod.get("spec") or {}).get("nodeName", "") for pod in pods}
+        since_s = {uids[name]: before.get(uids[name], now_s) for name in silent} if heard else {}
+        self.silent_since_s[key] = since_s
+        return frozenset(
+            name
+            for name in silent
+            if uids[name] in since_s and (now_s - since_s[uids[name]] >= SILENT_FOR_S or nodes[name] in lost_nodes)
+        )
+
+    def forget(self, key: Key) -> None:
+        """A pipeline is gone."""
+        self.silent_since_s.pop(key, None)
 
     async def _prerequisites(self, pipeline: Pipeline) -> dict[str, Any]:
         """Read the objects that users have to create. Of a Secret only the names of its entries are kept."""

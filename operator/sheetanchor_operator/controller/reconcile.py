@@ -37,12 +37,13 @@ from sheetanchor_operator.kube.cache import Cache, Key
 from sheetanchor_operator.kube.event_recorder import Publisher
 from sheetanchor_operator.kube.reconcile_timer import CURRENT_TIMER, ReconcileTimer
 from sheetanchor_operator.kube.workload_probe import Workloads
-from sheetanchor_operator.names import OPERATOR_ANNOTATION, EventReason
+from sheetanchor_operator.names import OPERATOR_ANNOTATION, EventReason, ZoneHealth, ZoneReason
 from sheetanchor_operator.observation import Observed, Refusal
 from sheetanchor_operator.reanchors.decide import plan
 from sheetanchor_operator.reanchors.plan import ReanchorPlan
 from sheetanchor_operator.status.conditions import PLANNED_FROM
 from sheetanchor_operator.status.summary import NO_PLAN, refused_status, status_of, transitions
+from sheetanchor_operator.zones.judge import Bounds, bounds_of
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,9 @@ class Reconciler:
     resync_s: float = 10.0
     unwatchable: Callable[[str], Mapping[str, Refusal]] = lambda _namespace: {}
     """Gives why a kind cannot be watched in a namespace, by its name."""
+
+    zone_verdicts: Callable[[Bounds], Mapping[str, tuple[ZoneHealth, ZoneReason]] | None] = lambda _bounds: None
+    """Gives what each zone counts as, and why; None where zones are not judged."""
 
     seen_requests: SeenRequests = field(default_factory=SeenRequests)
     installation: str = ""
@@ -201,6 +205,7 @@ class Reconciler:
             self.cache.of(key),
             unwatchable=self.unwatchable(pipeline.namespace),
             overwritten=self.seen_requests.of(key),
+            zone_verdicts=self.zone_verdicts(bounds_of(pipeline.spec.failover)),
         )
         # A pipeline that cannot be watched may be deleted or changed by now: its old children must not be created
         # again.
@@ -282,6 +287,7 @@ class Reconciler:
             metrics.KEPT_OFF.remove(*key)
         self.pipeline_metrics.forget(key)
         self._applier.forget(key)
+        self._observer.forget(key)
         self._writer.refusals.forget(key)
         self._unsound.discard(key)
 
@@ -290,7 +296,7 @@ class Reconciler:
         (self._unsound.discard if sound else self._unsound.add)(key)
         least_s = PER_PIPELINE_S * len(self.cache.pipelines() if sound else self._unsound)
         wait_s = max(self.resync_s if sound else UNSOUND_S, least_s) * (0.9 + 0.2 * random.random())
-        if self._applier.is_holding(key):
+        if self._applier.is_holding(key) or self._observer.is_waiting(key):
             wait_s = min(wait_s, UNSOUND_S)
         if self._applier.is_late(key):
             wait_s = 0.0

@@ -51,6 +51,9 @@ SILENCE_S: Final = 70.0
 
 APPLY: Final = "application/apply-patch+yaml"
 MERGE: Final = "application/merge-patch+json"
+STRATEGIC_MERGE: Final = "application/strategic-merge-patch+json"
+"""Merges lists of conditions by type; only kinds of Kubernetes' own know it."""
+
 JSON_PATCH: Final = "application/json-patch+json"
 JSON: Final = "application/json"
 NAMES_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -74,6 +77,10 @@ class ApiUnavailable(ApiError):
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class ApiConflict(ApiUnavailable):
+    """Somebody has written the object since it was read."""
 
 
 class ApiRefused(ApiError):
@@ -354,6 +361,28 @@ class Cluster:
                 return None
             raise
 
+    async def set_condition(
+        self, kind: Kind, namespace: str, name: str, version: str, condition: Body, *, timeout_s: float
+    ) -> Body | None:
+        """Set one condition in an object's status, if it still is at a version; None if the object is gone.
+
+        Raises:
+            ApiConflict: Somebody has written it since.
+            ApiRefused: The server will not do it.
+            ApiUnavailable: It cannot do it just now.
+        """
+        path = kind.path(namespace, name, "status")
+        body = {"metadata": {"resourceVersion": version}, "status": {"conditions": [condition]}}
+        query = {"fieldManager": FIELD_MANAGER}
+        try:
+            return await self.ask(
+                "PATCH", path, query=query, body=body, content_type=STRATEGIC_MERGE, timeout_s=timeout_s
+            )
+        except ApiRefused as error:
+            if error.code == 404:
+                return None
+            raise
+
     async def warnings(self, namespace: str, kind: str, name: str, uid: str) -> list[Body]:
         """Read the Warning events about an object, newest last.
 
@@ -394,7 +423,9 @@ def _not_granted(
     # A conflict on a DELETE or a PUT is the precondition that the request set itself, and is a refusal. Elsewhere, as
     # in a create that collided with another update of the same quota, the next try succeeds.
     collided = content.get("reason") == "Conflict" and method in ("POST", "PATCH")
-    if code == TOO_MANY or code >= SERVER_ERROR or collided:
+    if collided:
+        return ApiConflict(f"{method} {path}: {message}")
+    if code == TOO_MANY or code >= SERVER_ERROR:
         return ApiUnavailable(f"{method} {path}: {message}", float(retry_after) if retry_after.isdigit() else 0.0)
     return ApiRefused(code, str(content.get("reason", "")), message)
 

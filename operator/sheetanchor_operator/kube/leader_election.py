@@ -104,6 +104,10 @@ class Election:
         """Say whether no other candidate can hold the Lease at this moment."""
         return self.leading.is_set() and self._clock() - self._renewed_s <= RENEW_WITHIN_S
 
+    def unrenewed_s(self) -> float:
+        """Give for how long, as far as this candidate has seen, nobody has renewed the Lease; 0 while it holds it."""
+        return 0.0 if self.holds() else self._clock() - self._view.changed_s
+
     async def run(self) -> None:
         """Wait for the Lease, then renew it; ends when it is lost."""
         while True:

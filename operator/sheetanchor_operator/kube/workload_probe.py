@@ -32,6 +32,13 @@ class PodResponses:
     predictions: dict[tuple[str, str], PodResponse] = field(default_factory=dict)
     health: dict[str, PodResponse] = field(default_factory=dict)
 
+    def silent_pods(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Name the pods from which nothing came, and those from which something did."""
+        found = [*self.states.items(), *self.health.items()]
+        found += [(name, answer) for (name, _), answer in self.predictions.items()]
+        heard = frozenset(name for name, answer in found if not answer.silent)
+        return frozenset(name for name, _ in found) - heard, heard
+
 
 class Workloads:
     """Polls pods over HTTP.
@@ -88,7 +95,9 @@ class Workloads:
                 if raw is None:
                     return PodResponse(error=f"the answer has more than {BYTES_MAX} bytes")
                 body = json.loads(raw)
-        except (TimeoutError, aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            return PodResponse(error=str(error) or type(error).__name__, silent=True)
+        except (ValueError, RecursionError) as error:
             return PodResponse(error=str(error) or type(error).__name__)
         if not isinstance(body, dict):
             return PodResponse(error="the answer is not a JSON object")

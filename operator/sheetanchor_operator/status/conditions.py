@@ -24,6 +24,7 @@ from sheetanchor_operator.names import (
 from sheetanchor_operator.observation import Live, Observed, PodResponse
 from sheetanchor_operator.reanchors.plan import ReanchorPlan
 from sheetanchor_operator.status.problems import Problem, worst_of
+from sheetanchor_operator.status.topology import topology
 from sheetanchor_operator.status.workload_health import WorkloadHealth
 
 Truth = Literal["True", "False", "Unknown"]
@@ -45,13 +46,18 @@ class EvaluatedCondition:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The input of all conditions."""
+    """The input of all conditions.
+
+    Attributes:
+        lost_zones: Zones that count as silent or failed.
+    """
 
     pipeline: Pipeline
     observed: Observed
     workload_health: WorkloadHealth
     problems: tuple[Problem, ...]
     plan: ReanchorPlan
+    lost_zones: tuple[str, ...] = ()
 
 
 def evaluated_conditions(facts: Facts) -> tuple[EvaluatedCondition, ...]:
@@ -63,6 +69,7 @@ def evaluated_conditions(facts: Facts) -> tuple[EvaluatedCondition, ...]:
         _reanchor_in_progress(facts),
         _reanchor_throttled(facts),
         _paused(facts),
+        _topology(facts),
     )
 
 
@@ -353,3 +360,11 @@ def _paused(facts: Facts) -> EvaluatedCondition:
     if paused_reason is not None:
         return EvaluatedCondition(Condition.PAUSED, "True", *paused_reason)
     return EvaluatedCondition(Condition.PAUSED, "False", Reason.NOT_PAUSED, "")
+
+
+def _topology(facts: Facts) -> EvaluatedCondition:
+    paused_reason = scale_down_reason(facts.pipeline)
+    if paused_reason is not None:
+        return EvaluatedCondition(Condition.TOPOLOGY_SATISFIED, "Unknown", *paused_reason)
+    spread = topology(facts.pipeline, facts.observed, facts.workload_health, facts.lost_zones)
+    return EvaluatedCondition(Condition.TOPOLOGY_SATISFIED, *spread)

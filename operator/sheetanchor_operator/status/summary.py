@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sheetanchor.errors import shortened
@@ -15,6 +15,7 @@ from sheetanchor_operator.reanchors.plan import ReanchorPlan
 from sheetanchor_operator.status.conditions import MESSAGE_MAX, EvaluatedCondition, Facts, evaluated_conditions
 from sheetanchor_operator.status.problems import Problem, is_current, problems_of
 from sheetanchor_operator.status.workload_health import Count, WorkloadHealth, workload_health_of
+from sheetanchor_operator.status.zone_report import lost_zones, with_health, zone_events
 
 PREDICTION_WRITE_US: Final = 15_000_000
 """A running pipeline's status is written this often, so that the age that `kubectl get` shows is wrong by no more."""
@@ -34,12 +35,13 @@ def status_of(pipeline: Pipeline, observed: Observed, plan: ReanchorPlan = NO_PL
         plan: The plan about its re-anchors.
     """
     workload_health, problems = workload_health_of(pipeline, observed), problems_of(pipeline, observed)
-    judged = evaluated_conditions(Facts(pipeline, observed, workload_health, problems, plan))
     before = pipeline.status
+    zones = _zones(pipeline, observed, workload_health)
+    judged = evaluated_conditions(Facts(pipeline, observed, workload_health, problems, plan, tuple(lost_zones(zones))))
     total = workload_health.total
     status: Status = {
         "operator": before.get("operator"),
-        "phase": str(phase_of(pipeline, judged, workload_health, problems)),
+        "phase": str(phase_of(pipeline, judged, workload_health, problems, lost_zones(zones, failed_only=True))),
         "ready": f"{total.ready}/{total.wanted}",
         "observedGeneration": pipeline.generation,
         "conditions": [_condition(evaluated, pipeline, observed.now_us) for evaluated in judged],
@@ -53,7 +55,7 @@ def status_of(pipeline: Pipeline, observed: Observed, plan: ReanchorPlan = NO_PL
         "reanchorRequests": _requests(plan, before),
         "reanchorRuns": _runs(plan, before),
         "symbols": _symbols(workload_health, plan, before),
-        "zones": _zones(pipeline, observed, workload_health),
+        "zones": zones,
         **_components(pipeline, workload_health),
     }
     return {name: value for name, value in status.items() if value is not None}
@@ -125,6 +127,7 @@ def phase_of(
     judged: tuple[EvaluatedCondition, ...],
     workload_health: WorkloadHealth,
     problems: tuple[Problem, ...],
+    failed_zones: Sequence[str] = (),
 ) -> Phase:
     """Give the phase of the whole pipeline."""
     if pipeline.paused:
@@ -140,7 +143,8 @@ def phase_of(
         total = workload_health.total
         # A Redis node that is replaced by a roll-out is no degradation.
         complete = total.ready == total.wanted or ready.reason is Reason.ROLLING_OUT
-        return Phase.RUNNING if sound and complete and not problems else Phase.DEGRADED
+        whole = sound and complete and not problems and not failed_zones
+        return Phase.RUNNING if whole else Phase.DEGRADED
     serving = workload_health.counts[Component.INFER].ready > 0
     if problems and not serving:
         return Phase.FAILED
@@ -182,6 +186,7 @@ def _symbols(workload_health: WorkloadHealth, plan: ReanchorPlan, before: Mappin
 
 def _zones(pipeline: Pipeline, observed: Observed, workload_health: WorkloadHealth) -> list[Status]:
     rows = []
+    known = {row["name"]: row for row in pipeline.status.get("zones", ())}
     for line, ready in workload_health.lines:
         if line.bound:
             nodes = {node for node, zone in observed.node_zones.items() if zone == line.name}
@@ -192,7 +197,9 @@ def _zones(pipeline: Pipeline, observed: Observed, workload_health: WorkloadHeal
                 for pod in observed.pods_of(selector_of(pipeline.name, Component.INGEST, line.name))
                 if is_current(pod)
             ]
-        rows.append({"name": line.name, "ready": ready, "pods": len(pods)})
+        row: Status = {"name": line.name, "ready": ready, "pods": len(pods)}
+        verdicts = observed.zone_verdicts if line.bound else None
+        rows.append(with_health(row, known.get(line.name, {}), verdicts, observed.now_us))
     return rows
 
 
@@ -260,6 +267,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], name: str, uid: 
         *_of_anchor(old, new),
         *_of_ready(old, new),
         *_of_throttle(old, new),
+        *zone_events(old.get("zones", ()), new.get("zones", ())),
     ]
     return tuple(
         Event(PIPELINE_KIND, name, uid, "Warning" if warns else "Normal", reason, message)

@@ -97,7 +97,7 @@ def workload_health_of(pipeline: Pipeline, observed: Observed) -> WorkloadHealth
     known = lines(pipeline, observed)
     return WorkloadHealth(
         counts=_counts(pipeline, observed, len(known)),
-        lines=tuple((line, bool(_ready(pipeline, observed, Component.INGEST, line.name))) for line in known),
+        lines=tuple((line, bool(ready_pods(pipeline, observed, Component.INGEST, line.name))) for line in known),
         symbols=symbols,
         predictions=tuple(_prediction(name, observed) for name in pipeline.spec.symbols),
         active_zone=_active_zone(symbols, observed),
@@ -106,8 +106,16 @@ def workload_health_of(pipeline: Pipeline, observed: Observed) -> WorkloadHealth
     )
 
 
-def _ready(pipeline: Pipeline, observed: Observed, component: Component, zone: str = "") -> list[Live]:
-    return [pod for pod in observed.pods_of(selector_of(pipeline.name, component, zone)) if is_ready(pod)]
+def ready_pods(pipeline: Pipeline, observed: Observed, component: Component, zone: str = "") -> list[Live]:
+    """Give the pods of a component that are ready and have answered lately.
+
+    That a pod is ready is its kubelet's word, and stays when the node is lost.
+    """
+    return [
+        pod
+        for pod in observed.pods_of(selector_of(pipeline.name, component, zone))
+        if is_ready(pod) and pod["metadata"]["name"] not in observed.unanswered
+    ]
 
 
 def _counts(pipeline: Pipeline, observed: Observed, line_count: int) -> dict[Component, Count]:
@@ -120,7 +128,7 @@ def _counts(pipeline: Pipeline, observed: Observed, line_count: int) -> dict[Com
         Component.REDIS: REDIS_NODES if pipeline.managed_redis is not None else 0,
     }
     return {
-        component: Count(number, min(number, len(_ready(pipeline, observed, component))))
+        component: Count(number, min(number, len(ready_pods(pipeline, observed, component))))
         for component, number in wanted.items()
     }
 

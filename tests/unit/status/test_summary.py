@@ -58,6 +58,7 @@ def test_a_sound_pipeline_is_running() -> None:
         Condition.REANCHOR_IN_PROGRESS: ("False", "Idle"),
         Condition.REANCHOR_THROTTLED: ("False", "NotThrottled"),
         Condition.PAUSED: ("False", "NotPaused"),
+        Condition.TOPOLOGY_SATISFIED: ("Unknown", "SingleZone"),
     }
     assert expected == {kind: told(status, kind) for kind in Condition}
     assert {3} == {one["observedGeneration"] for one in status["conditions"]}
