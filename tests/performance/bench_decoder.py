@@ -28,7 +28,7 @@ from sheetanchor import _decoder, sbe
 from sheetanchor.contract import pack_frames
 from sheetanchor.recording import recording_file
 from support import reference, reference_market
-from support.native_builds import Work, fastest, installed
+from support.native_builds import Recorded, Work, fastest, installed
 
 # As many frames per stream entry as 5 ms bring at 4,000 messages a second.
 ENTRY_FRAMES = 20
@@ -172,11 +172,16 @@ def rows(taken: recording_file.Recording) -> Iterator[Row]:
     yield "Python twin: decode + book + windows", twin, len(slow)
 
 
-def native_rows(builds: Sequence[Path], scale: float, messages: int) -> Iterator[str]:
+def native_rows(builds: Sequence[Path], scale: float, taken: recording_file.Recording) -> Iterator[str]:
     """Table rows of the native market: nanoseconds, and as a multiple of reading the frames; then the other builds'."""
     reading: list[float] = []
+    book = taken.snapshot
+    levels = list(book.bids), list(book.asks)
+    recorded = Recorded(
+        taken.symbol, (book.book_update_id, book.price_exponent, book.qty_exponent, *levels), taken.events
+    )
     for name, work, runs in NATIVE:
-        found = fastest(builds, work, max(1, round(runs * scale)), messages)
+        found = fastest(builds, work, max(1, round(runs * scale)), recorded)
         reading = reading or found
         ratios = [ns / bare for ns, bare in zip(found, reading, strict=True)]
         others = "".join(f" {ns:,.1f} | {found[0] / ns:.2f} |" for ns in found[1:])
@@ -233,7 +238,7 @@ def main() -> None:
     for build in args.against:
         columns += [f"ns, {build.name}", "ratio"]
     print(f"| C++{' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}")
-    for row in native_rows([installed(), *args.against], args.scale, len(taken.events)):
+    for row in native_rows([installed(), *args.against], args.scale, taken):
         print(row, flush=True)
     if args.native_only:
         return

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -41,6 +43,21 @@ class Work:
     is_kept: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What markets are fed with: plain values, so that a build is measured without the modules of another.
+
+    Attributes:
+        symbol: Of every frame.
+        snapshot: The first arguments of `load_snapshot`.
+        frames: As `pack_frames` takes them.
+    """
+
+    symbol: str
+    snapshot: tuple[int, int, int, list[tuple[int, int]], list[tuple[int, int]]]
+    frames: Sequence[tuple[int, bytes]]
+
+
 def installed() -> Path:
     """The native module that this environment has."""
     found = importlib.util.find_spec("sheetanchor._decoder")
@@ -49,21 +66,23 @@ def installed() -> Path:
     return Path(found.origin)
 
 
-def fastest(builds: Sequence[Path], work: Work, runs: int, messages: int) -> list[float]:
+def fastest(builds: Sequence[Path], work: Work, runs: int, market: Recorded) -> list[float]:
     """Nanoseconds per message of each build, every stretch of the recording at its fastest of so many runs in turn."""
-    with ExitStack() as stack:
-        processes = [stack.enter_context(started(build)) for build in builds]
+    with tempfile.NamedTemporaryFile() as shared, ExitStack() as stack:
+        pickle.dump(astuple(market), shared)
+        shared.flush()
+        processes = [stack.enter_context(started(build, Path(shared.name))) for build in builds]
         best: list[list[int]] = [[] for _ in builds]
         for _ in range(runs):
             for nth, process in enumerate(processes):
                 took = measured(process, work)
                 best[nth] = [min(pair) for pair in zip(best[nth], took, strict=True)] if best[nth] else took
-    return [sum(stretches) / (messages * work.markets) for stretches in best]
+    return [sum(stretches) / (len(market.frames) * work.markets) for stretches in best]
 
 
-def started(build: Path) -> subprocess.Popen[str]:
-    """A process that measures one build."""
-    command = [sys.executable, str(Path(__file__).resolve()), str(build)]
+def started(build: Path, market: Path) -> subprocess.Popen[str]:
+    """A process that measures one build on the market of a file."""
+    command = [sys.executable, str(Path(__file__).resolve()), str(build), str(market)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -82,18 +101,16 @@ def module_at(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-def stretches_ns(native: Any, taken: Any, work: Work) -> list[int]:
+def stretches_ns(native: Any, recorded: Recorded, work: Work) -> list[int]:
     """Feed the whole recording to fresh markets once; nanoseconds of each stretch."""
-    book, frames, markets = taken.snapshot, taken.events, []
-    for _ in range(work.markets):
-        markets.append(native.Market(taken.symbol if work.is_kept else OTHER_SYMBOL))
-        levels = list(book.bids), list(book.asks)
-        markets[-1].load_snapshot(book.book_update_id, book.price_exponent, book.qty_exponent, *levels, 0)
+    frames = recorded.frames
+    markets = [native.Market(recorded.symbol if work.is_kept else OTHER_SYMBOL) for _ in range(work.markets)]
+    for market in markets:
+        market.load_snapshot(*recorded.snapshot, 0)
     out = []
     for start in range(0, len(frames), STRETCH_FRAMES):
         stretch = frames[start : start + STRETCH_FRAMES]
@@ -110,12 +127,9 @@ def stretches_ns(native: Any, taken: Any, work: Work) -> list[int]:
 
 def main() -> None:
     """Measure what each line of the input asks for."""
-    native = module_at(Path(sys.argv[1]))
-    from sheetanchor.recording import recording_file  # only now: it imports the native module, which is to be this one
-
-    taken = recording_file.load(recording_file.default_path())
+    native, recorded = module_at(Path(sys.argv[1])), Recorded(*pickle.loads(Path(sys.argv[2]).read_bytes()))
     for line in sys.stdin:
-        print(json.dumps(stretches_ns(native, taken, Work(*json.loads(line)))), flush=True)
+        print(json.dumps(stretches_ns(native, recorded, Work(*json.loads(line)))), flush=True)
 
 
 if __name__ == "__main__":
