@@ -1,13 +1,14 @@
-// libFuzzer target: arbitrary bytes as one frame, and as a script of calls on a Market.
+// libFuzzer target: arbitrary bytes as one frame, as a script of calls on a Market, and as changes of a book that is
+// compared with a plain one.
 //
 // The first byte of an input chooses; see decoder/README.md for how to run it. A broken invariant aborts.
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "fuzz_book.hpp"
 #include "hot_state.hpp"
 #include "market.hpp"
 #include "sbe.hpp"
@@ -16,37 +17,10 @@ namespace {
 
 using sheetanchor::Level;
 using sheetanchor::Market;
+using sheetanchor::fuzz::BookScript;
+using sheetanchor::fuzz::Cursor;
+using sheetanchor::fuzz::require;
 namespace sbe = sheetanchor::sbe;
-
-void require(bool holds) {
-  if (!holds) std::abort();
-}
-
-// Reads numbers off the input; past its end everything is 0.
-class Cursor {
- public:
-  explicit Cursor(sbe::Bytes bytes) : bytes_(bytes) {}
-  bool done() const { return at_ >= bytes_.size(); }
-  template <class T>
-  T take() {
-    T value{};
-    const auto left = bytes_.size() - at_;
-    const auto count = left < sizeof value ? left : sizeof value;
-    if (count != 0) std::memcpy(&value, bytes_.data() + at_, count);
-    at_ += count;
-    return value;
-  }
-  sbe::Bytes slice(std::size_t count) {
-    const auto left = bytes_.size() - at_;
-    const auto out = bytes_.subspan(at_, count < left ? count : left);
-    at_ += out.size();
-    return out;
-  }
-
- private:
-  sbe::Bytes bytes_;
-  std::size_t at_ = 0;
-};
 
 sbe::Message copy_of(const sbe::Frame& frame) {
   sbe::Message message{frame, {}, {}, {}, std::string(frame.symbol)};
@@ -120,8 +94,13 @@ void pack_and_load(const Market& market) {
   require(other.pack_book(7, {{"a", "1-0"}}) == blob);
 }
 
-void load_levels(Cursor& in, Market& market, std::int64_t stamp_us) {
+// `deep`: with so many levels a side that it gets a row.
+void load_levels(Cursor& in, Market& market, std::int64_t stamp_us, bool deep) {
   std::vector<Level> bids, asks;
+  for (std::int64_t nth = 0; deep && nth < 300; ++nth) {
+    bids.push_back({30'000 - 2 * nth, 1 + nth});
+    asks.push_back({30'001 + 3 * nth, 1 + nth});
+  }
   for (auto count = in.take<std::uint8_t>() & 15; count-- > 0;) {
     bids.push_back({in.take<std::uint16_t>(), in.take<std::uint8_t>()});
     asks.push_back({in.take<std::int64_t>(), in.take<std::int64_t>()});
@@ -164,7 +143,7 @@ void one_call(Cursor& in, Market& market, std::int64_t& stamp_us) {
       market.feed(line, envelope(in.slice(in.take<std::uint16_t>())), stamp_us, before + in.take<std::uint8_t>());
       break;
     case 3:
-      load_levels(in, market, stamp_us);
+      load_levels(in, market, stamp_us, (op & 128) != 0);
       return;
     case 4:
       load_mended(in.slice(in.take<std::uint16_t>()), market);
@@ -215,6 +194,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size == 0) return 0;
   const sbe::Bytes rest(data + 1, size - 1);
   if (data[0] & 1) script(rest);
+  else if (data[0] & 2) BookScript<sheetanchor::Which::bid>(Cursor(rest)).run();
+  else if (data[0] & 4) BookScript<sheetanchor::Which::ask>(Cursor(rest)).run();
   else one_frame(rest);
   return 0;
 }
