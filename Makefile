@@ -14,7 +14,7 @@ CLUSTER_TESTS = $(if $(filter tests,$(TESTS)),tests/cluster,$(filter tests/clust
 BED := PYTHONPATH=tests $(PYTHON) -m cluster.bed
 SOURCES := pyproject.toml requirements.lock .ci/locked.py $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
-.PHONY: help setup run test check format bench soak-feeds fuzz model crds lock image cluster cluster-down krew dist clean
+.PHONY: help setup run test check format bench bench-check soak-feeds fuzz model crds lock image cluster cluster-down krew dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,7 +47,10 @@ format: .venv/.dev-ready ## put the code into its form
 	$(BIN)/ruff check --fix .
 
 bench: .venv/.dev-ready ## measure; prints the tables of docs/performance.md
-	@set -e; for script in tests/performance/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+	@set -e; for script in $(filter-out %/bench_check.py,$(wildcard tests/performance/bench_*.py)); do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+bench-check: .venv/.dev-ready ## compare the speed of the hot path with its budgets, as ratios; fails if one is exceeded
+	@$(BIN)/python tests/performance/bench_check.py $(ARGS)
 
 soak-feeds: .venv/.dev-ready ## COUNT random feeds (default 10000) from SEED on, and an hour of the recorded market, against the exchange's own state
 	cd tests && ../$(BIN)/python -m support.soak_feeds --count $(or $(COUNT),10000) --seed $(or $(SEED),0) $(ARGS)
