@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from bench_decoder import recorded_of
 from bench_hot_state import wait_for
 from bench_inference import hot_fields
 
@@ -30,10 +31,12 @@ from sheetanchor.infer.prediction import ModelAnswer, SlotState, build
 from sheetanchor.ml.feature_vector import extract
 from sheetanchor.ml.onnx_model import OnnxModel
 from sheetanchor.ml.registry import ModelRegistry, default_root
+from sheetanchor.recording import recording_file
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
+from support import native_builds
 from support.budgets import outcomes, read_budgets, table, widened
-from support.native_builds import Work, installed, measured, started
+from support.native_builds import Work
 
 DECODER_RUNS = 30
 CALLS = 3_000
@@ -49,18 +52,10 @@ DECODER = {
 READING = Work(1000, is_kept=False)
 
 
-def decoder_ratios() -> dict[str, float]:
+def decoder_ratios(runs: int = DECODER_RUNS) -> dict[str, float]:
     """Let the works with the recording, and reading its frames, take turns; of each stretch the fastest run counts."""
-    works = {"": READING, **DECODER}
-    best: dict[str, list[int]] = {}
-    with started(installed()) as process:
-        for _ in range(DECODER_RUNS):
-            for name, work in works.items():
-                took = measured(process, work)
-                best[name] = [min(pair) for pair in zip(best.get(name, took), took, strict=True)]
-        assert process.stdin is not None
-        process.stdin.close()
-    cost = {name: sum(best[name]) / work.markets for name, work in works.items()}
+    recorded = recorded_of(recording_file.load(recording_file.default_path()))
+    cost = native_builds.in_turns({"": READING, **DECODER}, runs, recorded)
     return {name: cost[name] / cost[""] for name in DECODER}
 
 
@@ -75,7 +70,7 @@ async def in_turns(works: Mapping[str, Callable[[], Awaitable[object]]], calls: 
     return {name: sorted(found)[int(SHARE * len(found))] for name, found in times.items()}
 
 
-async def redis_ratios(url: str) -> dict[str, float]:
+async def redis_ratios(url: str, calls: int = CALLS) -> dict[str, float]:
     """Compare calls of the hot state, and what a slot does with what it has read, with bare calls."""
     client = redis_client(url)
     hot = HotState(client, "BENCH")
@@ -86,8 +81,8 @@ async def redis_ratios(url: str) -> dict[str, float]:
     assert await hot.stage("bench", ob, tr_1s, tr_5s, feat, b"book")
     assert (await hot.swap("bench", 0, update_id, 0, "r")).ok
     works = _works(client, hot, (ob, tr_1s, tr_5s, feat), update_id)
-    await in_turns(works, 200)
-    cost = await in_turns(works, CALLS)
+    await in_turns(works, calls // 10)
+    cost = await in_turns(works, calls)
     await client.aclose()
     bare, read = cost["bare"], cost["bare read"]
     return {

@@ -172,14 +172,18 @@ def rows(taken: recording_file.Recording) -> Iterator[Row]:
     yield "Python twin: decode + book + windows", twin, len(slow)
 
 
+def recorded_of(taken: recording_file.Recording) -> Recorded:
+    """A recording as what builds are fed with."""
+    book = taken.snapshot
+    levels = list(book.bids), list(book.asks)
+    snapshot = (book.book_update_id, book.price_exponent, book.qty_exponent, *levels)
+    return Recorded(taken.symbol, snapshot, taken.events)
+
+
 def native_rows(builds: Sequence[Path], scale: float, taken: recording_file.Recording) -> Iterator[str]:
     """Table rows of the native market: nanoseconds, and as a multiple of reading the frames; then the other builds'."""
     reading: list[float] = []
-    book = taken.snapshot
-    levels = list(book.bids), list(book.asks)
-    recorded = Recorded(
-        taken.symbol, (book.book_update_id, book.price_exponent, book.qty_exponent, *levels), taken.events
-    )
+    recorded = recorded_of(taken)
     for name, work, runs in NATIVE:
         found = fastest(builds, work, max(1, round(runs * scale)), recorded)
         reading = reading or found

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -78,6 +78,22 @@ def fastest(builds: Sequence[Path], work: Work, runs: int, market: Recorded) -> 
                 took = measured(process, work)
                 best[nth] = [min(pair) for pair in zip(best[nth], took, strict=True)] if best[nth] else took
     return [sum(stretches) / (len(market.frames) * work.markets) for stretches in best]
+
+
+def in_turns(works: Mapping[str, Work], runs: int, market: Recorded) -> dict[str, float]:
+    """Nanoseconds per message of each work with the installed build, the works taking turns as builds do."""
+    best: dict[str, list[int]] = {}
+    with tempfile.NamedTemporaryFile() as shared:
+        pickle.dump(astuple(market), shared)
+        shared.flush()
+        with started(installed(), Path(shared.name)) as process:
+            for _ in range(runs):
+                for name, work in works.items():
+                    took = measured(process, work)
+                    best[name] = [min(pair) for pair in zip(best.get(name, took), took, strict=True)]
+            assert process.stdin is not None
+            process.stdin.close()
+    return {name: sum(best[name]) / (len(market.frames) * work.markets) for name, work in works.items()}
 
 
 def started(build: Path, market: Path) -> subprocess.Popen[str]:
