@@ -96,5 +96,5 @@ def full_status(slots: int = 60, symbols: tuple[str, ...] = ("BTCUSDT",), text: 
         redis_memory_mb=81.2,
         notices=[Notice(now_us - 5_000_000, "ingest/b", "warning", text)],
         page_url="http://127.0.0.1:8080/",
-        skill_note="the model has learnt from this very recording",
+        skill_note="the model was trained on this recording",
     )

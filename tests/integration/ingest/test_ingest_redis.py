@@ -197,7 +197,7 @@ async def test_frames_wait_for_a_redis_that_comes_later(
     redis_server.stop()
     line = start_line()
     await line.until_logged("SBE WebSocket connected")
-    await line.until_logged("frames wait for Redis")
+    await line.until_logged("frames are queued until Redis accepts them")
     await asyncio.sleep(0.5)
     waiting = await line.producer()
 
@@ -260,7 +260,7 @@ async def test_a_full_redis_loses_nothing(
     await line.until_frames(lambda frames: len(frames) > 200, "some frames")
 
     await line.redis.config_set("maxmemory", "1mb")
-    await line.until_logged("frames wait for Redis")
+    await line.until_logged("frames are queued until Redis accepts them")
     await asyncio.sleep(0.5)
     before = len(await line.frames())
     waiting = await line.producer()
@@ -328,7 +328,7 @@ async def test_a_redis_that_stays_away_does_not_hold_the_end_up(
     await line.until_frames(lambda frames: len(frames) > 200, "some frames")
 
     redis_server.stop()
-    await line.until_logged("frames wait for Redis")
+    await line.until_logged("frames are queued until Redis accepts them")
     code = await asyncio.wait_for(line.end(), 15)
 
     assert 1 == code

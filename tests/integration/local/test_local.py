@@ -211,7 +211,7 @@ def test_killed_roles_come_back_and_no_slot_is_missed(tmp_path: Path) -> None:
 
         code, summary = running.end()
 
-    deaths = [line["message"] for line in running.logged() if "is started again" in line.get("message", "")]
+    deaths = [line["message"] for line in running.logged() if "is restarted" in line.get("message", "")]
     assert (0, 0) == (code, summary["missed"])
     assert 6 == len(deaths)
     assert [] == running.left()
@@ -331,7 +331,7 @@ def test_end_without_an_anchor_is_a_failure(tmp_path: Path, free_port: int) -> N
         code, summary = running.result()
 
     assert (1, 0) == (code, summary["epoch"])
-    assert "sheetanchor local: the state at the end is not anchored" in running.log.read_text().splitlines()[-1]
+    assert "sheetanchor local: the final state is not anchored" in running.log.read_text().splitlines()[-1]
     assert [] == running.left()
 
 

@@ -163,7 +163,7 @@ async def test_a_node_puts_its_own_back(
         await anchored(HotState(client, "BTCUSDT"))
 
         assert repairs + 1 <= metrics.REDIS_LIBRARY_REPAIRS.labels("127.0.0.1")._value.get()
-    assert "find out who could load them" in caplog.text
+    assert "find out who could load one" in caplog.text
 
 
 async def _alive(process: NodeProcess, health: Health) -> bool:

@@ -1,7 +1,7 @@
 """`sheetanchor ingest`: one line, from the exchange's WebSocket to the streams `sbe:{S}:<line>`.
 
-Frames are checked and counted but passed on as they came. This role never writes a hot key. When Redis is gone frames
-wait in a bounded queue; when the exchange is gone it keeps trying, and says so after 30 s.
+Frames are checked and counted but passed on unchanged. This role never writes a hot key. While Redis is unreachable
+frames wait in a bounded queue; while the exchange is, it keeps trying to connect, and reports a gap after 30 s.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ GAPS_INTERVAL_S: Final = 0.05
 
 
 async def publish_gaps(redis: Redis, gaps: deque[Gap]) -> None:
-    """Bring gap events to their stream as soon as Redis takes them; until cancelled.
+    """Append gap events to their stream as soon as Redis accepts them; until cancelled.
 
     Raises:
-        RedisRefused: A wrong password or a missing permission.
+        RedisRefused: Wrong password or missing permission.
     """
     reported = False
     while True:
@@ -51,13 +51,13 @@ async def publish_gaps(redis: Redis, gaps: deque[Gap]) -> None:
             reported = False
         except (RedisUnavailable, RedisOutOfMemory) as error:
             if not reported:
-                log.warning("a gap event waits for Redis: %s", error)
+                log.warning("a gap event waits until Redis accepts it: %s", error)
             reported = True
         await asyncio.sleep(GAPS_INTERVAL_S)
 
 
 def describe(supervisor: ConnectionSupervisor, publisher: StreamPublisher) -> dict[str, dict[str, Any]]:
-    """Describe the parts of the line, for health and `/stats`."""
+    """Describe the components of the line, for health and `/stats`."""
     numbers = supervisor.receiver.numbers
     last_s = numbers.last_message_s
     age_ms = None if last_s is None else round((time.monotonic() - last_s) * 1000)
@@ -98,13 +98,14 @@ def describe(supervisor: ConnectionSupervisor, publisher: StreamPublisher) -> di
 
 
 def checks_of(supervisor: ConnectionSupervisor, publisher: StreamPublisher) -> list[Check]:
-    """What the health answers look at: cached state only."""
+    """Make the health checks; they read cached state only."""
 
     async def websocket() -> CheckResult:
         details = describe(supervisor, publisher)["sbe_websocket"]
         if supervisor.connected and supervisor.lacking:
             missing = ", ".join(details["lacking"])
-            return CheckResult("degraded", {**details, "message": f"nothing comes of {missing}, while others go on"})
+            message = f"no messages of {missing}, while other streams go on"
+            return CheckResult("degraded", {**details, "message": message})
         return CheckResult("healthy" if supervisor.connected else "unhealthy", details)
 
     async def producer() -> CheckResult:
@@ -115,7 +116,7 @@ def checks_of(supervisor: ConnectionSupervisor, publisher: StreamPublisher) -> l
         details, refused = describe(supervisor, publisher)["sbe_decoder"], supervisor.receiver.numbers.refused_in_row
         if refused < REFUSED_MAX:
             return CheckResult("healthy", details)
-        reported = f"the last {refused} frames were all refused: does the exchange speak another schema?"
+        reported = f"the decoder refused the last {refused} frames: does the exchange send another schema than 1?"
         return CheckResult("unhealthy", {**details, "message": reported})
 
     return [
@@ -134,12 +135,12 @@ def api_key_of(settings: IngestSettings) -> str:
     if settings.api_key_file is not None:
         return read_secret(settings.api_key_file, "API key")
     if settings.api_key is None or not settings.api_key.get_secret_value():
-        raise BadSettings("no API key: the binary stream wants one; set BINANCE_API_KEY or --api-key-file")
+        raise BadSettings("no API key: the binary stream requires one; set BINANCE_API_KEY or --api-key-file")
     return settings.api_key.get_secret_value()
 
 
 def policy_of(settings: IngestSettings) -> ConnectionPolicy:
-    """Give the connection policy its numbers."""
+    """Make the connection policy from the settings."""
     return ConnectionPolicy(
         immediate_tries=settings.reconnect_immediate_tries,
         backoff_tries=settings.reconnect_backoff_tries,
@@ -151,14 +152,14 @@ def policy_of(settings: IngestSettings) -> ConnectionPolicy:
 
 
 async def run(settings: IngestSettings) -> int:
-    """Run one line until SIGTERM or SIGINT; then close the connection and send what waits.
+    """Run one line until SIGTERM or SIGINT; then close the connection and send the queued frames.
 
     Returns:
-        0 after a clean end, 1 if frames had to be given up.
+        0 after a clean end, 1 if frames had to be dropped.
 
     Raises:
         BadSettings: If a setting cannot be used.
-        RedisRefused: If Redis wants another password.
+        RedisRefused: Redis refuses the password.
     """
     stop = stop_event()
     given_up = await run_line(settings, stop, venue_of(settings))
@@ -170,11 +171,11 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event, venue: Trading
     """Run one line until an event is set.
 
     Returns:
-        How many frames had to be given up at the end.
+        How many frames had to be dropped at the end.
 
     Raises:
         BadSettings: If a setting cannot be used.
-        RedisRefused: If Redis wants another password.
+        RedisRefused: Redis refuses the password.
     """
     api_key = api_key_of(settings)
     service = settings.service_name or "sheetanchor-ingest"
@@ -201,7 +202,7 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event, venue: Trading
 
         app.add_api_route("/stats", stats)
         if settings.api_secret is not None:
-            log.info("api_secret is not used: nothing that this role asks for is signed")
+            log.info("api_secret has no effect: this role sends no signed requests")
         async with AsyncExitStack() as listening:
             if settings.metrics_port not in (0, settings.http_port):
                 alone = create_app(health)
@@ -218,7 +219,7 @@ async def run_line(settings: IngestSettings, stop: asyncio.Event, venue: Trading
 async def _work(
     supervisor: ConnectionSupervisor, publisher: StreamPublisher, redis: Redis, stop: asyncio.Event, health: Health
 ) -> None:
-    """Run all parts; once told to stop, the connection ends first and the queue is emptied after it."""
+    """Run all components; once `stop` is set, the connection ends first and the queue is emptied after it."""
     closed = asyncio.Event()
 
     async def keep() -> None:
@@ -227,7 +228,7 @@ async def _work(
 
     async def drain() -> None:
         await stop.wait()
-        log.info("stopping: closing the connection, then sending what waits")
+        log.info("stopping: closing the connection, then sending the queued frames")
         health.draining = True
 
     async def send() -> None:
@@ -249,7 +250,7 @@ async def _work(
 
 
 def first_of(group: BaseExceptionGroup[RedisError]) -> BaseException:
-    """Give the one error that a person has to see, without the groups around it."""
+    """Give the first error of a group, without the groups around it."""
     first: BaseException = group
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]

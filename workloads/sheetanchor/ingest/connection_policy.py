@@ -1,9 +1,9 @@
-"""When to connect, when to give a connection up, and when to say that it is lost.
+"""When to connect, when to close a connection, and when to report a loss.
 
-Whether a connection lives is judged by whatever comes on it: a market message, a ping, or the pong to a ping of ours. A
-market without events is no dead connection, and a connection that lives may lack a stream: that is told of the stream.
-Pure; clocks and chance are arguments. Three tries at once, ten with growing delays, then degraded but still trying: a
-feed is never given up for good. All that time an outage of more than 30 s is told once, whatever the tries are doing.
+A connection is alive while anything arrives on it: a market message, a ping, or the pong to a ping of ours. A quiet
+market is no broken connection, and a live connection may lack a stream, which is reported of that stream. Pure; clocks
+and random numbers are arguments. Three tries at once, ten with growing delays, then degraded mode, in which the tries
+go on for ever. An outage of more than 30 s is reported once, independently of the tries.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from sheetanchor.runtime.reliability import Backoff
 from sheetanchor.venue import ConnectionState
 
 HEALTHY_WITHIN_S: Final = 10.0
-"""A new connection that has given no sign of life by then, though asked for one, is as good as none."""
+"""A new connection on which nothing was received by then, although a ping was sent, is given up."""
 
 OVERLAP_S: Final = 2.0
-"""A connection is kept this long beside the one that replaces it: what is on its way would be lost otherwise."""
+"""A connection is kept this long beside the one that replaces it: frames on their way would be lost otherwise."""
 
 PONG_WITHIN_S: Final = 60.0
-"""A peer that speaks but does not hear; it is the time that the exchange itself gives a pong."""
+"""Longest wait for a pong of a peer that still sends; the exchange itself waits as long for ours."""
 
 PEER_PING_WITHIN_S: Final = 60.0
-"""A peer that answers no pings but sends some is given three times the exchange's 20 s between them."""
+"""Longest silence of a peer that answers no pings but sends some: three times the exchange's interval of 20 s."""
 
 ASKS_PER_SILENCE: Final = 4
-"""Pings within the longest silence: the answer to the first has three quarters of it, and one may get lost."""
+"""Pings within the longest silence: the pong to the first has three quarters of it to arrive, and one may get lost."""
 
 DEFAULT_BACKOFF: Final = Backoff(initial_s=1.0, max_s=60.0)
 
@@ -42,8 +42,8 @@ class ConnectionPolicy:
         immediate_tries: Tries without delay after a loss.
         backoff_tries: Delayed tries before degraded mode.
         backoff: Their delays.
-        loss_s: Outage that is told as a connection loss.
-        silence_s: Longest time without a sign of life. A quarter of it after the last one we ask for another.
+        loss_s: Outage that is reported as a connection loss.
+        silence_s: Longest time without receiving anything. After a quarter of it a ping is sent.
         rotate_after_s: Age at which a connection is replaced.
     """
 
@@ -56,12 +56,12 @@ class ConnectionPolicy:
 
     @property
     def ask_after_s(self) -> float:
-        """Seconds without a sign of life after which a ping asks for one."""
+        """Seconds without receiving anything after which a ping is sent."""
         return self.silence_s / ASKS_PER_SILENCE
 
 
 class Stage(Enum):
-    """How far the tries of an outage have come."""
+    """Stage of the tries of an outage."""
 
     IMMEDIATE = "immediate"
     BACKOFF = "backoff"
@@ -86,7 +86,7 @@ class Tries:
         """Give the delay before the next try.
 
         Args:
-            policy: The numbers.
+            policy: The numbers of the policy.
             draw: Uniform random number from 0 to 1.
         """
         if self.stage(policy) is Stage.IMMEDIATE:
@@ -94,7 +94,7 @@ class Tries:
         return policy.backoff.delay_s(self.count - policy.immediate_tries + 1, draw)
 
     def failed(self) -> Tries:
-        """Count a try that came to nothing."""
+        """Count a failed try."""
         return Tries(self.count + 1)
 
     def exhausted(self, policy: ConnectionPolicy) -> bool:
@@ -109,10 +109,10 @@ def pause_s(
 
     Args:
         tries: Tries made, the failed one included.
-        policy: The numbers.
+        policy: The numbers of the policy.
         draw: Uniform random number from 0 to 1.
-        refused: The exchange will not have us, for instance because of the key: coming back soon would not change that.
-        asked_s: Seconds that the exchange has asked to be left alone for.
+        refused: The exchange refuses the client, for instance because of the key: an early retry would not help.
+        asked_s: Seconds for which the exchange asked for no requests.
     """
     if refused:
         return policy.backoff.max_s * (1 - policy.backoff.jitter * draw)
@@ -121,33 +121,33 @@ def pause_s(
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """Since when no healthy connection has been there, and whether it has been told."""
+    """Since when there is no healthy connection, and whether that was reported."""
 
     since_s: float | None = None
     reported: bool = False
 
     def begin(self, at_s: float) -> Outage:
-        """Take note of a loss; one that lasts keeps its beginning."""
+        """Note a loss; an outage that lasts keeps its beginning."""
         return self if self.since_s is not None else Outage(at_s)
 
     def due(self, now_s: float, policy: ConnectionPolicy) -> bool:
-        """Say whether the loss has to be told now."""
+        """Say whether the loss has to be reported now."""
         return self.since_s is not None and not self.reported and now_s - self.since_s > policy.loss_s
 
     def mark_reported(self) -> Outage:
-        """Take note that it has been told."""
+        """Note that it was reported."""
         return Outage(self.since_s, reported=True)
 
 
 class ConnectionAction(Enum):
-    """What to do with a connection; the values of those that end it say why."""
+    """What to do with a connection; the value is the reason in the log."""
 
-    KEEP = "all is well"
+    KEEP = "it is healthy"
     REPLACE = "open another beside it"
     RETIRE = "replaced by another connection"
-    IDLE = "no sign of life for too long"
-    NO_FIRST_MESSAGE = "never a sign of life since it was opened"
-    NO_PONG = "no pong came back"
+    IDLE = "nothing was received for too long"
+    NO_FIRST_MESSAGE = "nothing was received since it was opened"
+    NO_PONG = "a ping was not answered"
 
 
 def judge(state: ConnectionState, now_s: float, policy: ConnectionPolicy) -> ConnectionAction:
@@ -168,19 +168,20 @@ def judge(state: ConnectionState, now_s: float, policy: ConnectionPolicy) -> Con
 
 
 LACKS_AFTER_S: Final = {"depth": 10.0, "bestBidAsk": 300.0, "trade": 300.0}
-"""Seconds without a message of a stream after which it is missing, if others of its symbol go on. Every change of the
-best prices is one of the book, so that is missed soon; a coin may go untraded, or keep its best prices, for minutes."""
+"""Seconds without a message of a stream after which it is lacking, if others of its symbol go on. Every change of the
+best prices is one of the book, so depth is lacking soon; a coin may go untraded, or keep its best prices, for
+minutes."""
 
 SYMBOL_LACKS_AFTER_S: Final = 300.0
 """The same for all streams of a symbol, if other symbols go on."""
 
 LACKS_WHILE: Final = 10
-"""Messages of others in that time that show that the connection itself speaks."""
+"""Messages of other streams in that time that show that the connection itself works."""
 
 
 @dataclass(slots=True)
 class StreamWatch:
-    """What each stream of one connection has brought, and which of them are missing.
+    """Which streams of one connection bring messages, and which are lacking.
 
     Args:
         streams: `(symbol, stream)` pairs that are subscribed to.
@@ -194,17 +195,17 @@ class StreamWatch:
     _messages: int = 0
 
     def note(self, symbol: str, stream: str, now_s: float) -> None:
-        """Take note of a message."""
+        """Note a message."""
         self._messages += 1
         own = self._of_symbol[symbol] = self._of_symbol.get(symbol, 0) + 1
         self._last[symbol, stream] = now_s, own, self._messages
 
     def silent_s(self, symbol: str, stream: str, now_s: float) -> float:
-        """Give the seconds for which a stream has brought nothing."""
+        """Give the seconds since the last message of a stream."""
         return now_s - self._last.get((symbol, stream), (self.since_s, 0, 0))[0]
 
     def lacking(self, now_s: float) -> list[tuple[str, str]]:
-        """Name the streams that have brought nothing for too long while others went on."""
+        """Name the streams without a message for too long while others went on."""
         return [pair for pair in self.streams if self._lacks(*pair, now_s)]
 
     def _lacks(self, symbol: str, stream: str, now_s: float) -> bool:
@@ -217,22 +218,22 @@ class StreamWatch:
 
 @dataclass(slots=True)
 class Replacing:
-    """When a connection that lacks streams is replaced: at once, then with growing pauses, for it may not help.
+    """When a connection that lacks streams is replaced: at once, then with growing pauses, since it may not help.
 
     Attributes:
-        next_s: Not before then.
-        pause_s: What is added the next time.
+        next_s: Earliest time of the next replacement.
+        pause_s: Pause before the one after it.
     """
 
     next_s: float = 0.0
     pause_s: float = 60.0
 
     def due(self, now_s: float) -> bool:
-        """Say whether another connection is worth a try."""
+        """Say whether another connection may be tried."""
         return now_s >= self.next_s
 
     def done(self, now_s: float) -> Replacing:
-        """Take note of a try."""
+        """Note a try."""
         return Replacing(now_s + self.pause_s, min(2 * self.pause_s, 3600.0))
 
 
@@ -240,14 +241,14 @@ class Replacing:
 class SequenceWatch:
     """Jumps of ids on one connection, by symbol and kind of message.
 
-    They are only counted: another line may have what this one lacks.
+    They are only counted: another line may bring what this one lacks.
     """
 
     streams: StreamWatch | None = None
     _last: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def jumped(self, symbol: str, template: int, first_id: int, last_id: int) -> bool:
-        """Take in a message of a template and say whether ids are missing before it."""
+        """Note a message of a template and say whether ids are missing before it."""
         key = (symbol, template)
         last = self._last.get(key)
         if last is None or last_id > last:

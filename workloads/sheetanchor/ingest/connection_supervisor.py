@@ -1,7 +1,7 @@
 """Keeps a line connected: one healthy connection to the exchange, two while one replaces the other.
 
-What to do is decided in `connection_policy`; this does it. The exchange is never given up. An outage is told once, as
-a gap, while the tries go on.
+What to do is decided in `connection_policy`; this does it. The tries never end. An outage is reported once, as a gap,
+while the tries go on.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from sheetanchor.web.server import Health
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.05
-"""How often connections are looked at; silence is judged in seconds."""
+"""How often connections are judged; silence is measured in seconds."""
 
 LATE_S: Final = 0.5
-"""A turn that comes later than this has held up the receivers too: what they have not read yet is no silence."""
+"""A turn that comes later than this has delayed reading too: frames that are not read yet are no silence."""
 
 GAPS_MAX: Final = 100
-"""Events that wait for Redis; each outage makes one per symbol, and the newest matter."""
+"""Gap events that wait for Redis; each outage makes one per symbol, and the newest matter."""
 
 _ENDED_HERE: Final = frozenset(
     {ConnectionAction.RETIRE, ConnectionAction.IDLE, ConnectionAction.NO_FIRST_MESSAGE, ConnectionAction.NO_PONG}
@@ -67,13 +67,13 @@ class ConnectionSupervisor:
     """Keeps the connection of one line.
 
     Attributes:
-        venue: What to connect to.
-        origin: Where it is, for instance `wss://host:port`.
+        venue: The venue to connect to.
+        origin: Its address, for instance `wss://host:port`.
         gaps: Gap events to publish, oldest first.
-        connected: Whether a healthy connection is there.
+        connected: Whether there is a healthy connection.
         streams: Stream types that are subscribed to, of every symbol.
-        lacking: `(symbol, stream)` pairs that a living connection brings nothing of.
-        last_error: Why the last try failed; "" after one that did not.
+        lacking: `(symbol, stream)` pairs of which a live connection brings nothing.
+        last_error: Why the last try failed; "" after a successful one.
     """
 
     venue: TradingVenue
@@ -105,14 +105,14 @@ class ConnectionSupervisor:
 
     @property
     def degraded(self) -> bool:
-        """Whether all tries of this outage were in vain; it goes on trying."""
+        """Whether the tries before degraded mode have failed; further tries follow."""
         return not self.connected and self.tries.stage(self.policy) is Stage.DEGRADED
 
     async def run(self, stop: asyncio.Event, health: Health) -> None:
-        """Keep the connection until told to stop, then close it."""
+        """Keep the line connected until `stop` is set, then close the connection."""
         self._outage = self._outage.begin(time.monotonic())
         metrics.SBE_CONNECTION_STATUS.labels(self.line).set(0)
-        metrics.ALERTS.labels("SBE_RECONNECTION_FAILED")  # from zero: the first one is an increase
+        metrics.ALERTS.labels("SBE_RECONNECTION_FAILED")  # from 0: the first one is an increase
         try:
             while not stop.is_set():
                 health.heartbeat()
@@ -128,7 +128,7 @@ class ConnectionSupervisor:
         for live in list(self._live):
             self._heard_s = max(self._heard_s or 0.0, live.connection.state.heard_s or 0.0) or None
             if live.connection.state.healthy and not live.welcomed:
-                self._welcome(live, now_s)
+                self._on_first_frame(live, now_s)
         for live in [live for live in self._live if live.task.done()]:
             self._on_closed(live, now_s)
         self._reinstate()
@@ -140,7 +140,7 @@ class ConnectionSupervisor:
             self._open()
         self._report_loss(now_s)
 
-    # -- beginning ----------------------------------------------------------------------------------------------------
+    # -- opening ------------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
         if self.tries.count or self._ever_healthy:
@@ -161,8 +161,8 @@ class ConnectionSupervisor:
         )
         self._live.append(LiveConnection(connection, asyncio.create_task(connection.run()), streams))
 
-    def _welcome(self, live: LiveConnection, now_s: float) -> None:
-        """A connection has given its first sign of life: it takes over from any other."""
+    def _on_first_frame(self, live: LiveConnection, now_s: float) -> None:
+        """Let a connection replace any other, now that the first frame was received on it."""
         live.welcomed = True
         for other in self._live:
             if other is not live and other.connection.replaced_s is None:
@@ -180,13 +180,13 @@ class ConnectionSupervisor:
         self.connected = self._ever_healthy = True
         metrics.SBE_CONNECTION_STATUS.labels(self.line).set(1)
 
-    # -- ending -------------------------------------------------------------------------------------------------------
+    # -- closing ------------------------------------------------------------------------------------------------------
 
     def _judge_all(self, now_s: float) -> bool:
-        """End what is no use any more.
+        """Close connections that the policy gives up.
 
         Returns:
-            Whether a connection wants to be replaced.
+            Whether a connection has to be replaced.
         """
         replacing = False
         for live in list(self._live):
@@ -201,11 +201,10 @@ class ConnectionSupervisor:
         return replacing
 
     def _check_lacking_streams(self, now_s: float) -> bool:
-        """Tell which streams a living connection lacks, and which come again.
+        """Report which streams a live connection lacks, and which have resumed.
 
         Returns:
-            Whether another connection is to be tried beside it: that one stream is silent is no reason to be without
-            the others for a moment.
+            Whether another connection is to be tried beside it: closing this one first would interrupt the others.
         """
         newest = next((live for live in reversed(self._live) if live.welcomed), None)
         if newest is None:
@@ -214,10 +213,10 @@ class ConnectionSupervisor:
         for symbol, stream in lacking:
             if (symbol, stream) not in self.lacking:
                 silent_s = newest.watch.silent_s(symbol, stream, now_s)
-                log.warning("%s: no %s for %.0f s, while other streams go on", symbol, stream, silent_s)
+                log.warning("%s: no %s message for %.0f s, while other streams go on", symbol, stream, silent_s)
         for symbol, stream in self.lacking:
             if (symbol, stream) not in lacking:
-                log.info("%s: %s has resumed, or another connection is tried for it", symbol, stream)
+                log.info("%s: the stream %s has resumed, or another connection is tried for it", symbol, stream)
         if lacking != self.lacking:
             self.lacking = lacking
             for symbol in self.symbols:
@@ -236,19 +235,19 @@ class ConnectionSupervisor:
         live.task.cancel()
 
     def _reinstate(self) -> None:
-        """A connection whose replacement has broken meanwhile stays."""
+        """Keep a connection whose replacement has ended meanwhile."""
         if self._live and all(live.connection.replaced_s is not None for live in self._live):
             self._live[-1].connection.replaced_s = None
 
     def _on_closed(self, live: LiveConnection, now_s: float) -> None:
-        """Take note of a connection that has ended by itself."""
+        """Handle a connection that has ended by itself."""
         self._live.remove(live)
         error = live.task.exception()
         if error is None:
             log.info("connection ended: %s", live.task.result())
             if not live.welcomed:
                 self._failed(
-                    now_s, ExchangeError(f"the connection ended before any sign of life: {live.task.result()}")
+                    now_s, ExchangeError(f"the connection ended before anything was received: {live.task.result()}")
                 )
         elif isinstance(error, ExchangeError):
             self._failed(now_s, error)
@@ -256,9 +255,9 @@ class ConnectionSupervisor:
             raise error
 
     def _failed(self, now_s: float, error: ExchangeError) -> None:
-        """Take note of a try that came to nothing."""
+        """Note a failed try."""
         metrics.RECONNECTION_ATTEMPTS.labels("sbe", "failure").inc()
-        if str(error) != self.last_error:  # the same error every minute would only hide the others
+        if str(error) != self.last_error:  # the same error in the log every minute would hide others
             log.error("%s", error) if isinstance(error, ExchangeRefused) else log.warning("%s", error)
         self.last_error = str(error)
         self.tries = self.tries.failed()
@@ -277,7 +276,7 @@ class ConnectionSupervisor:
         self.connected = False
         self.tries = Tries()
         self._next_try_s = self._pause_s = 0.0
-        # The loss began with the last sign of life, not when it was noticed.
+        # The loss began with the last frame, not when it was noticed.
         self._outage = self._outage.begin(now_s if self._heard_s is None else self._heard_s)
         metrics.SBE_CONNECTION_STATUS.labels(self.line).set(0)
         log.warning("SBE WebSocket disconnected")

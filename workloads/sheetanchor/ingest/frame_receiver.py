@@ -1,4 +1,4 @@
-"""Frames as they arrive: checked, counted, and queued per symbol. Never waits."""
+"""Frames as they arrive: checked, counted, and queued per symbol. Nothing here waits."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ STREAM_NAMES: Final = {
     0: "unreadable",
 }
 CHAINED: Final = frozenset({TRADES_TEMPLATE, DEPTH_DIFF_TEMPLATE})
-"""Templates whose ids follow each other; the exchange leaves best prices out under load, so their ids jump."""
+"""Templates whose ids follow each other; the exchange skips best prices under load, so their ids jump."""
 
 SHED_STREAMS: Final = ("bestBidAsk", "other")
 
 RATE_SPAN_S: Final = 10.0
 
 REFUSED_MAX: Final = 10
-"""So many frames in a row that the decoder refuses are no odd frames any more: it does not fit the feed."""
+"""So many refused frames in a row are no single damaged ones: the exchange sends another schema."""
 
 
 @dataclass(slots=True)
 class LineCounts:
-    """What has been counted, for health and `/stats`."""
+    """Counters of the line, for health and `/stats`."""
 
     messages: int = 0
     decode_errors: int = 0
@@ -65,7 +65,7 @@ class LineCounts:
 
 @dataclass(slots=True)
 class Channel:
-    """Where the frames of one symbol go, with its counters looked up once."""
+    """The send buffer of one symbol, with its counters looked up once."""
 
     symbol: str
     buffer: SendBuffer
@@ -89,17 +89,17 @@ class FrameReceiver:
     """
 
     def __init__(self, symbols: Sequence[str], bytes_max: int) -> None:
-        self.outboxes = {
+        self.send_buffers = {
             symbol: SendBuffer(bytes_max // len(symbols), RESEND_BYTES_MAX // len(symbols)) for symbol in symbols
         }
         self.numbers = LineCounts()
         self.arrived = asyncio.Event()
-        self._channels = {symbol: Channel(symbol, buffer) for symbol, buffer in self.outboxes.items()}
+        self._channels = {symbol: Channel(symbol, buffer) for symbol, buffer in self.send_buffers.items()}
         self._first = symbols[0]
         self._show_zeros()
 
     def _show_zeros(self) -> None:
-        """Have every series begin at zero: one that begins with its first event never shows that as an increase."""
+        """Export every series from zero: otherwise the first event would not count as an increase."""
         for kind in DECODE_ERROR_KINDS:
             metrics.SBE_DECODE_ERRORS.labels(kind)
         for symbol in self._channels:
@@ -109,15 +109,15 @@ class FrameReceiver:
                 metrics.SBE_SEQUENCE_GAPS.labels(symbol, STREAM_NAMES[template])
 
     def take(self, frame: bytes, received_us: int, watch: SequenceWatch) -> None:
-        """Take one frame.
+        """Check, count and queue one frame.
 
-        A frame that cannot be read is passed on all the same, so that what was received can be replayed to the letter.
-        Nobody knows whose it is: it goes with the line's first symbol.
+        A frame that cannot be decoded is passed on all the same, so that what was received can be replayed exactly. Its
+        symbol is unknown: it is queued for the line's first symbol.
 
         Args:
-            frame: As it came.
-            received_us: When it came.
-            watch: The ids of the connection that brought it.
+            frame: The frame as received.
+            received_us: Time of receipt, µs since 1970.
+            watch: The ids of the connection that received it.
         """
         numbers = self.numbers
         numbers.messages += 1
@@ -152,7 +152,7 @@ class FrameReceiver:
         self.numbers.foreign += 1
         metrics.FOREIGN_FRAMES.inc()
         if self.numbers.foreign == 1:
-            log.warning("a frame of %s, not subscribed to, was dropped; more are only counted", symbol)
+            log.warning("a frame of %s, which is not subscribed to, was dropped; further ones are only counted", symbol)
 
     def _put(self, channel: Channel, frame: bytes, received_us: int, template: int) -> None:
         shed = channel.buffer.put(received_us, frame, template == BEST_BID_ASK_TEMPLATE)
@@ -160,7 +160,11 @@ class FrameReceiver:
             channel.shedding = channel.shedding and 2 * channel.buffer.bytes_waiting > channel.buffer.bytes_max
             return
         if not channel.shedding:
-            log.error("%s: the queue is full, best prices are dropped first, then the oldest frames", channel.symbol)
+            log.error(
+                "%s: the queue is full, since Redis does not accept frames fast enough: best prices are dropped first, "
+                "then the oldest frames",
+                channel.symbol,
+            )
         channel.shedding = True
         self.numbers.shed += shed.spare + shed.other
         for stream, count in zip(SHED_STREAMS, (shed.spare, shed.other), strict=True):

@@ -1,4 +1,4 @@
-"""Frames on their way to Redis: a bounded queue that sheds what is least missed, and what was sent of late."""
+"""Frames on their way to Redis: a bounded queue that drops the least important first, and the recently sent ones."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Final
 from sheetanchor.contract import pack_frames
 
 RESEND_US: Final = 15_000_000
-"""What is appended again when Redis turns out to be another one; readers then go back twice as far."""
+"""Frames of this time are appended again when Redis has another data set; readers then go back twice as far."""
 
 RESEND_BYTES_MAX: Final = 64 * 1024 * 1024
 FRAME_OVERHEAD_BYTES: Final = 120
-"""What a queued frame costs in memory beside its bytes: two objects and a tuple."""
+"""Memory of a queued frame beside its bytes: two objects and a tuple."""
 
 BATCH_FRAMES_MAX: Final = 4_096
 BATCH_BYTES_MAX: Final = 1024 * 1024
-"""Half a second of the busiest market: larger entries would hold up everybody else's commands at the server."""
+"""Half a second of the busiest market: larger entries would delay other clients' commands at the server."""
 
 Frame = tuple[int, bytes, bool]
-"""(receive time in µs, frame, whether it can be spared: best prices are, since the next one says all)."""
+"""(receive time in µs, frame, whether it may be dropped first: best prices, since the next one replaces them)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameBatch:
-    """What goes into one stream entry."""
+    """The frames of one stream entry."""
 
     count: int
     first_received_us: int
@@ -34,11 +34,11 @@ class FrameBatch:
 
 @dataclass(frozen=True, slots=True)
 class Shed:
-    """How many frames were given up to make room.
+    """How many frames were dropped to make room.
 
     Attributes:
         spare: Best prices.
-        other: Trades and book updates: they are missed, and found missing by their ids.
+        other: Trades and book updates: their loss is a gap, which processors find by the ids.
     """
 
     spare: int = 0
@@ -54,7 +54,7 @@ class SendBuffer:
 
     Args:
         bytes_max: Bytes that may wait, overhead included.
-        resend_bytes_max: Bytes that are kept of what was sent.
+        resend_bytes_max: Bytes of sent frames that are kept.
     """
 
     bytes_max: int
@@ -71,14 +71,14 @@ class SendBuffer:
         """Queue a frame.
 
         Returns:
-            What was shed to make room: best prices first, then the oldest.
+            What was dropped to make room: best prices first, then the oldest.
         """
         self._waiting.append((received_us, frame, spare))
         self.bytes_waiting += len(frame) + FRAME_OVERHEAD_BYTES
         return self._shed() if self.bytes_waiting > self.bytes_max else NOTHING_SHED
 
     def _shed(self) -> Shed:
-        # A tenth goes at once, so that a full queue is not searched for every frame.
+        # A tenth is dropped at once, so that a full queue is not searched for every frame.
         target = self.bytes_max * 9 // 10
         spare = self._drop(target, spare_only=True)
         return Shed(spare, self._drop(target, spare_only=False))
@@ -97,7 +97,7 @@ class SendBuffer:
         return dropped
 
     def take(self) -> FrameBatch | None:
-        """Take the oldest frames as one batch; None when nothing waits."""
+        """Take the oldest frames as one batch; None when the queue is empty."""
         size = count = 0
         for _, frame, _ in self._waiting:
             size += len(frame)
@@ -111,12 +111,12 @@ class SendBuffer:
         return FrameBatch(count, taken[0][0], pack_frames((received_us, frame) for received_us, frame, _ in taken))
 
     def sent(self, batch: FrameBatch, now_us: int) -> None:
-        """Remember a batch that Redis has taken, for as long as it may have to be sent again."""
+        """Keep a batch that Redis has accepted, for as long as it may have to be sent again."""
         self._sent.append((now_us, batch))
         self._sent_bytes += len(batch.packed)
         while self._sent and (now_us - self._sent[0][0] > RESEND_US or self._sent_bytes > self.resend_bytes_max):
             self._sent_bytes -= len(self._sent.popleft()[1].packed)
 
     def recent(self) -> tuple[FrameBatch, ...]:
-        """Give what was sent of late, oldest first."""
+        """Give the recently sent batches, oldest first."""
         return tuple(batch for _, batch in self._sent)

@@ -1,7 +1,7 @@
-"""Queued frames on their way into Redis: at once when idle, else at most every few milliseconds.
+"""Appends queued frames to Redis: at once when idle, else every few milliseconds.
 
-Whatever happens to Redis, nothing here is lost before the bounded queue is full: a batch leaves the hand only when
-Redis has taken it. Readers know duplicates by their ids, so a batch whose reply was lost is simply sent again.
+While Redis fails nothing is lost before the bounded queue is full: a batch is removed only when Redis has accepted it.
+Readers recognise duplicates by their ids, so a batch whose reply was lost is simply sent again.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from sheetanchor.store.redis_client import server_identity
 log = logging.getLogger(__name__)
 
 FLUSH_MIN_S: Final = 1e-4
-"""Less than an append takes: no limit at all."""
+"""Less than an append takes, which means no limit."""
 
 REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
 CHECK_INTERVAL_S: Final = 1.0
-"""Well inside the 15 s that are appended again."""
+"""How often the data set is checked; well inside the 15 s of frames that are appended again."""
 
 ROUNDS_SAVED_MAX: Final = 10
-"""Rounds that go out at once after a lull: messages of one moment of the market come as a handful, not as one."""
+"""Rounds that are sent at once after a pause: messages of one moment of the market come in small bursts."""
 
 FLUSH_AT_END_S: Final = 5.0
-"""What Redis has not taken by then is given up; a pod is killed after 30 s."""
+"""Frames that Redis has not accepted by then are dropped; a pod is killed after 30 s."""
 
 
 class StreamPublisher:
-    """Brings what is queued into Redis.
+    """Appends queued frames to Redis.
 
     Args:
         redis: Client to append with.
         line: Name of the line.
-        receiver: Where frames wait.
+        receiver: Holds the queues.
         flush_s: Longest time that a frame waits for others, in seconds; also the mean time between rounds under load.
     """
 
@@ -53,8 +53,10 @@ class StreamPublisher:
         self._redis = redis
         self._receiver = receiver
         self._flush_s = flush_s
-        self._writers = {symbol: LineWriter(redis, symbol, line) for symbol in receiver.outboxes}
-        self._records = {symbol: metrics.RECORDS_SENT.labels(line_stream(symbol, line)) for symbol in receiver.outboxes}
+        self._writers = {symbol: LineWriter(redis, symbol, line) for symbol in receiver.send_buffers}
+        self._records = {
+            symbol: metrics.RECORDS_SENT.labels(line_stream(symbol, line)) for symbol in receiver.send_buffers
+        }
         self._in_hand: dict[str, FrameBatch] = {}
         self._replication_id = ""
         self._check_due = True
@@ -65,22 +67,22 @@ class StreamPublisher:
 
     @property
     def waiting(self) -> int:
-        """Frames that Redis does not have yet."""
-        queued = sum(len(buffer) for buffer in self._receiver.outboxes.values())
+        """Frames that Redis has not accepted yet."""
+        queued = sum(len(buffer) for buffer in self._receiver.send_buffers.values())
         return queued + sum(batch.count for batch in self._in_hand.values())
 
     @property
     def bytes_waiting(self) -> int:
         """Bytes of the frames that wait in the queues."""
-        return sum(buffer.bytes_waiting for buffer in self._receiver.outboxes.values())
+        return sum(buffer.bytes_waiting for buffer in self._receiver.send_buffers.values())
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Send until told to stop, then what still waits, for a few seconds at most.
+        """Send until `stop` is set, then the frames that are still queued, for a few seconds at most.
 
         Raises:
-            RedisRefused: A wrong password, a missing permission, or a key of another type.
+            RedisRefused: Wrong password, missing permission, or a key of another type.
         """
-        self._receiver.arrived.set()  # the first look: a wrong password is told although no frame has come yet
+        self._receiver.arrived.set()  # a first round without frames, to notice a wrong password at once
         sending = asyncio.create_task(self._send_for_ever())
         stopping, looking = asyncio.create_task(stop.wait()), asyncio.create_task(self._request_checks())
         try:
@@ -102,7 +104,7 @@ class StreamPublisher:
         emptied.cancel()
         self.given_up = self.waiting
         if self.given_up:
-            log.error("dropped %d frames: Redis has not accepted them in %g s", self.given_up, FLUSH_AT_END_S)
+            log.error("dropped %d frames: Redis has not accepted them within %g s", self.given_up, FLUSH_AT_END_S)
 
     async def _send_for_ever(self) -> None:
         delays = REDIS_BACKOFF.delays(random.random)
@@ -111,7 +113,7 @@ class StreamPublisher:
             await self._receiver.arrived.wait()
             if not rounds.take():
                 await asyncio.sleep(rounds.wait_s())
-                rounds.take(min(1.0, rounds.available))  # a timer may ring a little early
+                rounds.take(min(1.0, rounds.available))  # a timer may fire a little early
             self._receiver.arrived.clear()
             try:
                 await self._send_all()
@@ -128,9 +130,9 @@ class StreamPublisher:
 
     async def _failed(self, error: RedisError) -> None:
         if not self._waits:
-            log.warning("frames wait for Redis: %s", error)
+            log.warning("frames are queued until Redis accepts them: %s", error)
         self._waits, self.connected = True, False
-        self._check_due = True  # whatever answers next may be another server
+        self._check_due = True  # the next answer may come from another server
         self._receiver.numbers.failed += 1
         metrics.QUEUE_BYTES.set(self.bytes_waiting)
         self._receiver.arrived.set()
@@ -138,7 +140,7 @@ class StreamPublisher:
             await self._make_room()
 
     async def _make_room(self) -> None:
-        """Cut what is past its age: appending does that otherwise, but appending is what fails."""
+        """Trim entries beyond their age: appending does that otherwise, but appending is what fails here."""
         for writer in self._writers.values():
             try:
                 await writer.trim_age()
@@ -148,7 +150,7 @@ class StreamPublisher:
     async def _send_all(self) -> None:
         if self._check_due:
             await self._check_redis()
-        for symbol, buffer in self._receiver.outboxes.items():
+        for symbol, buffer in self._receiver.send_buffers.items():
             while (batch := self._in_hand.get(symbol) or buffer.take()) is not None:
                 self._in_hand[symbol] = batch
                 await self._send(symbol, batch)
@@ -166,18 +168,18 @@ class StreamPublisher:
         metrics.INGEST_DELAY.observe(max(0.0, time.time() - batch.first_received_us / 1e6))
 
     async def _check_redis(self) -> None:
-        """Append what was sent of late again when Redis turns out to hold another data set.
+        """Append recently sent frames again when Redis has another data set.
 
-        Done between two appends, never beside them, so that a stream holds frames in their order.
+        Done between two appends, never at the same time, so that a stream holds frames in their order.
         """
         found = (await server_identity(self._redis)).replication_id
         if self._replication_id not in ("", found):
-            log.warning("Redis' replication id has changed: appending the last 15 s again")
-            for symbol, buffer in self._receiver.outboxes.items():
+            log.warning("Redis' replication id has changed, it may lack frames: appending the last 15 s again")
+            for symbol, buffer in self._receiver.send_buffers.items():
                 for batch in buffer.recent():
                     await self._writers[symbol].append_packed(batch.count, batch.first_received_us, batch.packed)
             metrics.RECOVERY_ATTEMPTS.labels("append_again", "success").inc()
-        # Only now: an attempt that stopped half-way has to be made again.
+        # Only now: an attempt that failed half-way has to be repeated.
         self._replication_id, self._check_due = found, False
 
     async def _request_checks(self) -> None:

@@ -1,9 +1,8 @@
 """`sheetanchor local`: the whole pipeline as processes of one machine, under one supervisor.
 
-Reading order: `supervisor` (what is started, watched and ended), `roles` (how each process is told where the others
-are), `processes`, `redis_server`, `leftovers`, `coordinator` (when a rebuild is run); in `dashboard` `watcher`
-and `tally` (what is counted), `probe` and `exposition` (what is measured), `board` and `status` (what is shown),
-`view`, `page`.
+Reading order: `supervisor` (what is started, watched and ended), `roles` (the command lines of the processes),
+`processes`, `redis_server`, `leftovers`, `coordinator` (when a rebuild is run); in `dashboard` `watcher` and `tally`
+(what is counted), `probe` and `exposition` (what is measured), `board` and `status` (what is shown), `view`, `page`.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ async def run(settings: LocalSettings) -> int:
     """Run the pipeline on this machine.
 
     Args:
-        settings: What the user set.
+        settings: Settings of the run.
 
     Returns:
-        Exit code: 0 if it ran its time or was asked to end and the state is anchored, 1 otherwise.
+        Exit code: 0 if it ran its time or was stopped by a signal and the state is anchored, 1 otherwise.
 
     Raises:
         BadSettings: If a setting is wrong.
     """
-    importlib.import_module(DECODER_MODULE)  # missing: told once, here, instead of by each child again and again
+    importlib.import_module(DECODER_MODULE)  # missing: reported once here instead of by each child process
     live = not settings.plain and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     log_relay = relay.for_terminal(live)
     relay.take_over_logging(log_relay)
@@ -63,7 +62,7 @@ async def run(settings: LocalSettings) -> int:
 
 
 async def _outcome(supervisor: Supervisor) -> int:
-    """Supervise; a failure that is not a bad setting is told with the summary, like any other end."""
+    """Supervise; a failure that is not a bad setting is reported with the summary, as at any other end."""
     try:
         return await supervisor.supervise()
     except (BadSettings, BadRecording):
@@ -74,10 +73,10 @@ async def _outcome(supervisor: Supervisor) -> int:
 
 
 class Printer:
-    """Prints a line per slot on stdout, unless a live view is there; ends the run when nobody reads them.
+    """Prints a line per slot on stdout, unless there is a live view; ends the run when stdout is closed.
 
     Args:
-        quiet: Print only what is asked for directly.
+        quiet: Print only lines passed to `print`.
     """
 
     def __init__(self, quiet: bool) -> None:
@@ -98,9 +97,9 @@ class Printer:
         """Print a line."""
         try:
             print(line, flush=True)
-        except OSError:  # a closed pipe, or a terminal that is gone
+        except OSError:  # a closed pipe or terminal
             self.stop.set()
-            # What is still buffered cannot be written either; without this the interpreter complains at its end.
+            # The buffer cannot be written either; without this the interpreter reports an error when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -115,11 +114,11 @@ async def _page(supervisor: Supervisor, settings: LocalSettings) -> AsyncIterato
         async with serve(app, health, settings.http_host, settings.http_port) as port:
             host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::", "*", "", "localhost") else settings.http_host
             board.page_url = f"http://{host}:{port}/"
-            beat = asyncio.create_task(_beat(health, supervisor))
+            heartbeat = asyncio.create_task(_record_heartbeats(health, supervisor))
             try:
                 yield
             finally:
-                beat.cancel()
+                heartbeat.cancel()
     except OSError as error:
         if board.page_url:
             raise
@@ -129,7 +128,7 @@ async def _page(supervisor: Supervisor, settings: LocalSettings) -> AsyncIterato
         ) from error
 
 
-async def _beat(health: Health, supervisor: Supervisor) -> None:
+async def _record_heartbeats(health: Health, supervisor: Supervisor) -> None:
     while True:
         health.heartbeat()
         health.draining = supervisor.run.phase == "ending"

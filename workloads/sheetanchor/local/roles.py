@@ -1,4 +1,4 @@
-"""Which processes make up a local pipeline, and how each is told where the others are."""
+"""The processes of a local pipeline, and their command lines."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ EXCHANGE: Final = "exchange"
 
 API_KEY_VARIABLE: Final = "BINANCE_API_KEY"
 LOCAL_API_KEY: Final = "local"
-"""The local exchange wants a key like the real one, but any will do."""
+"""The local exchange requires a key like the real one, but accepts any."""
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
 class MarketSource:
-    """Where market data comes from.
+    """The source of market data.
 
     Attributes:
         kind: local (a recorded market served by our own exchange), external or live.
@@ -42,18 +42,18 @@ class MarketSource:
 
 
 def choose_market(settings: LocalSettings, pick_port: Callable[[], int]) -> MarketSource:
-    """Decide where market data comes from.
+    """Choose the source of market data.
 
     Args:
-        settings: What the user set.
-        pick_port: Gives a free port; asked only if a local exchange is needed.
+        settings: Settings of the run.
+        pick_port: Gives a free port; called only if a local exchange is needed.
 
     Raises:
         BadSettings: If the exchange needs a key and there is none.
     """
     key = settings.api_key.get_secret_value() if settings.api_key else ""
     if settings.api_key_file is not None:
-        read_secret(settings.api_key_file, "API key")  # found out now rather than by a child
+        read_secret(settings.api_key_file, "API key")  # fail now rather than in a child process
     if not settings.live and not settings.ws_url:
         port = pick_port()
         return MarketSource("local", f"ws://127.0.0.1:{port}", f"http://127.0.0.1:{port}", key or LOCAL_API_KEY, port)
@@ -75,7 +75,7 @@ def choose_market(settings: LocalSettings, pick_port: Callable[[], int]) -> Mark
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Give the environment that children inherit.
 
-    What sets the supervisor itself is left out: the children are told by flags, and would not understand its file.
+    Variables of the supervisor's own settings are left out: children get these as flags, and cannot read its file.
     Variables of single roles, for instance `SHEETANCHOR_GAP_WAIT_MS`, reach them.
     """
     own = {variable_of(name, info) for name, info in LocalSettings.model_fields.items()}
@@ -85,13 +85,13 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class LocalPlan:
-    """Everything needed to name the commands of one run.
+    """Everything that the command lines of one run need.
 
     Attributes:
-        redis_url: Reaches children as a variable, as it may hold a password.
+        redis_url: Passed to children as a variable, as it may hold a password.
         environ: Environment that children inherit.
-        began_s: When the run began, in seconds since the epoch.
-        begin_at_s: Moment of the recorder's clock that a replay begins at; 0 for its beginning.
+        began_s: When the run began, in seconds since 1970.
+        begin_at_s: Time on the recorder's clock at which a replay begins; 0 for the recording's beginning.
     """
 
     settings: LocalSettings
@@ -120,10 +120,10 @@ class LocalPlan:
         return Spec(name, (*command, *flags), environ, port, moves=name != EXCHANGE)
 
     def exchange(self) -> Spec:
-        """Say how the local exchange is run."""
+        """Give the process of the local exchange."""
         settings = self.settings
         flags = ["--speed", f"{settings.speed:g}", "--rate", f"{settings.rate:g}", "--loop"]
-        # A restarted exchange goes on where it would be, as a real one does, instead of going back in ids and time.
+        # A restarted exchange continues at the present time, as a real one does: ids and time must not go back.
         flags += ["--playing-since", f"{self.began_s:.3f}"]
         flags += ["--begin-at", f"{self.begin_at_s:.3f}"] if self.begin_at_s else []
         flags += [word for path in settings.recording for word in ("--recording", str(path))]
@@ -132,7 +132,7 @@ class LocalPlan:
         return self._spec(EXCHANGE, "exchange", flags, port=self.market.exchange_port, redis=False)
 
     def ingestors(self, pick_port: Callable[[], int]) -> list[Spec]:
-        """Say how the two lines are run."""
+        """Give the processes of the two lines."""
         return [
             self._spec(
                 f"ingest/{line}", "ingest", ["--line", line, "--ws-url", self.market.ws_url], port=pick_port(), key=True
@@ -141,12 +141,12 @@ class LocalPlan:
         ]
 
     def processor(self, pick_port: Callable[[], int]) -> Spec:
-        """Say how the processor is run."""
+        """Give the process of the processor."""
         suppressed = [word for rule in self.settings.suppress_rules for word in ("--suppress-rules", rule)]
         return self._spec("process", "process", ["--rest-url", self.market.rest_url, *suppressed], port=pick_port())
 
     def replicas(self, pick_port: Callable[[], int]) -> list[Spec]:
-        """Say how the inference replicas are run."""
+        """Give the processes of the inference replicas."""
         models = [] if self.settings.models is None else ["--models", str(self.settings.models)]
         return [
             self._spec(f"infer/{replica}", "infer", ["--replica", replica, *models], port=pick_port())
@@ -154,7 +154,7 @@ class LocalPlan:
         ]
 
     def reanchor(self, symbol: str, start: reanchor_scheduler.Start, request_id: str) -> Spec:
-        """Say how one rebuild is run."""
+        """Give the process of one rebuild."""
         command = [sys.executable, "-m", "sheetanchor", "reanchor", "--log-level", self.settings.log_level]
         command += [
             "--symbol",

@@ -1,7 +1,7 @@
-"""The supervisor: starts the parts in order, watches them, and ends them in order.
+"""The supervisor: starts the processes in order, watches them, and ends them in order.
 
-It owns the child processes and the embedded server's folder. When it is asked to end, or its time is over, it looks at
-the state one last time and ends everything. A child that dies is started again; if this process dies, however it dies,
+It owns the child processes and the embedded server's folder. When it receives a signal, or its time is over, it reads
+the state one last time and ends everything. A child that exits is restarted; when this process exits, for any reason,
 the kernel ends the children.
 """
 
@@ -29,7 +29,7 @@ from sheetanchor.local.coordinator import Coordinator
 from sheetanchor.local.dashboard.board import Board, ProcessRun, why_no_prediction
 from sheetanchor.local.dashboard.probe import EXAMINED, Probe, delay_to_phase_s, unready_reason
 from sheetanchor.local.dashboard.tally import ShownPrediction, Tally, end_after
-from sheetanchor.local.dashboard.training_overlap import lesson_of
+from sheetanchor.local.dashboard.training_overlap import training_overlap_of
 from sheetanchor.local.dashboard.watcher import Watcher
 from sheetanchor.local.processes import Child, Spec, free_port
 from sheetanchor.local.relay import Relay
@@ -45,23 +45,24 @@ log = logging.getLogger(__name__)
 FIRST_SLOT_WITHIN_S: Final = 60.0
 EXCHANGE_WITHIN_S: Final = 30.0
 FEED_WITHIN_S: Final = 10.0
-"""How long the first anchor and the replicas wait for a line of frames, so that the first prediction is a sound one."""
+"""How long the first anchor and the replicas wait for a line of frames, so that the first prediction is not
+degraded."""
 
 SETTLE_S: Final = 3.0
-"""A rebuild that is under way when the time is over may end; most take less than two seconds."""
+"""How long a rebuild in progress may take when the time is over; most take less than two seconds."""
 
 MISSED_REPORTED_AFTER_US: Final = 500_000
-"""A prediction committed in the last moment of its slot takes a while to be read here."""
+"""A prediction that is committed at the end of its slot is read here a little later."""
 
 POLL_S: Final = 0.05
 ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENDING_ORDER: Final = (("infer/", "process", "ingest/"), (EXCHANGE,), ("redis",))
-"""Readers and writers first, then what they depend on."""
+"""Order of ending: readers and writers first, then what they depend on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """Whom to tell what happens."""
+    """Callbacks for predictions and missed slots."""
 
     on_prediction: Callable[[str, ShownPrediction], None]
     on_missed: Callable[[str, int], None]
@@ -71,7 +72,7 @@ async def wait_for_port(child: Child, within_s: float) -> None:
     """Wait until a process accepts connections on its port.
 
     Raises:
-        ExchangeUnavailable: If it does not in time; says what it said last.
+        ExchangeUnavailable: If it does not in time; with its last error.
     """
     deadline = time.monotonic() + within_s
     while True:
@@ -79,8 +80,9 @@ async def wait_for_port(child: Child, within_s: float) -> None:
             _, writer = await asyncio.open_connection("127.0.0.1", child.port)
         except OSError as error:
             if time.monotonic() > deadline:
-                said = child.last_error or "it has said nothing"
-                raise ExchangeUnavailable(f"{child.spec.name} does not listen within {within_s:g} s: {said}") from error
+                reported = child.last_error or "it has logged no error"
+                message = f"{child.spec.name} does not listen within {within_s:g} s: {reported}"
+                raise ExchangeUnavailable(message) from error
             await asyncio.sleep(POLL_S)
         else:
             writer.close()
@@ -93,13 +95,13 @@ class Supervisor:
     One class, since it owns every child and task of a run, and has to end all of them whatever fails.
 
     Args:
-        settings: What the user set.
+        settings: Settings of the run.
         environ: Environment of this process.
-        relay: Where log lines go.
-        listeners: Whom to tell what happens.
+        relay: Receives log lines.
+        listeners: Callbacks for predictions and missed slots.
 
     Raises:
-        BadSettings: If the settings cannot be worked with.
+        BadSettings: If the settings cannot be used.
     """
 
     def __init__(self, settings: LocalSettings, environ: Mapping[str, str], relay: Relay, listeners: Listeners) -> None:
@@ -117,14 +119,14 @@ class Supervisor:
         self._reported: dict[str, int] = {}
 
     async def supervise(self) -> int:
-        """Run the pipeline until its time is over, it is asked to end, or it fails.
+        """Run the pipeline until its time is over, a signal is received, or it fails.
 
         Returns:
-            Exit code: 0 if it ended as it should and the state is anchored, else 1; `run.failure` says why.
+            Exit code: 0 after a regular end with an anchored state, else 1; `run.failure` says why.
 
         Raises:
             BadSettings: If a setting turns out to be wrong.
-            RedisError: If the Redis that was named does not answer.
+            RedisError: If an external Redis does not answer.
         """
         with self._signals(), self._folder() as folder:
             url = self._settings.redis_url or f"unix://{redis_server.socket_path(folder)}"
@@ -156,9 +158,9 @@ class Supervisor:
         self, group: asyncio.TaskGroup, redis: Redis, session: aiohttp.ClientSession, url: str, folder: Path
     ) -> None:
         await self._start_redis(group, redis, folder)
-        lesson = await asyncio.to_thread(lesson_of, self._settings, replayed=self._market.kind == "local")
-        self.board.skill_note = lesson.note
-        plan = LocalPlan(self._settings, self._market, url, self._environ, time.time(), lesson.begin_at_s)
+        overlap = await asyncio.to_thread(training_overlap_of, self._settings, replayed=self._market.kind == "local")
+        self.board.skill_note = overlap.note
+        plan = LocalPlan(self._settings, self._market, url, self._environ, time.time(), overlap.begin_at_s)
         tallies = self.board.tallies
         for tally in tallies:
             await leftovers.refuse_if_alive(redis, HotState(redis, tally.symbol))
@@ -198,7 +200,8 @@ class Supervisor:
         local = self._market.kind == "local"
         if local:
             exchange = self._keep(group, plan.exchange())
-        # The processor loads while the exchange does; the ingestors would only be refused until it listens.
+        # The processor loads while the exchange does; ingestors are started later, since it would refuse them until
+        # then.
         self._keep(group, plan.processor(free_port))
         if local:
             await wait_for_port(exchange, EXCHANGE_WITHIN_S)
@@ -206,7 +209,7 @@ class Supervisor:
             self._keep(group, spec)
 
     async def _wait_for_lines(self, redis: Redis) -> None:
-        """Wait for a line of frames of every symbol; not for ever: a prediction that says why is better than none."""
+        """Wait for frames of every symbol, for a limited time: a degraded prediction is better than none."""
         deadline = time.monotonic() + FEED_WITHIN_S
         names = [keys(coordinator.symbol).lines for coordinator in self.board.coordinators]
         while time.monotonic() < deadline:
@@ -238,7 +241,7 @@ class Supervisor:
                 await probe.poll(self.board.children)
             for child in self.board.children:
                 if child.spec.name.startswith(EXAMINED) and child.is_hung:
-                    log.error("%s runs but does not answer any more: it is killed", child.spec.name)
+                    log.error("%s runs but does not answer any more: it is killed and restarted", child.spec.name)
                     child.restart()
 
     async def _until_over(self, session: aiohttp.ClientSession) -> None:
@@ -286,7 +289,7 @@ class Supervisor:
     # -- ending -------------------------------------------------------------------------------------------------------
 
     async def _settle(self) -> None:
-        """Count what was committed in time, and see how the state stands; a rebuild may end."""
+        """Count what was committed in time, and read the final state; a running rebuild may end."""
         if self.run.end_us is None:
             self._end_at(self.run.now_us())
         deadline = time.monotonic() + SETTLE_S
@@ -303,9 +306,9 @@ class Supervisor:
             if self._watcher is not None:
                 await self._watcher.read()
         except RedisError as error:
-            self.run.failure = self.run.failure or f"the state at the end cannot be read: {error}"
+            self.run.failure = self.run.failure or f"the final state cannot be read: {error}"
         if not self.board.sound and not self.run.failure:
-            self.run.failure = f"the state at the end is not anchored: {self.board.unsound_reason()}"
+            self.run.failure = f"the final state is not anchored: {self.board.unsound_reason()}"
 
     async def _end_children(self) -> None:
         for names in ENDING_ORDER:
@@ -315,7 +318,7 @@ class Supervisor:
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:
-        """Give the embedded server's folder, which is there only meanwhile."""
+        """Create the embedded server's folder, and remove it afterwards."""
         if self._settings.redis_url:
             yield Path()
             return
@@ -338,15 +341,15 @@ class Supervisor:
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:
-        if self.run.stop.is_set():  # asked twice: somebody is in a hurry
+        if self.run.stop.is_set():  # a second signal: end at once
             for child in self.board.children:
                 child.kill()
         else:
-            log.info("asked to end")
+            log.info("a signal was received, the run ends")
         self.run.stop.set()
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Give the one error that says what went wrong."""
+    """Give the first error of a group."""
     first = failures.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first

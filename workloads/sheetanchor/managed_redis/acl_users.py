@@ -1,6 +1,6 @@
 """The users of the managed Redis: one per role, each with the commands and keys that its role needs and no others.
 
-`docs/hot-state.md` shows the rules of the workloads for servers that somebody else runs; a test keeps both equal.
+`docs/hot-state.md` shows the rules of the workloads for external servers; a test keeps both equal.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from sheetanchor.errors import BadSettings
 from sheetanchor.runtime.settings import REDIS_USERS
 
 _CONNECT: Final = "-@all +auth +hello +ping +quit +reset +client|setname +client|setinfo"
-"""What a client says when it connects, and no more: nobody has to track keys or to look into another database."""
+"""Commands that a client sends when it connects, and no more: no role tracks keys or uses another database."""
 
-_ANYBODY: Final = f"{_CONNECT} +info +time +role"
+_COMMON: Final = f"{_CONNECT} +info +time +role"
 
 _REBUILD: Final = (
     "~ob:* ~book:* ~tr:* ~feat:* ~anchor:* ~reanchor:* ~receipts:* %R~sbe:* %R~lines:* "
@@ -25,21 +25,21 @@ _REBUILD: Final = (
 )
 
 ROLES: Final[Mapping[str, str]] = {
-    "ingest": f"{_ANYBODY} ~sbe:* ~lines:* ~gaps:* +xadd +xtrim +sadd +pexpire +memory|usage +xinfo|stream",
-    # It has the rights of a re-anchor too, since it runs one itself when nobody else does.
-    "process": f"{_ANYBODY} {_REBUILD} ~gaps:* +hexists",
+    "ingest": f"{_COMMON} ~sbe:* ~lines:* ~gaps:* +xadd +xtrim +sadd +pexpire +memory|usage +xinfo|stream",
+    # It has the rights of a re-anchor too, since it runs one itself when the operator does not.
+    "process": f"{_COMMON} {_REBUILD} ~gaps:* +hexists",
     "infer": (
-        f"{_ANYBODY} %R~ob:* %R~tr:* %R~feat:* %R~anchor:* %R~reanchor:* ~pred:* ~preds:* "
+        f"{_COMMON} %R~ob:* %R~tr:* %R~feat:* %R~anchor:* %R~reanchor:* ~pred:* ~preds:* "
         "+fcall +fcall_ro +type +exists +del +expire +hset +hget +hgetall +xadd +xtrim +xrange +xrevrange"
     ),
-    "reanchor": f"{_ANYBODY} {_REBUILD}",
+    "reanchor": f"{_COMMON} {_REBUILD}",
 }
-"""What each workload may do on a server."""
+"""Permissions of each workload on a server."""
 
 _SERVER: Final[Mapping[str, str]] = {
     **ROLES,
     "replica": "-@all +psync +replconf +ping",
-    # As the documentation of Sentinel has it.
+    # As the documentation of Sentinel lists them.
     "sentinel": (
         "-@all +multi +exec +ping +role +info +publish +subscribe +replicaof +slaveof +failover +config|rewrite "
         "+client|setname +client|kill +script|kill +hello +auth allchannels"
@@ -47,15 +47,15 @@ _SERVER: Final[Mapping[str, str]] = {
 }
 
 NODE: Final = "node"
-"""The process that runs a server; its password is made anew at each start and never leaves it."""
+"""The process that runs a server; its password is random, new at each start, and never leaves the process."""
 
 _NODE_RULES: Final = (
     f"{_CONNECT} +info +role +function|list +function|load +function|delete +function|kill +script|kill "
     "+client|pause +client|unpause"
 )
-"""It alone loads functions: whoever may, acts as everybody who calls them."""
+"""Only this user may load functions: a function runs with the rights of every user that calls it."""
 
-# A Sentinel knows few of a server's commands, and does not start with a rule about one that it does not know.
+# A Sentinel has few of a server's commands, and does not start with a rule about an unknown one.
 _ASK_SENTINEL: Final = "-@all +@connection -@admin +sentinel|master +sentinel|get-master-addr-by-name"
 _SENTINEL: Final[Mapping[str, str]] = {
     **dict.fromkeys(ROLES, _ASK_SENTINEL),
@@ -67,7 +67,7 @@ def read_passwords(folder: Path) -> dict[str, str]:
     """Read one password per user from files of the users' names.
 
     Raises:
-        BadSettings: Names the file that is missing or empty; never shows a password.
+        BadSettings: A file is missing or empty; the text names it and never shows a password.
     """
     passwords = {}
     for user in REDIS_USERS:
@@ -77,7 +77,7 @@ def read_passwords(folder: Path) -> dict[str, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise BadSettings(f"password_dir: cannot read {str(path)!r}: {type(error).__name__}") from error
         if not passwords[user] or len(passwords[user].split()) != 1:
-            raise BadSettings(f"password_dir: expected one word in {str(path)!r}")
+            raise BadSettings(f"password_dir: expected a password without spaces in {str(path)!r}")
     return passwords
 
 

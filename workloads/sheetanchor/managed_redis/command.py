@@ -1,10 +1,10 @@
 """`sheetanchor redis`: one server of a replicated Redis, or its Sentinel, run as a child of this process.
 
-This process finds out as what the server may start, writes its configuration, starts it, answers health checks and
-metrics for it, loads the function library while it is the master, and hands the master over before it ends. When the
-child ends by itself this process ends too: whoever restarts it gets a fresh decision.
+This process decides in which role the server may start, writes its configuration, starts it, serves health checks and
+metrics for it, loads the function library while it is the master, and hands the master role over before it ends. When
+the child ends by itself this process ends too, so that a restart decides about the role again.
 
-One module, since the order of these steps is what keeps two masters from being written to: it is read as one.
+One module, since the order of these steps prevents writes to two masters: it has to be read as a whole.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ ASK_TIMEOUT_S: Final = 1.0
 END_TIMEOUT_S: Final = 8.0
 HEALTH_INTERVAL_S: Final = 1.0
 FAILOVER_EVERY_S: Final = 3.0
-"""A Sentinel refuses to fail over twice at a time; asking again sooner is of no use."""
+"""A Sentinel refuses a second failover at the same time; an earlier request would be refused."""
 
 INFO_PERIOD_MS: Final = 500
-"""How often a Sentinel asks each server how it stands. Left at ten seconds, it may know no replica that is fit when the
-master goes, and sees a promotion half a second later."""
+"""How often a Sentinel reads each server's INFO. With the default of ten seconds it may know no eligible replica when
+the master fails, and sees a promotion half a second later."""
 
 BUSY: Final = ("BUSY", "UNKILLABLE")
-"""So a server begins its answers while a function or a script has been running for five seconds."""
+"""A server's answers begin so while a function or a script has been running for five seconds."""
 
 SERVER_CONFIG: Final = "redis.conf"
 SENTINEL_CONFIG: Final = "sentinel.conf"
@@ -82,7 +82,7 @@ SENTINEL_NOTES: Final = "sentinel.notes"
 
 @dataclass(slots=True)
 class NodeState:
-    """What the watch over the child saw last; None while it does not answer."""
+    """What was last read from the child; None while it does not answer."""
 
     replication: Replication | None = None
     watched: Master | None = None
@@ -93,7 +93,7 @@ class NodeState:
 
 
 def tuning_of(settings: RedisSettings) -> Tuning:
-    """Give the part of the settings that is common to all nodes."""
+    """Give the settings that are common to all nodes."""
     return Tuning(
         bind=settings.bind,
         service=settings.service,
@@ -111,7 +111,7 @@ def nodes_of(settings: RedisSettings) -> tuple[RedisNode, tuple[RedisNode, ...]]
     """Give the own node and all nodes.
 
     Raises:
-        BadSettings: If a node cannot be read, or it is not clear which one this is.
+        BadSettings: If a node cannot be parsed, or it is ambiguous which one this is.
     """
     try:
         nodes = tuple(map(topology.parse_node, settings.nodes))
@@ -124,9 +124,9 @@ def nodes_of(settings: RedisSettings) -> tuple[RedisNode, tuple[RedisNode, ...]]
 
 
 class NodeProcess:
-    """One server or Sentinel and what surrounds it.
+    """One server or Sentinel, and what is run around it.
 
-    One class, since whatever watches the child has to stop before the child is ended, and nothing may start after.
+    One class, since the tasks that watch the child have to stop before it is ended, and none may start after.
     """
 
     def __init__(self, settings: RedisSettings, health: Health) -> None:
@@ -177,41 +177,43 @@ class NodeProcess:
         )
 
     async def _write_sentinel(self) -> Path:
-        own_said = self._read_notes()
+        own_report = self._read_notes()
 
         def decide(seen: TopologyObservation, waited_s: float) -> Decision:
-            sentinels = dict(seen.sentinels) | ({self._own: own_said} if own_said else {})
+            sentinels = dict(seen.sentinels) | ({self._own: own_report} if own_report else {})
             return topology.decide_monitored(
                 self._nodes, TopologyObservation(sentinels, seen.servers), waited_s=waited_s
             )
 
         decision, seen = await self._settle(decide)
-        epochs = [said.config_epoch for said in (*seen.sentinels.values(), own_said) if said is not None]
-        said = SentinelReport(decision.master, max(epochs, default=0))
-        self._note(said)
+        epochs = [report.config_epoch for report in (*seen.sentinels.values(), own_report) if report is not None]
+        report = SentinelReport(decision.master, max(epochs, default=0))
+        self._note(report)
         self._forget(SENTINEL_CONFIG)
         return self._write(
             SENTINEL_CONFIG,
-            sentinel_config(self._own, self._nodes, said, self._passwords, self._tuning, str(self._folder)),
+            sentinel_config(self._own, self._nodes, report, self._passwords, self._tuning, str(self._folder)),
         )
 
     def _read_notes(self) -> SentinelReport | None:
-        """Read what this node's Sentinel knew: its own file, if that is still there, or what was noted down of it."""
+        """Read what this node's Sentinel knew: from its own file if that still exists, else from the stored notes."""
         places = {self._config_folder / SENTINEL_CONFIG, self._folder / SENTINEL_CONFIG, self._folder / SENTINEL_NOTES}
         found = []
         for place in places:
             with contextlib.suppress(OSError, UnicodeDecodeError):
                 found.append(read_sentinel_file(place.read_text(encoding="utf-8"), self._settings.service))
-        return max((said for said in found if said is not None), key=lambda said: said.config_epoch, default=None)
+        return max(
+            (report for report in found if report is not None), key=lambda report: report.config_epoch, default=None
+        )
 
-    def _note(self, said: SentinelReport) -> None:
-        """Note down who the master is, beside the data: the configuration may be in memory, and go with the pod."""
-        if said != self.state.noted:
-            self._write(SENTINEL_NOTES, sentinel_notes(said, self._settings.service), self._folder)
-            self.state.noted = said
+    def _note(self, report: SentinelReport) -> None:
+        """Store who the master is beside the data: the configuration may be in memory, and be lost with the pod."""
+        if report != self.state.noted:
+            self._write(SENTINEL_NOTES, sentinel_notes(report, self._settings.service), self._folder)
+            self.state.noted = report
 
     def _forget(self, *names: str) -> None:
-        """Remove configuration files of earlier versions from beside the data: they hold passwords."""
+        """Remove configuration files that earlier versions wrote beside the data: they hold passwords."""
         for name in names if self._config_folder != self._folder else ():
             with contextlib.suppress(FileNotFoundError):
                 (self._folder / name).unlink()
@@ -219,11 +221,11 @@ class NodeProcess:
     async def _settle(
         self, decide: Callable[[TopologyObservation, float], Decision]
     ) -> tuple[Decision, TopologyObservation]:
-        """Look at the others until it is clear what to do."""
+        """Poll the other nodes until the decision is clear."""
         clock = asyncio.get_running_loop().time
         began_s, asked_s, message = clock(), -FAILOVER_EVERY_S, ""
         while True:
-            seen = await self._peers.look()
+            seen = await self._peers.observe()
             self._health.heartbeat()
             decision = decide(seen, clock() - began_s)
             if decision.why != message:
@@ -252,11 +254,11 @@ class NodeProcess:
     # --- watch
 
     async def watch(self) -> None:
-        """Look at the child every second until cancelled; health, metrics and the library follow from that."""
-        look = self._watch_sentinel if self._settings.sentinel else self._watch_server
+        """Poll the child every second until cancelled; this updates health, metrics and the function library."""
+        poll = self._watch_sentinel if self._settings.sentinel else self._watch_server
         async with self._client() as client:
             while True:
-                answered = await self._answered(look, client)
+                answered = await self._answered(poll, client)
                 if answered:
                     self._health.heartbeat()
                 up = metrics.SENTINEL_UP if self._settings.sentinel else metrics.REDIS_UP
@@ -277,9 +279,9 @@ class NodeProcess:
         finally:
             await client.aclose()
 
-    async def _answered(self, look: Callable[[Redis], Awaitable[None]], client: Redis) -> bool:
+    async def _answered(self, poll: Callable[[Redis], Awaitable[None]], client: Redis) -> bool:
         try:
-            await look(client)
+            await poll(client)
         except (exceptions.ConnectionError, exceptions.TimeoutError, OSError):
             self.state.replication = self.state.watched = None
             return False
@@ -289,14 +291,14 @@ class NodeProcess:
                 self.state.replication = self.state.watched = None
                 await self._free(message)
                 return False
-            # It loads, or waits for replicas: it lives, and will be asked again.
-            log.info("the child answers: %s", message)
+            # It loads, or waits for replicas: it is alive, and is polled again.
+            log.info("the child is not ready yet, it answers: %s", message)
         return True
 
     async def _free(self, message: str) -> None:
-        """End what keeps a server busy: it answers nobody meanwhile, and no function of ours takes seconds."""
-        log.error("the server is busy: %s", message)
-        # It takes nothing now but a login and this, so that the client's name must not be said first.
+        """Kill the function or script that blocks the server: all clients wait meanwhile, and ours take far less."""
+        log.error("a function or script blocks the server and is killed: %s", message)
+        # It accepts only AUTH and this command now, so the client must not send its name first.
         client = Redis(
             unix_socket_path=str(self._folder / SOCKET),
             username=NODE,
@@ -312,12 +314,13 @@ class NodeProcess:
                     log.warning("%s KILL: %s", what, " ".join(str(error).split()))
                 except exceptions.RedisError as error:
                     if str(error).startswith("UNKILLABLE") and self._child is not None:
-                        # It has written already. What it did is in this server alone: a replica takes over, without it.
-                        log.error("what keeps the server busy cannot be ended: killing the server")
+                        # It has written already, to this server only: after the kill a replica takes over without these
+                        # writes.
+                        log.error("what blocks the server cannot be killed: killing the server, a replica takes over")
                         self._child.kill()
                         return
                 else:
-                    log.error("ended the %s that kept the server busy", what.lower())
+                    log.error("killed the %s that blocked the server", what.lower())
                     return
         finally:
             await client.aclose()
@@ -330,15 +333,15 @@ class NodeProcess:
         self._show(found)
         enough = found.replicas >= self._settings.min_replicas_to_write
         if found.role == "master" and enough:
-            # A master without replicas refuses that as it refuses every write.
+            # A master without replicas refuses to load it, as it refuses every write.
             self._report(await keep_library(client))
 
     def _report(self, kept: LibraryCheck) -> None:
         if kept is LibraryCheck.REPAIRED:
             metrics.REDIS_LIBRARY_REPAIRS.labels(self._name).inc()
             log.error(
-                "the function library was not this version's, or not the only one: replaced it; functions act with the "
-                "rights of whoever calls them, so find out who could load them (docs/redis.md)"
+                "the function library was not this version's, or not the only one: replaced it; functions run with the "
+                "rights of their callers, so find out who could load one (docs/redis.md)"
             )
         elif kept is not LibraryCheck.SAME:
             log.info("the function library was %s", kept)
@@ -366,12 +369,12 @@ class NodeProcess:
         try:
             self._note(SentinelReport(found.address, found.config_epoch))
         except BadSettings as error:
-            log.warning("what the Sentinel knows cannot be noted down: %s", error)
+            log.warning("the Sentinel's knowledge of the master cannot be stored: %s", error)
         metrics.SENTINEL_MASTER_DOWN.labels(self._name).set(found.down)
         metrics.SENTINEL_EPOCH.labels(self._name).set(found.config_epoch)
         metrics.SENTINEL_OTHERS.labels(self._name).set(found.others)
 
-    # --- end
+    # --- stop
 
     async def ended(self) -> int:
         """Wait until the child ends by itself."""
@@ -390,7 +393,7 @@ class NodeProcess:
             try:
                 await asyncio.wait_for(child.wait(), END_TIMEOUT_S)
             except TimeoutError:
-                log.warning("the child does not end: killing it")
+                log.warning("the child does not end in time: killing it")
                 child.kill()
                 await child.wait()
         await self._peers.aclose()
@@ -403,16 +406,16 @@ class NodeProcess:
                 return
             if found.role == "master" and found.replicas:
                 done = await self._peers.hand_over(local, self._settings.hand_over_s)
-                log.info("handed over" if done else "not handed over")
+                log.info("the master role was handed over" if done else "the master role was not handed over")
 
 
 def checks_of(node: NodeProcess, settings: RedisSettings) -> list[Check]:
-    """Give the check that readiness follows: in the set, as master or as a replica that follows one."""
+    """Make the check for readiness: master, or a replica that follows its master."""
 
     async def server() -> CheckResult:
         found = node.state.replication
         if found is None:
-            return CheckResult("unhealthy", {"message": "not up"})
+            return CheckResult("unhealthy", {"message": "the child process does not answer"})
         details = {"role": found.role, "replicas": found.replicas, "link_up": found.link_up, "offset": found.offset}
         if not found.link_up:
             return CheckResult("unhealthy", details)
@@ -422,7 +425,7 @@ def checks_of(node: NodeProcess, settings: RedisSettings) -> list[Check]:
     async def sentinel() -> CheckResult:
         found = node.state.watched
         if found is None:
-            return CheckResult("unhealthy", {"message": "not up"})
+            return CheckResult("unhealthy", {"message": "the child process does not answer"})
         details = {
             "master": f"{found.host}:{found.port}",
             "master_down": found.down,
@@ -474,14 +477,14 @@ async def run(settings: RedisSettings) -> int:
                 await asyncio.gather(watcher, return_exceptions=True)
             health.draining = True
             if ended:
-                log.error("the server ended by itself")
+                log.error("the server ended by itself, so this process ends too: restart it")
             return 1 if ended else 0
         finally:
             await node.stop()
 
 
 async def _unless(stop: asyncio.Event, work: Awaitable[object]) -> bool:
-    """Do something unless the end is asked for first; true if it was done."""
+    """Do something unless `stop` is set first; true if it was done."""
     task = asyncio.ensure_future(work)
     waiter = asyncio.create_task(stop.wait())
     await asyncio.wait([task, waiter], return_when="FIRST_COMPLETED")

@@ -19,16 +19,16 @@ USERS_FILE: Final = "users.acl"
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """What the settings say about every node alike.
+    """Settings that all nodes have in common.
 
     Attributes:
         bind: Addresses to listen on.
-        service: Name of the set.
+        service: Name of the set of servers.
         quorum: Sentinels that must agree that the master is down.
-        min_replicas_to_write: Replicas without which the master takes no writes.
+        min_replicas_to_write: Replicas without which the master accepts no writes.
         min_replicas_max_lag_s: How long a replica may be silent and still count.
         maxmemory_bytes: Memory for data; 0 sets no limit.
-        persistent: Whether the data folder outlives the pod, so that writing to it makes sense.
+        persistent: Whether the data folder outlives the pod, so that the data is written to it.
     """
 
     bind: str
@@ -54,11 +54,11 @@ def server_config(
 
     Args:
         own: The node.
-        master: Whom it follows; its own address if it is the master.
+        master: Address of its master; its own address if it is the master.
         passwords: By user.
-        tuning: What is common to all nodes.
+        tuning: Settings that all nodes have in common.
         folder: Its data folder.
-        config_folder: Where its users are written down.
+        config_folder: Folder of its file of users.
     """
     options: list[tuple[str, object]] = [
         ("bind", tuning.bind),
@@ -70,22 +70,22 @@ def server_config(
         ("aclfile", f"{config_folder}/{USERS_FILE}"),
         ("masteruser", "replica"),
         ("masterauth", _quoted(passwords["replica"])),
-        # Names stay when a pod comes back with another address.
+        # Host names stay the same when a pod is replaced and gets another address.
         ("replica-announce-ip", own.host),
         ("replica-announce-port", own.port),
-        # A master that was cut off from its replicas must not collect writes that will be thrown away.
+        # A master that was cut off from its replicas must not accept writes that a failover would discard.
         ("min-replicas-to-write", tuning.min_replicas_to_write),
         ("min-replicas-max-lag", tuning.min_replicas_max_lag_s),
         ("repl-diskless-sync", "yes"),
         ("repl-diskless-sync-delay", 0),
         ("repl-diskless-load", "on-empty-db"),
-        # A replica that comes back within a minute need not copy everything.
+        # A replica that reconnects within a minute need not copy everything.
         ("repl-backlog-size", "32mb"),
-        # A ping in the middle of a hand-over makes the other replica copy everything from the new master.
+        # A ping during a hand-over would make the other replica copy everything from the new master.
         ("repl-ping-replica-period", 5),
         ("repl-timeout", 20),
         ("maxmemory", tuning.maxmemory_bytes),
-        ("maxmemory-policy", "noeviction"),  # a hot key that vanished would be worse than a refused write
+        ("maxmemory-policy", "noeviction"),  # an evicted hot key would be worse than a refused write
         ("lazyfree-lazy-server-del", "yes"),  # a swap renames over a large book
         ("lazyfree-lazy-user-del", "yes"),
         ("replica-lazy-flush", "yes"),
@@ -112,7 +112,7 @@ def sentinel_id(own: RedisNode) -> str:
 def sentinel_config(
     own: RedisNode,
     nodes: Sequence[RedisNode],
-    said: SentinelReport,
+    report: SentinelReport,
     passwords: Mapping[str, str],
     tuning: Tuning,
     folder: str,
@@ -121,14 +121,15 @@ def sentinel_config(
 
     Args:
         own: The node.
-        nodes: All nodes. They are named here, since a Sentinel that has only just started knows no replica to promote.
-        said: The master to watch and the epoch of that knowledge.
+        nodes: All nodes. They are listed in the file, since a Sentinel that has just started knows no replica to
+            promote.
+        report: The master to watch and the configuration epoch of that knowledge.
         passwords: By user.
-        tuning: What is common to all nodes.
-        folder: Its folder; the Sentinel writes its own notes into this file.
+        tuning: Settings that all nodes have in common.
+        folder: Its folder; the Sentinel itself writes to this file too.
     """
     name = tuning.service
-    replicas = [node for node in nodes if node.address != said.master]
+    replicas = [node for node in nodes if node.address != report.master]
     others = [node for node in nodes if node != own]
     lines = [
         f"bind {tuning.bind}",
@@ -141,7 +142,7 @@ def sentinel_config(
         "sentinel announce-hostnames yes",
         f"sentinel announce-ip {own.host}",
         f"sentinel announce-port {own.sentinel_port}",
-        f"sentinel monitor {name} {said.master[0]} {said.master[1]} {tuning.quorum}",
+        f"sentinel monitor {name} {report.master[0]} {report.master[1]} {tuning.quorum}",
         f"sentinel down-after-milliseconds {name} {tuning.down_after_ms}",
         f"sentinel failover-timeout {name} {tuning.failover_timeout_ms}",
         f"sentinel parallel-syncs {name} 1",
@@ -149,9 +150,9 @@ def sentinel_config(
         f"sentinel auth-pass {name} {_quoted(passwords['sentinel'])}",
         "sentinel sentinel-user sentinel",
         f"sentinel sentinel-pass {_quoted(passwords['sentinel'])}",
-        f"sentinel config-epoch {name} {said.config_epoch}",
-        f"sentinel leader-epoch {name} {said.config_epoch}",
-        f"sentinel current-epoch {said.config_epoch}",
+        f"sentinel config-epoch {name} {report.config_epoch}",
+        f"sentinel leader-epoch {name} {report.config_epoch}",
+        f"sentinel current-epoch {report.config_epoch}",
         *(f"sentinel known-replica {name} {node.host} {node.port}" for node in replicas),
         *(f"sentinel known-sentinel {name} {node.host} {node.sentinel_port} {sentinel_id(node)}" for node in others),
         "loglevel notice",
@@ -160,16 +161,16 @@ def sentinel_config(
     return _text(lines)
 
 
-def sentinel_notes(said: SentinelReport, service: str) -> str:
-    """Write down what a Sentinel knows, in its own words and without any password, for whoever starts in its place."""
-    host, port = said.master
+def sentinel_notes(report: SentinelReport, service: str) -> str:
+    """Write what a Sentinel knows of the master, in its own format and without passwords, for the next one to start."""
+    host, port = report.master
     return _text(
-        [f"sentinel monitor {service} {host} {port} 1", f"sentinel config-epoch {service} {said.config_epoch}"]
+        [f"sentinel monitor {service} {host} {port} 1", f"sentinel config-epoch {service} {report.config_epoch}"]
     )
 
 
 def read_sentinel_file(text: str, service: str) -> SentinelReport | None:
-    """Read who the master is from what a Sentinel wrote down; None if it does not say."""
+    """Read the master from a Sentinel's file or notes; None if they do not name one."""
     master: tuple[str, int] | None = None
     epoch = 0
     for line in text.splitlines():
@@ -182,7 +183,7 @@ def read_sentinel_file(text: str, service: str) -> SentinelReport | None:
 
 
 def _quoted(word: str) -> str:
-    """Write a word so that the server reads back what it was, whatever quotes are in it."""
+    """Quote a word so that the server reads it back unchanged."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 

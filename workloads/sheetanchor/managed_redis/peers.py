@@ -1,4 +1,4 @@
-"""Talking to the other nodes of a managed Redis, and to the own server: who is what, and moving the master away."""
+"""Requests to the other nodes of a managed Redis, and to the own server: their roles, and handing the master over."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 ASK_TIMEOUT_S: Final = 1.0
 CATCH_UP_S: Final = 1.5
-"""How long writes are held back while the replicas catch up; below the silence after which a Sentinel worries."""
+"""How long writes are paused while the replicas catch up; less than the silence after which a Sentinel fails over."""
 
 PAUSE_MS: Final = 4000
-"""Held back a little longer than a promotion takes; the server ends afterwards anyway."""
+"""Writes are paused a little longer than a promotion takes; the server ends afterwards anyway."""
 
 POLL_S: Final = 0.1
 
@@ -39,13 +39,13 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class Replication:
-    """How a server stands, from its `INFO`.
+    """The replication state of a server, from its `INFO`.
 
     Attributes:
         role: master or slave.
         link_up: Whether a replica follows its master; true on a master.
         replicas: Replicas that a master reaches.
-        caught_up: How many of them have everything.
+        caught_up: How many of them have all writes.
     """
 
     role: str
@@ -62,7 +62,7 @@ class Replication:
 
 
 def parse_info(info: Mapping[str, Any]) -> Replication:
-    """Read what redis-py makes of `INFO`."""
+    """Read redis-py's form of `INFO`."""
     role = str(info.get("role", ""))
     master = role == "master"
     offset = int(info.get("master_repl_offset" if master else "slave_repl_offset", 0))
@@ -85,10 +85,10 @@ def parse_info(info: Mapping[str, Any]) -> Replication:
 
 
 async def replication_of(server: Redis) -> Replication:
-    """Ask a server how it stands.
+    """Read the replication state of a server.
 
     Raises:
-        RedisError: redis-py's, if it does not say.
+        RedisError: redis-py's, if it does not answer.
     """
     return parse_info(await server.info())
 
@@ -114,7 +114,7 @@ class Peers:
     def __init__(self, own: RedisNode, nodes: Sequence[RedisNode], password: str, service: str) -> None:
         self._own = own
         self._service = service
-        # The own Sentinel last: its node is about to end when somebody asks it to fail over.
+        # The own Sentinel last: its node is about to end when a failover is requested.
         order = sorted(nodes, key=lambda node: node == own)
 
         def client(host: str, port: int) -> Redis:
@@ -123,14 +123,14 @@ class Peers:
         self._sentinels = {node: client(node.host, node.sentinel_port) for node in order}
         self._servers = {node: client(node.host, node.port) for node in order if node != own}
 
-    async def look(self) -> TopologyObservation:
-        """Ask everybody at once; takes a second at most."""
-        said, servers = await asyncio.gather(
+    async def observe(self) -> TopologyObservation:
+        """Read the state of all nodes at once; takes a second at most."""
+        reports, servers = await asyncio.gather(
             asyncio.gather(*(_or_none(self._ask_sentinel(client)) for client in self._sentinels.values())),
             asyncio.gather(*(_or_none(self._server(client)) for client in self._servers.values())),
         )
         return TopologyObservation(
-            sentinels={node: one for node, one in zip(self._sentinels, said, strict=True) if one is not None},
+            sentinels={node: one for node, one in zip(self._sentinels, reports, strict=True) if one is not None},
             servers={node: one for node, one in zip(self._servers, servers, strict=True) if one is not None},
         )
 
@@ -143,25 +143,25 @@ class Peers:
         return ObservedServer(found.role, found.has_data, found.master, found.offset)
 
     async def request_failover(self) -> bool:
-        """Ask one Sentinel after the other to promote a replica, until one does; the own one last."""
+        """Request a failover from one Sentinel after the other until one accepts; the own one last."""
         for node, sentinel in self._sentinels.items():
             execute: Callable[..., Awaitable[Any]] = sentinel.execute_command
             try:
                 async with asyncio.timeout(ASK_TIMEOUT_S):
                     await execute("SENTINEL", "FAILOVER", self._service)
             except (*_FAILED, TimeoutError) as error:
-                log.info("the Sentinel of %s does not fail over: %s", node.host, " ".join(str(error).split()))
+                log.info("the Sentinel of %s refuses to fail over: %s", node.host, " ".join(str(error).split()))
             else:
-                log.info("the Sentinel of %s fails over", node.host)
+                log.info("the Sentinel of %s starts a failover", node.host)
                 return True
         return False
 
     async def hand_over(self, local: Redis, within_s: float) -> bool:
-        """Have another node promoted, losing no write; true when it is the master.
+        """Promote another node without losing a write; true when it is the master.
 
         Args:
             local: The own server, which is the master.
-            within_s: Longest time to take.
+            within_s: Longest duration.
         """
         try:
             async with asyncio.timeout(within_s):
@@ -173,12 +173,12 @@ class Peers:
                 await self._other_master()
                 return True
         except (*_FAILED, TimeoutError) as error:
-            log.warning("no hand-over: %s", " ".join(str(error).split()) or "not in time")
+            log.warning("the master role cannot be handed over: %s", " ".join(str(error).split()) or "it took too long")
             return False
 
     async def _other_master(self) -> None:
         while True:
-            named = named_master(await self.look())
+            named = named_master(await self.observe())
             if named not in (None, self._own.address):
                 return
             await asyncio.sleep(POLL_S)
@@ -192,7 +192,7 @@ class Peers:
             if not found.replicas:
                 break
             await asyncio.sleep(POLL_S)
-        log.warning("no hand-over: no replica has all the data")
+        log.warning("the master role cannot be handed over: no replica has all the data")
         return False
 
     async def aclose(self) -> None:

@@ -22,7 +22,7 @@ class Binary:
 
     Attributes:
         kind: redis or valkey.
-        version: As it says itself, for instance 9.1.0.
+        version: As it reports, for instance 9.1.0.
     """
 
     path: str
@@ -36,12 +36,12 @@ class Binary:
 
 
 def parse_version(path: str, text: str) -> Binary | None:
-    """Read what a server says to `--version`, None if it is neither Redis nor Valkey."""
+    """Read a server's output of `--version`, None if it is neither Redis nor Valkey."""
     found = re.search(r"(redis|valkey) server v=(\d+(?:\.\d+)*)", text, re.IGNORECASE)
     return Binary(path, found[1].lower(), found[2]) if found else None
 
 
-def _ask_version(path: str) -> Binary | None:
+def _version_of(path: str) -> Binary | None:
     try:
         done = subprocess.run(
             [path, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
@@ -62,16 +62,16 @@ def find_binary() -> Binary:
     """Find a server to run.
 
     Raises:
-        BadSettings: If there is none; says how to get one.
+        BadSettings: There is none; the text says how to get one.
     """
     seen: list[str] = []
     for path in (shutil.which("valkey-server"), shutil.which("redis-server"), _bundled()):
-        binary = _ask_version(path) if path else None
+        binary = _version_of(path) if path else None
         if binary is not None and binary.usable:
             return binary
         if path:
             seen.append(f"{path} ({binary.version if binary else 'does not run'})")
     raise BadSettings(
-        "no Redis: install redis-server (7 or newer) or valkey-server (8 or newer), or name one with --redis-url"
+        "no Redis server: install redis-server (7 or newer) or valkey-server (8 or newer), or name one with --redis-url"
         + (f"; found {', '.join(seen)}" if seen else "")
     )

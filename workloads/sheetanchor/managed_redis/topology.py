@@ -1,8 +1,8 @@
-"""A set of Redis servers with Sentinels: who its nodes are, and as what a node may start.
+"""A set of Redis servers with Sentinels: its nodes, and the role in which a node may start.
 
-Decisions only. The one that matters: a server that keeps nothing on disk and starts again as the master would make its
-replicas forget everything as well, for they copy whatever their master has. So a node that was the master and comes up
-empty has another one promoted first, and comes up as its replica.
+Decisions only. The most important one: a server without data on disk that restarts as the master would make its
+replicas discard everything, since they copy their master. So a node that was the master and starts empty has another
+one promoted first, and starts as its replica.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ REDIS_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 
 SETTLE_S: Final = 3.0
-"""How long a node looks for others before it believes that there are none: names and networks of fresh pods need it."""
+"""How long a node waits for others before it assumes that there are none: new pods' names and networks take a while."""
 
 PROMOTION_WAIT_S: Final = 30.0
-"""How long a master that lost its data waits for another one to be promoted; a failover takes four seconds."""
+"""How long a former master without data waits for another to be promoted; a failover takes four seconds."""
 
 _NODE: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]{1,253})(?::(?P<redis>\d{1,5})(?::(?P<sentinel>\d{1,5}))?)?")
 
@@ -30,7 +30,7 @@ class RedisNode:
     """One server and its Sentinel.
 
     Attributes:
-        host: Name that every node reaches it by.
+        host: Name under which every node reaches it.
         port: Port of the server.
         sentinel_port: Port of the Sentinel.
     """
@@ -63,11 +63,11 @@ def parse_node(text: str) -> RedisNode:
 
 
 def own_node(nodes: Sequence[RedisNode], named: str, host_name: str) -> RedisNode:
-    """Find out which of the nodes this one is.
+    """Find the node that this process is.
 
     Args:
         nodes: All nodes.
-        named: As the settings name it, "" if they do not.
+        named: Name in the settings, "" if they have none.
         host_name: Name of this machine or pod; a node's host is that name or begins with it and a dot.
 
     Raises:
@@ -85,7 +85,7 @@ def own_node(nodes: Sequence[RedisNode], named: str, host_name: str) -> RedisNod
 
 @dataclass(frozen=True, slots=True)
 class SentinelReport:
-    """What a Sentinel says about the master.
+    """The master as a Sentinel reports it.
 
     Attributes:
         master: Host and port.
@@ -98,13 +98,13 @@ class SentinelReport:
 
 @dataclass(frozen=True, slots=True)
 class ObservedServer:
-    """What a server says about itself.
+    """A server's report about itself.
 
     Attributes:
-        role: master or slave, in the server's own word.
+        role: master or slave, as the server reports it.
         has_data: Whether it holds any key.
         master: The master that a replica follows.
-        offset: How far it has come in the stream of writes.
+        offset: Its position in the stream of writes.
     """
 
     role: str
@@ -115,7 +115,7 @@ class ObservedServer:
 
 @dataclass(frozen=True, slots=True)
 class TopologyObservation:
-    """One look at the set; who did not answer is absent.
+    """The state of the set at one moment; nodes that did not answer are absent.
 
     Attributes:
         sentinels: By node.
@@ -131,8 +131,8 @@ class NodeStep(StrEnum):
 
     MASTER = "master"
     REPLICA = "replica"
-    FAIL_OVER = "fail over"  # ask a Sentinel to promote another node, and look again
-    WAIT = "wait"  # look again
+    FAIL_OVER = "fail over"  # request a failover from a Sentinel, then observe again
+    WAIT = "wait"  # observe again
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +140,8 @@ class Decision:
     """A step and its reason.
 
     Attributes:
-        master: Whom to follow; the own address for a master.
-        why: One line for the log.
+        master: Address of the master to follow; the own address for a master.
+        why: Reason for the log, in one line.
     """
 
     step: NodeStep
@@ -150,23 +150,23 @@ class Decision:
 
 
 def named_master(seen: TopologyObservation) -> tuple[str, int] | None:
-    """Give the master that the Sentinels name; the highest configuration epoch is right."""
+    """Give the master that the Sentinels name; the highest configuration epoch counts."""
     if not seen.sentinels:
         return None
-    return max(seen.sentinels.values(), key=lambda said: (said.config_epoch, said.master)).master
+    return max(seen.sentinels.values(), key=lambda report: (report.config_epoch, report.master)).master
 
 
 def decide_start(
     own: RedisNode, nodes: Sequence[RedisNode], seen: TopologyObservation, *, own_data: bool, waited_s: float
 ) -> Decision:
-    """Decide as what a server starts.
+    """Decide in which role a server starts.
 
     Args:
         own: The starting node.
-        nodes: All nodes; the first one is master of a set that never ran.
-        seen: What the others say.
+        nodes: All nodes; the first one becomes the master of a new set.
+        seen: State of the other nodes.
         own_data: Whether the own disk holds the data set.
-        waited_s: Seconds since the node began to look.
+        waited_s: Seconds since the first observation.
     """
     named = named_master(seen)
     if named is None:
@@ -204,12 +204,12 @@ def _start_unnamed(
 
 
 def decide_monitored(nodes: Sequence[RedisNode], seen: TopologyObservation, *, waited_s: float) -> Decision:
-    """Decide which master a starting Sentinel watches; a replica that it is wrongly told of corrects it later.
+    """Decide which master a starting Sentinel watches; a Sentinel that begins with a replica finds its master later.
 
     Args:
         nodes: All nodes.
-        seen: What the others say, and under the own node what this Sentinel's file says.
-        waited_s: Seconds since the Sentinel began to look.
+        seen: State of the other nodes, and under the own node the contents of this Sentinel's file.
+        waited_s: Seconds since the first observation.
     """
     named = named_master(seen)
     if named is not None:

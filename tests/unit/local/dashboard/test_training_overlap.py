@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sheetanchor.local.dashboard.training_overlap import SEEN, UNSEEN, Lesson, lesson_of
+from sheetanchor.local.dashboard.training_overlap import SEEN, UNSEEN, TrainingOverlap, training_overlap_of
 from sheetanchor.local.roles import LocalPlan, MarketSource
 from sheetanchor.ml.dataset import label, rows, split
 from sheetanchor.ml.registry import ModelRegistry, default_root
@@ -18,8 +18,8 @@ from sheetanchor.recording import recording_file
 from sheetanchor.runtime.settings import LocalSettings
 
 
-def lesson(*, replayed: bool = True, **given: Any) -> Lesson:
-    return lesson_of(LocalSettings(**given), replayed=replayed)
+def overlap(*, replayed: bool = True, **given: Any) -> TrainingOverlap:
+    return training_overlap_of(LocalSettings(**given), replayed=replayed)
 
 
 def edited(tmp_path: Path, **changes: Any) -> Path:
@@ -35,7 +35,7 @@ def edited(tmp_path: Path, **changes: Any) -> Path:
 
 def test_make_run_replays_what_the_shipped_model_has_not_seen() -> None:
     """From the first of the outcomes that judged it on: nothing was learnt from them, nothing chosen by them."""
-    found = lesson()
+    found = overlap()
     judged = split(label(rows(recording_file.load(recording_file.default_path())))).test
 
     assert (judged[0].at_us / 1e6, UNSEEN) == (found.begin_at_s, found.note)
@@ -50,7 +50,7 @@ def test_make_run_replays_what_the_shipped_model_has_not_seen() -> None:
 )
 def test_whoever_wants_all_of_it_is_told_that_the_model_knows_it(given: dict[str, Any]) -> None:
     """Another pace, or the same recording named: it is played whole, and the note says what that means."""
-    assert Lesson(0.0, SEEN) == lesson(**given)
+    assert TrainingOverlap(0.0, SEEN) == overlap(**given)
 
 
 def test_an_older_manifest_is_told_too(tmp_path: Path) -> None:
@@ -58,15 +58,15 @@ def test_an_older_manifest_is_told_too(tmp_path: Path) -> None:
     for test_from in (None, "soon", 7):
         root = edited(tmp_path / str(test_from), test_from=test_from)
 
-        assert Lesson(0.0, SEEN) == lesson(models=root)
+        assert TrainingOverlap(0.0, SEEN) == overlap(models=root)
 
 
 @pytest.mark.parametrize("sources", [[], None, [{"sha256": "0" * 64}], ["x"], "x"])
 def test_of_a_market_it_has_not_learnt_from_nothing_is_said(tmp_path: Path, sources: Any) -> None:
     """Another recording, a real market, a registry without a model."""
-    assert Lesson() == lesson(models=edited(tmp_path, sources=sources))
-    assert Lesson() == lesson(replayed=False)
-    assert Lesson() == lesson(models=tmp_path / "none")
+    assert TrainingOverlap() == overlap(models=edited(tmp_path, sources=sources))
+    assert TrainingOverlap() == overlap(replayed=False)
+    assert TrainingOverlap() == overlap(models=tmp_path / "none")
 
 
 def test_the_exchange_is_told_where_to_begin() -> None:

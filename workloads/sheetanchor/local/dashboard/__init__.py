@@ -1,1 +1,1 @@
-"""What is known about a local run, and how it is shown: the live view and the status page."""
+"""The state of a local run, and how it is shown: the live view and the status page."""

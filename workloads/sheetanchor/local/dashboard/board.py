@@ -1,4 +1,4 @@
-"""Everything that is known about a run, and its `Status` for the view and the page."""
+"""The state of a local run, and its `Status` for the view and the page."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from sheetanchor.store.hot_records import Anchor
 from sheetanchor.web.server import CheckResult
 
 LATENCY_SLOTS: Final = 30
-"""A minute, as for the other stages."""
+"""Thirty slots, a minute as for the other stages."""
 
 
 @dataclass(slots=True)
 class ProcessRun:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
         phase: starting, running or ending.
-        stop: Set when it is to end.
+        stop: Set when the run has to end.
         failure: Why it has failed, "" if it has not.
         end_us: When it ends by itself, by Redis' clock; None while that is not known.
         started: When it began, on the monotonic clock, in seconds.
-        clock_offset_us: Redis' clock less ours.
+        clock_offset_us: Redis' clock minus ours.
     """
 
     phase: str = "starting"
@@ -42,12 +42,12 @@ class ProcessRun:
     clock_offset_us: int = 0
 
     def now_us(self) -> int:
-        """Give Redis' clock as far as it is known here."""
+        """Give Redis' clock as it was last observed."""
         return time.time_ns() // 1_000 + self.clock_offset_us
 
 
 def slot_stage(tallies: Sequence[Tally]) -> StageLatency:
-    """Give the time from slot to commit over the last minute, as the predictions themselves say."""
+    """Give the time from slot to commit over the last minute, as recorded in the predictions."""
     latest = [list(tally.history.values())[-LATENCY_SLOTS:] for tally in tallies]
     values = [prediction.latency_ms for history in latest for prediction in history]
     p50, p95, p99 = (percentile(values, share) for share in (0.5, 0.95, 0.99))
@@ -55,27 +55,27 @@ def slot_stage(tallies: Sequence[Tally]) -> StageLatency:
 
 
 def why_no_prediction(children: Sequence[Child], unready: Mapping[str, str], reanchor_message: str) -> str:
-    """Say which part is not up, and its last error.
+    """Say which process is not up, and its last error.
 
     Args:
         children: All processes.
-        unready: Role to what its readiness lacks.
-        reanchor_message: What the last rebuild said.
+        unready: Why a role is not ready, by its name.
+        reanchor_message: Message of the last rebuild.
     """
     for child in children:
         if child.state != "running" or child.restarts:
-            return f"{child.spec.name} is not up: {child.last_error or 'it ended without a word'}"
+            return f"{child.spec.name} is not up: {child.last_error or 'it ended without a message'}"
     if unready:
         name = next(iter(unready))
         return f"{name} is not ready: {unready[name]}"
-    return f"no process is down; the last re-anchor said: {reanchor_message or 'nothing'}"
+    return f"all processes are up and ready; the last re-anchor reports: {reanchor_message or 'nothing'}"
 
 
 class Board:
-    """What is known about a run.
+    """The state of a run.
 
     Args:
-        run: Where it stands.
+        run: Its progress.
         tallies: One per symbol.
         relay: Holds the last warnings.
         market: Kind of market: local, external or live.
@@ -99,7 +99,7 @@ class Board:
         return bool(self.coordinators) and all(coordinator.anchored for coordinator in self.coordinators)
 
     def unsound_reason(self) -> str:
-        """Say why it is not sound."""
+        """Say why not every symbol is anchored."""
         for coordinator in self.coordinators:
             if not coordinator.anchored:
                 reason = coordinator.observed.anchor.reason if coordinator.observed is not None else ""
@@ -107,13 +107,13 @@ class Board:
         return "nothing was started yet"
 
     def observe_clock(self) -> None:
-        """Set the clock by what the coordinators have last read."""
+        """Update the clock from the coordinators' last reads."""
         for coordinator in self.coordinators:
             if coordinator.clock_offset_us is not None:
                 self.run.clock_offset_us = coordinator.clock_offset_us
 
     def summary(self) -> dict[str, Any]:
-        """Build what the run would end with now."""
+        """Build the summary as of now."""
         epochs = [c.observed.anchor.epoch for c in self.coordinators if c.observed is not None]
         return summary(self.tallies, epochs, self.run.now_us())
 
@@ -130,7 +130,7 @@ class Board:
         return symbols
 
     def status(self) -> Status:
-        """Build what the view and the page show."""
+        """Build the status for the view and the page."""
         now_us, probe = self.run.now_us(), self.probe
         measured = probe.latency.stages() if probe is not None else []
         return Status(

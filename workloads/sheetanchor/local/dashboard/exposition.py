@@ -1,4 +1,4 @@
-"""Reads the few numbers that are shown out of the metrics pages of the roles."""
+"""Reads the numbers that are shown from the metrics pages of the roles."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Buckets = dict[float, float]
 
 
 def parse(text: str, wanted: Iterable[str] = WANTED) -> list[Sample]:
-    """Read samples whose name is wanted, as (name, labels, value); what is malformed is left out.
+    """Read samples of some names, as (name, labels, value); malformed lines are left out.
 
     Args:
         text: Prometheus text format.
-        wanted: Names of samples.
+        wanted: Names of the samples to read.
     """
     names = tuple(wanted)
     samples: list[Sample] = []
@@ -52,7 +52,7 @@ def parse(text: str, wanted: Iterable[str] = WANTED) -> list[Sample]:
 
 
 def histograms(samples: Iterable[Sample]) -> dict[str, Buckets]:
-    """Add up histograms by what they are shown as: a stage of inference by its name, the others by the metric's."""
+    """Add up histograms by the stage that they show: of inference by its label, of the others by the metric's name."""
     added: dict[str, Buckets] = {}
     for name, labels, value in samples:
         if not name.endswith("_bucket"):
@@ -65,7 +65,7 @@ def histograms(samples: Iterable[Sample]) -> dict[str, Buckets]:
 
 
 def difference(later: Buckets, earlier: Buckets) -> Buckets:
-    """Give what was observed between two scrapes; all of the later one if a process was restarted in between."""
+    """Give the observations between two scrapes; all of the later one if a process was restarted in between."""
     if any(later.get(bound, 0.0) < count for bound, count in earlier.items()):
         return later
     return {bound: count - earlier.get(bound, 0.0) for bound, count in later.items()}
@@ -74,7 +74,7 @@ def difference(later: Buckets, earlier: Buckets) -> Buckets:
 def quantile_ms(buckets: Buckets, share: float) -> float | None:
     """Estimate a quantile in milliseconds, evenly within a bucket; None without observations.
 
-    What lies beyond the last bound is given as that bound.
+    A quantile beyond the last bound is given as that bound.
     """
     bounds = sorted(buckets)
     total = buckets[bounds[-1]] if bounds else 0.0
@@ -100,11 +100,11 @@ class LatencyWindow:
         self._scrapes: deque[dict[str, Buckets]] = deque(maxlen=WINDOW_SCRAPES)
 
     def add(self, scrape: dict[str, Buckets]) -> None:
-        """Take in a scrape of all roles."""
+        """Add a scrape of all roles."""
         self._scrapes.append(scrape)
 
     def stages(self) -> list[StageLatency]:
-        """Give the stages in the order that data passes them."""
+        """Give the stages in the order in which data passes them."""
         if not self._scrapes:
             return []
         titles = {APPEND_DELAY: "receive to Redis", FRAME_TO_HOT: "frame to hot keys"}

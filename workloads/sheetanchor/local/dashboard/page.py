@@ -1,6 +1,7 @@
-"""The status page: three static files and one JSON answer that they draw themselves from.
+"""The status page: three static files and the JSON that they draw.
 
-The page loads nothing from anywhere else and its policy forbids it; whatever it shows is set as text, never as markup.
+The page loads nothing from other origins, and its content security policy forbids it; all data is set as text, never as
+markup.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from sheetanchor.local.dashboard.status import Status
 
 FRESH_S: Final = 0.4
-"""Several open pages share one answer; shorter than what a person notices."""
+"""Several open pages share an answer of this age; too short to be noticed."""
 
 FILES: Final = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -40,8 +41,8 @@ def add_routes(app: FastAPI, status: Callable[[], Status]) -> None:
     """Add the page and `/api/status` to an application.
 
     Args:
-        app: What `sheetanchor.web.create_app` made.
-        status: Gives what is to be shown.
+        app: Application of `sheetanchor.web.create_app`.
+        status: Gives the status to show.
     """
     kept: list[tuple[float, dict[str, Any]]] = []
 

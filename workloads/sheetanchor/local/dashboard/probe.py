@@ -1,6 +1,6 @@
-"""Looks at the roles from outside: their metrics pages, their memory, and the newest entry of each line in Redis.
+"""Polls the roles: their metrics pages, their memory, and the newest entry of each line in Redis.
 
-It looks once per slot, in the middle of it, so that no replica is busy answering while it should predict.
+Once per slot and in its middle, so that no replica is busy answering while it should predict.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PHASE_MS: Final = SLOT_MS // 2
 
 
 def delay_to_phase_s(now_us: int) -> float:
-    """Say how long it is to the next middle of a slot."""
+    """Give the time to the next middle of a slot."""
     period = SLOT_MS * 1_000
     return ((PHASE_MS * 1_000 - now_us) % period) / 1_000_000
 
@@ -45,7 +45,7 @@ def memory_mb(pid: int) -> float | None:
 
 
 def role_status(child: Child) -> RoleStatus:
-    """Give a process as it is shown."""
+    """Give the status of a process."""
     pid = child.pid
     return RoleStatus(child.spec.name, pid, child.port, child.state, child.restarts, memory_mb(pid) if pid else None)
 
@@ -53,11 +53,11 @@ def role_status(child: Child) -> RoleStatus:
 def message_rates(
     samples: Sequence[Sample], earlier: Mapping[str, float], elapsed_s: float
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Give each symbol's message count of one line, and how many came per second since the last look.
+    """Give each symbol's message count of one line, and the rate per second since the last poll.
 
     Args:
-        samples: What the line's ingestor says.
-        earlier: Counts at the last look.
+        samples: Metrics of the line's ingestor.
+        earlier: Counts at the last poll.
         elapsed_s: Seconds since then.
     """
     counts: dict[str, float] = {}
@@ -74,7 +74,7 @@ def message_rates(
 
 
 class Probe:
-    """What the roles say about themselves, as of the last look.
+    """The metrics of the roles, as of the last poll.
 
     Args:
         session: HTTP client.
@@ -92,7 +92,7 @@ class Probe:
         self._polled_at = 0.0
 
     async def poll(self, children: Sequence[Child]) -> None:
-        """Look at every role once; one that does not answer is left out."""
+        """Poll every role once; one that does not answer is left out."""
         pages: dict[str, list[Sample]] = {}
         for child in children:
             if child.port and child.spec.name.startswith(EXAMINED):
@@ -122,7 +122,7 @@ class Probe:
                 self._counts[line] = counts
                 states = [value >= 1 for metric, _, value in samples if metric == exposition.CONNECTED]
                 connected.update(dict.fromkeys([line] if states else [], all(states)))
-        with translate_errors("looking at the lines"):
+        with translate_errors("reading the lines"):
             memory: dict[str, Any] = await self._redis.info("memory")
             self.redis_memory_mb = int(memory.get("used_memory", 0)) / 2**20
             seconds, micros = await self._redis.time()
@@ -144,12 +144,12 @@ class Probe:
 
 
 async def unready_reason(session: aiohttp.ClientSession, child: Child) -> str:
-    """Ask a role what keeps it from being ready; "" if nothing does."""
+    """Read from a role's health why it is not ready; "" if it is."""
     try:
         async with asyncio.timeout(TIMEOUT_S), session.get(f"http://127.0.0.1:{child.port}/health") as answer:
             body: Any = await answer.json()
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        return f"its health page does not answer ({type(error).__name__})"
+        return f"its health endpoint does not answer ({type(error).__name__})"
     checks = body.get("checks", {}) if isinstance(body, dict) else {}
     failing = [
         f"{name} {check.get('message', check.get('status'))}"

@@ -1,4 +1,4 @@
-"""What the supervisor counts of re-anchors, from their receipts: their own processes end before anybody asks."""
+"""Metrics of re-anchors, counted from their receipts: their own processes end before they can be scraped."""
 
 from __future__ import annotations
 

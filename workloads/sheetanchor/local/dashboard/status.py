@@ -1,4 +1,4 @@
-"""What the live view and the status page show: one record of plain values, built from what the supervisor knows."""
+"""The status that the live view and the page show: one record of plain values, built by the supervisor."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CHART_SLOTS: Final = 150
 
 @dataclass(frozen=True, slots=True)
 class LineStatus:
-    """One line of the feed.
+    """One line of ingestors.
 
     Attributes:
-        age_ms: Since its last entry in Redis, by Redis' clock; None if it has none.
-        connected: Whether its ingestor is connected to the exchange; None if it did not say.
+        age_ms: Time since its last entry in Redis, by Redis' clock; None if it has none.
+        connected: Whether its ingestor is connected to the exchange; None if that is not known.
     """
 
     line: str
@@ -32,7 +32,7 @@ class LineStatus:
 
 @dataclass(frozen=True, slots=True)
 class StageLatency:
-    """How long one stage of the way took lately, in milliseconds."""
+    """Recent latency of one stage, in milliseconds."""
 
     stage: str
     p50_ms: float | None
@@ -63,7 +63,7 @@ class AnchorStatus:
     """Whether the state can be relied on.
 
     Attributes:
-        age_ms: Since the last market event, by Redis' clock; None before the first.
+        age_ms: Time since the last market event, by Redis' clock; None before the first.
         rebuilding: Whether a re-anchor is running.
     """
 
@@ -92,13 +92,13 @@ class SymbolPanel:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything, at one moment.
+    """The status of the whole run at one moment.
 
     Attributes:
         phase: starting, running or ending.
         ends_in_s: Seconds until the run ends by itself, None if it runs on.
-        summary: What the run would print if it ended now.
-        skill_note: What the share of right directions says about the model, "" if nothing special.
+        summary: The summary that the run would print if it ended now.
+        skill_note: Caveat about the share of right directions, "" for none.
     """
 
     now_us: int
@@ -130,7 +130,7 @@ _PREDICTION_FIELDS: Final = tuple(spec.name for spec in fields(ShownPrediction))
 
 
 def _prediction_json(prediction: ShownPrediction) -> dict[str, Any]:
-    # `asdict` copies deeply, which for hundreds of flat records costs more than all the rest.
+    # `asdict` copies deeply, which for hundreds of flat records takes longer than everything else.
     body = {name: getattr(prediction, name) for name in _PREDICTION_FIELDS}
     time_ms = slot_start_us(prediction.slot) // 1_000
     return body | {"time_ms": time_ms, "target_ms": time_ms + HORIZON_MS}
@@ -149,7 +149,7 @@ def _symbol_json(symbol: SymbolPanel) -> dict[str, Any]:
 
 
 def anchor_status(anchor: Anchor, rebuilding: bool, now_us: int) -> AnchorStatus:
-    """Give an anchor as it is shown."""
+    """Give the status of an anchor."""
     return AnchorStatus(
         state=anchor.state,
         epoch=anchor.epoch,
@@ -163,7 +163,7 @@ def anchor_status(anchor: Anchor, rebuilding: bool, now_us: int) -> AnchorStatus
 
 
 def symbol_status(tally: Tally, anchor: AnchorStatus, lines: Sequence[LineStatus], now_us: int) -> SymbolPanel:
-    """Give a symbol as it is shown, newest events first."""
+    """Give the status of a symbol, newest events first."""
     predictions = list(tally.history.values())[-CHART_SLOTS:]
     oldest = predictions[0].slot if predictions else 0
     return SymbolPanel(

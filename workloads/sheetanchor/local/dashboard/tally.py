@@ -1,7 +1,7 @@
-"""What a run of the local supervisor has achieved so far, counted from what is readable in Redis.
+"""Counts of a local run: slots, predictions, gaps, re-anchors, as readable in Redis.
 
 Everything is counted from the first committed slot on. A slot is missed when by its end no prediction for it, degraded
-or not, was readable in the stream; one that was committed later is missed all the same, so that slots are always
+or not, was readable in the stream; one that was committed later counts as missed, so that slots are always
 predictions plus missed.
 """
 
@@ -20,7 +20,7 @@ HISTORY_SLOTS: Final = 450
 """Fifteen minutes of predictions for chart and table, as long as the raw frames are kept."""
 
 EVENTS_KEPT: Final = 20
-"""Gaps and receipts that are shown; the streams in Redis hold more."""
+"""Gaps and receipts that are kept to be shown; the streams in Redis hold more."""
 
 LATENCIES_MAX: Final = 500_000
 """More than eleven days of slots; percentiles of longer runs are those of the last eleven days."""
@@ -34,15 +34,15 @@ REQUEST_RULE: Final = "request"
 
 @dataclass(frozen=True, slots=True)
 class ShownPrediction:
-    """One entry of the stream of predictions, with its outcome once that is known.
+    """One entry of the stream of predictions, with its result once that is known.
 
     Attributes:
         committed_us: When it became readable, by Redis' clock.
-        direction: 1 up, -1 down, 0 neither.
+        direction: 1 up, -1 down, 0 flat.
         latency_ms: From the slot's time to the commit.
-        price_is_sound: Whether the price may be judged by: nothing about the state was in doubt.
+        price_is_sound: Whether results may be computed with the price: nothing about the state was in doubt.
         outcome_price: Price ten seconds after the slot; None while unknown.
-        hit: Whether the direction came true; None while unknown or where there was nothing to be right about.
+        hit: Whether the direction was right; None while unknown, or when prediction or price was flat.
     """
 
     slot: int
@@ -90,7 +90,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def judge(earlier: ShownPrediction, later: ShownPrediction) -> ShownPrediction:
-    """Give a prediction with its outcome, which is the price ten seconds later; in doubt where either price is."""
+    """Give a prediction with its result by the price ten seconds later; none where either price is in doubt."""
     before, after = earlier.price_now, later.price_now
     if before is None or after is None or not (earlier.price_is_sound and later.price_is_sound):
         return earlier
@@ -137,7 +137,7 @@ class Tally:
         self._latest_slot = -1
 
     def add_prediction(self, made: ShownPrediction) -> bool:
-        """Count one entry of the stream; false if it does not count (too late, counted already, after the end)."""
+        """Count one entry of the stream; false if it does not count (too late, already counted, after the end)."""
         slot = made.slot
         if made.committed_us >= slot_start_us(slot + 1) or slot in self.history:
             return False
@@ -169,7 +169,7 @@ class Tally:
             self.rises += (judged.outcome_price or 0.0) > (judged.price_now or 0.0)
 
     def add_gap(self, gap: Gap) -> None:
-        """Count a gap event; what a person asked for is shown but is no gap."""
+        """Count a gap event; a manual request is shown but not counted."""
         self.recent_gaps.append(gap)
         if self.first_slot is None or gap.at_us < slot_start_us(self.first_slot) or gap.rule == REQUEST_RULE:
             return
@@ -205,22 +205,22 @@ class Tally:
 
     @property
     def directional_accuracy(self) -> float | None:
-        """Share of directions that came true; None before the first is known."""
+        """Share of right directions; None before the first is known."""
         return self.hits / self.judged if self.judged else None
 
     @property
     def baseline_hits(self) -> int:
-        """How many would have come true for whoever always named the more frequent direction of those judged."""
+        """Hits that always predicting the more frequent direction would have had."""
         return max(self.rises, self.judged - self.rises)
 
 
 def end_after(first_slots: Sequence[int], seconds: float) -> int:
-    """Give the moment some seconds after the first committed slot, in µs; the last symbol to begin decides."""
+    """Give the time some seconds after the first committed slot, in µs; of several symbols the last to begin counts."""
     return slot_start_us(max(first_slots)) + round(seconds * 1_000_000)
 
 
 def summary(tallies: Sequence[Tally], epochs: Sequence[int], now_us: int) -> dict[str, Any]:
-    """Build the object that a run ends with; several symbols are added up.
+    """Build the summary of a run; several symbols are added up.
 
     Args:
         tallies: One per symbol.

@@ -1,4 +1,4 @@
-"""What the model in use knows of the market that is replayed: what may be shown of its skill depends on it."""
+"""Whether the model was trained on the market that is replayed: a share of right directions then shows no skill."""
 
 from __future__ import annotations
 
@@ -14,56 +14,59 @@ from sheetanchor.ml.registry import ModelRegistry, default_root
 from sheetanchor.recording import recording_file
 from sheetanchor.runtime.settings import LocalSettings
 
-SEEN: Final = "the model has learnt from this very recording: what it gets right here is no skill"
+SEEN: Final = "the model was trained on this recording: its accuracy here shows no skill"
 UNSEEN: Final = (
-    "the model has learnt from what came before in this recording, not from this part; "
-    "so short a part, again and again, is no measure of skill"
+    "the model was trained on an earlier part of this recording; this part is short and repeats, so its accuracy "
+    "here is no measure of skill"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """What a replay says about the model.
+class TrainingOverlap:
+    """What a replay may show of the model.
 
     Attributes:
-        begin_at_s: Moment of the recorder's clock from which on the model has seen nothing, in seconds since the epoch;
+        begin_at_s: Time on the recorder's clock after which nothing was used for training, in seconds since 1970;
             0 to replay everything.
-        note: One sentence for people, "" when there is nothing to be said.
+        note: Caveat about the accuracy in one sentence, "" for none.
     """
 
     begin_at_s: float = 0.0
     note: str = ""
 
 
-def lesson_of(settings: LocalSettings, *, replayed: bool) -> Lesson:
+def training_overlap_of(settings: LocalSettings, *, replayed: bool) -> TrainingOverlap:
     """Compare what the model was trained on with what is replayed.
 
-    Only the recording that ships is cut, and only at its own pace: whoever names a recording or a pace wants all of it.
+    Only the recording that ships is cut, and only at its own pace: a recording or pace set by the user is played as a
+    whole.
 
     Args:
-        settings: What the user set.
+        settings: Settings of the run.
         replayed: Whether the market is a recording at all.
     """
     if not replayed:
-        return Lesson()
+        return TrainingOverlap()
     try:
         manifest = ModelRegistry(settings.models or default_root()).current().manifest.content
     except BadModel:
-        return Lesson()  # the replicas say so themselves
+        return TrainingOverlap()  # the replicas report a missing or broken model themselves
     data = manifest.get("data")
-    if not isinstance(data, dict) or not _learnt(data) & {_digest(path) for path in settings.recording or _default()}:
-        return Lesson()
+    if not isinstance(data, dict) or not _trained_on(data) & {
+        _digest(path) for path in settings.recording or _default()
+    }:
+        return TrainingOverlap()
     begin_at_s = _test_from_s(data)
     if settings.recording or settings.rate > 0 or settings.speed != 1 or not begin_at_s:
-        return Lesson(note=SEEN)
-    return Lesson(begin_at_s, UNSEEN)
+        return TrainingOverlap(note=SEEN)
+    return TrainingOverlap(begin_at_s, UNSEEN)
 
 
 def _default() -> list[Path]:
     return [recording_file.default_path()]
 
 
-def _learnt(data: Mapping[str, Any]) -> set[str]:
+def _trained_on(data: Mapping[str, Any]) -> set[str]:
     sources = data.get("sources")
     found = sources if isinstance(sources, list) else []
     return {str(source["sha256"]) for source in found if isinstance(source, dict) and "sha256" in source}
@@ -73,7 +76,7 @@ def _digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
-        return ""  # the exchange will say so
+        return ""  # the simulator reports an unreadable recording itself
 
 
 def _test_from_s(data: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""The live terminal view: one screen drawn from a `Status`, and nothing kept between two drawings."""
+"""The live terminal view: one screen drawn from a `Status`; no state is kept between two drawings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 def short_number(value: float | None, unit: str = "") -> str:
-    """Give a number three significant digits or so; a dash for none."""
+    """Give a number with about three significant digits; a dash for none."""
     if value is None:
         return NONE
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
@@ -66,14 +66,14 @@ def age_text(age_ms: float | None) -> str:
 
 
 def price_text(price: float | None) -> str:
-    """Give a price with as many decimals as its size asks for."""
+    """Give a price with decimals that suit its size."""
     if price is None:
         return NONE
     return f"{price:,.2f}" if abs(price) >= 10 else f"{price:.6g}"
 
 
 def outcome_mark(prediction: ShownPrediction) -> tuple[str, str]:
-    """Give ✓, ✗, or … while the outcome is open; = where there was nothing to be right about. With its style."""
+    """Give ✓, ✗, … while the result is open, or = when it was flat; with its style."""
     if prediction.outcome_price is None:
         return "…", "dim"
     if prediction.hit is None:
@@ -82,7 +82,7 @@ def outcome_mark(prediction: ShownPrediction) -> tuple[str, str]:
 
 
 def _panel(lines: Iterable[Text], title: str) -> Panel:
-    # Lines are padded by hand: rich's tables measure every cell, which costs ten times as much.
+    # Lines are padded here: rich's tables measure every cell, which takes ten times as long.
     content = Text("\n", no_wrap=True, overflow="ellipsis").join(lines)
     return Panel(content, title=title, title_align="left", border_style="dim", box=box.ROUNDED, padding=(0, 1))
 
@@ -102,7 +102,7 @@ def _titles(widths: Sequence[int], *titles: str) -> Text:
 
 
 def header(status: Status) -> Text:
-    """Say what runs, for how long, and where the status page is."""
+    """Show the market, the time, and the address of the status page."""
     text = Text(no_wrap=True, overflow="crop", style="reverse")
     text.append(" Sheet Anchor ", style="bold")
     text.append(clean(f"{status.market} · {status.phase} {duration_text(status.uptime_s)}"))
@@ -115,7 +115,7 @@ def header(status: Status) -> Text:
 
 
 def anchor_lines(symbol: SymbolPanel) -> Text:
-    """Say whether the state can be relied on, and show the price with its recent course."""
+    """Show whether the state can be relied on, and the price with its recent course."""
     anchor = symbol.anchor
     prices = [p.price_now for p in symbol.predictions if p.price_now is not None]
     last = prices[-1] if prices else None
@@ -136,7 +136,7 @@ def anchor_lines(symbol: SymbolPanel) -> Text:
 
 
 def totals(status: Status) -> Text:
-    """Give the counts that the run will end with."""
+    """Show the counts of the summary."""
     s = status.summary
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f" slots {s['slots']}  ")
@@ -153,11 +153,11 @@ def share_text(share: float | None) -> str:
 
 
 def skill(status: Status) -> Text:
-    """Say how often the direction was right, of how many, beside what needs no model, and what to think of it."""
+    """Show the share of right directions, the baseline without a model, and the caveat."""
     s = status.summary
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f" right {share_text(s['directional_accuracy'])} of {s['decided']}")
-    text.append(f"  always the commoner direction {share_text(s['baseline_accuracy'])}", style="dim")
+    text.append(f"  majority baseline {share_text(s['baseline_accuracy'])}", style="dim")
     if status.skill_note:
         text.append(f"  {clean(status.skill_note)}", style="yellow")
     return text
@@ -167,7 +167,7 @@ PREDICTION_WIDTHS: Final = (-8, -1, 10, -1, 10, 3, 4)
 
 
 def predictions_panel(symbol: SymbolPanel, rows: int) -> Panel:
-    """List the last predictions, newest first, each with its outcome once ten seconds have passed."""
+    """List the last predictions, newest first, each with its result once ten seconds have passed."""
     shown: list[ShownPrediction | int] = [*symbol.predictions[-rows:], *symbol.missed_slots[-rows:]]
     shown.sort(key=lambda item: item if isinstance(item, int) else item.slot, reverse=True)
     lines = [_titles(PREDICTION_WIDTHS, "slot", "", "price", "", "in 10 s", "%", "ms")]
@@ -193,7 +193,7 @@ LATENCY_WIDTHS: Final = (-17, 5, 5)
 
 
 def latency_panel(stages: Sequence[StageLatency]) -> Panel:
-    """Show where the time goes."""
+    """Show the latency by stage."""
     lines = [_titles(LATENCY_WIDTHS, "ms", "p50", "p99")]
     lines += [
         _row(LATENCY_WIDTHS, [(stage.stage, ""), (short_number(stage.p50_ms), ""), (short_number(stage.p99_ms), "")])
@@ -224,7 +224,7 @@ def _role_row(role: RoleStatus) -> Text:
 
 
 def line_text(line: LineStatus) -> Text:
-    """Say how one line of the feed is doing."""
+    """Show the state of one line."""
     stale = line.connected is False or line.age_ms is None or line.age_ms > 1_000
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(clean(f"line {line.line} "), style="bold")

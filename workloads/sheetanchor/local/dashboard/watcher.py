@@ -52,7 +52,7 @@ class Watcher:
             self._takers[key.receipts] = (tally, self._take_receipt)
 
     async def begin(self) -> None:
-        """Remember where the streams end now: what an earlier run left is not ours.
+        """Remember where the streams end now: entries of an earlier run do not count.
 
         Raises:
             RedisError: If Redis does not answer.
@@ -72,10 +72,10 @@ class Watcher:
                 await asyncio.sleep(RETRY_S * (0.5 + random.random()))
 
     async def read(self, block_ms: int | None = None) -> None:
-        """Take in what is new.
+        """Read new entries.
 
         Args:
-            block_ms: Milliseconds to wait when there is nothing; None does not wait.
+            block_ms: Milliseconds to wait when there are none; None does not wait.
 
         Raises:
             RedisError: If Redis does not answer.
@@ -92,7 +92,7 @@ class Watcher:
                 try:
                     take(tally, entry_id.decode(), fields)
                 except (KeyError, ValueError) as error:
-                    log.warning("entry %s of %s is not understood: %r", entry_id.decode(), stream, error)
+                    log.warning("entry %s of %s is ignored, it cannot be read: %r", entry_id.decode(), stream, error)
 
     def _take_prediction(self, tally: Tally, entry_id: str, fields: Mapping[str, str]) -> None:
         prediction = ShownPrediction.parse(entry_id, fields)

@@ -22,7 +22,7 @@ function element(tag, text, classes) {
 }
 
 function setText(id, text) {
-  // Only when it changed: a status region is read aloud at every change.
+  // Only when it changed: screen readers read a status region aloud at every write.
   const node = at(id);
   if (node.textContent !== text) node.textContent = text;
 }
@@ -69,7 +69,7 @@ const ARROWS = { "1": ["▲", "up", "good"], "-1": ["▼", "down", "bad"], "0": 
 function mark(prediction) {
   if (prediction.outcome_price === null) return ["…", "open", "muted"];
   if (prediction.hit === null) return ["=", "undecided", "muted"];
-  return prediction.hit ? ["✓", "came true", "good"] : ["✗", "did not come true", "bad"];
+  return prediction.hit ? ["✓", "right", "good"] : ["✗", "wrong", "bad"];
 }
 
 function row(cells) {
@@ -139,7 +139,7 @@ function drawState(symbol) {
   ];
   if (anchor.rebuilding) more.push("a re-anchor is running");
   if (anchor.reason) more.push("reason: " + anchor.reason);
-  if (anchor.writer) more.push("writer " + anchor.writer);
+  if (anchor.writer) more.push("active processor " + anchor.writer);
   setText("anchor-more", more.join("\n"));
 }
 
@@ -153,14 +153,14 @@ function drawNumbers(summary, note) {
     ["Missed", summary.missed, summary.missed ? "bad" : "good"],
     ["Degraded", summary.degraded, summary.degraded ? "warn" : ""],
     ["Gaps", summary.gaps, summary.gaps ? "warn" : ""],
-    ["Checks only", summary.validations, ""],
     ["Re-anchors", summary.reanchors, ""],
+    ["Validations only", summary.validations, ""],
     ["Epoch", summary.epoch, ""],
     ["Latency p50", short(summary.latency_ms.p50) + " ms", ""],
     ["Latency p99", short(summary.latency_ms.p99) + " ms", ""],
     ["Direction right", share(summary.directional_accuracy), ""],
-    ["of decided", summary.decided, ""],
-    ["Always the commoner one", share(summary.baseline_accuracy), ""],
+    ["Decided predictions", summary.decided, ""],
+    ["Majority baseline", share(summary.baseline_accuracy), ""],
   ];
   at("numbers").replaceChildren(...facts.map(([name, value, classes]) => {
     const pair = element("div");
@@ -264,7 +264,7 @@ function drawEvents(body, symbol) {
   events("gaps", symbol.gaps.map((g) => ({
     ms: g.at_us / 1000, title: g.rule, classes: "warn", text: g.reason, more: `${g.severity} · ${g.action} · found by ${g.source}`,
   })), "none");
-  const dropped = body.dropped_log_lines ? [{ ms: body.now_us / 1000, title: "log", classes: "warn", text: `${body.dropped_log_lines} log lines were dropped: nobody reads them` }] : [];
+  const dropped = body.dropped_log_lines ? [{ ms: body.now_us / 1000, title: "log", classes: "warn", text: `${body.dropped_log_lines} log lines were dropped, since stderr is read too slowly` }] : [];
   events("notices", [...dropped, ...body.notices.slice().reverse().map((n) => ({
     ms: n.at_us / 1000, title: n.source, classes: n.level === "warning" ? "warn" : "bad", text: n.text,
   }))], "none");
@@ -295,8 +295,8 @@ function contact(ok) {
   document.body.classList.toggle("stale", lost);
   at("contact").hidden = !lost;
   if (lost) {
-    setText("contact", `Lost contact with the supervisor at ${clock(lastContact)}. What is shown is from then; trying again.`);
-    document.title = "⚠ lost contact · Sheet Anchor";
+    setText("contact", `No answer from the supervisor since ${clock(lastContact)}. The page shows the state of that time and keeps trying.`);
+    document.title = "⚠ no answer · Sheet Anchor";
   }
 }
 
