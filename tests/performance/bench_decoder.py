@@ -28,7 +28,7 @@ from sheetanchor import _decoder, sbe
 from sheetanchor.contract import pack_frames
 from sheetanchor.recording import recording_file
 from support import reference, reference_market
-from support.native_builds import Recorded, Work, fastest, installed
+from support.native_builds import Recorded, Work, fastest, installed, memory_kib
 
 # As many frames per stream entry as 5 ms bring at 4,000 messages a second.
 ENTRY_FRAMES = 20
@@ -42,6 +42,8 @@ NATIVE = [
 ]
 # The slow ways see this many messages; their cost per message does not depend on how many follow.
 SLOW_MESSAGES = 4000
+# A goal is a hundred symbols on one machine.
+MARKETS = 100
 NAMES = {10000: "trades", 10001: "bestBidAsk", 10002: "depth20", 10003: "depth diff"}
 
 Frames = Sequence[tuple[int, bytes]]
@@ -176,16 +178,15 @@ def recorded_of(taken: recording_file.Recording) -> Recorded:
     """A recording as what builds are fed with."""
     book = taken.snapshot
     levels = list(book.bids), list(book.asks)
-    snapshot = (book.book_update_id, book.price_exponent, book.qty_exponent, *levels)
+    snapshot = book.book_update_id, book.price_exponent, book.qty_exponent, *levels
     return Recorded(taken.symbol, snapshot, taken.events)
 
 
-def native_rows(builds: Sequence[Path], scale: float, taken: recording_file.Recording) -> Iterator[str]:
+def native_rows(builds: Sequence[Path], scale: float, market: Recorded) -> Iterator[str]:
     """Table rows of the native market: nanoseconds, and as a multiple of reading the frames; then the other builds'."""
     reading: list[float] = []
-    recorded = recorded_of(taken)
     for name, work, runs in NATIVE:
-        found = fastest(builds, work, max(1, round(runs * scale)), recorded)
+        found = fastest(builds, work, max(1, round(runs * scale)), market)
         reading = reading or found
         ratios = [ns / bare for ns, bare in zip(found, reading, strict=True)]
         others = "".join(f" {ns:,.1f} | {found[0] / ns:.2f} |" for ns in found[1:])
@@ -242,8 +243,11 @@ def main() -> None:
     for build in args.against:
         columns += [f"ns, {build.name}", "ratio"]
     print(f"| C++{' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}")
-    for row in native_rows([installed(), *args.against], args.scale, taken):
+    builds, market = [installed(), *args.against], recorded_of(taken)
+    for row in native_rows(builds, args.scale, market):
         print(row, flush=True)
+    memory = [f"{memory_kib(build, MARKETS, market):,.0f} KiB ({build.name})" for build in builds]
+    print(f"\nMemory of each of {MARKETS} markets that were fed with the recording: {', '.join(memory)}.")
     if args.native_only:
         return
     print("\n| way | ns per message | messages per second | messages measured |\n|---|---:|---:|---:|")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import pickle
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,20 @@ def installed() -> Path:
     return Path(found.origin)
 
 
+def memory_kib(build: Path, markets: int, market: Recorded) -> float:
+    """Resident memory of each of so many markets that were fed with the whole recording."""
+    with shared(market) as file, started(build, file) as process:
+        return float(answer(process, markets)) / markets
+
+
 def fastest(builds: Sequence[Path], work: Work, runs: int, market: Recorded) -> list[float]:
     """Nanoseconds per message of each build, every stretch of the recording at its fastest of so many runs in turn."""
-    with tempfile.NamedTemporaryFile() as shared, ExitStack() as stack:
-        pickle.dump(astuple(market), shared)
-        shared.flush()
-        processes = [stack.enter_context(started(build, Path(shared.name))) for build in builds]
+    with shared(market) as file, ExitStack() as stack:
+        processes = [stack.enter_context(started(build, file)) for build in builds]
         best: list[list[int]] = [[] for _ in builds]
         for _ in range(runs):
             for nth, process in enumerate(processes):
-                took = measured(process, work)
+                took = answer(process, astuple(work))
                 best[nth] = [min(pair) for pair in zip(best[nth], took, strict=True)] if best[nth] else took
     return [sum(stretches) / (len(market.frames) * work.markets) for stretches in best]
 
@@ -83,17 +88,23 @@ def fastest(builds: Sequence[Path], work: Work, runs: int, market: Recorded) -> 
 def in_turns(works: Mapping[str, Work], runs: int, market: Recorded) -> dict[str, float]:
     """Nanoseconds per message of each work with the installed build, the works taking turns as builds do."""
     best: dict[str, list[int]] = {}
-    with tempfile.NamedTemporaryFile() as shared:
-        pickle.dump(astuple(market), shared)
-        shared.flush()
-        with started(installed(), Path(shared.name)) as process:
-            for _ in range(runs):
-                for name, work in works.items():
-                    took = measured(process, work)
-                    best[name] = [min(pair) for pair in zip(best.get(name, took), took, strict=True)]
-            assert process.stdin is not None
-            process.stdin.close()
+    with shared(market) as file, started(installed(), file) as process:
+        for _ in range(runs):
+            for name, work in works.items():
+                took = answer(process, astuple(work))
+                best[name] = [min(pair) for pair in zip(best.get(name, took), took, strict=True)]
+        assert process.stdin is not None
+        process.stdin.close()
     return {name: sum(best[name]) / (len(market.frames) * work.markets) for name, work in works.items()}
+
+
+@contextmanager
+def shared(market: Recorded) -> Iterator[Path]:
+    """The market in a file, for processes that measure."""
+    with tempfile.NamedTemporaryFile() as file:
+        pickle.dump(astuple(market), file)
+        file.flush()
+        yield Path(file.name)
 
 
 def started(build: Path, market: Path) -> subprocess.Popen[str]:
@@ -102,13 +113,13 @@ def started(build: Path, market: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def measured(process: subprocess.Popen[str], work: Work) -> list[int]:
-    """Nanoseconds of each stretch in one run."""
+def answer(process: subprocess.Popen[str], question: object) -> Any:
+    """What the process measures: nanoseconds of each stretch for a work, KiB of memory for a number of markets."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(json.dumps(astuple(work)) + "\n")
+    process.stdin.write(json.dumps(question) + "\n")
     process.stdin.flush()
-    return list(json.loads(process.stdout.readline()))
+    return json.loads(process.stdout.readline())
 
 
 def module_at(path: Path) -> Any:
@@ -123,11 +134,10 @@ def module_at(path: Path) -> Any:
 
 def stretches_ns(native: Any, recorded: Recorded, work: Work) -> list[int]:
     """Feed the whole recording to fresh markets once; nanoseconds of each stretch."""
-    frames = recorded.frames
+    frames, out = recorded.frames, []
     markets = [native.Market(recorded.symbol if work.is_kept else OTHER_SYMBOL) for _ in range(work.markets)]
     for market in markets:
         market.load_snapshot(*recorded.snapshot, 0)
-    out = []
     for start in range(0, len(frames), STRETCH_FRAMES):
         stretch = frames[start : start + STRETCH_FRAMES]
         batches = [
@@ -141,11 +151,33 @@ def stretches_ns(native: Any, recorded: Recorded, work: Work) -> list[int]:
     return out
 
 
+def resident_kib() -> int:
+    """Memory of this process."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGESIZE") // 1024
+
+
+def fed_kib(native: Any, recorded: Recorded, count: int) -> int:
+    """By how much the memory grows when so many markets are made and fed with the whole recording."""
+    frames = recorded.frames
+    entries = [pack_frames(frames[at : at + STRETCH_FRAMES]) for at in range(0, len(frames), STRETCH_FRAMES)]
+    before, markets = resident_kib(), [native.Market(recorded.symbol) for _ in range(count)]
+    for market in markets:
+        market.load_snapshot(*recorded.snapshot, 0)
+        for entry in entries:
+            market.feed(0, entry, 0)
+    return resident_kib() - before
+
+
 def main() -> None:
     """Measure what each line of the input asks for."""
     native, recorded = module_at(Path(sys.argv[1])), Recorded(*pickle.loads(Path(sys.argv[2]).read_bytes()))
     for line in sys.stdin:
-        print(json.dumps(stretches_ns(native, recorded, Work(*json.loads(line)))), flush=True)
+        asked = json.loads(line)
+        found = (
+            fed_kib(native, recorded, asked) if isinstance(asked, int) else stretches_ns(native, recorded, Work(*asked))
+        )
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
