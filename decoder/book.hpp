@@ -46,7 +46,7 @@ class Side {
     if (beyond != 0) blocks_.tidy();
     changes_ += count;
     beyond_ += beyond;
-    if (changes_ * REVIEWED_PER_CHANGE >= patience_ * (size() + REVIEW_COST)) review();
+    if (4 * changes_ >= patience_ * (size() + REVIEW_COST)) review();
   }
 
   bool empty() const { return size() == 0; }
@@ -98,7 +98,7 @@ class Side {
     if (twice != levels.end()) return false;
     settle(levels, {});
     changes_ = beyond_ = 0;
-    patience_ = 1;
+    patience_ = PATIENCE_AT_FIRST;
     return true;
   }
 
@@ -115,10 +115,11 @@ class Side {
   }
 
  private:
-  // A review costs about as much as so many changes together with as many as there are levels, and one change pays for
-  // so many of them: what it costs is in proportion to what was changed, whatever the market does.
-  static constexpr std::size_t REVIEW_COST = 512, REVIEWED_PER_CHANGE = 4;
-  static constexpr std::size_t PATIENCE_MAX = 16;
+  // A review costs about as much as a change of each level and so many more. It waits for as many changes, so that what
+  // it costs is in proportion to what was changed, whatever the market does.
+  static constexpr std::size_t REVIEW_COST = 512;
+  // By quarters of that cost. The first review is soon, as there is no row yet.
+  static constexpr std::size_t PATIENCE_AT_FIRST = 1, PATIENCE = 4, PATIENCE_MAX = 64;
 
   static bool is_better(const Level& a, const Level& b) { return worse<which>(b.price, a.price); }
 
@@ -128,11 +129,12 @@ class Side {
     const bool misses = beyond_ * 4 > changes_;
     changes_ = beyond_ = 0;
     if (!misses) return;
+    const bool is_first = patience_ == PATIENCE_AT_FIRST;
     const auto levels = best_levels(size());
     moved_ += levels.size();
     const auto grid = TickRow<which>::plan(levels);
     const bool stays = grid.length == 0 ? !row_.is_laid() : row_.is_near(grid);
-    patience_ = stays ? std::min(2 * patience_, PATIENCE_MAX) : 1;
+    patience_ = stays && !is_first ? std::min(2 * patience_, PATIENCE_MAX) : PATIENCE;
     if (!stays) settle(levels, grid);
   }
 
@@ -154,7 +156,7 @@ class Side {
   TickRow<which> row_;
   Blocks<which> blocks_;  // no level that has a place in the row
   std::size_t changes_ = 0, beyond_ = 0;  // since the last review
-  std::size_t patience_ = 1;
+  std::size_t patience_ = PATIENCE_AT_FIRST;
   std::uint64_t moved_ = 0;
 };
 

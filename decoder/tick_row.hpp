@@ -86,11 +86,12 @@ class TickRow {
     first_ = std::min(first_, writer.nearest_ / 64);
   }
 
-  // Whether a row that was laid for the same levels would lie about here.
+  // Whether a row that lies there would be no better: nearly all that it has room for has room here.
   bool is_near(const Grid& other) const {
     if (other.tick != grid_.tick || other.length != grid_.length) return false;
-    const auto off = static_cast<std::uint64_t>(std::abs(other.origin - grid_.origin));
-    return off / static_cast<std::uint64_t>(grid_.tick) < grid_.length / (2 * AHEAD);
+    const auto tick = static_cast<std::uint64_t>(grid_.tick);
+    return distance<which>(grid_.origin, other.origin) / tick < grid_.length / 4 ||
+           distance<which>(other.origin, grid_.origin) / tick < grid_.length / (2 * AHEAD);
   }
 
   // Where a row for these levels, best first, would lie; its length is 0 when one would not be worth it.
@@ -107,7 +108,7 @@ class TickRow {
     const auto ahead = static_cast<std::int64_t>(wanted / AHEAD * tick);
     const Grid grid{which == Which::bid ? best + ahead : best - ahead, static_cast<std::int64_t>(tick),
                     static_cast<std::size_t>(wanted)};
-    const bool is_worth_it = distance<which>(grid.origin, levels[levels.size() / 4].price) / tick < wanted;
+    const bool is_worth_it = distance<which>(grid.origin, levels[LEVELS_MIN - 1].price) / tick < wanted;
     return is_worth_it ? grid : Grid{};
   }
 
@@ -147,7 +148,7 @@ class TickRow {
   }
 
  private:
-  // Fewer levels are as quick without a row.
+  // Fewer levels are as quick without a row, be it that a side has no more or that no more are near enough.
   static constexpr std::size_t LEVELS_MIN = 64;
   // The tick is that of so many of the best levels: one odd price far out shall not make it small.
   static constexpr std::size_t TICK_LEVELS = 64;
