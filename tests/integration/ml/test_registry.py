@@ -53,7 +53,7 @@ def test_an_empty_registry_says_so(tmp_path: Path) -> None:
     """There is no model in use and nothing to fall back on; the folder need not exist."""
     registry = ModelRegistry(tmp_path / "none")
 
-    with pytest.raises(BadModel, match=r"current\.json: there is no model in use"):
+    with pytest.raises(BadModel, match=r"current\.json: no model is in use"):
         registry.current()
     assert [] == registry.fallbacks()
     assert b"" == registry.fingerprint()
@@ -261,7 +261,7 @@ def test_there_is_no_way_back_from_the_first_model(tmp_path: Path) -> None:
     promote(tmp_path, model())
     registry = ModelRegistry(tmp_path)
 
-    with pytest.raises(BadModel, match="there is no model to go back to"):
+    with pytest.raises(BadModel, match="no earlier model to roll back to"):
         registry.roll_back(registry.pointer().number)
     assert registry.pointer().number == 1
 
@@ -355,11 +355,11 @@ def test_nothing_is_added_to_a_registry_of_one(tmp_path: Path) -> None:
     record = registry.current()
     before = sorted(path.name for path in tmp_path.iterdir())
 
-    with pytest.raises(BadModel, match="holds one model"):
+    with pytest.raises(BadModel, match="is itself a single model"):
         registry.add(record.onnx, record.manifest.content)
-    with pytest.raises(BadModel, match="holds one model"):
+    with pytest.raises(BadModel, match="is itself a single model"):
         registry.promote(record.manifest.name, record.manifest.sha256, 1)
-    with pytest.raises(BadModel, match="holds one model"):
+    with pytest.raises(BadModel, match="is itself a single model"):
         registry.roll_back(1)
 
     assert before == sorted(path.name for path in tmp_path.iterdir())

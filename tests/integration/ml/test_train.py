@@ -184,7 +184,7 @@ def test_the_score_of_directions_leaves_flat_outcomes_out() -> None:
 def test_a_broken_pointer_is_mended_by_a_promotion(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, good: bool, others: bool
 ) -> None:
-    """As `model --use` does; but what the gate refused does not take the place of models that have passed theirs."""
+    """As `model --use` does; but a model that did not pass the gate does not replace those that did."""
     shipped = ModelRegistry(trained).current()
     root = tmp_path / "models"
     if others:
@@ -199,5 +199,5 @@ def test_a_broken_pointer_is_mended_by_a_promotion(
         assert (0, shipped.version) == (code, ModelRegistry(root).current().version)
     else:
         assert (1, "test@") == (code, ModelRegistry(root).fallbacks()[-1].version[:5])
-        assert "is not promoted: the gate refused it" in caplog.text
-    assert "counts as no pointer" in caplog.text
+        assert "is not promoted: it did not pass the gate" in caplog.text
+    assert "pointer is damaged and counts as missing" in caplog.text

@@ -338,7 +338,7 @@ def nothing_to_compare(answers: Answers) -> None:
     [
         (quotes_elsewhere, "from ticker 95 to 95.01"),
         (no_quotes_and_trades_elsewhere, "from last trades 80"),
-        (nothing_to_compare, "the exchange gives no other price to hold the book against"),
+        (nothing_to_compare, "the exchange gives no other price to compare the book with"),
     ],
 )
 async def test_a_book_that_nothing_vouches_for_is_refused(
@@ -410,7 +410,7 @@ async def test_the_breaker_is_one_over_all_runs(redis: Redis, venue: Venue) -> N
         breaker = CircuitBreaker("rest", 5, 0.5, counts=counts_as_failure)
         async with quick_exchange(venue.url, breaker=breaker) as exchange:
             receipts.append(await reanchor_with(redis, exchange))
-        if "is asked again in" in receipts[-1].message:
+        if "the next try is in" in receipts[-1].message:
             break
     asked = len(venue.asked)
     venue.refusal = lambda _: None

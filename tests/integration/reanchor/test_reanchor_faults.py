@@ -293,7 +293,7 @@ async def test_redis_lost_in_mid_run(tmp_path: Path, exchange: ExchangeProcess) 
 
     assert (5, "failed") == (receipt.exit_code, receipt.result)
     assert "Redis cannot do" in receipt.message
-    assert "lock and staging are left to expire" in receipt.message
+    assert "lock and staging keys could not be removed, they expire by themselves" in receipt.message
 
 
 async def test_lost_reply_of_the_swap(tmp_path: Path, exchange: ExchangeProcess) -> None:

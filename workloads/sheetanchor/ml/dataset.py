@@ -1,7 +1,7 @@
-"""From a recorded market to rows that a model can learn from. Pure.
+"""From a recorded market to the rows that a model is trained on. Pure.
 
-The rows are made by the very code that serves: frames go through the same market, which gives the same hot state, from
-which the same vector is taken. So there is no difference between what a model is trained on and what it meets later.
+The rows are made by the code that serves: frames go through the same market, which gives the same hot state, from which
+the same vector is taken. So training and serving cannot differ.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sheetanchor.recording.recording_file import Recording
 
 SLOT_US: Final = SLOT_MS * 1_000
 
-HOLE_MAX_US: Final = 1_000_000
-"""A hole in the ids that no frame has filled for so long stays; what comes after it is not the market any more."""
+MISSING_MAX_US: Final = 1_000_000
+"""A missing range that no frame has filled for this long stays missing; rows after it would not show the market."""
 
 WARM_UP_US: Final = 5_000_000
 """The longest window and the longest return need this much of the past."""
@@ -33,7 +33,7 @@ class Row:
     Attributes:
         at_us: Time of the slot on the recorder's clock, in µs.
         mid: Mid price.
-        groups: Everything that a model may look at.
+        groups: All fields that a model may use.
     """
 
     at_us: int
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row with what became of it.
+    """A row with its label.
 
     Attributes:
         label: Relative change of the mid price over the horizon: `mid(t + 10 s) / mid(t) - 1`.
@@ -56,10 +56,11 @@ class Example:
 
 
 def rows(recording: Recording) -> Iterator[Row]:
-    """Replay a recording and look at it every two seconds, as inference does.
+    """Replay a recording and take a row every two seconds, as inference does.
 
-    A slot is looked at before the first frame that came after it; the recorder's clock stands in for Redis'. Slots at
-    which a side of the book is empty have no row. The rows end where updates or trades are missing from the recording.
+    A row is taken before the first frame that was received after its slot; the recorder's clock is used in place of
+    Redis'. Slots at which a side of the book is empty have no row. The rows end where updates or trades are missing
+    from the recording.
     """
     market = Market(recording.symbol)
     start_us = recording.snapshot_us
@@ -75,7 +76,7 @@ def rows(recording: Recording) -> Iterator[Row]:
     slot_us = start_us - start_us % SLOT_US + SLOT_US
     for received_us, frame in recording.events:
         while received_us > slot_us:
-            if _has_hole(market, slot_us):
+            if _has_missing_range(market, slot_us):
                 return
             if slot_us - start_us >= WARM_UP_US and all(market.top(1)):
                 yield _row_of(market, slot_us)
@@ -83,9 +84,9 @@ def rows(recording: Recording) -> Iterator[Row]:
         market.feed(0, pack_frames([(received_us, frame)]), received_us)
 
 
-def _has_hole(market: Market, now_us: int) -> bool:
-    holes = (market.depth_hole, market.trade_hole)
-    return any(hole is not None and now_us - hole[2] > HOLE_MAX_US for hole in holes)
+def _has_missing_range(market: Market, now_us: int) -> bool:
+    missing = (market.depth_hole, market.trade_hole)
+    return any(found is not None and now_us - found[2] > MISSING_MAX_US for found in missing)
 
 
 def _row_of(market: Market, now_us: int) -> Row:
@@ -99,7 +100,7 @@ def _pairs(flat: Sequence[str]) -> dict[str, str]:
 
 
 def label(of: Iterable[Row]) -> list[Example]:
-    """Give each row the return over the horizon; rows whose future is not recorded are left out.
+    """Label each row with the return over the horizon; rows without a recorded row one horizon later are left out.
 
     The label uses the row exactly one horizon later and no other.
     """
@@ -114,7 +115,7 @@ def label(of: Iterable[Row]) -> list[Example]:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Examples in the order of time: the past to learn from, the middle to choose by, the end to be judged on."""
+    """Examples in the order of time: the first to train on, the middle to select by, the last to test on."""
 
     train: list[Example]
     validation: list[Example]
@@ -122,12 +123,12 @@ class Split:
 
 
 def split(examples: Sequence[Example], train_share: float = 0.6, validation_share: float = 0.2) -> Split:
-    """Split by time, with a horizon left out at each border so that no label reaches over it.
+    """Split by time, with a horizon left out at each border so that no label crosses it.
 
     Args:
         examples: In any order.
-        train_share: Share of the examples that is learnt from.
-        validation_share: Share of the examples that hyperparameters are chosen by.
+        train_share: Share of the examples for training.
+        validation_share: Share of the examples for the choice of hyperparameters.
 
     Raises:
         ValueError: If a part would be empty.

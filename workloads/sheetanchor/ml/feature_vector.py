@@ -1,7 +1,7 @@
 """From the hot state's fields to a model's input. Pure, and the same code in training and in serving.
 
-A feature is named `<hash>.<field>`, for instance `feat.ret_1s`, `tr_5s.signed_vol` or `ob.bid1_q`. Which ones a model
-wants, and in which order, stands in its manifest.
+A feature is named `<hash>.<field>`, for instance `feat.ret_1s`, `tr_5s.signed_vol` or `ob.bid1_q`. Which ones a
+model uses, and in which order, is in its manifest.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ FEATURES: Final = frozenset(
     + [f"{window}.{name}" for window in ("tr_1s", "tr_5s") for name in _TRADE_FIELDS]
     + [f"feat.{name}" for name in _FEATURE_FIELDS]
 )
-"""Every name that a manifest may use; ids and times are left out on purpose, they would be learnt by heart."""
+"""Every name that a manifest may use; ids and times are left out, since a model would overfit to them."""
 
 Fields = Mapping[str, str]
 
 
 class FeatureMissing(ValueError):
-    """A feature cannot be had from this state; the text names it."""
+    """A feature is not available in this state; the text names it."""
 
 
 def unknown_features(names: Sequence[str]) -> list[str]:
-    """Give the names that no state has."""
+    """Give the names that are no features."""
     return [name for name in names if name not in FEATURES]
 
 
@@ -78,17 +78,17 @@ def _value(name: str, hashes: Mapping[str, Fields]) -> float:
         value = float(text)
     except ValueError:
         raise FeatureMissing(f"feature {name}: expected a number, found {text!r}") from None
-    # What does not fit a float32 would reach the model as infinity.
+    # A number beyond float32 would reach the model as infinity.
     if not math.isfinite(value) or abs(value) > float(np.finfo(np.float32).max):
         raise FeatureMissing(f"feature {name}: expected a finite number, found {text!r}")
     return value
 
 
 def mid_of(ob: Fields) -> float | None:
-    """Give the middle of the best bid and ask; None when the book does not say."""
+    """Give the middle of the best bid and ask; None when the book has none."""
     try:
         mid = (float(ob["best_bid"]) + float(ob["best_ask"])) / 2
     except (KeyError, ValueError):
         return None
-    # Prices have eight decimals, so a mid has nine: what is beyond them is the float's, not the market's.
+    # Prices have eight decimals, so a mid has nine: further digits are rounding errors of the float.
     return round(mid, 9) if math.isfinite(mid) and mid > 0 else None

@@ -1,6 +1,6 @@
-"""`sheetanchor model`: look at a model registry, add a model to it, choose the one in use, go back.
+"""`sheetanchor model`: list a model registry, add a model, promote one, roll back.
 
-A running replica takes up a change within two seconds or so; nothing has to be restarted.
+A running replica uses the new model within about two seconds; nothing has to be restarted.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ LATENCY_RUNS: Final = 50
 
 
 def check(registry: ModelRegistry, manifest: Manifest) -> None:
-    """Make sure that a stored model can serve.
+    """Check that a stored model can serve.
 
     Raises:
-        BadModel: It does not load, fails on what it has to survive, or is too slow.
+        BadModel: It does not load, fails on extreme inputs, or is too slow.
     """
     model = OnnxModel(registry.record(manifest.name, manifest.sha256))
     model.test()
@@ -68,7 +68,7 @@ def use(registry: ModelRegistry, version: str) -> Pointer:
 
     Raises:
         BadModel: If it cannot serve.
-        ModelConflict: If somebody else has changed the model in use meanwhile.
+        ModelConflict: The model in use was changed meanwhile.
     """
     seen = registry.pointer_or_none().number
     name, sha256 = registry.find(version)
@@ -77,7 +77,7 @@ def use(registry: ModelRegistry, version: str) -> Pointer:
 
 
 def listing(registry: ModelRegistry) -> list[str]:
-    """Describe every stored model in one line, the one in use first, then its predecessors, then the rest."""
+    """Describe every stored model in one line: the current one, its predecessors, then the rest."""
     try:
         pointer = registry.pointer()
     except BadModel as error:
@@ -108,18 +108,18 @@ def _about(manifest: Manifest) -> str:
 
 
 async def run(settings: ModelSettings) -> int:
-    """Do what was asked and show the registry as it is then.
+    """Carry out the command and print the registry.
 
     Returns:
         0.
 
     Raises:
         BadModel: If a model cannot be used.
-        BadSettings: If two things were asked at once.
-        ModelConflict: If somebody else has changed the model in use meanwhile.
+        BadSettings: If several commands are given at once.
+        ModelConflict: The model in use was changed meanwhile.
     """
     if settings.use and settings.roll_back:
-        raise BadSettings("use and roll_back: expected one of them")
+        raise BadSettings("use and roll_back: expected only one of them")
     registry = ModelRegistry(settings.models)
     if settings.add is not None:
         log.info("added %s", add(registry, settings.add))

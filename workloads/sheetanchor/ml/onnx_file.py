@@ -1,8 +1,8 @@
-"""What a model's file must not hold: references to other files. Pure.
+"""Checks that a model's file has no references to other files. Pure.
 
-ONNX can keep tensors in files beside the model. Such a file would not be covered by the model's hash, and its path is
-the model's own word: what a run-time reads then depends on its version and on the folder that the process was started
-in. A model has to be one file. The format is read here as far as that takes, so that it holds for every onnxruntime.
+ONNX can keep tensors in files beside the model. Such a file would not be covered by the model's hash, and the model
+chooses its path: which file is read would depend on the version of the runtime and on the working directory. So a model
+has to be one file. The format is parsed here as far as this check needs, so that it holds for every onnxruntime.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Final
 from sheetanchor.errors import BadModel
 
 DEPTH_MAX: Final = 100
-"""Graphs within nodes within graphs: protobuf itself goes no deeper."""
+"""Depth of graphs within nodes within graphs: protobuf itself allows no more."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-# Message type -> field number -> type of the message in it; only ways that lead to tensors.
+# Message type -> field number -> type of the message in it; only paths that lead to tensors.
 _MESSAGES: Final[Mapping[str, Mapping[int, str]]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -34,14 +34,14 @@ _EXTERNAL: Final = 1
 
 
 def check_self_contained(path: Path, content: bytes) -> None:
-    """Make sure that a model refers to no other file.
+    """Check that a model refers to no other file.
 
     Args:
-        path: Where it came from, for messages.
+        path: Its path, for messages.
         content: The file.
 
     Raises:
-        BadModel: It does, or it is no ONNX model.
+        BadModel: It refers to one, or it is no ONNX model.
     """
     try:
         name = _external(memoryview(content), "model", 0)
@@ -54,7 +54,7 @@ def check_self_contained(path: Path, content: bytes) -> None:
 
 
 def _external(message: memoryview, kind: str, depth: int) -> str | None:
-    """Give the name of the first tensor that lies elsewhere."""
+    """Give the name of the first tensor that is in another file."""
     if depth > DEPTH_MAX:
         raise ValueError(f"graphs nested more than {DEPTH_MAX} deep")
     name, outside = "", False
@@ -75,7 +75,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
     Raises:
         IndexError: It ends inside a field.
-        ValueError: It is no such message.
+        ValueError: It is no protobuf message.
     """
     at = 0
     while at < len(message):

@@ -1,7 +1,8 @@
 """An ONNX model that is ready to run, and the thread that runs it.
 
-Models run in a thread of their own, so that one that hangs or is slow costs a slot its model and never its prediction.
-A run that is out of time is told to end; its thread is left behind and replaced, at most `THREADS_LEFT_MAX` times.
+Models run in a thread of their own, so that a model that hangs or is slow is replaced in its slot and the slot still
+has a prediction. A run that times out is cancelled; its thread is abandoned and replaced, at most `THREADS_LEFT_MAX`
+times.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from sheetanchor.ml.registry import ModelRecord
 T = TypeVar("T")
 
 RUN_TIMEOUT_S: Final = 0.3
-"""The models this is for take microseconds, 20 ms is the limit for promotion. On a machine with three times as much to
-do as it has processors, 100 ms of just not being run have been seen; a sound model must not be given up for that."""
+"""Models take microseconds here, 20 ms is the limit for promotion. On a machine with three runnable threads per CPU a
+thread was seen to wait 100 ms for a CPU; a good model must not be replaced for that."""
 
 LOAD_TIMEOUT_S: Final = 5.0
 THREADS_LEFT_MAX: Final = 4
 
 _EXTREMES: Final = (0.0, 1.0, -1.0, 1e6, -1e6)
-"""Inputs that any model has to survive: nothing traded, and values far beyond any market."""
+"""Inputs for which any model must give a finite output: no trades, and values far beyond any market."""
 
 
 class OnnxModel:
-    """A loaded model whose inputs and outputs are as the contract wants them.
+    """A loaded model with inputs and outputs as expected.
 
     The input is one float32 tensor of shape [batch, features], the first output one tensor of one number a row: the
     relative change of the price over the horizon.
@@ -82,14 +83,14 @@ class OnnxModel:
             )
 
     def run(self, vector: NDArray[np.float32], options: Any = None) -> float:
-        """Predict the relative change of the price over the horizon; several threads may do so at once.
+        """Predict the relative change of the price over the horizon; may be called from several threads at once.
 
         Args:
             vector: float32 of shape (features,).
-            options: onnxruntime's options of this run, by which it can be told to end.
+            options: onnxruntime's options of this run, with which it can be cancelled.
 
         Raises:
-            BadModel: The model failed, or said what cannot be a return.
+            BadModel: The model failed, or its output cannot be a return.
         """
         value = self._output(vector, options)
         if not is_usable(value):
@@ -97,13 +98,13 @@ class OnnxModel:
         return value
 
     def test(self, options: Any = None) -> None:
-        """Run the model on inputs that it has to survive with a finite output.
+        """Run the model on extreme inputs, for which its output has to be finite.
 
         Args:
             options: As for `run`.
 
         Raises:
-            BadModel: It did not.
+            BadModel: It failed, or an output is not finite.
         """
         for value in _EXTREMES:
             output = self._output(np.full(len(self.manifest.features), value, dtype=np.float32), options)
@@ -121,7 +122,7 @@ class OnnxModel:
 def _session(record: ModelRecord, path: Path) -> Any:
     check_self_contained(path, record.onnx)
     options = onnxruntime.SessionOptions()
-    # More threads make models of this size slower, and two replicas share two cores with everything else.
+    # More threads make models of this size slower, and two replicas share two cores with all other processes.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
@@ -132,12 +133,12 @@ def _session(record: ModelRecord, path: Path) -> Any:
 
 
 def _fixed_other(size: object, wanted: int) -> bool:
-    """Say whether a dimension is fixed to something else; names and None stand for any size."""
+    """Say whether a dimension is fixed to another size; names and None allow any."""
     return isinstance(size, int) and size != wanted
 
 
 class ModelThread:
-    """Runs functions one after another in a thread, each within a time."""
+    """Runs functions one after another in a thread, each with a time-out."""
 
     def __init__(self) -> None:
         self._left: list[threading.Thread] = []
@@ -158,22 +159,22 @@ class ModelThread:
         """Run a function in the thread.
 
         Args:
-            function: What to run.
-            timeout_s: Seconds after which it is given up.
+            function: The function.
+            timeout_s: Seconds after which it is abandoned.
 
         Raises:
-            BadModel: It is out of time, or raised this itself.
+            BadModel: It timed out, or raised this itself.
         """
         self._left = [thread for thread in self._left if thread.is_alive()]
         if len(self._left) >= THREADS_LEFT_MAX:
-            raise BadModel(f"{len(self._left)} runs of models have not ended: no other is begun before they do")
+            raise BadModel(f"{len(self._left)} runs of models hang, and no other is started: restart the process")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
         def job() -> None:
             try:
                 result = function()
-            except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            except BaseException as error:  # noqa: BLE001 - raised in the waiting call
                 _deliver(loop, future.set_exception, future, error)
             else:
                 _deliver(loop, future.set_result, future, result)
@@ -187,7 +188,7 @@ class ModelThread:
             raise BadModel(f"the model did not answer within {timeout_s * 1000:.0f} ms") from None
 
     def close(self) -> None:
-        """Let the thread end."""
+        """End the thread."""
         self._jobs.put(None)
 
 
@@ -201,7 +202,7 @@ def _deliver(
     try:
         loop.call_soon_threadsafe(unless_given_up)
     except RuntimeError:
-        return  # the loop has ended: nobody waits any more
+        return  # the event loop is closed: no call waits for the result
 
 
 def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
@@ -210,11 +211,11 @@ def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
 
 
 async def load(record: ModelRecord, thread: ModelThread) -> OnnxModel:
-    """Load a model and run it on what it has to survive.
+    """Load a model and run it on extreme inputs.
 
     Args:
         record: Its files.
-        thread: Another one than that of the runs, which must not wait for a large model.
+        thread: Not the thread of the runs, which must not wait for a large model.
 
     Raises:
         BadModel: If it cannot be used.
@@ -225,7 +226,7 @@ async def load(record: ModelRecord, thread: ModelThread) -> OnnxModel:
 
 
 async def run(model: OnnxModel, vector: NDArray[np.float32], thread: ModelThread) -> float:
-    """Run a model within its time; a run that is out of time is told to end, other runs of the model are not.
+    """Run a model with a time-out; a run that times out is cancelled, other runs of the same model are not.
 
     Raises:
         BadModel: It failed or did not answer in time.

@@ -2,16 +2,15 @@
 
     <root>/current.json                     which model is in use, and which ones were before it
     <root>/<name>/<sha256>/model.onnx       the model; the folder is named after its content
-    <root>/<name>/<sha256>/manifest.json    what it wants and what is known about it
+    <root>/<name>/<sha256>/manifest.json    its features, and what is known about it
 
 A folder that itself holds model.onnx and manifest.json, and no current.json, is a registry of that one model: what a
 cluster mounts from a ConfigMap. Such a registry is read only.
 
-A model's folder is never changed once it is there. The pointer is replaced as a whole, and only by somebody who has
-seen the version that it replaces, so that of two promotions at once one fails instead of both half winning. Nothing
-here runs a model.
+A model's folder never changes once it exists. The pointer is replaced as a whole, and only if it still has the version
+that the caller has seen, so that of two promotions at once one fails and none is lost silently. No model is run here.
 
-One module, since folder layout, pointer and the checks of both are one format: whoever changes it changes all three.
+One module, since folder layout, pointer and the checks of both are one format: a change affects all three.
 """
 
 from __future__ import annotations
@@ -42,15 +41,15 @@ from sheetanchor.ml.feature_vector import FEATURES
 log = logging.getLogger(__name__)
 
 PREVIOUS_MAX: Final = 10
-"""Models to fall back on; more were never looked at in time, the chain has to end within a slot."""
+"""Models to fall back on; more could not be tried within a slot."""
 
 MODEL_BYTES_MAX: Final = 256 * 1024 * 1024
 MANIFEST_BYTES_MAX: Final = 1024 * 1024
 OPSETS: Final = range(9, 30)
-"""Of the default ONNX operators: below, type rules differ; the runtime itself refuses what it does not know."""
+"""Opsets of the default ONNX operators: below, type rules differ; the runtime itself refuses newer ones."""
 
 FLOAT_MAX: Final = sys.float_info.max
-"""JSON knows integers beyond it."""
+"""Largest number of a pointer; integers of JSON have no limit."""
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -61,7 +60,7 @@ _REPR.maxlevel, _REPR.maxstring = 2, 80
 
 
 def _shown(value: object) -> str:
-    """Show what was found; a manifest may hold anything, and the message about it has to be short all the same."""
+    """Show a value in a message: a manifest may hold anything, so it is shortened."""
     return _REPR.repr(value)
 
 
@@ -72,7 +71,7 @@ def default_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a model wants and what is known about it.
+    """The features of a model, and what is known about it.
 
     Attributes:
         features: Names of its inputs in order, see `sheetanchor.ml.feature_vector.FEATURES`.
@@ -133,7 +132,7 @@ def parse_manifest(path: Path, content: Any) -> Manifest:
     """Check a manifest's fields.
 
     Args:
-        path: Where it came from, for messages.
+        path: Its path, for messages.
         content: The parsed JSON.
 
     Raises:
@@ -192,7 +191,7 @@ def read_bytes(path: Path, bytes_max: int) -> bytes:
         BadModel: If it is no file, cannot be read or is too large.
     """
     try:
-        # Opening a pipe would wait for somebody to write into it.
+        # Opening a pipe would block until another process writes to it.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, "rb") as file:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -220,7 +219,7 @@ def read_json(path: Path) -> Any:
 
 
 def _exists(path: Path) -> bool:
-    """Say whether something has this name; what may not be looked at is there, and reading it says what is wrong."""
+    """Say whether a path exists; one that may not be inspected counts as existing, and reading it gives the error."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -233,7 +232,7 @@ def _exists(path: Path) -> bool:
 
 
 def _listed(folder: Path, pattern: str) -> list[Path]:
-    """List what fits a pattern; a folder that cannot be looked into holds nothing."""
+    """List the paths that match a pattern; none for a folder that cannot be read."""
     try:
         return sorted(folder.glob(pattern))
     except OSError:
@@ -254,12 +253,12 @@ class ModelRegistry:
         """Read the model in use and check its files.
 
         Raises:
-            BadModel: If there is none or its files are not what they should be.
+            BadModel: There is none, or its files do not agree with its manifest.
         """
         return await asyncio.to_thread(self.current)
 
     async def get_fallback_models(self) -> list[ModelRecord]:
-        """Read what was in use before, newest first; files that are not sound are left out."""
+        """Read the models that were in use before, newest first; those with damaged files are left out."""
         return await asyncio.to_thread(self.fallbacks)
 
     @property
@@ -268,7 +267,7 @@ class ModelRegistry:
         return _exists(self.root / "manifest.json") and not _exists(self.root / "current.json")
 
     def fingerprint(self) -> bytes:
-        """Give something that changes whenever the pointer does; empty when there is none."""
+        """Give bytes that change with the pointer; empty when there is none."""
         path = self.root / ("manifest.json" if self.single else "current.json")
         try:
             return read_bytes(path, MANIFEST_BYTES_MAX) if _exists(path) else b""
@@ -279,7 +278,7 @@ class ModelRegistry:
         """Read the pointer.
 
         Raises:
-            BadModel: If it is there and cannot be used.
+            BadModel: It exists and cannot be used.
         """
         if self.single:
             manifest = self._manifest(self.root)
@@ -298,15 +297,15 @@ class ModelRegistry:
         return Pointer(number, _entry(path, content), tuple(_entry(path, item) for item in previous[:PREVIOUS_MAX]))
 
     def pointer_or_none(self) -> Pointer:
-        """Read the pointer; a broken one counts as none, so that a promotion mends it."""
+        """Read the pointer; a damaged one counts as none, so that a promotion replaces it."""
         try:
             return self.pointer()
         except BadModel as error:
-            log.warning("counts as no pointer: %s", error)
+            log.warning("the registry's pointer is damaged and counts as missing, a promotion replaces it: %s", error)
             return Pointer()
 
     def current(self) -> ModelRecord:
-        """As `get_current_model`, at once."""
+        """Like `get_current_model`, but blocking."""
         return self.record(*self.in_use())
 
     def in_use(self) -> tuple[str, str]:
@@ -317,19 +316,19 @@ class ModelRegistry:
         """
         pointer = self.pointer()
         if pointer.current is None:
-            raise BadModel(f"{self.root / 'current.json'}: there is no model in use")
+            raise BadModel(f"{self.root / 'current.json'}: no model is in use: choose one with sheetanchor model --use")
         return pointer.current
 
     def earlier(self) -> list[tuple[str, str]]:
-        """Name what was in use before, newest first; its files may not be sound."""
+        """Name the models that were in use before, newest first; their files may be damaged."""
         try:
             return list(self.pointer().previous)
         except BadModel:
-            # Without the pointer nobody knows what was in use: any model that once passed its gate will do.
+            # Without a pointer it is unknown which models were in use: any model that passed its gate may serve.
             return self._passed()[:PREVIOUS_MAX]
 
     def fallbacks(self) -> list[ModelRecord]:
-        """As `get_fallback_models`, at once."""
+        """Like `get_fallback_models`, but blocking."""
         found = []
         for name, sha256 in self.earlier():
             try:
@@ -351,7 +350,7 @@ class ModelRegistry:
         return [(name, sha256) for _, name, sha256 in sorted(known, reverse=True)]
 
     def record(self, name: str, sha256: str) -> ModelRecord:
-        """Read one model and check that its files are what its manifest says.
+        """Read one model and check that its files agree with its manifest.
 
         Raises:
             BadModel: Names the file, the field, what was expected and what was found.
@@ -375,13 +374,13 @@ class ModelRegistry:
 
     def _check_writable(self) -> None:
         if self.single:
-            raise BadModel(f"{self.root}: holds one model of its own: expected a folder of models to add to")
+            raise BadModel(f"{self.root}: is itself a single model and read-only: expected the folder of a registry")
 
     def find(self, version: str) -> tuple[str, str]:
-        """Find a model by name and any beginning of its hash, for instance `mlp@1a2b`.
+        """Find a model by name and any prefix of its hash, for instance `mlp@1a2b`.
 
         Raises:
-            BadModel: If none or several fit.
+            BadModel: None or several match.
         """
         name, _, begin = version.partition("@")
         usable = _NAME.fullmatch(name) and re.fullmatch(r"[0-9a-f]{4,64}", begin)
@@ -410,23 +409,23 @@ class ModelRegistry:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _replace(folder / "model.onnx", onnx)
-            # The manifest comes last: a model without one does not exist yet.
+            # The manifest is written last: a model without one does not count, so a crash leaves no half of a model.
             _replace(folder / "manifest.json", _json(whole))
         except OSError as error:
             raise BadModel(f"{folder}: cannot be written: {error.strerror or error}") from error
         return manifest
 
     def promote(self, name: str, sha256: str, seen: int) -> Pointer:
-        """Make a model the one in use; nothing changes when it is that already.
+        """Make a model the current one; nothing changes if it is already.
 
         Args:
             name: Its name.
             sha256: Its hash.
-            seen: Number of the pointer that the decision was made on.
+            seen: Number of the pointer that the decision was based on.
 
         Raises:
-            BadModel: If its files are not sound; the pointer is as before.
-            ModelConflict: If somebody has changed the pointer meanwhile.
+            BadModel: Its files are damaged; the pointer is unchanged.
+            ModelConflict: The pointer was changed meanwhile.
         """
         self._check_writable()
         self.record(name, sha256)
@@ -439,24 +438,27 @@ class ModelRegistry:
             return self._write(Pointer(before.number + 1, (name, sha256), tuple(filter(None, chain))[:PREVIOUS_MAX]))
 
     def roll_back(self, seen: int) -> Pointer:
-        """Go back to the model that was in use before; the present one does not stay as a fallback.
+        """Go back to the model that was in use before; the present one is no fallback afterwards.
 
         Raises:
-            BadModel: If there is none, or its files are not sound.
-            ModelConflict: If somebody has changed the pointer meanwhile.
+            BadModel: There is none, or its files are damaged.
+            ModelConflict: The pointer was changed meanwhile.
         """
         self._check_writable()
         with self._locked():
             before = self.pointer()
             self._check_seen(before, seen)
             if not before.previous:
-                raise BadModel(f"{self.root / 'current.json'}: there is no model to go back to")
+                raise BadModel(f"{self.root / 'current.json'}: no earlier model to roll back to")
             self.record(*before.previous[0])
             return self._write(Pointer(before.number + 1, before.previous[0], before.previous[1:]))
 
     def _check_seen(self, before: Pointer, seen: int) -> None:
         if before.number != seen:
-            raise ModelConflict(f"{self.root / 'current.json'}: expected version {seen}, found {before.number}")
+            raise ModelConflict(
+                f"{self.root / 'current.json'}: expected version {seen}, found {before.number}: it was changed "
+                "meanwhile, try again"
+            )
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

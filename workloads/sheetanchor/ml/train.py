@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
 
-# The spread is not among them: it is one tick nearly always, so that any other value would lie absurdly far out.
+# The spread is not among them: it is nearly always one tick, so any other value would be an extreme outlier.
 FEATURES: Final = (
     "feat.ret_1s",
     "feat.ret_5s",
@@ -61,7 +61,7 @@ ALPHAS: Final = (0.01, 1.0, 30.0)
 """Strengths of regularisation to choose from; with a few hundred examples the strongest usually wins."""
 
 LABEL_SCALE: Final = 1e4
-"""Labels are learnt in basis points: as plain ratios they are so small that the solver would stop at once."""
+"""Labels are scaled to basis points: as plain ratios they are so small that the solver would stop at once."""
 
 OPSET: Final = 17
 EXPORT_TOLERANCE: Final = 1e-5
@@ -72,7 +72,7 @@ WORSE_THAN_CURRENT_MAX: Final = 1.05
 """A new model may be this much worse in squared error than the current one on the same test, which is noisy itself."""
 
 ENDS_EARLY_US: Final = 10_000_000
-"""A last row so long before the last frame means that the rows were ended by a hole."""
+"""A last row so long before the last frame means that messages are missing after it."""
 
 EXTREME: Final = np.float32(1e6)
 
@@ -91,14 +91,14 @@ class Part:
 
 
 def arrays(examples: list[Example]) -> Part:
-    """Take the vectors and labels out of examples."""
+    """Extract vectors and labels from examples."""
     x = np.stack([extract(FEATURES, example.groups) for example in examples])
     return Part(x, np.array([example.label for example in examples], dtype=np.float64))
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingCandidate:
-    """One choice of hyperparameters and how it did on the validation part."""
+    """One choice of hyperparameters and its error on the validation part."""
 
     hidden: int
     alpha: float
@@ -110,8 +110,8 @@ def search(train: Part, validation: Part, hidden: list[int], seed: int) -> list[
     """Fit every combination; the best on the validation part comes first.
 
     Args:
-        train: What is learnt from.
-        validation: What is chosen by.
+        train: Examples to fit.
+        validation: Examples to select by.
         hidden: Sizes of the hidden layer.
         seed: Seed of the initial weights.
     """
@@ -120,8 +120,8 @@ def search(train: Part, validation: Part, hidden: list[int], seed: int) -> list[
         network = MLPRegressor(hidden_layer_sizes=(size,), alpha=alpha, solver="lbfgs", max_iter=300, random_state=seed)
         pipeline = make_pipeline(StandardScaler(), network)
         with warnings.catch_warnings(), threadpool_limits(limits=1):
-            # Matrices this small are slowed down twentyfold by threads. Stopping early is a form of regularisation
-            # here, not a fault.
+            # Threads slow down matrices this small twentyfold. Stopping early is intended as regularisation, so the
+            # warning about it is switched off.
             warnings.simplefilter("ignore", ConvergenceWarning)
             pipeline.fit(train.x, train.y * LABEL_SCALE)
         # The last layer is linear, so the scale of the labels can be taken back exactly.
@@ -142,7 +142,7 @@ def export(pipeline: Any, feature_count: int) -> bytes:
         final_types=[("y", FloatTensorType([None, 1]))],
         target_opset=OPSET,
     )
-    model.producer_version = ""  # the version is in the manifest; the bytes should only change with the model
+    model.producer_version = ""  # it is in the manifest; the bytes, and so the hash, must change with the model only
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
@@ -178,7 +178,7 @@ def score(predicted: NDArray[np.float64], actual: NDArray[np.float64]) -> dict[s
 
 
 def baselines(train: Part, test: Part) -> dict[str, dict[str, float | None]]:
-    """Score what needs no model: no change, more of the last five seconds, and always the more frequent direction."""
+    """Score the baselines: no change, the trend of the last five seconds, and always the more frequent direction."""
     majority = np.sign(np.sum(np.sign(train.y))) or 1.0
     typical = float(np.mean(np.abs(train.y)))
     return {
@@ -190,7 +190,7 @@ def baselines(train: Part, test: Part) -> dict[str, dict[str, float | None]]:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Whether a model may become current, and why not."""
+    """Whether a model may become the current one, with the finding of each check."""
 
     sound: bool
     good: bool
@@ -202,8 +202,8 @@ def gate(model: bytes, pipeline: Any, test: Part, no_change_mse: float, current_
 
     Args:
         model: The exported model.
-        pipeline: What it was exported from.
-        test: The part of the data that nothing was chosen by.
+        pipeline: The pipeline that it was exported from.
+        test: Examples that were used neither to fit nor to select.
         no_change_mse: Squared error of predicting no change.
         current_mse: Squared error of the current model on the same part; None if there is none.
     """
@@ -234,10 +234,10 @@ def gate(model: bytes, pipeline: Any, test: Part, no_change_mse: float, current_
 
 
 def remark(count: int, span_s: float) -> str:
-    """Say in words what a test of this size proves."""
+    """Say what a test of this size shows."""
     margin = 100 * 1.96 * math.sqrt(0.25 / max(count, 1))
     return (
-        f"Judged on {count} overlapping ten-second outcomes from {span_s / 60:.1f} minutes of one market: even without "
+        f"Tested on {count} overlapping ten-second returns from {span_s / 60:.1f} minutes of one market: even without "
         f"the overlap, a share of right directions is known to ±{margin:.0f} percentage points only. This shows that "
         "the pipeline works from frames to predictions. It shows no skill; do not trade on it."
     )
@@ -255,10 +255,10 @@ def examples_of(path: Path) -> tuple[str, list[Example], dict[str, Any]]:
     recorded = recording_file.load(path)
     seen = list(rows(recorded))
     if seen and recorded.events[-1][0] - seen[-1].at_us > ENDS_EARLY_US:
-        log.warning("%s: messages are missing after %s: what follows is not used", path, _iso(seen[-1].at_us))
+        log.warning("%s: messages are missing after %s: the rest is not used", path, _iso(seen[-1].at_us))
     examples = label(seen)
     if not examples:
-        raise BadRecording(f"{path}: expected at least 20 s of market, found too little for a single example")
+        raise BadRecording(f"{path}: expected at least 20 s of market, found not one example: record for longer")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return recorded.symbol, examples, {"file": path.name, "sha256": digest, "examples": len(examples)}
 
@@ -285,20 +285,20 @@ def current_mse(root: Path, parts: Split) -> float | None:
         current = OnnxModel(ModelRegistry(root).current())
         found = [current.run(extract(current.manifest.features, example.groups)) for example in parts.test]
     except (BadModel, FeatureMissing) as error:
-        log.info("no current model to compare with: %s", error)
+        log.info("the registry has no usable current model to compare with: %s", error)
         return None
     return float(np.mean((np.array(found) - np.array([example.label for example in parts.test])) ** 2))
 
 
 async def run(settings: TrainSettings) -> int:
-    """Train, judge, store, and promote if the gate lets it.
+    """Train, test, store, and promote if the model passes the gate.
 
     Returns:
-        0 when a model was stored (and promoted, if asked), 1 when the gate refused it.
+        0 when a model was stored (and promoted, if requested), 1 when it did not pass the gate.
 
     Raises:
         BadRecording: If a recording cannot be used.
-        BadSettings: If the recordings do not go together.
+        BadSettings: If the recordings cannot be combined.
     """
     read = [examples_of(path) for path in settings.recording or [recording_file.default_path()]]
     symbols = sorted({symbol for symbol, _, _ in read})
@@ -352,7 +352,7 @@ def _store(settings: TrainSettings, model: bytes, manifest: dict[str, Any], chec
     for name, finding in checked.findings.items():
         log.info("gate: %s: %s", name, finding)
     if not checked.sound:
-        log.error("the model is not stored: the gate refused it")
+        log.error("the model is not stored: it did not pass the gate, see the findings above")
         return 1
     models = ModelRegistry(settings.out)
     stored = models.add(model, manifest)
@@ -361,14 +361,14 @@ def _store(settings: TrainSettings, model: bytes, manifest: dict[str, Any], chec
     if not settings.promote:
         return 0
     pointer = models.pointer_or_none()
-    # With a broken pointer nobody knows what was in use, but whatever has passed its gate serves.
+    # With a damaged pointer it is unknown what was in use, but any model that passed its gate may serve.
     known = [pointer.current] if pointer.current is not None else models.earlier()
     others = [entry for entry in known if pointer.current is not None or entry != (stored.name, stored.sha256)]
     if not checked.good and others:
-        log.error("%s is not promoted: the gate refused it; %s stays", version, version_of(*others[0]))
+        log.error("%s is not promoted: it did not pass the gate; %s stays in use", version, version_of(*others[0]))
         return 1
     if not checked.good:
-        log.warning("%s is promoted although the gate found fault: there is no other model", version)
+        log.warning("%s is promoted although it did not pass the gate: there is no other model", version)
     models.promote(stored.name, stored.sha256, pointer.number)
     log.info("%s is now in use", version)
     return 0

@@ -30,7 +30,7 @@ __all__ = ["ReanchorRun", "RunOrder", "run"]
 
 
 async def run(settings: ReanchorSettings) -> int:
-    """Re-anchor every symbol of the settings at the same time; give the worst exit code.
+    """Re-anchor every symbol of the settings at the same time; gives the worst exit code.
 
     Raises:
         BadSettings: The Redis URL or password file cannot be used.
@@ -39,7 +39,7 @@ async def run(settings: ReanchorSettings) -> int:
 
 
 async def run_on(settings: ReanchorSettings, venue: TradingVenue) -> int:
-    """Do the same on a venue.
+    """Like `run`, on a given venue.
 
     Raises:
         BadSettings: The Redis URL or password file cannot be used.
@@ -69,7 +69,7 @@ def _exchange(settings: ReanchorSettings, venue: TradingVenue) -> AbstractAsyncC
 
 
 def order_of(settings: ReanchorSettings, symbol: str) -> RunOrder:
-    """Say what the settings mean for one symbol."""
+    """Make the order for one symbol from the settings."""
     return RunOrder(
         symbol=symbol,
         reason=settings.reason,
@@ -95,7 +95,7 @@ async def _all(settings: ReanchorSettings, redis: Redis, exchange: VenueRestClie
 
 
 async def _stoppable(work: Coroutine[None, None, int]) -> int:
-    """Do the work until it is done or SIGTERM or SIGINT comes; either way everything is cleaned up."""
+    """Run the work until it is done or SIGTERM or SIGINT is received; both clean everything up."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
     for number in STOP_SIGNALS:
@@ -110,7 +110,7 @@ async def _stoppable(work: Coroutine[None, None, int]) -> int:
 
 
 def report(receipt: Receipt, receipt_file: Path | None = None) -> None:
-    """Print a receipt; what went wrong goes to stderr in words."""
+    """Print a receipt; a failure is also printed on stderr as a sentence."""
     print(receipt.to_json(), flush=True)
     if receipt_file is not None:
         write_receipt(receipt, receipt_file)

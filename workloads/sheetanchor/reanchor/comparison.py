@@ -1,4 +1,4 @@
-"""Whether the live state is what the exchange says, told at one and the same update id."""
+"""Whether the live state agrees with the exchange, compared at the same update id."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from sheetanchor.reanchor.validation import (
 from sheetanchor.store.hot_state import HotState
 
 POLL_S: Final = 0.1
-"""The full book is written once a second; a tenth of that is soon enough."""
+"""The full book is written once a second; polling ten times as often is enough."""
 
 
 def compared_levels(depth_limit: int) -> int:
-    """Give the levels a side to compare: half of what a snapshot knows, as the market moves through it meanwhile."""
+    """Give the levels a side to compare: half of the snapshot's, as the market moves through them meanwhile."""
     return min(COMPARED_LEVELS, max(1, depth_limit // 2))
 
 
 async def compare(
     hot: HotState, redis: Redis, snapshot: Snapshot, limits: Limits, *, depth_limit: int, wait_s: float
 ) -> list[str]:
-    """Name the differences between the live state and the exchange; none means that it is sound.
+    """Name the differences between the live state and the exchange; none means that they agree.
 
     Args:
         hot: The live state.
-        redis: Where the lines are.
-        snapshot: What the exchange says.
-        limits: How far off prices may be.
-        depth_limit: Levels a side that snapshots are asked for.
-        wait_s: Longest wait for a live book that the lines lead to from the snapshot.
+        redis: Redis with the lines.
+        snapshot: The exchange's answers.
+        limits: Tolerances of prices.
+        depth_limit: Levels a side of a snapshot.
+        wait_s: Longest wait for a live book that can be reached from the snapshot by the lines' frames.
 
     Raises:
         RedisError: Redis does not answer.
@@ -55,7 +55,7 @@ async def compare(
 
 
 async def _live_state(hot: HotState, snapshot: Snapshot, limits: Limits) -> list[str]:
-    """Check what readers see, as a rebuilt state is checked."""
+    """Run the checks of a rebuilt state on the live one."""
     read = await hot.read()
     if read.anchor.get("state") != "anchored":
         return [f"the state is suspect: {read.anchor.get('reason', 'there is none yet')}"]
@@ -73,7 +73,7 @@ async def _live_state(hot: HotState, snapshot: Snapshot, limits: Limits) -> list
 
 
 async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, depth: int, wait_s: float) -> list[str]:
-    """Lead the snapshot to the update of a live book that knows the exchange's newest trade; compare level by level."""
+    """Bring the snapshot to the update of a live book that has the exchange's newest trade; compare level by level."""
     deadline_s = time.monotonic() + wait_s
     traded_id = max((trade.id for trade in snapshot.trades), default=-1)
     tried_id = -1
@@ -97,10 +97,10 @@ async def _live_book(hot: HotState, redis: Redis, snapshot: Snapshot, depth: int
                 return book_differences(_levels(live, *finest), _levels(fresh, *finest), depth, edges)
         if time.monotonic() > deadline_s:
             if not trades:
-                known = f"the live state knows trades up to {live.trade_id}, the exchange up to {traded_id}"
+                known = f"the live state has trades up to {live.trade_id}, the exchange up to {traded_id}"
                 return [f"{known}; waited {wait_s:g} s"]
             return [
-                f"the live book at update {live.update_id} cannot be reached from the exchange's at "
+                f"the live book at update {live.update_id} cannot be reached from the exchange's snapshot at "
                 f"{snapshot.depth.last_update_id} within {wait_s:g} s"
             ]
         await asyncio.sleep(POLL_S)
@@ -113,7 +113,7 @@ async def _exchange_book(redis: Redis, snapshot: Snapshot, update_id: int, wait_
 
 
 def common_edges(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    """Give the last bid and ask price that two books know for certain; 0 for a side that both know whole."""
+    """Give the last bid and ask price up to which both books are complete; 0 for a side that both have entirely."""
     asks = [edge for edge in (one[1], other[1]) if edge]
     return max(one[0], other[0]), min(asks, default=0)
 
@@ -124,7 +124,7 @@ def _edges(market: Market, price_exponent: int) -> tuple[int, int]:
 
 
 def _levels(market: Market, price_exponent: int, qty_exponent: int) -> tuple[Levels, Levels]:
-    """Give both sides at exponents that are no coarser than the market's own."""
+    """Give both sides at exponents no coarser than the market's own."""
     price_factor = 10 ** (market.price_exponent - price_exponent)
     qty_factor = 10 ** (market.qty_exponent - qty_exponent)
     bids, asks = market.levels()

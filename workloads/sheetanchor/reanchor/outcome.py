@@ -1,4 +1,4 @@
-"""How a run ended: its result, its exit code and one line for people. Pure."""
+"""How a run ended: its result, its exit code and its message. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sheetanchor.errors import (
 )
 
 ALERT_FAILED: Final = "REANCHOR_FAILED"
-"""Code of the alert about a run that failed, as dashboards of such pipelines know it."""
+"""Code of the alert about a failed run, as dashboards of such pipelines expect it."""
 
 EXIT_EXCHANGE: Final = 3
 EXIT_VALIDATION: Final = 4
@@ -26,7 +26,7 @@ EXIT_REDIS: Final = 5
 EXIT_LOCK_HELD: Final = 6
 EXIT_SUPERSEDED: Final = 7
 EXIT_STOPPED: Final = 143
-"""128 + SIGTERM, what a process ended by that signal shows."""
+"""128 + SIGTERM, the exit code of a process that this signal ends."""
 
 WORST_LAST: Final = (
     0,
@@ -39,7 +39,7 @@ WORST_LAST: Final = (
 )
 
 PHASE_EXITS: Final = {"fetch": EXIT_EXCHANGE, "catch_up": EXIT_EXCHANGE, "compare": EXIT_EXCHANGE}
-"""Who was being waited for when the time was up; in every other phase it is Redis."""
+"""What a phase waits for when the time is up; every other phase waits for Redis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Outcome:
 
     Attributes:
         result: As in the receipt.
-        retry_at_us: When the exchange may be asked again; 0 if it may at once.
+        retry_at_us: When requests to the exchange are allowed again; 0 for at once.
     """
 
     result: str
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def outcome_of(error: BaseException, phase: str, timeout_s: float, now_us: int) -> Outcome:
-    """Say what an error means for whoever started the run."""
+    """Give the outcome that an error means for the caller of the run."""
     text = str(error)
     if isinstance(error, asyncio.CancelledError):
         return Outcome("failed", EXIT_STOPPED, f"stopped during {phase}")
@@ -87,7 +87,7 @@ def _collection(error: Exception, phase: str) -> str:
 
 
 def worst(exit_codes: list[int]) -> int:
-    """Pick the exit code of a process that did several runs."""
+    """Choose the exit code of a process with several runs."""
     return max(
         exit_codes, key=lambda code: WORST_LAST.index(code) if code in WORST_LAST else len(WORST_LAST), default=0
     )

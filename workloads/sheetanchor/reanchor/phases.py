@@ -1,10 +1,10 @@
 """One re-anchor from lock to receipt.
 
-The phases are lock, fetch, build, catch_up, stage, validate, swap and verify. Whatever happens in any of them, the hot
-keys are either as they were or wholly new, this run's staging is gone, and only its own lock is given back.
+The phases are lock, fetch, build, catch_up, stage, validate, swap and verify. After a failure in any of them the hot
+keys are either unchanged or entirely new, this run's staging keys are removed, and only its own lock is released.
 
-One module and one class, since each phase relies on what the one before holds, the lock above all, and one clean-up
-answers for all of them.
+One module and one class, since each phase depends on what the one before holds, above all the lock, and they share one
+clean-up.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from sheetanchor.venue import VenueRestClient
 log = logging.getLogger(__name__)
 
 FETCHES_MAX: Final = 3
-"""Snapshots asked for in one run; each of the default depth costs 279 of 6,000 units of request weight a minute."""
+"""Most snapshots of one run; each of the default depth costs 279 of 6,000 units of request weight a minute."""
 
 REFETCH_DELAY_S: Final = 0.5
 SWAPS_MAX: Final = 50
@@ -55,7 +55,7 @@ SWAPS_MAX: Final = 50
 
 BEHIND_DELAY_S: Final = 0.005
 SWAP_REPLIES_MAX: Final = 3
-"""Times that the swap is asked for when its reply is lost; asking again is safe."""
+"""Tries of the swap when its reply is lost; repeating it is safe."""
 
 REPLY_DELAY_S: Final = 0.5
 CLEAN_UP_S: Final = 5.0
@@ -76,7 +76,7 @@ class ReanchorRun:
     One class, since the phases share the lock, the deadline and the clean-up.
 
     Args:
-        order: What to do.
+        order: Parameters of the run.
         redis: Client of the server that holds the hot state.
         exchange: Open client of the exchange.
         hook: Called before and after each phase.
@@ -93,10 +93,10 @@ class ReanchorRun:
         self._hook = hook
 
     async def run(self, report: Callable[[Receipt], None]) -> Receipt:
-        """Do it.
+        """Carry the run out.
 
         Args:
-            report: Is given the receipt at the end, however the run ended.
+            report: Called with the receipt at the end, after a failure too.
 
         Raises:
             CancelledError: The run was cancelled; it has cleaned up and reported.
@@ -125,7 +125,7 @@ class ReanchorRun:
         return receipt
 
     def _now_us(self) -> int:
-        """Give Redis' clock, as far as it was heard: receipts are compared with what it has stamped."""
+        """Give Redis' clock as last read: receipts are compared with its stamps."""
         return self.progress.started_us + int((time.monotonic() - self._began_s) * 1e6)
 
     async def _phases(self) -> Outcome:
@@ -141,13 +141,13 @@ class ReanchorRun:
             differences = await self._differences()
             if not differences:
                 progress.epoch_after = progress.epoch_before
-                return Outcome("validated", 0, "the live state is what the exchange says: nothing to do")
+                return Outcome("validated", 0, "the live state agrees with the exchange: nothing to do")
             progress.notes.append(f"the live state was wrong: {'; '.join(differences)}")
         replay, snapshot = await self._rebuild()
         reply = await self._finish(replay, snapshot)
         if reply is None:
             progress.epoch_after = progress.epoch_before
-            return Outcome("dry_run", 0, "everything was done but the swap")
+            return Outcome("dry_run", 0, "dry run: everything was done but the swap")
         progress.epoch_after = reply.epoch
         async with self._phase("verify"):
             await self._verify(reply)
@@ -169,10 +169,10 @@ class ReanchorRun:
         await self._hook(f"after:{name}")
 
     async def _lock(self) -> Anchor:
-        """Take the lock and see which rebuild is the current one.
+        """Take the lock and read the anchor.
 
         Raises:
-            LockHeld: Somebody else has it.
+            LockHeld: Another run holds it.
         """
         await self._release_stale_lock()
         if not await self._hot.lock(self.progress.id, self.order.lock_ttl_s):
@@ -184,13 +184,13 @@ class ReanchorRun:
         return anchor
 
     def _check_later_anchor(self, anchor: Anchor) -> None:
-        """Do not rebuild what somebody else has rebuilt while this run was being started."""
+        """Refuse to rebuild a state that another run has rebuilt while this one was being started."""
         doubted = self.order.doubted_epoch
         if doubted >= 0 and anchor.state == "anchored" and anchor.epoch > doubted:
             raise Superseded(f"the state of epoch {anchor.epoch} is anchored; the doubt was about epoch {doubted}")
 
     async def _release_stale_lock(self) -> None:
-        """Give back the lock of a run that was killed before it could; whoever started this one knows that it was."""
+        """Release the lock of a run that was killed before it could; the caller of this run knows that it has ended."""
         if not self.order.unlock_for:
             return
         holder = await self._hot.lock_holder()
@@ -199,7 +199,7 @@ class ReanchorRun:
             await self._hot.unlock(holder)
 
     async def _check_earlier_runs(self, anchor: Anchor) -> Outcome | None:
-        """Do not repeat a request that was answered, nor undercut a Retry-After that an earlier run was given."""
+        """Do not repeat an answered request, and keep to a Retry-After that an earlier run received."""
         receipts = await earlier_receipts(self._redis, self.order.symbol)
         now_us = await redis_now_us(self._redis)
         here = [receipt.retry_at_us for receipt in receipts if receipt.exchange == self._exchange.url]
@@ -224,10 +224,10 @@ class ReanchorRun:
         )
 
     async def _check_breaker(self, receipts: list[Receipt], now_us: int) -> None:
-        """Leave an exchange alone that has failed too often in a row, over all runs; then try one small question.
+        """Send no requests to an exchange that has failed too often in a row, over all runs; then probe it once.
 
         Raises:
-            CircuitOpen: It is to be left alone.
+            CircuitOpen: The breaker is open.
             ExchangeError: It does not answer the probe either.
         """
         breaker = self._exchange.breaker
@@ -237,7 +237,7 @@ class ReanchorRun:
         if found.state is CircuitState.OPEN:
             wait_s = (found.until_us - now_us) / 1e6
             raise CircuitOpen(
-                f"{self._exchange.url} has failed {found.failures} times in a row: it is asked again in {wait_s:.0f} s",
+                f"{self._exchange.url} has failed {found.failures} times in a row: the next try is in {wait_s:.0f} s",
                 retry_after_s=wait_s,
             )
         if found.state is CircuitState.HALF_OPEN:
@@ -255,7 +255,7 @@ class ReanchorRun:
         return snapshot
 
     async def _differences(self) -> list[str]:
-        """Compare the live state with the exchange; a difference counts only if a second look finds one too."""
+        """Compare the live state with the exchange; a difference counts only if a second comparison finds one too."""
         differences: list[str] = []
         for _ in range(COMPARISONS):
             snapshot = await self._fetch()
@@ -271,7 +271,7 @@ class ReanchorRun:
             if not differences:
                 self.progress.checks = ("live_state", "live_book", CHECK_OF_TRADES)
                 return []
-            log.warning("the live state of %s differs: %s", self.order.symbol, "; ".join(differences))
+            log.warning("the live state of %s differs from the exchange: %s", self.order.symbol, "; ".join(differences))
         return differences
 
     async def _rebuild(self) -> tuple[Replay, Snapshot]:
@@ -288,15 +288,16 @@ class ReanchorRun:
                 log.debug("Temporary state built for %s", self.order.symbol)
             async with self._phase("catch_up"):
                 reached = await replay.catch_up()
-                if reached is Reached.HOLE and attempt == FETCHES_MAX and replay.market.depth_hole is None:
-                    self.progress.notes.append(f"some trades are unknown: {_hole(replay.market)}")
+                if reached is Reached.MISSING_RANGE and attempt == FETCHES_MAX and replay.market.depth_hole is None:
+                    self.progress.notes.append(f"some trades are missing: {_missing_range(replay.market)}")
                     reached = await replay.catch_up(forgive_trades=True)
-            if reached is not Reached.HOLE:
+            if reached is not Reached.MISSING_RANGE:
                 if reached is not Reached.LIVE:
                     learn_time(replay.market, snapshot)
                     self.progress.notes.append(reached.value)
                 return replay, snapshot
-            missing = f"snapshot {snapshot.depth.last_update_id} does not join the lines: {_hole(replay.market)}"
+            snapshot_id = snapshot.depth.last_update_id
+            missing = f"snapshot {snapshot_id} does not join the lines: {_missing_range(replay.market)}"
             log.info("%s", missing)
             if attempt < FETCHES_MAX:
                 await asyncio.sleep(REFETCH_DELAY_S * attempt * (0.8 + 0.4 * random.random()))
@@ -332,10 +333,11 @@ class ReanchorRun:
         raise Superseded(f"the live state was newer than the rebuilt one {SWAPS_MAX} times: {reply.detail}")
 
     async def _answer_doubt(self, replay: Replay) -> int:
-        """Read on past whatever raised the doubt, and say which doubt that was: the id that a rebuild must reach, or 0.
+        """Read on past the message that raised the doubt, and give the doubt: the id that a rebuild must reach, or 0.
 
-        What raised it stood in the lines before it was written down. A rebuild that has read them to their end since,
-        and has met no hole, contains it, whatever its ids: one not reached then is of a history that has gone.
+        That message was in the lines before the doubt was written. A rebuild that has read the lines to their end
+        since, without a missing range, contains it, whatever its ids: a doubt that is not reached then is of an earlier
+        history of ids.
         """
         doubt = (await self._hot.anchor()).suspect_id
         if doubt <= replay.market.update_id:
@@ -344,15 +346,16 @@ class ReanchorRun:
         if reached is not Reached.LIVE:
             return 0
         if replay.market.update_id < doubt:
-            self.progress.notes.append(f"the lines lead past the doubt about update {doubt}: its ids have gone")
+            note = f"the doubt about update {doubt} is cleared: the lines end below it, its ids are no longer in use"
+            self.progress.notes.append(note)
         return doubt
 
     async def _catch_up_or_doubt(self, replay: Replay) -> None:
-        """Become newer than the live state, or find out that its update id must not keep a rebuild out.
+        """Become newer than the live state, or find that its update id must not prevent a rebuild.
 
         Ids may go back from one epoch to the next, for instance when an earlier run used another exchange or when the
-        exchange has begun them again. Whatever the live state is made of stood in the lines before: one that the lines
-        do not lead to any more is of a history that has gone, and one that nobody feeds any more is old.
+        exchange has restarted them. All that the live state is made of was in the lines before: a state that the lines
+        no longer lead to is of an earlier history of ids, and one without new frames is old.
         """
         anchor = await self._hot.anchor()
         reached = await self._catch_up_again(replay)
@@ -362,14 +365,14 @@ class ReanchorRun:
         if age_us > STALE_AFTER_US:
             await self._hot.suspect(0, "", anchor.epoch, 0, f"no market event for {age_us / 1e6:.0f} s")
         elif reached is Reached.LIVE and replay.market.update_id < anchor.update_id:
-            reason = f"the lines lead to update {replay.market.update_id}, not to the state's {anchor.update_id}"
+            reason = f"the lines end at update {replay.market.update_id}, below the state's {anchor.update_id}"
             await self._hot.suspect(0, "", anchor.epoch, 0, reason)
 
     async def _catch_up_again(self, replay: Replay) -> Reached:
         async with self._phase("catch_up"):
             reached = await replay.catch_up(forgive_trades=True)
-            if reached is Reached.HOLE:
-                raise ExchangeError(f"the lines have a hole after the snapshot: {_hole(replay.market)}")
+            if reached is Reached.MISSING_RANGE:
+                raise ExchangeError(f"the lines lack messages after the snapshot: {_missing_range(replay.market)}")
             return reached
 
     async def _stage(self, market: Market, line_ids: dict[str, str]) -> Candidate:
@@ -395,7 +398,7 @@ class ReanchorRun:
             raise ValidationFailed("; ".join(verdict.failures))
 
     async def _swap(self, market: Market, answered: int) -> SwapReply:
-        """Ask for the swap, again if its reply is lost."""
+        """Swap the state in; again if the reply is lost."""
         progress = self.progress
         for attempt in range(SWAP_REPLIES_MAX):
             try:
@@ -414,7 +417,7 @@ class ReanchorRun:
         raise AssertionError("the last try returns or raises")
 
     async def _refusal(self, status: SwapStatus, epoch: int, detail: str) -> SheetAnchorError:
-        """Say in words why this run may not go on."""
+        """Make the error for a refused swap."""
         if epoch != self.progress.epoch_before:
             return Superseded(f"the state is at epoch {epoch} now; this run began at {self.progress.epoch_before}")
         if status is SwapStatus.MISSING:
@@ -428,7 +431,7 @@ class ReanchorRun:
         """Read back what was swapped in.
 
         Raises:
-            RedisRefused: It is not there as a whole.
+            RedisRefused: It is incomplete.
         """
         read = await self._hot.read()
         if read.epoch < reply.epoch:
@@ -444,18 +447,18 @@ class ReanchorRun:
             raise RedisRefused(f"after the swap: expected the packed book of epoch {reply.epoch}, found {epoch}")
 
     async def _clean_up(self) -> None:
-        """Remove own staging and give back the own lock; after a swap there is neither."""
+        """Remove the own staging keys and release the own lock; after a swap neither exists."""
         if not self.progress.locked:
             return
         try:
             async with asyncio.timeout(CLEAN_UP_S):
                 await self._hot.unlock(self.progress.id)
         except (RedisError, TimeoutError) as error:
-            self.progress.notes.append("lock and staging are left to expire")
-            log.warning("cannot give back the lock of %s: %s", self.order.symbol, error)
+            self.progress.notes.append("lock and staging keys could not be removed, they expire by themselves")
+            log.warning("the lock of %s cannot be released, it expires by itself: %s", self.order.symbol, error)
 
     async def _leave(self, receipt: Receipt) -> None:
-        """Write the receipt, from which the run is counted; one that cannot be written is no failure of the run."""
+        """Write the receipt, from which the run is counted; failing to write it does not fail the run."""
         duration_s = (receipt.finished_at_us - receipt.started_at_us) / 1e6
         if receipt.exit_code == 0:
             log.info("Re-anchor completed for %s in %.2fs: %s", receipt.symbol, duration_s, receipt.message)
@@ -468,10 +471,10 @@ class ReanchorRun:
             log.warning("the receipt of %s could not be written to Redis: %s", receipt.symbol, error)
 
 
-def _hole(market: Market) -> str:
-    hole = market.depth_hole or market.trade_hole
+def _missing_range(market: Market) -> str:
+    found = market.depth_hole or market.trade_hole
     what = "update" if market.depth_hole else "trade"
-    return f"expected {what} {hole[0]}, found {hole[1]}" if hole else "no hole any more"
+    return f"expected {what} {found[0]}, found {found[1]}" if found else "none is missing any more"
 
 
 def _pairs(flat: list[str]) -> dict[str, str]:

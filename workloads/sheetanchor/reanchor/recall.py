@@ -1,6 +1,6 @@
-"""What a run knows from the receipts of earlier ones, though each lives in a process of its own. Pure.
+"""What a run takes from the receipts of earlier ones, since each runs in a process of its own. Pure.
 
-The breaker of the exchange is one over all runs: what fails in a run adds to what failed in those before it.
+The circuit breaker of the exchange counts over all runs: failures of a run add to those of the runs before it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sheetanchor.runtime.reliability import CircuitState
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """Where the breaker of an exchange stands between two runs.
+    """The state of the breaker of an exchange between two runs.
 
     Attributes:
         failures: Failures in a row.
@@ -27,7 +27,7 @@ class Breaker:
 
 
 def failed_endpoints(calls: Iterable[Call]) -> int:
-    """Count the endpoints whose last request failed in a way that speaks against the exchange."""
+    """Count the endpoints whose last request failed in a way that counts as a failure of the exchange."""
     last = {endpoint: status for endpoint, status, _ in calls}
     return sum(_is_failure(status) for status in last.values())
 
@@ -37,10 +37,10 @@ def _is_failure(status: str) -> bool:
 
 
 def breaker_of(receipts: Sequence[Receipt], exchange: str, threshold: int, open_us: int, now_us: int) -> Breaker:
-    """Say where the breaker stands.
+    """Compute the state of the breaker.
 
     Args:
-        receipts: Of earlier runs, newest first.
+        receipts: Receipts of earlier runs, newest first.
         exchange: Origin of the exchange.
         threshold: Failures in a row that open it.
         open_us: How long it stays open after the last of them.
@@ -49,7 +49,7 @@ def breaker_of(receipts: Sequence[Receipt], exchange: str, threshold: int, open_
     failures, last_us = 0, 0
     for receipt in receipts:
         if receipt.exchange != exchange or not receipt.calls:
-            continue  # asked somebody else, or nobody
+            continue  # used another exchange, or sent no request
         failed = failed_endpoints(receipt.calls)
         if not failed:
             break
@@ -62,7 +62,7 @@ def breaker_of(receipts: Sequence[Receipt], exchange: str, threshold: int, open_
 
 
 def weight_of(receipts: Sequence[Receipt], exchange: str) -> tuple[int, int]:
-    """Give the request weight that the newest run had left, and when; -1 where no run has told it."""
+    """Give the request weight that the newest run had left, and when; -1 where no receipt has it."""
     for receipt in receipts:
         if receipt.exchange == exchange and receipt.weight_remaining >= 0:
             return receipt.weight_remaining, receipt.finished_at_us

@@ -1,4 +1,4 @@
-"""What a run is to do, how far it has come, and the receipts of it and of earlier runs."""
+"""The order of a run, its progress, and the receipts of it and of earlier runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sheetanchor.venue import EndpointCalls
 log = logging.getLogger(__name__)
 
 RECEIPT_BYTES_MAX: Final = 4096
-"""What Kubernetes keeps of a container's termination message."""
+"""Bytes of a container's termination message that Kubernetes keeps."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunOrder:
-    """What one run is to do; the fields are those of the settings."""
+    """The parameters of one run; the fields are those of the settings."""
 
     symbol: str
     reason: str = "manual"
@@ -42,7 +42,7 @@ class RunOrder:
 
 @dataclass(slots=True)
 class RunProgress:
-    """How far a run has come; the receipt is made from it."""
+    """The progress of a run, from which the receipt is made."""
 
     id: str
     started_us: int
@@ -71,11 +71,11 @@ def receipt_of(order: RunOrder, progress: RunProgress, outcome: Outcome, now_us:
     """Make the receipt of a run that has ended.
 
     Args:
-        order: What it was to do.
-        progress: How far it came.
+        order: Parameters of the run.
+        progress: Its progress.
         outcome: How it ended.
         now_us: When it ended.
-        asked: What of the exchange was asked for it.
+        asked: Requests that were sent to the exchange for it.
     """
     return Receipt(
         id=progress.id,
@@ -117,7 +117,7 @@ async def redis_now_us(redis: Redis) -> int:
 
 
 async def earlier_receipts(redis: Redis, symbol: str) -> list[Receipt]:
-    """Read the receipts of a symbol, newest first; what cannot be read is left out.
+    """Read the receipts of a symbol, newest first; those that cannot be read are left out.
 
     Raises:
         RedisError: If Redis does not answer.
@@ -130,20 +130,20 @@ async def earlier_receipts(redis: Redis, symbol: str) -> list[Receipt]:
         try:
             receipts.append(Receipt.from_json(fields.get(b"receipt", b"").decode()))
         except ValueError:
-            continue  # of another version; it cannot speak of this request
+            continue  # written by another version
     return receipts
 
 
 def short_json(receipt: Receipt, bytes_max: int = RECEIPT_BYTES_MAX) -> str:
-    """Render a receipt in at most so many bytes: long texts are cut, and it stays a receipt.
+    """Render a receipt in a limited number of bytes: long texts are shortened, and it stays valid JSON.
 
     Args:
-        receipt: What to render.
+        receipt: The receipt.
         bytes_max: At least a thousand; ids, symbol and origin are short by their own rules.
     """
     text = receipt.to_json()
     for length in (1_000, 300, 100, 20):
-        if len(text) <= bytes_max:  # JSON of ours is ASCII: characters are bytes
+        if len(text) <= bytes_max:  # our JSON is ASCII: characters are bytes
             return text
         receipt = replace(
             receipt,
@@ -166,7 +166,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def write_receipt(receipt: Receipt, path: Path) -> None:
-    """Write a receipt to a file in one go; one that cannot be written is no failure of the run.
+    """Write a receipt to a file in one write; failing to write it does not fail the run.
 
     The file is opened and filled, not replaced: Kubernetes mounts a container's termination log as a single file.
     """

@@ -1,4 +1,4 @@
-"""Bringing a market that was built from a snapshot up to the present, from the lines' raw frames."""
+"""Brings a market that was built from a snapshot up to the present, with the lines' raw frames."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from sheetanchor.store.frame_streams import Batch, LineReader
 log = logging.getLogger(__name__)
 
 SILENCE_S: Final = 2.0
-"""Lines that bring nothing for this long are not waited for: diffs come ten times a second while anything moves."""
+"""Lines without frames for this long are not waited for: in a moving market diffs come ten times a second."""
 
-HOLE_WAIT_S: Final = 0.3
-"""How long a hole may stay open before a newer snapshot is fetched; a little over what a slower line is given."""
+MISSING_WAIT_S: Final = 0.3
+"""How long a range may be missing before a newer snapshot is fetched; a little longer than a slower line is given."""
 
 READ_COUNT: Final = 512
 READ_BLOCK_MS: Final = 20
@@ -37,23 +37,23 @@ _TEMPLATE = struct.Struct("<2xH")
 
 
 class Reached(Enum):
-    """How far the lines led."""
+    """The result of catching up with the lines."""
 
     LIVE = "caught up with the lines"
-    SILENT = "the lines are silent: the snapshot stands alone"
-    ABSENT = "there is no line: the snapshot stands alone"
-    HOLE = "the lines begin beyond the snapshot or have a hole after it"
+    SILENT = "the lines bring no frames: only the snapshot counts"
+    ABSENT = "there is no line: only the snapshot counts"
+    MISSING_RANGE = "the lines begin after the snapshot, or messages are missing after it"
 
 
 @dataclass(slots=True)
 class Traded:
-    """Lowest and highest price of the trades that the lines brought."""
+    """Lowest and highest price of the trades in the lines."""
 
     low: float = math.inf
     high: float = -math.inf
 
     def note(self, batch: Batch) -> None:
-        """Take the trades of one stream entry; what is no trade, or no frame at all, is for others to judge."""
+        """Add the trades of one stream entry; other messages and damaged frames are handled elsewhere."""
         for _, frame in unpack_frames(batch.frames):
             if len(frame) < _TEMPLATE.size or _TEMPLATE.unpack_from(frame)[0] != sbe.TRADES_TEMPLATE:
                 continue
@@ -71,11 +71,11 @@ class Replay:
     """Feeds the lines of a symbol into a market.
 
     Args:
-        redis: Where the lines are.
+        redis: Redis with the lines.
         market: Market to feed, built from a snapshot.
-        asked_us: Redis' clock when the snapshot was asked for.
+        asked_us: Redis' clock when the snapshot was requested.
         wait_s: Longest wait for the lines to reach the snapshot.
-        known_us: The exchange's time of the newest trade that the snapshot tells, or of the snapshot if it tells none.
+        known_us: The exchange's time of the newest trade in the snapshot, or of the snapshot if it has none.
     """
 
     def __init__(self, redis: Redis, market: Market, asked_us: int, wait_s: float, known_us: int) -> None:
@@ -86,7 +86,7 @@ class Replay:
         self._known = market.trade_id, known_us
         self._reader = LineReader(redis, market.symbol)
         self._begun = self._drained = False
-        self._hole_s: float | None = None
+        self._missing_s: float | None = None
         self._asked_us = asked_us
         self._wait_s = wait_s
         self._numbers: dict[str, int] = {}
@@ -99,18 +99,18 @@ class Replay:
 
     @property
     def _has_reached(self) -> bool:
-        """Whether some diff led up to the snapshot or beyond it."""
+        """Whether some diff reached the snapshot or went beyond it."""
         return self.market.last_seen_update_id >= self._snapshot_id
 
     @property
-    def _has_hole(self) -> bool:
+    def _has_missing_range(self) -> bool:
         return self.market.depth_hole is not None or self.market.trade_hole is not None
 
     async def _begin(self) -> bool:
-        """Find out where each line is to be read from; false if there is no line.
+        """Find the entry of each line to read from; false if there is no line.
 
-        That is where it joins the snapshot, but not before its ids began again: what stands before that would be a hole
-        which nothing fills.
+        That is where the line joins the snapshot, but not before its ids were restarted: ids from before that would be
+        a missing range that no message fills.
         """
         lines = await self._reader.discover()
         if self._begun or not lines:
@@ -120,71 +120,73 @@ class Replay:
         self._reader.seek_time(self._asked_us // 1_000 - lead)
         marks = await id_continuity.scan(self._redis, symbol, self._reader.ids)
         is_overtaken = id_continuity.overtaken(marks)
-        gone = id_continuity.begin_after(marks, lambda line, mark: is_overtaken(line, mark) or self._is_untold(mark))
+        gone = id_continuity.begin_after(marks, lambda line, mark: is_overtaken(line, mark) or self._is_restarted(mark))
         for line, entry_id in gone.items():
-            log.warning("the ids of %s on line %s have begun again: it is read after %s", symbol, line, entry_id)
+            log.warning(
+                "the ids of %s on line %s were restarted: it is read from after entry %s", symbol, line, entry_id
+            )
         self._reader.seek(gone)
         self._begun = True
         return True
 
-    def _is_untold(self, mark: id_continuity.Mark) -> bool:
-        """A trade from before the question whose id the exchange has not come to yet, though its time is over."""
+    def _is_restarted(self, mark: id_continuity.Mark) -> bool:
+        """Whether a trade is older than the request but has a larger id than the exchange has reached."""
         trade_id, trade_us = self._known
         return mark.stamp_us < self._asked_us and mark.trade_id > trade_id and mark.trade_us < trade_us
 
     async def catch_up(self, *, forgive_trades: bool = False) -> Reached:
-        """Read everything that the lines hold, and wait until they have come past the snapshot.
+        """Read all frames of the lines, and wait until they have passed the snapshot.
 
         Args:
-            forgive_trades: Pass over trades that neither the snapshot nor a line has brought; the windows lack them for
-                five seconds, the book is none the worse.
+            forgive_trades: Skip trades that neither the snapshot nor a line has; the windows lack them for five
+                seconds, the book is not affected.
 
         Raises:
-            ExchangeError: The lines flow but do not come near the snapshot in time.
+            ExchangeError: The lines bring frames but do not reach the snapshot in time.
             RedisError: Redis does not answer.
         """
         if not await self._begin():
             return Reached.ABSENT
         started_s = heard_s = time.monotonic()
-        self._hole_s = None
+        self._missing_s = None
         while True:
-            idle = self._has_reached and not self._has_hole
+            idle = self._has_reached and not self._has_missing_range
             something = await self._step(0 if idle else READ_BLOCK_MS)
             now_s = time.monotonic()
             if something:
                 heard_s = now_s
-            if self._has_hole:
+            if self._has_missing_range:
                 if self._is_final(now_s, forgive_trades=forgive_trades):
-                    return Reached.HOLE
+                    return Reached.MISSING_RANGE
                 continue
-            self._hole_s = None
+            self._missing_s = None
             if self._has_reached and not something:
                 return Reached.LIVE
             if not self._has_reached and now_s - heard_s > SILENCE_S:
                 return Reached.SILENT
             if now_s - started_s > self._wait_s:
-                return self._gave_up()
+                return self._on_timeout()
 
     def _is_final(self, now_s: float, *, forgive_trades: bool) -> bool:
-        """Say whether a hole has been open for too long; one of trades is passed over before, if that is forgiven."""
+        """Say whether a range has been missing for too long; missing trades are skipped before that, if allowed."""
         if not self._drained:
-            return False  # what fills it may stand among the entries that are still unread
-        if self._hole_s is None:
-            self._hole_s = now_s
-        if forgive_trades and self.market.trade_hole is not None and now_s - self._hole_s > HOLE_WAIT_S / 2:
+            return False  # unread entries may still fill it
+        if self._missing_s is None:
+            self._missing_s = now_s
+        if forgive_trades and self.market.trade_hole is not None and now_s - self._missing_s > MISSING_WAIT_S / 2:
             self.market.skip_trade_hole()
-        return now_s - self._hole_s > HOLE_WAIT_S
+        return now_s - self._missing_s > MISSING_WAIT_S
 
-    def _gave_up(self) -> Reached:
+    def _on_timeout(self) -> Reached:
         if self._has_reached:
-            return Reached.LIVE  # entries came faster than one wait could read them; the swap says if that matters
+            return Reached.LIVE  # entries came faster than they could be read; the swap checks whether that matters
         raise ExchangeError(
-            f"the lines have come to update {self.market.last_seen_update_id} and not to the snapshot's "
-            f"{self._snapshot_id} within {self._wait_s:g} s: are they of the same exchange?"
+            f"the lines have reached update {self.market.last_seen_update_id} and not the snapshot's "
+            f"{self._snapshot_id} within {self._wait_s:g} s: are ws_url and rest_url of the same exchange?"
         )
 
     async def reach(self, update_id: int) -> bool:
-        """Stop exactly at an update; false if the lines do not lead there in time or do not stop there."""
+        """Stop exactly at an update; false if the lines do not reach it in time or no message ends at it."""
         started_s = time.monotonic()
         while self.market.update_id < update_id and time.monotonic() - started_s < self._wait_s:
             if not await self._begin():
@@ -193,7 +195,7 @@ class Replay:
         return self.market.update_id == update_id
 
     async def _step(self, block_ms: int, stop_at: int = 0) -> bool:
-        """Read and feed what is next on every line; say whether there was anything."""
+        """Read and feed the next entries of every line; false if there were none."""
         batches = await self._reader.read(block_ms, READ_COUNT, now_us=int(time.monotonic() * 1e6))
         counts = Counter(batch.line for batch in batches)
         self._drained = max(counts.values(), default=0) < READ_COUNT
@@ -202,7 +204,7 @@ class Replay:
                 break
             self._feed(batch, stop_at)
         if batches:
-            await asyncio.sleep(0)  # let a cancellation in between two long reads
+            await asyncio.sleep(0)  # allow a cancellation between two long reads
         return bool(batches)
 
     def _feed(self, batch: Batch, stop_at: int) -> None:
@@ -212,4 +214,4 @@ class Replay:
             self.market.feed(number, batch.frames, batch.stamp_us, stop_at)
             self.traded.note(batch)
         except ValueError as error:
-            log.warning("line %s: entry %s left out: %s", batch.line, batch.entry_id, error)
+            log.warning("line %s: entry %s is left out, it cannot be read: %s", batch.line, batch.entry_id, error)

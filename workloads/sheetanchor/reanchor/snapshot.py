@@ -1,4 +1,4 @@
-"""What the exchange's REST interface says about a symbol at one moment, and the market that is built from it."""
+"""The answers of the exchange's REST interface about a symbol at one moment, and the market that is built from them."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from sheetanchor.venue import EXPONENT, Depth, Kline, Ticker, Trade, VenueRestCl
 TRADES_LIMIT: Final = 1000
 KLINES_LIMIT: Final = 5
 TRADE_AGE_MAX_US: Final = 600_000_000
-"""Trades older than ten minutes belong to no window and to no estimate."""
+"""Trades older than ten minutes are used in no window and no estimate."""
 
 REFERENCE_AGE_MAX_US: Final = 60_000_000
-"""A price that is older is not held against a book: quotes move without trades, in thin markets for hours."""
+"""An older price is not compared with a book: quotes move without trades, in thin markets for hours."""
 
 RECENT_TRADES: Final = 5
-"""Trades whose median stands for the last price; one odd print among them does not show."""
+"""Trades whose median is taken as the last price, so that a single outlier does not matter."""
 
 CLOCK_LINE: Final = 15
-"""Number of the line by which the exchange's own clock is fed; real lines are numbered from 0."""
+"""Number of the line under which the exchange's own clock is fed; real lines are numbered from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Answers that belong together.
+    """The answers to requests that were sent at once.
 
     Attributes:
-        depth_limit: Levels a side that were asked for.
-        asked_us: Redis' clock just before they were asked for.
-        heard_us: Redis' clock when the ticker's answer came, which tells the exchange's clock.
+        depth_limit: Levels a side that were requested.
+        asked_us: Redis' clock just before the requests.
+        heard_us: Redis' clock at the answer of the ticker, which holds the exchange's clock.
     """
 
     symbol: str
@@ -52,12 +52,12 @@ class Snapshot:
 
     @property
     def exchange_us(self) -> int:
-        """Give the exchange's clock at `heard_us`; Redis' where nothing has ever happened that would tell it."""
+        """Give the exchange's clock at `heard_us`; Redis' where the market has never had a trade or quote."""
         return max(self.ticker.close_us, self.trades[-1].time_us if self.trades else 0) or self.heard_us
 
     @property
     def known_us(self) -> int:
-        """Give the exchange's time of the newest trade that it tells, or its clock if it tells none."""
+        """Give the exchange's time of the newest trade, or its clock if there is none."""
         return self.trades[-1].time_us if self.trades else self.exchange_us
 
     @property
@@ -70,17 +70,17 @@ class Snapshot:
 async def fetch(
     exchange: VenueRestClient, symbol: str, depth_limit: int, asked_us: int, clock_s: Callable[[], float]
 ) -> Snapshot:
-    """Ask for depth, trades, klines and the ticker at once.
+    """Request depth, trades, klines and the ticker at once.
 
     Args:
-        exchange: Whom to ask.
+        exchange: Client of the exchange.
         symbol: Trading pair.
         depth_limit: Levels a side.
         asked_us: Redis' clock now.
         clock_s: A monotonic clock.
 
     Raises:
-        ExchangeError: The first failure; the other requests are given up.
+        ExchangeError: The first failure; the other requests are cancelled.
     """
     started_s = clock_s()
 
@@ -112,7 +112,7 @@ async def fetch(
 
 
 def _most_informative(group: ExceptionGroup[Exception]) -> Exception:
-    """Pick the failure to report: a rate limit says when to come back, a plain bug must not be hidden."""
+    """Choose the failure to report: a rate limit has the time to wait, and a defect of ours must not be hidden."""
     unexpected = [error for error in group.exceptions if not isinstance(error, ExchangeError)]
     limited = [error for error in group.exceptions if isinstance(error, RateLimited)]
     return (unexpected or limited or list(group.exceptions))[0]
@@ -122,11 +122,11 @@ def build(snapshot: Snapshot) -> Market:
     """Make the market that the snapshot describes.
 
     Raises:
-        ExchangeError: The levels or trades cannot be a market, for instance because a price comes twice.
+        ExchangeError: The levels or trades are inconsistent, for instance because a price occurs twice.
     """
     market = Market(snapshot.symbol)
     depth = snapshot.depth
-    # Without recent trades the last one still says which id comes next.
+    # Without recent trades the last one still gives the next id.
     trades = snapshot.recent_trades or snapshot.trades[-1:]
     try:
         market.load_snapshot(
@@ -141,13 +141,13 @@ def build(snapshot: Snapshot) -> Market:
         market.seed_trades(list(trades), EXPONENT, EXPONENT)
     except ValueError as error:
         raise ExchangeError(f"Invalid depth or trades data received: {error}") from error
-    while market.trade_hole is not None:  # ids that the exchange itself leaves out are not missing
+    while market.trade_hole is not None:  # ids that the exchange's own answer skips are not missing
         market.skip_trade_hole()
     return market
 
 
 def learn_time(market: Market, snapshot: Snapshot) -> None:
-    """Let the market know the exchange's clock where no line does, so that its windows end in the right place."""
+    """Feed the market the exchange's clock where no line does, so that its windows end at the right time."""
     tick = sbe.Trades(
         event_time_us=snapshot.exchange_us,
         symbol=snapshot.symbol,
@@ -165,10 +165,10 @@ def value(mantissa: int) -> float:
 
 
 def references(snapshot: Snapshot, traded_min: float = math.inf, traded_max: float = -math.inf) -> References:
-    """Gather the prices that a book is compared with.
+    """Collect the prices that a book is compared with.
 
     Args:
-        snapshot: What the exchange says.
+        snapshot: The exchange's answers.
         traded_min: Lowest price of trades known from elsewhere.
         traded_max: Highest such price.
     """
@@ -191,7 +191,7 @@ def references(snapshot: Snapshot, traded_min: float = math.inf, traded_max: flo
     elif ticker.last:
         traded[TICKER] = (value(ticker.last), value(ticker.last))
     if not new:
-        new, old = old, {}  # nothing newer is told: a check that is not made would not have passed
+        new, old = old, {}  # there is nothing newer: a check that is not made would not have passed
     known = [value(trade.price) for trade in snapshot.recent_trades]
     low, high = min([traded_min, *known]), max([traded_max, *known])
     return References(
@@ -204,7 +204,7 @@ def references(snapshot: Snapshot, traded_min: float = math.inf, traded_max: flo
 
 
 def limits_of(snapshot: Snapshot, price_deviation_max: float) -> Limits:
-    """Say what a rebuilt state must satisfy: a side that the snapshot cut off must show every hot level."""
+    """Give the limits for a rebuilt state: a side that the snapshot truncated must fill every hot level."""
     least = min(LEVELS_MIN, snapshot.depth_limit)
     bids, asks = (len(side) < snapshot.depth_limit for side in (snapshot.depth.bids, snapshot.depth.asks))
     return Limits(price_deviation_max, bids_min=1 if bids else least, asks_min=1 if asks else least)

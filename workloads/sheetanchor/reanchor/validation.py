@@ -1,6 +1,6 @@
-"""What a rebuilt state has to satisfy before it may become the hot state, and how two books are compared.
+"""The checks that a rebuilt state has to pass before it may become the hot state, and the comparison of two books.
 
-Pure: every check takes values and gives a list of failures in words, empty when all is well.
+Pure: every check takes values and gives a list of failures as texts, empty when it passes.
 
 One module, since a rebuilt state passes all of these checks or none: the list is read as a whole.
 """
@@ -24,18 +24,18 @@ SPREAD_TOLERANCE: Final = 0.01
 """Largest difference, in quote currency, between the spread and the distance of the best prices."""
 
 PRICE_TOLERANCE: Final = 0.02
-"""Largest relative distance of the book's mid from last trades, kline and ticker, which were asked for at the same time
-but belong to moments up to seconds apart; twice the jump that counts as a price discontinuity."""
+"""Largest relative distance of the book's mid from last trades, kline and ticker, which were requested at the same time
+but may be seconds apart; twice the jump that counts as a price discontinuity."""
 
 LEVELS_MIN: Final = HOT_LEVELS
-"""Levels a side that the hot state shows. A side that the snapshot cut off must have them; one that it gave whole may
-be thinner, for so is the market."""
+"""Levels a side of the hot state. A side that the snapshot truncated must have them; one that it gave entirely may have
+fewer, as the market does."""
 
 SPREAD_UNUSUAL: Final = 0.02
-"""Relative spread from which on a receipt tells it."""
+"""Relative spread above which a receipt mentions it."""
 
 TICKS: Final = 2
-"""Ticks by which prices of one moment may differ however large a tick is: of a coin of three satoshi it is a third."""
+"""Ticks by which prices of one moment may differ, however large a tick is: at a price of three ticks it is a third."""
 
 TICKER: Final = "ticker"
 LAST_TRADES: Final = "last trades"
@@ -49,7 +49,7 @@ RELATIVE_ERROR: Final = 1e-9
 """Decimal text to binary numbers and back, with some room."""
 
 DIFFERENCES_MAX: Final = 5
-"""Differences that are told; the rest is counted."""
+"""Differences that are listed; the others are counted."""
 
 REQUIRED_OB: Final = ("best_bid", "best_ask", "spread", "bid1_p", "ask1_p", "update_id")
 REQUIRED_TRADES: Final = ("count", "vol", "signed_vol", "vwap", "vwap_minus_mid", "interarr_mean", "interarr_var")
@@ -82,15 +82,15 @@ IMBALANCES: Final = ("vol_imbalance", "ob_imbalance")
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What else the exchange says about the price at about the same time.
+    """Other prices of the exchange at about the same time.
 
     Attributes:
-        prices: Name of a source, such as `kline`, to the lowest and highest price it tells. Ranges, because a single
-            odd print must not be able to refuse a sound book.
-        trade_price_min: Lowest price of the trades that may lie in the windows; None if there are none.
+        prices: Name of a source, such as `kline`, to its lowest and highest price. Ranges, since a single outlier must
+            not make a correct book fail.
+        trade_price_min: Lowest price of the trades that may be in the windows; None if there are none.
         trade_price_max: Highest such price.
-        old: What it says of a time that is too long ago to be held against a book: quotes move without trades.
-        quoted: The ticker tells best prices, which are as new as the book itself.
+        old: Prices that are too old to be compared with a book: quotes move without trades.
+        quoted: The ticker's best prices, which are as new as the book itself.
     """
 
     prices: Mapping[str, tuple[float, float]]
@@ -101,7 +101,7 @@ class References:
 
     @property
     def estimate(self) -> float | None:
-        """Give the current price as the exchange tells it, never as an old hot state does; None if unknown."""
+        """Give the current price from the exchange's answers, never from an old hot state; None if unknown."""
         known = [(low + high) / 2 for low, high in self.prices.values() if _is_range(low, high)]
         return median(known) if known else None
 
@@ -115,7 +115,7 @@ class Candidate:
     """A hot state to check.
 
     Attributes:
-        bids: Known depth as mantissas, best first.
+        bids: All known levels as mantissas, best first.
         asks: As `bids`.
     """
 
@@ -129,11 +129,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far off is too far.
+    """Limits of the checks.
 
     Attributes:
         price_deviation_max: Largest relative distance of the best bid from the price estimate.
-        price_tolerance: Largest relative distance of the mid from what each reference tells.
+        price_tolerance: Largest relative distance of the mid from each reference.
         bids_min: Least bids.
         asks_min: Least asks.
     """
@@ -146,7 +146,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ValidationResult:
-    """Result of all checks: the names of those passed, the failures in words, and what is unusual though valid."""
+    """Result of all checks: names of those passed, failures as texts, and warnings about a valid but unusual state."""
 
     passed: tuple[str, ...]
     failures: tuple[str, ...]
@@ -180,40 +180,40 @@ def validate(candidate: Candidate, references: References, limits: Limits) -> Va
     return ValidationResult(passed, failures, (*warnings, *unusual(candidate)))
 
 
-def vouched_for(ob: Fields, references: References, tolerance: float) -> bool:
+def quotes_agree(ob: Fields, references: References, tolerance: float) -> bool:
     """Say whether the exchange's own best prices, an answer beside the book's, agree with the book."""
     quotes = {TICKER: references.prices[TICKER]} if references.quoted and TICKER in references.prices else {}
     return bool(quotes) and not check_prices(ob, quotes, tolerance)
 
 
 def estimate_for(ob: Fields, references: References, limits: Limits) -> float | None:
-    """Give the price that the best bid may not be far from; None where the exchange's own quotes vouch for the book."""
-    return None if vouched_for(ob, references, limits.price_tolerance) else references.estimate
+    """Give the price that the best bid has to be near; None where the exchange's own quotes agree with the book."""
+    return None if quotes_agree(ob, references, limits.price_tolerance) else references.estimate
 
 
 def judge_prices(ob: Fields, references: References, tolerance: float) -> tuple[list[str], list[str]]:
-    """Hold a book against every other price that the exchange tells.
+    """Compare a book with every other price of the exchange.
 
-    Quotes move without trades: where the exchange's own quotes vouch for the book, trades elsewhere are unusual and no
-    more. A candle that is far from the trades as well contradicts the exchange itself.
+    Quotes move without trades: where the exchange's own quotes agree with the book, distant trades are only a warning.
+    A candle that is far from the trades as well contradicts the exchange itself.
 
     Returns:
-        Failures, and what is unusual though valid.
+        Failures and warnings.
     """
     far = {source: check_prices(ob, {source: price}, tolerance) for source, price in references.prices.items()}
     old = {source: check_prices(ob, {source: price}, tolerance) for source, price in references.old.items()}
     warnings = [f"{words} (old)" for found in old.values() for words in found]
     if not references.prices:
-        return ["the exchange gives no other price to hold the book against"], warnings
+        return ["the exchange gives no other price to compare the book with"], warnings
     forgiven: set[str] = set()
-    if vouched_for(ob, references, tolerance):
+    if quotes_agree(ob, references, tolerance):
         forgiven = {LAST_TRADES} if not far.get(LAST_TRADES) else {LAST_TRADES, KLINE}
     failures = [words for source, found in far.items() if source not in forgiven for words in found]
     return failures, warnings + [words for source in sorted(forgiven) for words in far.get(source, [])]
 
 
 def unusual(candidate: Candidate) -> list[str]:
-    """Name what a person may want to know of a market that is valid all the same."""
+    """Give warnings about a market that is valid but unusual."""
     bid, ask = number(candidate.ob.get("best_bid")), number(candidate.ob.get("best_ask"))
     found = [
         f"{side}: {len(levels)} levels in all"
@@ -226,7 +226,7 @@ def unusual(candidate: Candidate) -> list[str]:
 
 
 def number(text: str | None) -> float:
-    """Read a number; what is none reads as NaN, so that every comparison with it fails."""
+    """Read a number; anything else gives NaN, so that every comparison with it fails."""
     try:
         return float(text) if text is not None else math.nan
     except ValueError:
@@ -234,7 +234,7 @@ def number(text: str | None) -> float:
 
 
 def check_numbers(fields: Fields, required: Sequence[str]) -> list[str]:
-    """Every required field is there and a finite number."""
+    """Check that every required field exists and is a finite number."""
     failures = [f"Missing required field: {name}" for name in required if name not in fields]
     present = (name for name in required if name in fields)
     bad = [name for name in present if not math.isfinite(number(fields[name]))]
@@ -242,7 +242,7 @@ def check_numbers(fields: Fields, required: Sequence[str]) -> list[str]:
 
 
 def check_order_book(ob: Fields, estimate: float | None, deviation_max: float) -> list[str]:
-    """Best prices are positive, apart, consistent with the spread and near the estimated price."""
+    """Check that best prices are positive, not crossed, consistent with the spread and near the estimated price."""
     failures = check_numbers(ob, REQUIRED_OB)
     if failures:
         return failures
@@ -262,10 +262,10 @@ def check_order_book(ob: Fields, estimate: float | None, deviation_max: float) -
 
 
 def _check_hot_levels(ob: Fields, side: str, *, falling: bool) -> list[str]:
-    """The levels that the hash shows are numbers above zero, without a hole, in strict order."""
+    """Check that the hash's levels are numbers above zero, with consecutive ranks, in strict order."""
     ranks = [rank for rank in range(1, 11) if f"{side}{rank}_p" in ob]
     if ranks != list(range(1, len(ranks) + 1)):
-        return [f"{side} levels: expected ranks without a hole, found {ranks}"]
+        return [f"{side} levels: expected consecutive ranks, found {ranks}"]
     prices = [number(ob[f"{side}{rank}_p"]) for rank in ranks]
     quantities = [number(ob.get(f"{side}{rank}_q")) for rank in ranks]
     if not all(value > 0 and math.isfinite(value) for value in (*prices, *quantities)):
@@ -277,7 +277,7 @@ def _check_hot_levels(ob: Fields, side: str, *, falling: bool) -> list[str]:
 
 
 def check_levels(bids: Levels, asks: Levels, bids_min: int, asks_min: int | None = None) -> list[str]:
-    """Both sides of the full book are there, long enough, strictly ordered, and do not cross.
+    """Check that both sides of the full book have enough levels, are strictly ordered, and do not cross.
 
     Args:
         bids: Best first.
@@ -303,7 +303,7 @@ def check_levels(bids: Levels, asks: Levels, bids_min: int, asks_min: int | None
 
 
 def check_trade_window(window: Fields, price_min: float | None, price_max: float | None) -> list[str]:
-    """A trade window is finite and possible; a quiet one is valid and all zero."""
+    """Check that a trade window is finite and consistent; one without trades is valid and all zero."""
     failures = check_numbers(window, REQUIRED_TRADES)
     if failures:
         return failures
@@ -329,7 +329,7 @@ def check_trade_window(window: Fields, price_min: float | None, price_max: float
 
 
 def check_windows(tr_1s: Fields, tr_5s: Fields) -> list[str]:
-    """The short window lies inside the long one."""
+    """Check that the short window is contained in the long one."""
     failures = []
     for name in ("count", "vol"):
         short, long = number(tr_1s.get(name)), number(tr_5s.get(name))
@@ -339,7 +339,7 @@ def check_windows(tr_1s: Fields, tr_5s: Fields) -> list[str]:
 
 
 def check_features(feat: Fields) -> list[str]:
-    """Features are finite, imbalances within -1 and 1."""
+    """Check that features are finite, and imbalances within -1 and 1."""
     failures = check_numbers(feat, REQUIRED_FEATURES)
     for name in IMBALANCES:
         if name in feat and abs(number(feat[name])) > 1 + RELATIVE_ERROR:
@@ -348,7 +348,7 @@ def check_features(feat: Fields) -> list[str]:
 
 
 def check_consistency(ob: Fields, feat: Fields) -> list[str]:
-    """What features repeat of the book is what the book says."""
+    """Check that features that repeat a value of the book agree with it."""
     failures = []
     for name in ("spread_bp", "ob_imbalance"):
         book, feature = number(ob.get(name)), number(feat.get(name))
@@ -358,7 +358,7 @@ def check_consistency(ob: Fields, feat: Fields) -> list[str]:
 
 
 def check_prices(ob: Fields, prices: Mapping[str, tuple[float, float]], tolerance: float) -> list[str]:
-    """The book lies near every other price that the exchange tells: some price from best bid to best ask does."""
+    """Check that the book is near every other price of the exchange: some price from best bid to best ask is."""
     bid, ask = number(ob.get("best_bid")), number(ob.get("best_ask"))
     mid, ticks = (bid + ask) / 2, TICKS * _tick(ob)
     failures = []
@@ -372,7 +372,7 @@ def check_prices(ob: Fields, prices: Mapping[str, tuple[float, float]], toleranc
 
 
 def _tick(ob: Fields) -> float:
-    """Give the finest step between prices that the hash shows."""
+    """Give the smallest step between prices in the hash."""
     sides = ([number(ob.get(f"{side}{rank}_p")) for rank in range(1, HOT_LEVELS + 1)] for side in ("bid", "ask"))
     steps = [abs(first - second) for prices in sides for first, second in pairwise(prices)]
     return min((step for step in steps if step > 0), default=0.0)
@@ -393,15 +393,15 @@ def book_differences(
     """Name the levels in which two books of the same update id differ, best first.
 
     Args:
-        live: Bids and asks that the pipeline holds, as mantissas at the same exponents as `fresh`.
-        fresh: Bids and asks as the exchange says.
+        live: Bids and asks of the pipeline, as mantissas at the same exponents as `fresh`.
+        fresh: Bids and asks of the exchange.
         depth: Levels a side to compare.
-        edges: Last bid and ask price that both know for certain, as mantissas; 0 for a side that both know whole.
+        edges: Last bid and ask price up to which both are complete, as mantissas; 0 for a side that both have entirely.
     """
     differences = []
     for side, held, stated, edge in (("bid", live[0], fresh[0], edges[0]), ("ask", live[1], fresh[1], edges[1])):
         expected = _up_to(stated[:depth], edge, falling=side == "bid")
-        # The live book may go on where the snapshot ends, but not between.
+        # The live book may have more levels after the snapshot's last one, but not between its levels.
         found = _up_to(held, edge, falling=side == "bid")[: min(depth, len(expected))]
         pairs = enumerate(zip(found, expected, strict=False), start=1)
         differences += [

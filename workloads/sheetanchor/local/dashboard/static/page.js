@@ -159,7 +159,7 @@ function drawNumbers(summary, note) {
     ["Latency p50", short(summary.latency_ms.p50) + " ms", ""],
     ["Latency p99", short(summary.latency_ms.p99) + " ms", ""],
     ["Direction right", share(summary.directional_accuracy), ""],
-    ["Decided predictions", summary.decided, ""],
+    ["Decided", summary.decided, ""],
     ["Majority baseline", share(summary.baseline_accuracy), ""],
   ];
   at("numbers").replaceChildren(...facts.map(([name, value, classes]) => {
@@ -167,7 +167,7 @@ function drawNumbers(summary, note) {
     pair.append(element("dt", name), element("dd", String(value), classes));
     return pair;
   }));
-  setText("skill-note", note && "Direction right: " + note + ".");
+  setText("skill-note", note && "This run: " + note + ".");
 }
 
 function drawPredictions(symbol) {
