@@ -229,7 +229,7 @@ nb::bytes encode(std::uint16_t template_id, nb::handle message) {
 using sheetanchor::Market;
 using PairList = std::vector<std::pair<std::int64_t, std::int64_t>>;
 using TradeList = std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>>;
-using HoleTuple = std::optional<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::uint32_t>>;
+using RangeTuple = std::optional<std::tuple<std::int64_t, std::int64_t, std::int64_t, std::uint32_t>>;
 
 std::vector<sbe::Level> to_levels(const PairList& pairs) {
   std::vector<sbe::Level> out;
@@ -258,9 +258,9 @@ nb::list flat(const sheetanchor::Fields& fields) {
   return out;
 }
 
-HoleTuple to_tuple(const std::optional<sheetanchor::Hole>& hole) {
-  if (!hole) return std::nullopt;
-  return std::tuple{hole->expected, hole->found, hole->since_us, hole->lines_past};
+RangeTuple to_tuple(const std::optional<sheetanchor::MissingRange>& range) {
+  if (!range) return std::nullopt;
+  return std::tuple{range->expected, range->found, range->since_us, range->lines_past};
 }
 
 void load_snapshot(Market& market, std::int64_t last_update_id, int price_exponent, int qty_exponent,
@@ -291,8 +291,8 @@ nb::dict pulses(const Market& market) {
   return out;
 }
 
-nb::object told_best(const Market& market) {
-  const auto best = market.told_best();
+nb::object last_best(const Market& market) {
+  const auto best = market.last_best();
   if (!best) return nb::none();
   return nb::make_tuple(best->first.price, best->second.price);
 }
@@ -348,8 +348,8 @@ void bind_market(nb::module_& m) {
             return market.load_book({static_cast<const char*>(blob.data()), blob.size()});
           },
           "blob"_a)
-      .def("skip_depth_hole", &Market::skip_depth_hole)
-      .def("skip_trade_hole", &Market::skip_trade_hole)
+      .def("skip_depth_hole", &Market::skip_missing_depth)
+      .def("skip_trade_hole", &Market::skip_missing_trade_ids)
       .def(
           "hot_state",
           [](const Market& market, std::int64_t now_us) {
@@ -363,14 +363,14 @@ void bind_market(nb::module_& m) {
       .def("volume_between", &Market::volume_between, "start_event_us"_a, "end_event_us"_a)
       .def("counters", &counters)
       .def("pulses", &pulses)
-      .def_prop_ro("told_best", &told_best)
+      .def_prop_ro("told_best", &last_best)
       .def_prop_ro("clock_sets", &Market::clock_sets)
       .def_prop_ro("odd_trades", &Market::odd_trades)
       .def_prop_ro("clock_doubted", &Market::clock_doubted)
       .def_prop_ro("best_agreed", &Market::best_agreed)
       .def("missing_trades", &Market::missing_trades, "now_us"_a, "span_us"_a)
-      .def_prop_ro("depth_hole", [](const Market& market) { return to_tuple(market.depth_hole()); })
-      .def_prop_ro("trade_hole", [](const Market& market) { return to_tuple(market.trade_hole()); })
+      .def_prop_ro("depth_hole", [](const Market& market) { return to_tuple(market.missing_depth()); })
+      .def_prop_ro("trade_hole", [](const Market& market) { return to_tuple(market.missing_trade_ids()); })
       .def_prop_ro("symbol", &Market::symbol)
       .def_prop_ro("price_exponent", &Market::price_exponent)
       .def_prop_ro("qty_exponent", &Market::qty_exponent)

@@ -2,7 +2,7 @@
 //
 // Three changes in four remove a level or put one where there was none, so keeping levels sorted would mean moving them
 // all the time. Here a change finds its block by walking on from the change before, and its place in the block by
-// comparing with every price there, without a branch that could be mispredicted. Order is made when somebody reads.
+// comparing with every price there, without a branch that could be mispredicted. Order is made on reading.
 #pragma once
 
 #include <algorithm>

@@ -82,8 +82,9 @@ void check(const Market& market) {
     require(bids[at].qty > 0 && bids[at].price > 0 && (at == 0 || bids[at - 1].price > bids[at].price));
   for (std::size_t at = 0; at < asks.size(); ++at)
     require(asks[at].qty > 0 && asks[at].price > 0 && (at == 0 || asks[at - 1].price < asks[at].price));
-  if (const auto hole = market.depth_hole()) require(hole->found > hole->expected && hole->since_us != INT64_MAX);
-  if (const auto hole = market.trade_hole()) require(hole->found > hole->expected && hole->since_us != INT64_MAX);
+  if (const auto range = market.missing_depth()) require(range->found > range->expected && range->since_us != INT64_MAX);
+  if (const auto range = market.missing_trade_ids())
+    require(range->found > range->expected && range->since_us != INT64_MAX);
 }
 
 void pack_and_load(const Market& market) {
@@ -152,10 +153,10 @@ void one_call(Cursor& in, Market& market, std::int64_t& stamp_us) {
       seed(in, market);
       break;
     case 6:
-      market.skip_depth_hole();
+      market.skip_missing_depth();
       break;
     case 7:
-      market.skip_trade_hole();
+      market.skip_missing_trade_ids();
       break;
     case 8:
       pack_and_load(market);

@@ -1,4 +1,4 @@
-// What a market tells the world: the fields of its hot keys at a given time.
+// What a market shows: the fields of its hot keys at a given time.
 #pragma once
 
 #include <algorithm>

@@ -29,7 +29,7 @@
 namespace sheetanchor {
 
 inline constexpr int LINES_MAX = 16;
-// 4,096 diffs are over six minutes of one 100 ms feed: whoever reads has long declared a gap by then.
+// 4,096 diffs are over six minutes of one 100 ms feed: the reader has long declared a gap by then.
 inline constexpr std::size_t PENDING_DIFFS_MAX = 4096;
 // However long each of them is: 16 MB of levels.
 inline constexpr std::size_t PENDING_LEVELS_MAX = std::size_t{1} << 20;
@@ -48,7 +48,7 @@ struct Counters {
 };
 
 // Ids that no line has brought yet, while later ones wait.
-struct Hole {
+struct MissingRange {
   std::int64_t expected;
   std::int64_t found;
   std::int64_t since_us;     // stamp of the first frame beyond it
@@ -193,27 +193,27 @@ class Market {
     return {packed.epoch, std::move(packed.line_ids)};
   }
 
-  std::optional<Hole> depth_hole() const {
+  std::optional<MissingRange> missing_depth() const {
     // After a stop, what waits may be next already.
     if (pending_diffs_.empty() || pending_diffs_.begin()->first <= update_id_ + 1) return std::nullopt;
-    Hole hole{update_id_ + 1, pending_diffs_.begin()->first, INT64_MAX, overflow_lines_};
-    for (const auto& [id, diff] : pending_diffs_) widen(hole, diff.source);
-    return hole;
+    MissingRange range{update_id_ + 1, pending_diffs_.begin()->first, INT64_MAX, overflow_lines_};
+    for (const auto& [id, diff] : pending_diffs_) widen(range, diff.source);
+    return range;
   }
-  std::optional<Hole> trade_hole() const {
+  std::optional<MissingRange> missing_trade_ids() const {
     if (pending_trades_.empty()) return std::nullopt;
-    Hole hole{trade_id_ + 1, pending_trades_.begin()->first, INT64_MAX, 0};
-    for (const auto& [id, pending] : pending_trades_) widen(hole, pending.source);
-    return hole;
+    MissingRange range{trade_id_ + 1, pending_trades_.begin()->first, INT64_MAX, 0};
+    for (const auto& [id, pending] : pending_trades_) widen(range, pending.source);
+    return range;
   }
 
   // Gives up waiting: goes on from what is pending. The caller has declared the gap.
-  void skip_depth_hole() {
+  void skip_missing_depth() {
     if (pending_diffs_.empty()) return;
     update_id_ = std::max(update_id_, pending_diffs_.begin()->first - 1);
     drain_diffs();
   }
-  void skip_trade_hole() {
+  void skip_missing_trade_ids() {
     if (pending_trades_.empty()) return;
     trade_id_ = pending_trades_.begin()->first - 1;
     drain_trades();
@@ -291,8 +291,8 @@ class Market {
     return last - first + 1 - count + (lost_before ? 1 : 0);
   }
   const Pulse& pulse(Stream stream) const { return pulses_[static_cast<std::size_t>(stream)]; }
-  // Best bid and ask as the newest bestBidAsk says, whatever the book has; zeros for a side without orders.
-  std::optional<std::pair<Level, Level>> told_best() const {
+  // Best bid and ask as the newest bestBidAsk has them, whatever the book has; zeros for a side without orders.
+  std::optional<std::pair<Level, Level>> last_best() const {
     if (best_id_ < 0) return std::nullopt;
     return std::pair{bid_, ask_};
   }
@@ -410,7 +410,7 @@ class Market {
     }
     std::int64_t newest_id = -1;
     for (const auto& trade : scratch_trades_) newest_id = std::max(newest_id, trade.id);
-    // Not `trade_id_`: behind a hole a line that is late brings ids beyond it, and older times than the other line.
+    // Not `trade_id_`: behind a missing range a line that is late brings ids beyond it, and older times than the other line.
     const bool is_news = newest_id > std::max(trade_id_, pulse(Stream::trade).id);
     note_event(frame.event_time_us, is_news, is_news && goes_back(Stream::trade, frame.event_time_us));
     // Windows hold a trade by its own time: one that is far off is in none, and nothing else shows that it is missing.
@@ -579,9 +579,9 @@ class Market {
     if (pending_diffs_.empty()) overflow_lines_ = 0;
   }
 
-  static void widen(Hole& hole, const Source& source) {
-    hole.since_us = std::min(hole.since_us, source.stamp_us);
-    hole.lines_past |= source.lines;
+  static void widen(MissingRange& range, const Source& source) {
+    range.since_us = std::min(range.since_us, source.stamp_us);
+    range.lines_past |= source.lines;
   }
 
   bool best_is_newest() const { return best_id_ >= 0 && (!has_book_ || best_id_ > update_id_); }

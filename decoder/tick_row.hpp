@@ -2,7 +2,7 @@
 // is not 0.
 //
 // A change is a subtraction, a multiplication and a store, wherever in the row it is. The row is only ever a place for
-// levels that happen to be on its ticks and within its reach; whoever uses it keeps the others elsewhere.
+// levels that happen to be on its ticks and within its reach; its user keeps the others elsewhere.
 #pragma once
 
 #include <algorithm>

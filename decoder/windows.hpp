@@ -168,7 +168,7 @@ class TradeHistory {
     late_.clear();
   }
 
-  // Without a hole in the ids, which is nearly always, the place of an id is a subtraction.
+  // Where no id is missing, which is nearly always, the place of an id is a subtraction.
   std::size_t position(std::int64_t id) const {
     if (trades_.empty() || id > trades_.back().id) return trades_.size();
     if (id < trades_.front().id) return 0;
