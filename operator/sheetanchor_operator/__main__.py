@@ -40,6 +40,7 @@ from sheetanchor_operator.kube.leader_election import Election
 from sheetanchor_operator.kube.workload_probe import Workloads
 from sheetanchor_operator.kube.zone_probe import ZoneProbe
 from sheetanchor_operator.settings import OperatorSettings
+from sheetanchor_operator.zones.judge import Bounds
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +151,10 @@ class Operator:
     def operator_health(self) -> OperatorHealth:
         """Give the health of this process."""
         age_s = self.clock() - self.election.checked_s
+        verdicts = self.zones.verdicts(Bounds())
         return OperatorHealth(
+            zones=None if verdicts is None else {zone: str(health) for zone, (health, _) in verdicts.items()},
+            abstains=self.zones.judgement.abstains,
             leading=self.election.leading.is_set(),
             synced=self.leader.synced,
             stale_watch=self.leader.stale_watch,

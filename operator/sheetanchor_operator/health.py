@@ -35,6 +35,8 @@ class OperatorHealth:
         pipelines: Number of pipelines that it manages.
         serves: Whether there is a namespace in which all kinds that are needed can be watched.
         refused: Places that cannot be listed or watched, each with the reason.
+        zones: What each zone counts as; None where this replica does not judge zones.
+        abstains: Why silence did not count in the last round of questions to zones, "" if it did.
     """
 
     leading: bool
@@ -44,6 +46,8 @@ class OperatorHealth:
     pipelines: int
     serves: bool = True
     refused: Mapping[str, str] = field(default_factory=dict)
+    zones: Mapping[str, str] | None = None
+    abstains: str = ""
 
     @property
     def live(self) -> bool:
@@ -136,6 +140,10 @@ def app(operator_health: Callable[[], OperatorHealth]) -> FastAPI:
             },
             "pipelines": now.pipelines,
         }
+        if now.zones is not None:
+            lost = {"silent", "failed"} & set(now.zones.values())
+            zones = {"zones": dict(now.zones), "abstains": now.abstains}
+            body["checks"]["zones"] = {"status": "degraded" if lost else "healthy", **zones}
         return JSONResponse(body, status_code=200 if sound else 503)
 
     async def metrics() -> Response:

@@ -21,7 +21,7 @@ TARGETS = {
     "sheetanchor-operator": 2,
     "sheetanchor-ingest": 3,
     "sheetanchor-process": 2,
-    "sheetanchor-infer": 2,
+    "sheetanchor-infer": 3,
     "sheetanchor-redis": 6,
 }
 """Pods of each service; a Redis pod has a server and a Sentinel."""
@@ -30,7 +30,7 @@ TOLD = (
     "sheetanchor_operator_leader == 1",
     'sheetanchor_pipeline_phase{phase="Running"} == 1',
     'sheetanchor_pipeline_condition{condition="Anchored"} == 1',
-    'sheetanchor_pipeline_ready_replicas{component="infer"} == 2',
+    'sheetanchor_pipeline_ready_replicas{component="infer"} == 3',
     'sheetanchor_reanchors_total{result="swapped"} >= 1',
     "reanchor_success_rate",
     "ingestor_sbe_connection_status == 1",

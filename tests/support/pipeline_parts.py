@@ -136,7 +136,7 @@ def sound(**changes: Any) -> Observed:
     pods = (
         *(pod(Component.INGEST, zone=zone) for zone in ZONES),
         *(pod(Component.PROCESS, number) for number in range(2)),
-        *(pod(Component.INFER, number) for number in range(2)),
+        *(pod(Component.INFER, number) for number in range(3)),
         *(pod(Component.REDIS, number) for number in range(3)),
     )
     fields: dict[str, Any] = {

@@ -288,9 +288,9 @@ class Inference(Block):
     """The inference replicas, all active: the first to commit a slot wins."""
 
     replicas: int = field(
-        2,
-        "Replicas. Two, so that a slot is served while one is replaced; more add availability, not throughput. "
-        "`kubectl scale` changes this field.",
+        3,
+        "Replicas. Three, one for each zone of most clusters, since readers are sent to their own zone's and two are "
+        "left when a zone is lost; more add availability, not throughput. `kubectl scale` changes this field.",
         ge=1,
         le=10,
     )

@@ -136,7 +136,7 @@ class PipelineStatus(Block):
 
     operator: OperatorStatus | None = field(None, "Which installation of the operator manages the pipeline.")
     phase: Phase | None = field(None, "The state of the whole pipeline in one word.")
-    ready: str | None = field(None, "Ready pods of those that there should be, for instance 9/9.")
+    ready: str | None = field(None, "Ready pods of those that there should be, for instance 11/11.")
     observed_generation: int | None = field(None, "Generation of the spec that this status describes.", ge=0)
     conditions: tuple[ConditionStatus, ...] = field(
         (), "Aspects of the pipeline's health, one of each type.", schema=map_by(len(Condition), "type")

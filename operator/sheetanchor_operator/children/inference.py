@@ -62,8 +62,7 @@ def inference(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> lis
         "metadata": metadata_of(pipeline, Component.INFER, name),
         "spec": deployment_spec(replicas, selector_of(pipeline.name, Component.INFER), template, SERVED_S),
     }
-    return [
-        disruption_budget(pipeline, Component.INFER, name),
-        http_service(pipeline, Component.INFER, name),
-        deployment,
-    ]
+    service = http_service(pipeline, Component.INFER, name)
+    # Readers in a zone that lives never meet a pod in one that does not. Kubernetes 1.30 drops the field.
+    service["spec"]["trafficDistribution"] = "PreferClose"
+    return [disruption_budget(pipeline, Component.INFER, name), service, deployment]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from sheetanchor_operator.zones.witnesses import SAMPLE_MAX
 from support.apiserver import ApiServer
 from support.operator_looks import connected
 from support.operator_parts import define, token_of
+from support.operator_process import LEASE, OperatorProcess, operating
 from support.rights import give_rights
 from support.zone_pods import ZonePods, zone_pods
 
@@ -264,3 +267,48 @@ async def test_a_hundred_pipelines_cost_eight_questions_a_zone_and_second(zones:
     await asyncio.sleep(3)
 
     assert 2 * (SAMPLE_MAX + 3 + 3) <= zones.questions - before <= 4 * (SAMPLE_MAX + 3 + 3)
+
+
+async def test_a_zone_that_takes_the_leading_operator_with_it(
+    apiserver: ApiServer, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two operators as processes: the one on standby withdraws the readers and writes the status before it leads."""
+    async with zone_pods(apiserver, where) as zones, AsyncExitStack() as stack:
+        await zones.make_pipeline(f"{where}/{LEASE}")
+
+        async def start(name: str, letter: str) -> OperatorProcess:
+            monkeypatch.setenv("NODE_NAME", zones.node(letter))
+            operator = stack.enter_context(operating(apiserver, where, tmp_path, name))
+
+            async def judges() -> bool:
+                text = (await asyncio.to_thread(operator.get, "/health/detailed"))[1]
+                of_zones = json.loads(text or "{}").get("checks", {}).get("zones", {}).get("zones", {})
+                return {"healthy"} == {of_zones.get(zone) for zone in zones.zones.values()}
+
+            await until(judges, 30, f"{name} judges zones")
+            return operator
+
+        leader = await start("leader", "c")
+
+        async def reported() -> bool:
+            return "healthy" == (await health_of("c"))
+
+        async def health_of(letter: str) -> str:
+            rows = {row["name"]: row for row in (await zones.pipeline_status())["zones"]}
+            return str(rows[zones.zones[letter]].get("health"))
+
+        await until(reported, 20, "the leader reports that the zone is healthy")
+        standby = await start("standby", "a")
+        assert await asyncio.to_thread(lambda: leader.leads and not standby.leads)
+        zones.cut.add("c")
+        await asyncio.to_thread(leader.end, signal.SIGKILL)
+
+        withdrawn_s = await until(withdrawn(zones), 7, "the reader is withdrawn")
+
+        async def failed() -> bool:
+            return "failed" == await health_of("c")
+
+        failed_s = withdrawn_s + await until(failed, 8, "the status names the zone")
+        print(f"withdrawn after {withdrawn_s:.1f} s, reported as failed after {failed_s:.1f} s")
+        assert not await asyncio.to_thread(lambda: standby.leads), "it leads only when the Lease has ended"
+        assert 'sheetanchor_zone_healthy{zone="' + zones.zones["c"] + '"} 0.0' in standby.get("/metrics")[1]

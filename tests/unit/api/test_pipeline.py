@@ -26,7 +26,7 @@ def test_symbols_are_all_that_a_pipeline_needs() -> None:
     spec = pipeline().spec
 
     assert ("BTCUSDT",) == spec.symbols
-    assert (2, 2, 15) == (spec.processor.replicas, spec.inference.replicas, spec.processor.self_reanchor_after_seconds)
+    assert (2, 3, 15) == (spec.processor.replicas, spec.inference.replicas, spec.processor.self_reanchor_after_seconds)
     assert spec.network_policy.enabled
     assert not spec.suspend
     assert "768Mi" == pipeline().managed_redis.max_memory  # type: ignore[union-attr]  # the claim is that there is one

@@ -45,7 +45,7 @@ def test_a_sound_pipeline_is_running() -> None:
     """Everything that `kubectl get pp` shows, and every condition once."""
     status = judged(sound())
 
-    assert ("Running", "10/10", "zone-a", 3, 2, "mlp@12345678") == tuple(
+    assert ("Running", "11/11", "zone-a", 3, 2, "mlp@12345678") == tuple(
         status[name] for name in ("phase", "ready", "activeZone", "epoch", "term", "model")
     )
     assert list(Condition) == [one["type"] for one in status["conditions"]]
@@ -141,7 +141,7 @@ def test_a_new_pipeline_is_pending_until_it_predicts() -> None:
     """Without any problem it is only starting."""
     status = judged(Observed(NOW_US, zones=ZONES))
 
-    assert ("Pending", "0/10") == (status["phase"], status["ready"])
+    assert ("Pending", "0/11") == (status["phase"], status["ready"])
     assert ("False", "Starting") == told(status, Condition.READY)
     assert ("Unknown", "Unknown") == told(status, Condition.ANCHORED)
 
@@ -152,7 +152,7 @@ def test_a_lost_line_degrades_but_predictions_stay_sound() -> None:
 
     status = judged(with_pods(*lines, without=Component.INGEST), status=WAS_SOUND)
 
-    assert ("Degraded", "9/10") == (status["phase"], status["ready"])
+    assert ("Degraded", "10/11") == (status["phase"], status["ready"])
     assert "True" == told(status, Condition.READY)[0]
     assert ("False", "LineLost") == told(status, Condition.INGESTION_HEALTHY)
     assert "zone-b" in message(status, Condition.INGESTION_HEALTHY)
@@ -304,9 +304,9 @@ def test_a_roll_out_is_told_and_nothing_is_wrong() -> None:
     deployment = one_of(rendered(), "Deployment", "btc-infer")
     deployment = {**deployment, "metadata": {**deployment["metadata"], "generation": 2}}
     states = [
-        ({"observedGeneration": 1, "updatedReplicas": 2, "replicas": 2}, "RollingOut"),
-        ({"observedGeneration": 2, "updatedReplicas": 1, "replicas": 3}, "RollingOut"),
-        ({"observedGeneration": 2, "updatedReplicas": 2, "replicas": 2}, "AsExpected"),
+        ({"observedGeneration": 1, "updatedReplicas": 3, "replicas": 3}, "RollingOut"),
+        ({"observedGeneration": 2, "updatedReplicas": 1, "replicas": 4}, "RollingOut"),
+        ({"observedGeneration": 2, "updatedReplicas": 3, "replicas": 3}, "AsExpected"),
     ]
     for live, expected in states:
         seen = sound(children={("Deployment", "btc-infer"): {**deployment, "status": live}})

@@ -53,8 +53,8 @@ def test_pods_that_do_not_answer_are_not_counted() -> None:
     """Their kubelets have said that they are ready, and may have been gone since."""
     status = judged(sound(unanswered=frozenset({"btc-infer-1", "btc-ingest-zone-c-0", "btc-redis-2"})))
 
-    assert "7/10" == status["ready"]
-    assert [1, 2] == [status["inference"]["ready"], status["redis"]["ready"]]
+    assert "8/11" == status["ready"]
+    assert [2, 2] == [status["inference"]["ready"], status["redis"]["ready"]]
     assert [True, True, False] == [one["ready"] for one in status["zones"]]
     assert "Degraded" == status["phase"]
 
