@@ -37,7 +37,7 @@ OWN: Final = (
     (
         ROOT / "operator",
         "sheetanchor_operator",
-        ("__init__.py", "names.py", "api/__init__.py", "api/timestamps.py", "plugin/*.py"),
+        ("__init__.py", "names.py", "api/__init__.py", "api/timestamps.py", "plugin/*.py", "plugin/explain/*.py"),
     ),
 )
 """Modules of this repository that the plugin imports."""

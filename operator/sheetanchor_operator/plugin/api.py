@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,20 @@ class Target:
     kubeconfig: str = ""
     context: str = ""
     namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the API server, or a pod behind its proxy, answered.
+
+    Attributes:
+        status: HTTP status.
+        error: Why the body is not whole; it is empty then.
+    """
+
+    status: int
+    body: bytes
+    error: str = ""
 
 
 class Api:
@@ -140,6 +155,32 @@ class Api:
         except _Exists:
             return None
 
+    def read(self, path: str, bytes_max: int, timeout_s: float = TIMEOUT_S[1]) -> Answer:
+        """Read a path with GET, whatever its status is; redirects are not followed.
+
+        Args:
+            path: Path and query.
+            bytes_max: Longest body, counted after decompression: a pod may answer without end.
+            timeout_s: Seconds for the whole answer.
+
+        Raises:
+            PluginError: There is no answer within that time.
+        """
+        connection = self._client
+        until_s = time.monotonic() + timeout_s
+        method, url, headers, *_ = connection.param_serialize(
+            "GET", path, header_params={"Accept": "application/json"}, auth_settings=["BearerToken"]
+        )
+        try:
+            timeouts: Any = (min(TIMEOUT_S[0], timeout_s), timeout_s)
+            reply = connection.call_api(method, url, headers, _request_timeout=timeouts).response
+            try:
+                return _whole(reply, bytes_max, until_s)
+            finally:
+                reply.close()
+        except (ApiException, HTTPError, OSError) as error:
+            raise PluginError(f"no answer within {timeout_s:g} s: {_root(error)}", EXIT_UNREACHABLE) from error
+
     def whoami(self) -> str:
         """Give the caller's name as the API server knows it, "" if it does not say."""
         try:
@@ -209,6 +250,18 @@ class Api:
     @staticmethod
     def _items(answer: Object) -> list[Object]:
         return [dict(one) for one in answer.get("items") or ()]
+
+
+def _whole(reply: Any, bytes_max: int, until_s: float) -> Answer:
+    """Read an answer to its end, within a length and a time."""
+    body = bytearray()
+    for piece in reply.stream(65_536, decode_content=True):
+        body += piece
+        if len(body) > bytes_max:
+            return Answer(reply.status, b"", f"the answer has more than {bytes_max} bytes")
+        if time.monotonic() > until_s:
+            return Answer(reply.status, b"", "the answer takes too long")
+    return Answer(reply.status, bytes(body))
 
 
 class _Exists(PluginError):

@@ -12,13 +12,16 @@ from typing import Any, Final
 import yaml
 
 from sheetanchor_operator.plugin.api import Api, Target
-from sheetanchor_operator.plugin.errors import EXIT_DONE, EXIT_USAGE, PluginError
+from sheetanchor_operator.plugin.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOT_KNOWN, EXIT_USAGE, PluginError
+from sheetanchor_operator.plugin.explain.explanation import NOT_KNOWN, SOUND, explain, to_json
+from sheetanchor_operator.plugin.explain.observe import observe
+from sheetanchor_operator.plugin.explain.text import text_of_explanation
 from sheetanchor_operator.plugin.request import RequestOptions, exit_code_of, submit, wait
 from sheetanchor_operator.plugin.words import escaped, history, overview, print_line, row_of, summary, table
 
 __all__ = ["main"]
 
-COMMANDS: Final = ("status", "history")
+COMMANDS: Final = ("status", "history", "explain")
 PREFIXES: Final = ("pp/", "predictionpipeline/", "predictionpipelines/")
 REASON_LENGTH_MAX: Final = 500
 INTERRUPTED: Final = 130
@@ -26,13 +29,14 @@ INTERRUPTED: Final = 130
 
 USAGE: Final = """kubectl reanchor NAME [options]           request a re-anchor of a pipeline
        kubectl reanchor status [NAME] [options]  show the state of pipelines
+       kubectl reanchor explain NAME [options]   say why a pipeline is not sound, what is done, what you can do
        kubectl reanchor history NAME [options]   list a pipeline's re-anchors"""
 
-EPILOG: Final = """A pipeline that is named status or history is written pp/status or pp/history.
+EPILOG: Final = """A pipeline that is named like a command, for instance status, is written pp/status.
 
-exit codes: 0 done; 1 a run failed, or the API server refused something; 2 wrong usage; 3 no such pipeline or symbol;
-4 forbidden; 5 not done within --timeout; 6 nothing was changed (paused, suspended, or the request was skipped);
-7 the API server cannot be reached"""
+exit codes: 0 done, or explain: sound; 1 a run failed, the API server refused something, or explain: not sound; 2 wrong
+usage, or explain: whether it is sound is not known; 3 no such pipeline or symbol; 4 forbidden; 5 not done within
+--timeout; 6 nothing was changed (paused, suspended, or the request was skipped); 7 the API server cannot be reached"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         api = Api(Target(given.kubeconfig, given.context, given.namespace))
         if command == "status":
             return _status(api, names[0] if names else "", given)
+        if command == "explain":
+            return _explain(api, names[0], given)
         if command == "history":
             return _history(api, names[0], given)
         return _request(api, names[0], given)
@@ -172,6 +178,17 @@ def _status(api: Api, name: str, given: argparse.Namespace) -> int:
         return EXIT_DONE
     print_line(summary(pipeline, _of_symbol(api.reanchors(name), given.symbol), _now_us()))
     return EXIT_DONE
+
+
+def _explain(api: Api, name: str, given: argparse.Namespace) -> int:
+    explanation = explain(observe(api, name, given.symbol, _now_us()))
+    if given.output == "text":
+        print_line(text_of_explanation(explanation))
+    else:
+        _print(to_json(explanation), given.output)
+    if explanation.verdict == NOT_KNOWN:
+        return EXIT_NOT_KNOWN
+    return EXIT_DONE if explanation.verdict == SOUND else EXIT_FAILED
 
 
 def _history(api: Api, name: str, given: argparse.Namespace) -> int:

@@ -7,6 +7,9 @@ from typing import Final
 EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+EXIT_NOT_KNOWN: Final = 2
+"""Of `explain`: whether the pipeline is sound could not be found out."""
+
 EXIT_NOT_FOUND: Final = 3
 EXIT_FORBIDDEN: Final = 4
 EXIT_NOT_IN_TIME: Final = 5

@@ -91,8 +91,8 @@ REMEDIES: Final = {
     Cause.QUOTA: "raise the namespace's ResourceQuota",
     Cause.QUOTA_FIELD: "set the requests and limits that the ResourceQuota requires in the component's resources",
     Cause.LIMIT_RANGE: "set resources of the pipeline's component within the namespace's LimitRange",
-    Cause.POD_SECURITY: "the namespace's Pod Security or SecurityContextConstraints refuse it: allow it there; where "
-    "the cluster assigns user ids (OpenShift), install the operator with assignIds=false",
+    Cause.POD_SECURITY: "the namespace's Pod Security or SecurityContextConstraints refuse it: allow it there, or, "
+    "where the cluster assigns user ids (OpenShift), install the operator with assignIds=false",
     Cause.POLICY: "an admission policy of the cluster refuses it: satisfy it, or make an exception there",
     Cause.GRANT: _RIGHTS,
     Cause.RIGHTS: _RIGHTS,
@@ -104,7 +104,7 @@ REMEDIES: Final = {
     Cause.UNAVAILABLE: "see the API server's own log",
     Cause.OTHER: "correct the field of the pipeline that it comes from",
 }
-"""What to do, by cause."""
+"""What to do, by cause; without `; `, after the last of which a message has its remedy."""
 
 REASONS: Final = {
     Cause.TERMINATING: Reason.NAMESPACE_TERMINATING,

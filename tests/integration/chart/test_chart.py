@@ -300,6 +300,24 @@ def test_every_right_is_written_out(name: str) -> None:
         assert {"pods/exec", "pods/attach", "pods/proxy", "nodes/proxy"}.isdisjoint(rule["resources"]), rule
 
 
+def test_who_is_on_call_may_do_what_the_plugin_does_and_no_more() -> None:
+    """Pipelines are read, re-anchors asked for, Events listed: no pod, no Secret, no change of a pipeline."""
+    role = named(rendered_chart({}), "ClusterRole")["sheetanchor-reanchor"]
+
+    given = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert given == {
+        *(("sheetanchor.dev", "predictionpipelines", verb) for verb in ("get", "list", "watch")),
+        *(("sheetanchor.dev", "reanchors", verb) for verb in ("get", "list", "watch", "create")),
+        ("", "events", "list"),
+    }
+
+
 def test_what_is_never_deleted_may_not_be() -> None:
     """The operator may delete what a change of a pipeline takes away, and nothing that goes with the pipeline only."""
     rules = rules_of(rendered_chart({"watchNamespaces": ["a"], "rbac": {"userRoles": False, "nodes": False}}), "Role")

@@ -274,6 +274,7 @@ def test_pipeline_at_rest_is_left_alone(place: Place, patch: dict[str, Any], tol
 ROLE = [
     {"apiGroups": ["sheetanchor.dev"], "resources": ["predictionpipelines"], "verbs": ["get", "list"]},
     {"apiGroups": ["sheetanchor.dev"], "resources": ["reanchors"], "verbs": ["get", "list", "create"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
 ]
 
 
