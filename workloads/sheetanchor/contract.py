@@ -179,6 +179,7 @@ def unpack_frames(batch: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 _WHOLE_NUMBER: Final = re.compile(rb"[0-9]{1,16}")
+_REPLICATION_ID: Final = re.compile(rb"[0-9a-f]{1,64}")
 _ENTRY_ID: Final = re.compile(rb"([0-9]{1,16})-[0-9]{1,20}")
 
 
@@ -190,12 +191,15 @@ class Entry(NamedTuple):
         frame_count: Frames in it, as its writer says.
         first_received_us: When the first of them arrived, by the ingestor's clock, in µs.
         frames: Packed frames; their lengths are checked where they are unpacked.
+        again: Replication id of Redis if this is the last entry that the line has appended again in that replication
+            history, else "".
     """
 
     id: str
     frame_count: int
     first_received_us: int
     frames: bytes
+    again: str = ""
 
 
 def parse_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
@@ -211,7 +215,9 @@ def parse_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
     if frames is None:
         raise ValueError("f is missing: expected packed frames")
     count = _number_in(fields, b"n", 2**32)
-    return Entry(entry_id.decode(), count, _number_in(fields, b"t", TIME_LIMIT_US), frames)
+    again = fields.get(b"again", b"")
+    marked = again.decode() if _REPLICATION_ID.fullmatch(again) else ""
+    return Entry(entry_id.decode(), count, _number_in(fields, b"t", TIME_LIMIT_US), frames, marked)
 
 
 def _number_in(fields: Mapping[bytes, bytes], name: bytes, limit: int) -> int:
@@ -289,7 +295,7 @@ class Receipt:
     Attributes:
         id: Unique id of the run; also the owner of the lock.
         result: swapped, validated (nothing to do), dry_run, repeated (answered before), failed, lock_held or
-            superseded.
+            superseded; restated if a processor has written its memory back after a failover of Redis.
         phases: Phase name to its duration in seconds.
         exit_code: What the process exits with.
         checks: Names of the checks that passed.
@@ -304,6 +310,7 @@ class Receipt:
         breaker: State of the breaker of REST at the end: 0 closed, 1 half-open, 2 open.
         weight_remaining: Request weight left in the minute that the run ended in, -1 if no request was made.
         alert: Code of the condition that needs a person, "" if there is none.
+        source: What the state was made from: rest, or memory for a restatement.
     """
 
     id: str
@@ -330,6 +337,7 @@ class Receipt:
     breaker: int = 0
     weight_remaining: int = -1
     alert: str = ""
+    source: str = "rest"
 
     def to_json(self) -> str:
         """Render as one line of JSON."""

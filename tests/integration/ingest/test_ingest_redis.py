@@ -252,6 +252,38 @@ async def test_a_promoted_server_gets_the_last_seconds_again(
     assert as_received(without_repeats(frames), witness)
 
 
+async def test_what_comes_again_stands_before_what_is_new(
+    start_line: StartLine, witness: list[bytes], redis_server: RedisServer, free_port: int
+) -> None:
+    """No new frame gets in before it, however the connection was lost, and its last entry says that it was the last."""
+    line = start_line()
+    await line.until_frames(lambda frames: len(frames) > 500, "some frames")
+    await line.redis.replicaof("127.0.0.1", free_port)
+    await line.redis.client_kill_filter(_type="normal", skipme=True)
+    await line.redis.replicaof("NO", "ONE")
+    here = (await line.redis.info("replication"))["master_replid"].encode()
+
+    def marked(entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[int]:
+        return [at for at, (_, fields) in enumerate(entries) if fields.get(b"again") == here]
+
+    async with asyncio.timeout(20):
+        while not (marks := marked(entries := await line.redis.xrange(line_stream("BTCUSDT", "a")))):
+            await asyncio.sleep(0.05)
+        while len(entries) < marks[0] + 50:
+            entries = await line.redis.xrange(line_stream("BTCUSDT", "a"))
+            await asyncio.sleep(0.05)
+
+    batches = [[frame for _, frame in unpack_frames(fields[b"f"])] for _, fields in entries]
+    first = batches[0][0]
+    before, after = batches[: marks[0] + 1], batches[marks[0] + 1 :]
+    assert [marks[0]] == marked(entries)
+    assert 2 == sum(first in batch for batch in before)
+    again_at = max(at for at, batch in enumerate(before) if first in batch)
+    sent_before = {frame for batch in before[:again_at] for frame in batch}
+    assert all(frame in sent_before for batch in before[again_at:] for frame in batch)
+    assert not sent_before & {frame for batch in after for frame in batch}
+
+
 async def test_a_full_redis_loses_nothing(
     start_line: StartLine, witness: list[bytes], redis_server: RedisServer
 ) -> None:

@@ -10,8 +10,10 @@ import asyncio
 import logging
 import random
 import time
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
+from redis import exceptions
 from redis.asyncio import Redis
 
 from sheetanchor.contract import line_stream
@@ -22,6 +24,7 @@ from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff, TokenBucket
 from sheetanchor.store.frame_streams import LineWriter
 from sheetanchor.store.redis_client import server_identity
+from sheetanchor.store.redis_connection import check_connections, replication_id_of
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,9 @@ class StreamPublisher:
         }
         self._in_hand: dict[str, FrameBatch] = {}
         self._replication_id = ""
+        self._expected_id = ""
+        self._marks: dict[str, str] = {}
+        check_connections(redis, self._check_history)
         self._check_due = True
         self._waits = False
         self._emptied = asyncio.Event()
@@ -154,13 +160,16 @@ class StreamPublisher:
             while (batch := self._in_hand.get(symbol) or buffer.take()) is not None:
                 self._in_hand[symbol] = batch
                 await self._send(symbol, batch)
-                buffer.sent(batch, time.time_ns() // 1_000)
+                # By a clock that is never set: one that is set ahead would empty the buffer.
+                buffer.sent(batch, time.monotonic_ns() // 1_000)
                 del self._in_hand[symbol]
         metrics.QUEUE_BYTES.set(self.bytes_waiting)
 
     async def _send(self, symbol: str, batch: FrameBatch) -> None:
         started = time.perf_counter()
-        await self._writers[symbol].append_packed(batch.count, batch.first_received_us, batch.packed)
+        mark = self._marks.get(symbol, "")
+        await self._writers[symbol].append_packed(batch.count, batch.first_received_us, batch.packed, mark)
+        self._marks.pop(symbol, None)
         numbers = self._receiver.numbers
         numbers.sent += 1
         numbers.send_s += time.perf_counter() - started
@@ -170,17 +179,39 @@ class StreamPublisher:
     async def _check_redis(self) -> None:
         """Append recently sent frames again when Redis has another data set.
 
-        Done between two appends, never at the same time, so that a stream holds frames in their order.
+        Done between two appends, never beside them, and before the first one there: a stream holds frames in their
+        order, and the last one that comes again is marked, so that readers know when no older one follows.
         """
+        self._expected_id = ""
         found = (await server_identity(self._redis)).replication_id
+        self._expected_id = found
         if self._replication_id not in ("", found):
             log.warning("Redis' replication id has changed, it may lack frames: appending the last 15 s again")
             for symbol, buffer in self._receiver.send_buffers.items():
-                for batch in buffer.recent():
-                    await self._writers[symbol].append_packed(batch.count, batch.first_received_us, batch.packed)
+                await self._append_again(symbol, buffer.recent(), found)
             metrics.RECOVERY_ATTEMPTS.labels("append_again", "success").inc()
+        elif self._replication_id != found:
+            self._marks = dict.fromkeys(self._receiver.send_buffers, found)  # nothing was sent before the next append
         # Only now: an attempt that failed half-way has to be repeated.
         self._replication_id, self._check_due = found, False
+
+    async def _append_again(self, symbol: str, batches: Sequence[FrameBatch], replication_id: str) -> None:
+        for at, batch in enumerate(batches, 1):
+            mark = replication_id if at == len(batches) else ""
+            await self._writers[symbol].append_packed(batch.count, batch.first_received_us, batch.packed, mark)
+        if not batches:
+            self._marks[symbol] = replication_id
+
+    async def _check_history(self, connection: Any) -> None:
+        """Refuse a new connection to a server that may lack what was sent last: that goes first.
+
+        Raises:
+            ConnectionError: redis-py's: the append that was to go out on it fails, and is tried again after that.
+        """
+        expected = self._expected_id
+        if expected and await replication_id_of(connection) != expected:
+            self._check_due = True
+            raise exceptions.ConnectionError("Redis is in another replication history")
 
     async def _request_checks(self) -> None:
         while True:

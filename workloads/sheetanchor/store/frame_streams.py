@@ -96,13 +96,21 @@ class LineWriter:
         batch = list(frames)
         return await self.append_packed(len(batch), batch[0][0], pack_frames(batch))
 
-    async def append_packed(self, count: int, first_received_us: int, packed: bytes) -> str:
+    async def append_packed(self, count: int, first_received_us: int, packed: bytes, again: str = "") -> str:
         """Append a batch that is packed already.
+
+        Args:
+            count: Frames in it.
+            first_received_us: When the first of them arrived, in µs.
+            packed: The frames.
+            again: Replication id of Redis: nothing older is appended again in that history after this entry.
 
         Raises:
             RedisError: As `append`.
         """
         fields: dict[Any, Any] = {"n": count, "t": first_received_us, "f": packed}
+        if again:
+            fields["again"] = again
         with translate_errors(f"XADD {self._stream}"):
             if self._bytes < 0:
                 await self._measure()
@@ -163,6 +171,8 @@ class Batch(NamedTuple):
         frame_count: Frames in it, as its writer says.
         first_received_us: When the first of them arrived, by the ingestor's clock, in µs.
         frames: Packed frames, see `contract.unpack_frames`.
+        again: Replication history in which the line has appended again what it had sent last, up to this entry; "" if
+            the entry is not the last one of these.
     """
 
     line: str
@@ -170,6 +180,7 @@ class Batch(NamedTuple):
     frame_count: int
     first_received_us: int
     frames: bytes
+    again: str = ""
 
     @property
     def stamp_us(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,11 +97,16 @@ def translate_errors(doing: str) -> Iterator[None]:
         raise translated_error(error, doing) from error
 
 
+CheckConnection = Callable[[Any], Awaitable[None]]
+"""Is given each new connection before anything else is sent on it; raises redis-py's ConnectionError to refuse it."""
+
+
 class _Generation:
     """Counts how often a client has met a wrong server: connections of an earlier generation are closed."""
 
     def __init__(self) -> None:
         self.number = 0
+        self.check: CheckConnection | None = None
 
 
 class _ClosedIfWrong:
@@ -118,9 +124,16 @@ class _ClosedIfWrong:
         number = self.generation.number
         if self.is_connected and self.made_in != number:
             await self.disconnect(nowait=True)
-        if not self.is_connected:
+        is_new = not self.is_connected
+        if is_new:
             self.made_in = number
         await super().connect_check_health(*arguments, **named)  # type: ignore[misc]
+        if is_new and self.generation.check is not None:
+            try:
+                await self.generation.check(self)
+            except BaseException:
+                await self.disconnect(nowait=True)
+                raise
 
     async def read_response(self: Any, *arguments: Any, **named: Any) -> Any:
         try:
@@ -167,6 +180,26 @@ class _PackedInC:
             if isinstance(error, OSError):
                 raise exceptions.ConnectionError(f"Error while writing to socket. {error}") from error
             raise
+
+
+def check_connections(client: Redis, check: CheckConnection) -> None:
+    """Have each new connection of a client checked before anything else is sent on it.
+
+    Args:
+        client: What `packing_in_c` has returned.
+        check: Is called with the connection.
+    """
+    made_class: Any = client.connection_pool.connection_class
+    made_class.generation.check = check
+
+
+async def replication_id_of(connection: Any) -> str:
+    """Ask on one certain connection which replication history its server is in, "" if it does not say."""
+    await connection.send_command("INFO", "replication", check_health=False)
+    answer = await connection.read_response()
+    text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else str(answer)
+    found = re.search(r"^master_replid:([0-9a-f]+)", text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def packing_in_c(client: Redis) -> Redis:
