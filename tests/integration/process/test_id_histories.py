@@ -20,7 +20,7 @@ from sheetanchor import sbe
 from sheetanchor._decoder import Market
 from sheetanchor.contract import line_stream, pack_frames
 from sheetanchor.policy.gap_rules import Thresholds
-from sheetanchor.process.symbol_processor import Cadence, SymbolProcessor
+from sheetanchor.process.symbol_processor import Cadence, SymbolProcessor, WriteRole
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
 from support.reanchor_parts import KEYS, SYMBOL, reanchor
@@ -238,6 +238,13 @@ async def heals(server: RedisServer, history: History) -> None:
         await redis.aclose()
 
 
+async def takes_over(processor: SymbolProcessor) -> None:
+    """Wait until it writes: it leaves a writer a second that may only have lost its connection."""
+    async with asyncio.timeout(10):
+        while processor.role is not WriteRole.WRITER:
+            await asyncio.sleep(0.01)
+
+
 async def two_rebuilds(server: RedisServer, redis: Redis, world: World, history: History) -> None:
     hot = HotState(redis, SYMBOL)
     async with contextlib.AsyncExitStack() as writers:
@@ -250,7 +257,8 @@ async def two_rebuilds(server: RedisServer, redis: Redis, world: World, history:
             if number == 1 and history.takeover:
                 await writers.aclose()
                 await asyncio.sleep(1.1)
-                await writers.enter_async_context(writing(server, "second"))
+                second = await writers.enter_async_context(writing(server, "second"))
+                await takes_over(second)
                 await asyncio.sleep(0.8)
             anchor, read = await hot.anchor(), await hot.read()
             if anchor.state == "anchored":

@@ -24,6 +24,7 @@ from sheetanchor.errors import RedisError
 from sheetanchor.local.processes import Spec, describe_exit, run_once
 from sheetanchor.local.relay import Relay
 from sheetanchor.policy import reanchor_scheduler
+from sheetanchor.policy.restatement import rebuild_due_us
 from sheetanchor.store.hot_records import Anchor
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_connection import translate_errors
@@ -66,7 +67,7 @@ def seen_of(observed: SymbolObservation) -> reanchor_scheduler.Seen:
         epoch=anchor.epoch,
         fresh=observed.now_us - anchor.stamp_us < STALE_AFTER_US,
         lock_held=bool(observed.lock_holder),
-        suspect_since_us=anchor.suspect_at if anchor.state == "suspect" else 0,
+        suspect_since_us=rebuild_due_us(anchor.doubt, anchor.suspect_at) if anchor.state == "suspect" else 0,
     )
 
 

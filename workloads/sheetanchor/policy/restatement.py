@@ -105,6 +105,17 @@ def is_newer(stored_epoch: int, stored_receipt: str, held_epoch: int, held_recei
     return stored_epoch > held_epoch or (stored_epoch == held_epoch and stored_receipt != held_receipt)
 
 
+def rebuild_due_us(doubt: str, suspect_at_us: int) -> int:
+    """Give the moment from which a suspect state waits for a rebuild: its writer may restate one after a failover.
+
+    Args:
+        doubt: Token of the doubt that it stands under.
+        suspect_at_us: When it became suspect; 0 if it is not.
+    """
+    is_tried = bool(suspect_at_us) and doubt.startswith(FAILOVER_DOUBT)
+    return suspect_at_us + GATHER_MAX_US if is_tried else suspect_at_us
+
+
 def _never(facts: RestateFacts) -> str:
     """Say what no waiting can mend, "" if nothing."""
     if not facts.replication_id:

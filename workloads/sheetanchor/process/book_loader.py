@@ -29,13 +29,13 @@ class LoadedBook:
     """What was stored.
 
     Attributes:
-        epoch: The epoch that it belongs to.
+        anchor: The anchor that it belongs to.
         market: The book, or an empty one.
         positions: Per line the id of the last entry that is in it.
         finding: Why the book could not be used, or not for certain; None if it could.
     """
 
-    epoch: int
+    anchor: Anchor
     market: Market
     positions: dict[str, str] = field(default_factory=dict)
     finding: Finding | None = None
@@ -47,7 +47,7 @@ async def load_book(hot: HotState, symbol: str, read_anchor: Callable[[], Awaita
     Args:
         hot: Where it is stored.
         symbol: Trading pair.
-        read_anchor: Reads the anchor; called before and after the book, until both are of one epoch.
+        read_anchor: Reads the anchor; called before and after the book, until both are of one epoch and receipt.
 
     Raises:
         RedisError: If Redis does not answer.
@@ -56,17 +56,17 @@ async def load_book(hot: HotState, symbol: str, read_anchor: Callable[[], Awaita
     market = Market(symbol)
     if packed is None:
         missing = Finding("book_unreadable", "the stored book is missing") if anchor.epoch > 0 else None
-        return LoadedBook(anchor.epoch, market, finding=missing)
+        return LoadedBook(anchor, market, finding=missing)
     try:
         epoch, positions = market.load_book(packed)
     except ValueError as error:
         damaged = Finding("book_unreadable", f"the stored book is damaged: {error}")
-        return LoadedBook(anchor.epoch, market, finding=damaged)
+        return LoadedBook(anchor, market, finding=damaged)
     # The book keeps the epoch it was packed in; a swap renames a book that was packed for the epoch it makes.
     other = None
     if epoch != anchor.epoch:
         other = Finding("book_unreadable", f"the stored book is of epoch {epoch}, expected {anchor.epoch}")
-    return LoadedBook(anchor.epoch, market, positions, other)
+    return LoadedBook(anchor, market, positions, other)
 
 
 async def _read_book(hot: HotState, read_anchor: Callable[[], Awaitable[Anchor]]) -> tuple[Anchor, bytes | None]:
@@ -75,7 +75,7 @@ async def _read_book(hot: HotState, read_anchor: Callable[[], Awaitable[Anchor]]
     for _ in range(LOAD_TRIES):
         packed = await hot.book() if anchor.epoch > 0 else None
         before, anchor = anchor, await read_anchor()
-        if anchor.epoch == before.epoch:
+        if (anchor.epoch, anchor.receipt) == (before.epoch, before.receipt):
             break
     return anchor, packed
 

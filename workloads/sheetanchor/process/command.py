@@ -23,6 +23,7 @@ from sheetanchor.contract import STALE_AFTER_US
 from sheetanchor.errors import BadSettings, RedisError, RedisUnavailable
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Thresholds
 from sheetanchor.policy.reanchor_scheduler import Seen
+from sheetanchor.policy.restatement import rebuild_due_us
 from sheetanchor.process.rest_health import RestHealth
 from sheetanchor.process.self_reanchor import RebuildRequest, SelfReanchor, newest_receipt
 from sheetanchor.process.state_endpoint import state_route
@@ -154,7 +155,7 @@ def observation_of(processor: SymbolProcessor) -> Callable[[bool], tuple[Seen, i
             return None
         anchor, age_us = processor.anchor, processor.event_age_us
         fresh = age_us is not None and age_us < STALE_AFTER_US
-        since_us = anchor.suspect_at if anchor.state == "suspect" else 0
+        since_us = rebuild_due_us(anchor.doubt, anchor.suspect_at) if anchor.state == "suspect" else 0
         return Seen(anchor.state, anchor.epoch, fresh, lock_held, since_us), processor.now_us
 
     return seen
@@ -229,7 +230,9 @@ def processors_of(
             name,
             thresholds_of(settings),
             cadence,
+            dataset=settings.pipeline_uid,
             request_rebuild=rebuild_requests[symbol].set,
+            request_validation=rebuild_requests[symbol].set_validation,
             heartbeat=partial(health.heartbeat, symbol),
         )
         for symbol, reading in zip(settings.symbol, clients[:-1], strict=True)

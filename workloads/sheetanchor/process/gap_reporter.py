@@ -1,7 +1,7 @@
 """What happens to a finding of the gap rules: the state is made suspect, the gap is published, a rebuild is requested.
 
 A finding is kept until Redis has taken it, whatever happens meanwhile, and one doubt is published once however often a
-rule finds it again.
+rule finds it again. A doubt is kept until a rebuild has answered it: Redis may lose it again.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class GapReporter:
         self._request_rebuild = request_rebuild
         self._findings: list[Finding] = []
         self._reported: set[str] = set()
+        self._doubts: dict[str, tuple[Finding, str]] = {}
 
     @property
     def next(self) -> Finding | None:
@@ -67,6 +68,22 @@ class GapReporter:
         """Forget all findings: they were about a market that is no longer held."""
         self._findings.clear()
 
+    def doubt_about(self, root: str) -> str:
+        """Say which doubt about a rebuild no later rebuild has answered, "" if none: Redis may have lost it."""
+        known = [finding for finding, about in self._doubts.values() if about == root]
+        doubts = [finding for finding in self._findings if GAP_DETECTION_RULES[finding.rule].suspects] + known
+        return doubts[0].reason if doubts else ""
+
+    def repeat_doubts_about(self, root: str) -> None:
+        """Find once more what made the state suspect: Redis says that it is anchored, so it has lost that."""
+        for finding, about in self._doubts.values():
+            if about == root:
+                self.add(finding)
+
+    def forget_doubts_before(self, root: str) -> None:
+        """Forget the doubts that a later rebuild has answered."""
+        self._doubts = {rule: kept for rule, kept in self._doubts.items() if kept[1] == root}
+
     def forget_reported(self) -> None:
         """Publish the next doubt even if its rule was published before: that doubt is over, or was another writer's."""
         self._reported.clear()
@@ -79,7 +96,13 @@ class GapReporter:
         """
         if not GAP_DETECTION_RULES[finding.rule].suspects:
             return None
-        return await self._hot.suspect(owner.term, owner.name, owner.epoch, finding.cure_id, finding.reason)
+        token = f"{finding.rule}:{owner.name}"
+        reply = await self._hot.suspect(
+            owner.term, owner.name, owner.epoch, finding.cure_id, finding.reason, doubt=token
+        )
+        if reply.ok:
+            self._doubts[finding.rule] = (finding, reply.root or reply.receipt)
+        return reply
 
     async def publish(self, finding: Finding, owner: WriteOwnership, now_us: int) -> Gap | None:
         """Append the finding to the stream of gaps and forget it; None if it is a doubt that was published already.

@@ -15,6 +15,11 @@ LEFT_OUT = frozenset({"bad_value", "foreign_symbol", "pending_overflow"})
 """Counters of the market that count frames it could not use, besides those of decoding errors."""
 
 
+def left_out(counters: Mapping[str, int]) -> int:
+    """Count the frames that a market could not use since it was loaded."""
+    return sum(count for name, count in counters.items() if name.startswith("decode_error.") or name in LEFT_OUT)
+
+
 class ProcessorMetrics:
     """Exports counters of the market, which begin anew with every loaded book, as counters that only rise.
 

@@ -31,6 +31,9 @@ from sheetanchor.store.redis_connection import translate_errors
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 1.0
+VALIDATE_AFTER_S: Final = 10.0
+"""A restated state is compared with the exchange within 15 s; until then a coordinator may have begun that."""
+
 GAPS_READ: Final = 100
 RECEIPTS_READ: Final = 20
 OWN_FILES: Final = (VARIABLE_PREFIX + "CONFIG", "CONFIG_FILE")
@@ -44,17 +47,26 @@ class RebuildRequest:
     Attributes:
         trigger: Gap rule, `start` or `suspect`; "" while nothing is requested.
         since_s: Monotonic seconds.
+        validation_since_s: Since when a validation is requested; None while none is.
     """
 
     trigger: str = ""
     reason: str = ""
     since_s: float = 0.0
+    validation_since_s: float | None = None
 
     def set(self, trigger: str, reason: str) -> None:
         """Request a rebuild, or with "" withdraw the request; one that is open keeps its time."""
         if trigger and not self.trigger:
             self.since_s = time.monotonic()
         self.trigger, self.reason = trigger, reason
+
+    def set_validation(self, wanted: bool) -> None:
+        """Request a comparison of a restated state with the exchange, or withdraw the request."""
+        if not wanted:
+            self.validation_since_s = None
+        elif self.validation_since_s is None:
+            self.validation_since_s = time.monotonic()
 
 
 @dataclass(slots=True)
@@ -85,7 +97,8 @@ class UnansweredRequests:
         """Take in a finished run: what was requested before it began is answered, if it did not fail."""
         self._due_since_us = 0
         state = replace(self._state, ended_us=max(self._state.ended_us, receipt.finished_at_us))
-        if receipt.exit_code == 0 and receipt.result != "dry_run":
+        # A restatement answers nothing: the exchange was not asked.
+        if receipt.exit_code == 0 and receipt.result not in {"dry_run", "restated"}:
             state = replace(state, covered_us=max(state.covered_us, receipt.started_at_us))
         if receipt.result == "swapped":
             state = replace(
@@ -121,7 +134,9 @@ def reanchor_environment(settings: ProcessSettings, environ: Mapping[str, str]) 
     return shared
 
 
-async def reanchor_as_child(settings: ProcessSettings, hot: HotState, symbol: str, trigger: str, reason: str) -> int:
+async def reanchor_as_child(
+    settings: ProcessSettings, hot: HotState, symbol: str, trigger: str, reason: str, *, validate_only: bool = False
+) -> int:
     """Run a re-anchor and wait for it; release its lock if it was killed.
 
     Returns:
@@ -135,6 +150,7 @@ async def reanchor_as_child(settings: ProcessSettings, hot: HotState, symbol: st
     # A coordinator may be slow to start its run: what that has rebuilt by then is not to be rebuilt again.
     doubted_epoch = (await hot.anchor()).epoch
     command += ["--trigger", trigger, "--request-id", request_id, "--doubted-epoch", str(doubted_epoch)]
+    command += ["--validate-only"] * validate_only
     environment = reanchor_environment(settings, dict(os.environ))
     child = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.DEVNULL)
     try:
@@ -218,30 +234,41 @@ class SelfReanchor:
             request.since_s = time.monotonic()
         if request.trigger:
             if time.monotonic() - request.since_s >= self._settings.self_reanchor_after_s:
-                await self._begin(request.trigger, request.reason)
+                # The doubt may be over although nobody has said so here: then there is only something to compare.
+                is_anchored = (await self._hot.anchor()).state == "anchored"
+                await self._begin(request.trigger, request.reason, validate_only=is_anchored)
                 request.since_s = time.monotonic()
+            return
+        if request.validation_since_s is not None:
+            after_s = min(VALIDATE_AFTER_S, self._settings.self_reanchor_after_s)
+            if not held and time.monotonic() - request.validation_since_s >= after_s:
+                request.validation_since_s = time.monotonic()
+                await self._begin("redis_failover", "restated after a failover of Redis", validate_only=True)
             return
         seen = self._seen(held)
         due = None if seen is None else self._unanswered.due(*seen)
         if due is not None:
             await self._begin(due.trigger, due.reason)
 
-    async def _begin(self, trigger: str, reason: str) -> None:
+    async def _begin(self, trigger: str, reason: str, *, validate_only: bool = False) -> None:
         log.warning("%s: no coordinator has started the re-anchor for %s: running it here", self._symbol, trigger)
-        code = await reanchor_as_child(self._settings, self._hot, self._symbol, trigger, reason)
+        code = await reanchor_as_child(
+            self._settings, self._hot, self._symbol, trigger, reason, validate_only=validate_only
+        )
         if code not in (0, EXIT_LOCK_HELD, EXIT_SUPERSEDED):
             log.error("%s: the re-anchor failed with exit code %d; its own log says why", self._symbol, code)
 
     async def _read_receipts(self) -> bool:
-        """Take in new receipts; true if there are any."""
-        before = self._receipt_id
+        """Take in new receipts; true if there are any of runs."""
+        before, runs = self._receipt_id, 0
         entries = await self._after(keys(self._symbol).receipts, before, RECEIPTS_READ)
         for entry_id, fields in entries:
             self._receipt_id = entry_id
             receipt = receipt_in(fields)
             if receipt is not None:
                 self._unanswered.take_receipt(receipt)
-        return bool(entries)
+                runs += receipt.result != "restated"
+        return bool(runs)
 
     async def _read_gaps(self) -> None:
         for entry_id, raw in await self._after(keys(self._symbol).gaps, self._gap_id, GAPS_READ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from sheetanchor.policy.restatement import rebuild_due_us
 from sheetanchor.process.symbol_processor import SymbolProcessor, WriteRole
 
 
@@ -30,7 +31,7 @@ def symbol_state(processor: SymbolProcessor, lock_holder: str) -> dict[str, Any]
         "epoch": anchor.epoch,
         "term": anchor.term,
         "writer": anchor.writer,
-        "suspect_since_us": anchor.suspect_at if suspect else 0,
+        "suspect_since_us": rebuild_due_us(anchor.doubt, anchor.suspect_at) if suspect else 0,
         "event_age_ms": None if event_age_us is None else event_age_us // 1_000,
         "beat_age_ms": _age_ms(heartbeat_us, now_us),
         "lock_held": bool(lock_holder),

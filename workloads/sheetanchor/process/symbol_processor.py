@@ -5,8 +5,9 @@ keeps what it holds and connects again by itself; whether its next write is stil
 Redis, never here. A start, a takeover and a finished rebuild are the same: load the stored book, replay the lines.
 
 One module and one class, since role, term and epoch decide at every await whether the next write is still this
-process' own. Loading a book (`book_loader`), publishing a gap (`gap_reporter`), judging (`market.market_follower`) and
-exporting counters (`processor_metrics`) are modules of their own.
+process' own. Modules of their own load a book (`book_loader`), read the lines (`market_reader`), publish a gap
+(`gap_reporter`), judge (`market.market_follower`), know what Redis was last heard to hold (`replication_history`), deal
+with what it has lost of that (`failover_recovery`) and export counters (`processor_metrics`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
@@ -32,31 +32,23 @@ from sheetanchor.contract import (
 )
 from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Finding, Thresholds
-from sheetanchor.process.book_loader import load_book, rewind
+from sheetanchor.policy.restatement import FAILOVER_DOUBT
+from sheetanchor.process.book_loader import load_book
+from sheetanchor.process.failover_recovery import RULE, FailoverRecovery, LinesRead, NextStep
 from sheetanchor.process.gap_reporter import GapReporter, WriteOwnership
-from sheetanchor.process.market.frame_delays import FrameDelays
 from sheetanchor.process.market.gap_detector import GapDetector
 from sheetanchor.process.market.market_follower import NOTHING, Follower
+from sheetanchor.process.market_reader import MarketReader, monotonic_us
 from sheetanchor.process.processor_metrics import ProcessorMetrics
+from sheetanchor.process.replication_history import ReplicationHistory
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff
-from sheetanchor.store import id_continuity
-from sheetanchor.store.frame_streams import Batch, LineReader
 from sheetanchor.store.hot_records import Anchor, ApplyReply, ApplyStatus, TakeStatus, Vouch
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import ServerIdentity, server_identity
 from sheetanchor.store.server_clock import RedisClock
 
 log = logging.getLogger(__name__)
-
-READ_COUNT: Final = 256
-"""Entries per line and read: at one entry every 5 ms, more than a second's worth."""
-
-REPLAY_US: Final = 10_000_000
-"""Windows reach back five seconds; twice that covers what a line may lag."""
-
-FAILOVER_REWIND_US: Final = 30_000_000
-"""Twice what ingestors append again after a failover."""
 
 IDENTITY_INTERVAL_US: Final = 1_000_000
 STANDBY_POLL_US: Final = 200_000
@@ -92,11 +84,6 @@ class Cadence:
     book_us: int
 
 
-def monotonic_us() -> int:
-    """Give this process' monotonic clock in µs."""
-    return time.monotonic_ns() // 1_000
-
-
 class SymbolProcessor:
     """Keeps one symbol's hot state.
 
@@ -109,7 +96,10 @@ class SymbolProcessor:
         name: Unique name of this process, the writer's name in Redis.
         thresholds: When the gap rules apply.
         cadence: How often to write.
+        dataset: Uid of the pipeline, "" if it has none: the memory is never written into another pipeline's Redis.
         request_rebuild: Called with rule and reason of a rebuild that is needed, with ("", "") once it no longer is.
+        request_validation: Called with true when what is stored is to be compared with the exchange, with false once it
+            no longer is.
         heartbeat: Called at each turn of the loop.
     """
 
@@ -122,7 +112,9 @@ class SymbolProcessor:
         thresholds: Thresholds,
         cadence: Cadence,
         *,
+        dataset: str = "",
         request_rebuild: Callable[[str, str], None] = lambda rule, reason: None,
+        request_validation: Callable[[bool], None] = lambda wanted: None,
         heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
         self.symbol = symbol
@@ -135,19 +127,21 @@ class SymbolProcessor:
         self.last_write_us = 0
         self._redis = redis
         self._hot = HotState(redis, symbol)
-        self._reader = LineReader(reading, symbol)
         self._gaps = GapReporter(self._hot, symbol, request_rebuild)
         self._judged_us = 0
         self._cadence = cadence
         self._request_rebuild = request_rebuild
+        self._request_validation = request_validation
         self._heartbeat = heartbeat
         self._metrics = ProcessorMetrics(symbol)
         self._term = 0
-        self._epoch = 0
+        self._history = ReplicationHistory()
+        self._reader = MarketReader(redis, reading, symbol, self.follower, self._history.mark)
+        self._recovery = FailoverRecovery(self._hot, symbol, name, dataset, self._history, self.follower)
+        self._replication_id = ""
         self._identity: ServerIdentity | None = None
         self._loaded = False
         self._dirty = False
-        self._delays = FrameDelays()
         self._applied_us = self._booked_us = self._writer_checked_us = self._identified_us = 0
         self._behind_since_us = 0
 
@@ -189,15 +183,17 @@ class SymbolProcessor:
         if not self._loaded:
             await self.load()
         await self._wait_for_batch()
-        asked_us, skipped = monotonic_us(), self._reader.skipped
-        batches = await self._reader.read(self._block_ms(), READ_COUNT, now_us=asked_us)
-        self._feed(batches, asked_us, self._reader.skipped - skipped)
+        asked_us, found = await self._reader.read(self._block_ms(), writes=self.role is WriteRole.WRITER)
+        self._dirty = self._dirty or found
         now_us = monotonic_us()
         if self.role is WriteRole.STANDBY and now_us - self._writer_checked_us >= STANDBY_POLL_US:
             await self._check_writer()
         await self._judge(asked_us)
+        if self.role is WriteRole.WRITER and self._history.failover is not None:
+            await self._recover(asked_us)
         if self._due(now_us):
             await self._write(now_us)
+        await self._recovery.send_records()
 
     async def _wait_for_batch(self) -> None:
         """Leave entries where they are while nothing may be written: one read then does the work of many."""
@@ -228,26 +224,6 @@ class SymbolProcessor:
 
     # Reading
 
-    def _feed(self, batches: list[Batch], asked_us: int, skipped: int) -> None:
-        counts: dict[str, int] = {}
-        got_us = monotonic_us()
-        for batch in batches:
-            counts[batch.line] = counts.get(batch.line, 0) + 1
-            try:
-                frames = self.follower.take(batch, got_us)
-            except ValueError as error:
-                metrics.DECODE_ERRORS.labels(self.symbol, "envelope").inc()
-                log.error("%s: entry %s of line %s skipped: %s", self.symbol, batch.entry_id, batch.line, error)
-                continue
-            metrics.FRAMES_PROCESSED.labels(self.symbol, batch.line).inc(frames)
-            self._delays.take(batch, writes=self.role is WriteRole.WRITER)
-        self._dirty = self._dirty or bool(batches)
-        # A line that gave as many entries as were asked for has more: one of them may fill a missing range.
-        complete = all(count + skipped < READ_COUNT for count in counts.values())
-        self.follower.read(asked_us, self._reader.ids.keys(), complete=complete)
-        if complete:
-            self._delays.keeps_up(self.now_us)
-
     @property
     def market(self) -> Market:
         """The market in memory."""
@@ -270,22 +246,21 @@ class SymbolProcessor:
         """
         self._loaded = False
         loaded = await load_book(self._hot, self.symbol, self._read_anchor)
-        self._epoch = loaded.epoch
+        self._history.load(loaded.anchor)
         self._metrics.begin()
         self._gaps.clear()
         if loaded.finding is not None:
             self._gaps.add(loaded.finding)
-        await self._rewind(loaded.positions, REPLAY_US)
-        await id_continuity.leave_out(self._redis, self._reader, loaded.market, loaded.positions)
+        await self._reader.go_to(loaded.market, loaded.positions)
         self._loaded = True
         self._gaps.forget_reported()
+        self._gaps.forget_doubts_before(self._history.held.root)
         self.follower.begin(loaded.market, monotonic_us())
-        log.info("%s: loaded epoch %d at update %d", self.symbol, loaded.epoch, self.market.update_id)
+        log.info("%s: loaded epoch %d at update %d", self.symbol, self._epoch, self.market.update_id)
 
-    async def _rewind(self, positions: Mapping[str, str], back_us: int) -> None:
-        await rewind(self._reader, self.symbol, positions, self.now_us - back_us)
-        self.follower.rewound()
-        self._delays.replay()
+    @property
+    def _epoch(self) -> int:
+        return self._history.held.epoch
 
     @property
     def now_us(self) -> int:
@@ -304,6 +279,9 @@ class SymbolProcessor:
             entry_id: Id of its receipt's entry: when it ended, on Redis' clock.
             receipt: What it did.
         """
+        if receipt.result in {"validated", "swapped"} and receipt.started_at_us >= self.anchor.anchored_at:
+            self._history.unvalidated = 0
+            self._request_validation(False)
         if receipt.result != "validated" or CHECK_OF_TRADES not in receipt.checks or not self.clock.known:
             return
         took_us = max(0, receipt.finished_at_us - receipt.started_at_us)  # by one clock, whichever it is
@@ -330,7 +308,7 @@ class SymbolProcessor:
         sent_us = monotonic_us()
         read = await self._hot.read()
         self.clock.learn(sent_us, monotonic_us(), read.now_us)
-        self.anchor = Anchor.parse(read.anchor)
+        self.anchor, self._replication_id = Anchor.parse(read.anchor), read.replication_id
         self._term = max(self._term, self.anchor.term)
         return self.anchor
 
@@ -342,47 +320,113 @@ class SymbolProcessor:
         self._identified_us = now_us
         self._export()
         before = self._identity
-        if before is None or before.replication_id == identity.replication_id:
-            self._identity = identity
+        changed = before is not None and before != identity
+        if before is not None and not changed:
             return
-        log.warning("%s: Redis' replication id has changed: another server has become master", self.symbol)
-        self._gaps.add(Finding("redis_failover", "Redis' replication id has changed: acknowledged writes may be gone"))
-        positions = self._reader.ids
-        await self._rewind({}, FAILOVER_REWIND_US)
-        await id_continuity.leave_out(self._redis, self._reader, self.market, positions)
-        await self._check_writer()
+        if changed:
+            log.warning("%s: Redis' replication id has changed: another server has become master", self.symbol)
+            if self._loaded:
+                await self._reader.go_back()
+        self._history.enter(identity.replication_id, now_us, changed=changed)
         self._identity = identity  # only now: all of this has to be done again if Redis went away during it
 
     # Becoming and being the writer
 
     async def _check_writer(self) -> None:
         """Become the writer if the present one is gone; otherwise load what it has been rebuilt to."""
-        self._writer_checked_us = monotonic_us()
-        highest = self._term
+        now_us = self._writer_checked_us = monotonic_us()
+        known_term = self._term
         anchor = await self._read_anchor()
-        if anchor.epoch > self._epoch and self.role is WriteRole.STANDBY:
+        alive = anchor.writer not in ("", self.name) and abs(self.now_us - anchor.heartbeat_us) <= TAKEOVER_AFTER_US
+        is_kept = alive and anchor.state == "anchored" and anchor.term >= known_term
+        other = (anchor.epoch, anchor.receipt) != (self._epoch, self._history.held.receipt)
+        if other and (self._history.is_newer(anchor.epoch, anchor.receipt) or is_kept):
             await self.load()
             return
-        held = self.role is WriteRole.WRITER and anchor.writer == self.name and anchor.term == highest
-        alive = anchor.writer not in ("", self.name) and abs(self.now_us - anchor.heartbeat_us) <= TAKEOVER_AFTER_US
-        if held or alive:
+        # A term above the stored one was lost: whoever writes now under the older one is not its owner.
+        waits = anchor.writer not in ("", self.name) and self._history.leaves_writer_time(now_us)
+        if waits or (alive and anchor.term >= known_term):
+            self._history.hear(anchor, self._replication_id, kept=is_kept)
             return
-        reply = await self._hot.take(self._term + 1, self.name, anchor.term, anchor.writer)
-        if reply.status is not TakeStatus.OK:
-            return
-        self._term = reply.term
+        reply = await self._hot.take(
+            self._term + 1,
+            self.name,
+            anchor.term,
+            anchor.writer,
+            known_term=known_term,
+            dataset=self._recovery.dataset,
+        )
+        if reply.status is TakeStatus.OK:
+            self._term = reply.term
+            await self._begin_writing(anchor)
+
+    async def _begin_writing(self, before: Anchor) -> None:
+        """Become the writer.
+
+        Args:
+            before: What was stored when this process took.
+        """
         self.role = WriteRole.WRITER
         self._gaps.forget_reported()
-        log.info("%s: writing under term %d", self.symbol, reply.term)
-        if not self.market.has_book and anchor.epoch == self._epoch > 0:
+        log.info("%s: writing under term %d", self.symbol, self._term)
+        heard = self._history.heard
+        lost = self._history.rightful or (heard is not None and heard.is_lost(before, self._replication_id))
+        self._history.rightful = False
+        if lost or before.doubt.startswith(FAILOVER_DOUBT):
+            await self._begin_recovery()
+            return
+        if not self.market.has_book and before.epoch == self._epoch > 0:
             await self.load()  # what could not be read at the start may have been written since
-        if (await self._read_anchor()).epoch < self._epoch:
-            # Redis has gone back in time: it holds less than it has acknowledged, and epochs never fall.
-            self._gaps.add(Finding("redis_failover", "Redis holds an older state than it has acknowledged"))
+        await self._read_anchor()
         if self.anchor.state == "suspect":
-            self._request_rebuild(
-                "start" if self._epoch == 0 else "suspect", self.anchor.reason or "nothing anchored yet"
-            )
+            self._request_suspect_rebuild()
+        if self.anchor.unvalidated:
+            self._request_validation(True)
+
+    def _request_suspect_rebuild(self) -> None:
+        self._request_rebuild("start" if self._epoch == 0 else "suspect", self.anchor.reason or "nothing anchored yet")
+
+    async def _begin_recovery(self) -> None:
+        """Redis does not hold what it has acknowledged: find out what it holds, and begin to deal with that."""
+        self._identified_us = 0
+        await self._identify()
+        anchor = await self._read_anchor()
+        if self._history.is_newer(anchor.epoch, anchor.receipt):
+            await self._load_newer()
+            return
+        log.warning("%s: Redis is at epoch %d, it has acknowledged %d", self.symbol, anchor.epoch, self._epoch)
+        self._history.begin(anchor, self._replication_id, monotonic_us())
+
+    async def _load_newer(self) -> None:
+        await self.load()
+        self._history.acked_us = 0
+        if self.anchor.state == "suspect":
+            self._request_suspect_rebuild()
+
+    async def _recover(self, asked_us: int) -> None:
+        """Do what is next about a failover."""
+        now_us = monotonic_us()
+        _, unwritten = self.follower.hot(now_us)
+        read = LinesRead(
+            asked_us, self._reader.positions, self._reader.faults, self._gaps.doubt_about(self._history.held.root)
+        )
+        result = await self._recovery.step(self._term, read, now_us, self._vouch(now_us, unwritten))
+        if result.next is NextStep.WRITE and result.reply is not None:
+            self._applied_us = self._booked_us = now_us
+            self._gaps.forget_reported()
+            self._request_rebuild("", "")
+            self._request_validation(True)
+            await self._read_anchor()
+        elif result.next is NextStep.STEP_BACK:
+            self._step_back((await self._read_anchor()).term)
+        elif result.next is NextStep.OBSERVE:
+            await self._begin_recovery()
+        elif result.next is NextStep.LOAD:
+            await self._load_newer()
+        elif result.next is NextStep.REBUILD:
+            log.warning("%s: not restated from memory: %s", self.symbol, result.reason)
+            self._gaps.add(Finding(RULE, f"Redis has lost acknowledged writes; not restated: {result.reason}"))
+            await self._publish_all()
 
     async def _judge(self, asked_us: int) -> None:
         """Apply the gap rules, and publish what they find.
@@ -396,9 +440,13 @@ class SymbolProcessor:
         if not self.clock.known:
             return
         self._judged_us = monotonic_us()
-        for finding in self.follower.apply_rules(asked_us):
+        awaits_lines = self._history.awaits_lines(self.follower.live_lines(asked_us), asked_us)
+        for finding in self.follower.apply_rules(asked_us, awaits_lines=awaits_lines):
             if self.role is WriteRole.WRITER or GAP_DETECTION_RULES[finding.rule].suspects:
                 self._gaps.add(finding)
+        await self._publish_all()
+
+    async def _publish_all(self) -> None:
         while self.role is WriteRole.WRITER and (oldest := self._gaps.next) is not None:
             await self._publish(oldest)
 
@@ -411,6 +459,10 @@ class SymbolProcessor:
             return
         if reply is not None:
             self._note_state(reply.state, finding.reason, reply.now_us)
+            self._history.acknowledge(reply.now_us)
+            # From here on only a rebuild helps: until then what is stored is written on, suspect.
+            self._history.adopt(reply.epoch, reply.receipt)
+            self._history.failover = None
         if await self._gaps.publish(finding, owner, self.now_us) is not None:
             self.detector.count_gap(self.now_us)
 
@@ -425,13 +477,22 @@ class SymbolProcessor:
     def _step_back(self, term: int) -> None:
         if self.role is WriteRole.WRITER:
             log.warning("%s: no longer the writer: another processor holds term %d", self.symbol, term)
+        # An older term than its own stands there: Redis has lost that this process took.
+        self._history.rightful = self.role is WriteRole.WRITER and term < self._term
+        self._history.acked_us, self._history.failover = 0, None
         self.role = WriteRole.STANDBY
         self._writer_checked_us = 0
+        # What it doubted is its successor's to judge: a rebuild that it still wanted would come again and again.
+        self._request_rebuild("", "")
+        self._request_validation(False)
 
     # Writing
 
     async def _write(self, now_us: int) -> None:
         """Write the hot keys, or only the heartbeat while there is nothing to write."""
+        if self._history.failover is not None:
+            await self._write_heartbeat(self._history.failover.stored, now_us)
+            return
         behind = self.market.update_id < self.anchor.update_id
         sound = self.market.has_book and not behind
         lists, unwritten = (
@@ -442,13 +503,23 @@ class SymbolProcessor:
         # While frames wait beyond a missing range, the lines have been read further than the book goes.
         whole = self.market.depth_hole is None and self.market.trade_hole is None
         if sound and whole and now_us - self._booked_us >= self._cadence.book_us:
-            book = self.market.pack_book(self._epoch, self._reader.ids)
+            book = self.market.pack_book(self._epoch, self._reader.positions)
         update_id = self.anchor.update_id if behind else self.market.update_id
         stamp_us = 0 if unwritten else self.follower.event_redis_us()
         sent_us = monotonic_us()
         self._dirty = False
         reply = await self._hot.apply(
-            self._term, self.name, self._epoch, update_id, stamp_us, *lists, book=book, vouch=vouch
+            self._term,
+            self.name,
+            self._epoch,
+            update_id,
+            stamp_us,
+            *lists,
+            book=book,
+            vouch=vouch,
+            receipt=self._history.held.receipt,
+            acked_us=self._history.acked_us,
+            trade_id=max(0, self.market.trade_id),
         )
         self.clock.learn(sent_us, monotonic_us(), reply.now_us)
         metrics.HOT_WRITES.labels(self.symbol, reply.status).inc()
@@ -457,6 +528,24 @@ class SymbolProcessor:
             self._booked_us = now_us if book else self._booked_us
             self._on_written(reply, behind, hot=not unwritten)
         else:
+            await self._on_refused(reply)
+
+    async def _write_heartbeat(self, stored: Anchor, now_us: int) -> None:
+        """Stay the writer of what is stored, and leave it as it is."""
+        reply = await self._hot.apply(
+            self._term,
+            self.name,
+            stored.epoch,
+            stored.update_id,
+            0,
+            vouch=Vouch(0, 0, ""),
+            receipt=stored.receipt,
+            acked_us=self._history.acked_us,
+        )
+        self._applied_us = now_us
+        if reply.status is ApplyStatus.OK:
+            self._history.acknowledge(reply.now_us)
+        elif reply.status is not ApplyStatus.BEHIND:
             await self._on_refused(reply)
 
     def _vouch(self, now_us: int, unwritten: str) -> Vouch:
@@ -470,7 +559,8 @@ class SymbolProcessor:
 
     def _on_written(self, reply: ApplyReply, behind: bool, hot: bool) -> None:
         self.last_write_us = reply.now_us
-        for delay_s in self._delays.written(reply.now_us) if hot else ():
+        self._history.hear_reply(reply.term, reply.state, reply.now_us)
+        for delay_s in self._reader.delays.written(reply.now_us) if hot else ():
             metrics.FRAME_TO_HOT.labels(self.symbol).observe(delay_s)
         if reply.state != self.anchor.state:
             self._note_state(reply.state, "another process has marked the state suspect", reply.now_us)
@@ -479,6 +569,7 @@ class SymbolProcessor:
         metrics.ANCHORED.labels(self.symbol).set(reply.state == "anchored")
         if reply.state == "anchored":
             self._gaps.forget_reported()
+            self._gaps.repeat_doubts_about(reply.root or reply.receipt)
             self._request_rebuild("", "")
         now_us = monotonic_us()
         if not behind or self._behind_since_us == 0:
@@ -491,12 +582,11 @@ class SymbolProcessor:
     async def _on_refused(self, reply: ApplyReply) -> None:
         if reply.status is ApplyStatus.FENCED:
             self._step_back(reply.term)
-        elif reply.status is ApplyStatus.EPOCH and reply.epoch > self._epoch:
+        elif reply.status is ApplyStatus.EPOCH and self._history.is_newer(reply.epoch, reply.receipt):
             log.info("%s: rebuilt: epoch %d", self.symbol, reply.epoch)
             await self.load()
-        elif reply.status is ApplyStatus.EPOCH:
-            reason = f"Redis is at epoch {reply.epoch}, it has acknowledged {self._epoch}"
-            self._gaps.add(Finding("redis_failover", reason))
+        elif reply.status in {ApplyStatus.EPOCH, ApplyStatus.ROLLED_BACK}:
+            await self._begin_recovery()
         else:
             await self._read_anchor()
 

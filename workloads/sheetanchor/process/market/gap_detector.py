@@ -48,6 +48,7 @@ class DetectorContext:
         undated: Whether it is not known when the newest entries were appended.
         validated_us: When the last validation began that found the exchange's trade ids to be ours; 0 for never.
         clock_jumps: How often Redis' clock was found to have jumped.
+        awaits_lines: Whether lines may still append again what was lost in a failover: it may fill a missing range.
     """
 
     now_us: int
@@ -57,6 +58,7 @@ class DetectorContext:
     undated: bool = False
     validated_us: int = 0
     clock_jumps: int = 0
+    awaits_lines: bool = False
 
 
 def observed(market: Market, context: DetectorContext) -> soundness.MarketObservation:
@@ -106,6 +108,7 @@ class GapDetector:
         memory: What soundness is judged by.
         verdict: What was last found of it.
         behind: Per line and stream that lags behind another line, since when.
+        passed: Missing ranges that were skipped in the market since it was loaded, also those that made no gap.
     """
 
     thresholds: Thresholds
@@ -114,6 +117,7 @@ class GapDetector:
     memory: soundness.Memory = field(default_factory=soundness.Memory)
     verdict: soundness.Soundness = field(default_factory=lambda: soundness.judge(soundness.Memory(), 0))
     behind: dict[tuple[int, str], int] = field(default_factory=dict)
+    passed: int = 0
     _lines: set[int] = field(default_factory=set)
     _line_stamps: dict[tuple[int, str], int] = field(default_factory=dict)
     _reported: set[str] = field(default_factory=set)
@@ -141,6 +145,7 @@ class GapDetector:
         self._price, self._progress = Price(), Progress()
         self._edge, self._edge_at_us = Edge(), 0
         self._crossed = False
+        self.passed = 0
         self._mismatches = market.counters()["depth20_mismatches"]
         self.since_us = now_us
         self.memory = soundness.reloaded(self.memory, market.trade_id, now_us)
@@ -170,7 +175,7 @@ class GapDetector:
         return [finding for finding in found if finding and finding.rule not in self.thresholds.suppressed]
 
     def _missing_ranges(self, market: Market, context: DetectorContext) -> list[Finding | None]:
-        if not context.caught_up:
+        if not context.caught_up or context.awaits_lines:
             return []
         found: list[Finding | None] = []
         self._depth = self._follow("depth", self._depth, market, context, found)
@@ -193,6 +198,7 @@ class GapDetector:
                 market.skip_trade_hole()
                 self.memory = soundness.trades_lost(self.memory, context.now_us)
             passed = True
+            self.passed += 1
         return sequence if passed else sequence.sound()
 
     def _check_time(self, marks: tuple[int, int, int], context: DetectorContext) -> Finding | None:
@@ -202,6 +208,8 @@ class GapDetector:
         return finding
 
     def _check_silence(self, context: DetectorContext) -> Finding | None:
+        if not context.caught_up:  # there is more to read; during a replay the last entry read is an old one
+            return None
         last_us = max(context.frames_us, self.since_us)
         self._silence, finding = self._silence.check(last_us, context.now_us, self.thresholds.time_gap_us)
         return finding

@@ -125,12 +125,25 @@ class Follower:
         if complete:
             self._arrivals.complete(self.clock.steady_us(asked_us), frozenset(lines))
 
-    def apply_rules(self, asked_us: int) -> list[Finding]:
+    def live_lines(self, now_us: int) -> tuple[str, ...]:
+        """Name the lines that have brought an entry of late."""
+        live = live_lines(self._entry_us, self.clock.steady_us(now_us))
+        return tuple(name for name, index in self.lines.items() if live >> index & 1)
+
+    @property
+    def missing(self) -> str:
+        """What the market waits for that no line has brought yet, "" if nothing."""
+        hole = self.market.depth_hole or self.market.trade_hole
+        what = "update" if self.market.depth_hole else "trade"
+        return f"expected {what} {hole[0]}, found {hole[1]}" if hole else ""
+
+    def apply_rules(self, asked_us: int, *, awaits_lines: bool = False) -> list[Finding]:
         """Apply the rules.
 
         Args:
             asked_us: When the last read was asked for. What was appended until then has been read; of what came later,
                 after a pause of this process say, nothing is known yet.
+            awaits_lines: Whether lines may still append again what was lost in a failover.
         """
         self._follow_clock_jump(asked_us)
         now_us = self.clock.steady_us(asked_us)
@@ -142,6 +155,7 @@ class Follower:
             undated=self._undated,
             validated_us=self.validated_us,
             clock_jumps=self.clock.jumps,
+            awaits_lines=awaits_lines,
         )
         return self.detector.apply_rules(self.market, context)
 
