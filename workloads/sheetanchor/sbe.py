@@ -1,11 +1,11 @@
 """The frames of the pipeline as frozen records, and back to bytes.
 
-Streams, recordings and the decoder know this one format. It is the schema of Binance's binary market data (SBE schema
-1), so that what Binance sends is kept to the letter; frames of any other venue are made with `encode`.
+Streams, recordings and the decoder use this one format. It is the schema of Binance's binary market data (SBE schema
+1), so that Binance's frames are kept unchanged; frames of any other venue are made with `encode`.
 
-Prices and quantities are the integers that stand on the wire: the value is `mantissa * 10**exponent`, with one exponent
-for all prices of a message and one for all quantities. Every integer is handed over as it came; the schema's null
-sentinels (-2**63, exponent -128) are such integers too, although no required field should carry them.
+Prices and quantities are the integers of the wire: the value is `mantissa * 10**exponent`, with one exponent for all
+prices of a message and one for all quantities. Every integer is passed on unchanged; the schema's null sentinels
+(-2**63, exponent -128) are such integers too, although no required field should have them.
 
 The work is done in C++ (`sheetanchor._decoder`); this module gives it types.
 """
@@ -133,7 +133,7 @@ class DepthSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class DepthDiff:
-    """What changed in the book from one update to another (`<symbol>@depth`).
+    """The changes of the book from one update to another (`<symbol>@depth`).
 
     Args:
         event_time_us: When the exchange sent the message, microseconds since 1970 UTC.
@@ -173,7 +173,7 @@ def decode(frame: bytes | bytearray | memoryview) -> Message:
     """Turn one frame into the message it holds.
 
     Longer root blocks and group entries than this version knows are read and their additions skipped, as the schema's
-    rules for newer versions ask. An empty group may state any entry length. A symbol's length byte of 255 (null) is
+    rules for newer versions require. An empty group may have any entry length. A symbol's length byte of 255 (null) is
     refused as `too_large`, and so is a group of more than 65,534 entries.
 
     Args:

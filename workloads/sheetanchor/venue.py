@@ -1,12 +1,12 @@
-"""What the pipeline needs of an exchange: a connection that brings frames, and answers to four questions.
+"""What the pipeline needs of an exchange: a connection that brings frames, and four REST requests.
 
-A package beside `binance/` that implements `TradingVenue`, and a line in `venue_lookup`, are a second venue. Prices,
-times and symbols are the pipeline's here; names, addresses and formats of the exchange stay in its package.
+A second venue is a package beside `binance/` that implements `TradingVenue`, and a line in `venue_lookup`. Prices,
+times and symbols here are the pipeline's; names, addresses and formats of the exchange stay in its package.
 
-Frames come in the format of the pipeline (`sheetanchor.sbe`), because the decoder, the streams, recordings and replays
-know that one only. It is the schema that Binance speaks, so Binance's frames pass through to the letter and cost
-nothing. A venue with another wire format translates each message with `sbe.encode` as it comes. A neutral type of
-message between the two would be the same four records again, and one more copy of each frame on the hot path.
+Frames have the format of the pipeline (`sheetanchor.sbe`), which is the only one that the decoder, the streams,
+recordings and replays read. It is Binance's schema, so Binance's frames pass through unchanged and at no cost. A venue
+with another wire format translates each message with `sbe.encode`. A neutral type of message between the two would be
+the same four records again, and one more copy of each frame on the hot path.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from sheetanchor.runtime.reliability import CircuitBreaker, RetryPolicy, TokenBu
 OnFrame = Callable[[bytes, int], None]
 """(frame, receive time in µs since 1970).
 
-Ids are what gaps are found by, so they have to be without holes where nothing is lost: a diff begins right after the
-diff before it ends, a trade has the id after the last one's, and REST answers count in the same ids. A message that
-cannot be translated is handed over as it came: the decoder refuses it, and so it is counted and told.
+Gaps are found by ids, so these have to be consecutive where nothing is lost: a diff begins right after the previous one
+ends, a trade has the id after the last one's, and REST answers use the same ids. A message that cannot be translated is
+passed on unchanged: the decoder refuses it, so that it is counted and reported.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionState:
-    """What is known of one connection, in monotonic seconds; None for what has not happened.
+    """The state of one connection, in monotonic seconds; None for what has not happened.
 
     Attributes:
         opened_s: When it was open.
-        last_message_s: When its last market message came.
+        last_message_s: When its last market message was received.
         unanswered_s: When the ping was sent that no pong has answered.
-        replaced_s: When another connection took over from it.
+        replaced_s: When another connection replaced it.
         leaving: The exchange has announced that it will close it.
-        last_sign_s: When its last sign of life of any kind came.
+        last_sign_s: When anything was last received on it.
         answers: False while it has answered no ping of ours but sends pings itself.
     """
 
@@ -55,34 +55,34 @@ class ConnectionState:
 
     @property
     def heard_s(self) -> float | None:
-        """When it was last heard of."""
+        """When anything was last received, or the connection was opened."""
         return max((at_s for at_s in (self.last_message_s, self.last_sign_s) if at_s is not None), default=None)
 
     @property
     def healthy(self) -> bool:
-        """Whether it has given any sign of life."""
+        """Whether anything was received on it."""
         return self.heard_s is not None
 
 
 class VenueConnection(Protocol):
-    """One connection from its first packet to its last. It decides nothing about reconnecting.
+    """One connection from its first packet to its last. Reconnecting is decided elsewhere.
 
     Attributes:
-        replaced_s: When another connection took over from it; set by whoever runs it, and part of its state.
+        replaced_s: When another connection replaced it; set by the connection supervisor, and part of its state.
     """
 
     replaced_s: float | None
 
     @property
     def state(self) -> ConnectionState:
-        """What is known of the connection."""
+        """The state of the connection."""
         ...
 
     async def run(self) -> str:
-        """Connect, and hand over frames until the connection ends or the task is cancelled.
+        """Connect, and pass on frames until the connection ends or the task is cancelled.
 
         Returns:
-            How it ended, in words.
+            How it ended, for the log.
 
         Raises:
             ExchangeRefused: The key or the request was refused.
@@ -92,7 +92,7 @@ class VenueConnection(Protocol):
         ...
 
 
-# -- answers ----------------------------------------------------------------------------------------------------------
+# -- REST -------------------------------------------------------------------------------------------------------------
 
 EXPONENT: Final = -8
 """Prices and quantities of answers are whole multiples of 10**EXPONENT, so that no float rounds them."""
@@ -119,7 +119,7 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class Kline:
-    """One candle; prices are mantissas. What it holds besides is not read, so that nothing in it refuses an answer."""
+    """One candle; prices are mantissas. Other fields are not read, so that they cannot make an answer invalid."""
 
     open_us: int
     open: int
@@ -135,8 +135,8 @@ class Ticker:
 
     Attributes:
         last: Price of the last trade, a mantissa.
-        bid: Best bid; None where the answer does not tell it.
-        ask: Best ask; None where the answer does not tell it.
+        bid: Best bid; None where the answer has none.
+        ask: Best ask; None where the answer has none.
         close_us: The exchange's clock at the time of the answer.
     """
 
@@ -148,7 +148,7 @@ class Ticker:
 
 @dataclass(slots=True)
 class EndpointCalls:
-    """What was asked for one symbol.
+    """The requests for one symbol.
 
     Attributes:
         calls: Each request; the oldest are kept.
@@ -160,17 +160,17 @@ class EndpointCalls:
 
 
 def counts_as_failure(error: BaseException) -> bool:
-    """Say whether a failure means that the exchange is not well; a wrong question or too many of them do not."""
+    """Say whether an error counts as a failure of the exchange; a wrong request or too many requests do not."""
     cause = error.last_error if isinstance(error, MaxRetriesExceeded) else error
     return isinstance(cause, (ExchangeUnavailable, Unresponsive))
 
 
 class VenueRestClient(Protocol):
-    """Asks one exchange, within its limits.
+    """Sends requests to one exchange, within its limits.
 
-    Every question raises `ExchangeUnavailable`, `Unresponsive`, `RateLimited`, `ExchangeRefused` or, for an answer that
-    is not what it should be, `ExchangeError`; `CircuitOpen` if it was not even asked. It tries again as it was told to,
-    and waits itself for limits that are soon over. Limits are in the exchange's own units of request weight.
+    Every request raises `ExchangeUnavailable`, `Unresponsive`, `RateLimited`, `ExchangeRefused` or, for an answer that
+    cannot be used, `ExchangeError`; `CircuitOpen` if it was not sent. It retries by its policy, and waits for limits
+    that end soon. Limits are in the exchange's own units of request weight.
     """
 
     @property
@@ -185,39 +185,39 @@ class VenueRestClient(Protocol):
 
     @property
     def breaker(self) -> CircuitBreaker:
-        """Give the breaker, which an earlier process may have left open."""
+        """Give the circuit breaker; an earlier process may have left it open."""
         ...
 
     def asked(self, symbol: str) -> EndpointCalls:
-        """Give what was asked for a symbol so far."""
+        """Give the requests sent for a symbol so far."""
         ...
 
     def recall_weight(self, remaining: int, ago_s: float) -> None:
-        """Take in what an earlier process had left of the weight, some seconds ago."""
+        """Start with the weight that an earlier process had left some seconds ago."""
         ...
 
     def honour_retry_after(self, seconds: float) -> None:
-        """Ask nothing for some seconds, for instance because an earlier process was told so."""
+        """Send no requests for some seconds, for instance because an earlier process received a Retry-After."""
         ...
 
     async def depth(self, symbol: str, limit: int) -> Depth:
-        """Ask for the order book of up to so many levels a side, in the ids of the frames."""
+        """Request the order book of up to so many levels a side, in the ids of the frames."""
         ...
 
     async def trades(self, symbol: str, limit: int) -> list[Trade]:
-        """Ask for the most recent trades, oldest first, in the ids of the frames."""
+        """Request the most recent trades, oldest first, in the ids of the frames."""
         ...
 
     async def klines(self, symbol: str, interval: str, limit: int) -> list[Kline]:
-        """Ask for the most recent candles, oldest first; the pipeline asks for those of a minute, `1m`."""
+        """Request the most recent candles, oldest first; the pipeline uses those of a minute, `1m`."""
         ...
 
     async def ticker_24hr(self, symbol: str) -> Ticker:
-        """Ask for the statistics of the last 24 hours."""
+        """Request the statistics of the last 24 hours."""
         ...
 
     async def probe(self, symbol: str) -> None:
-        """Ask the exchange one small question, once, and count it for a symbol."""
+        """Send one cheap request, once, and count it for a symbol."""
         ...
 
 
@@ -225,7 +225,7 @@ class VenueRestClient(Protocol):
 
 
 class TradingVenue(Protocol):
-    """An exchange. It keeps no state: connections and clients do."""
+    """An exchange. It has no state: connections and clients have."""
 
     def connection(
         self,
@@ -245,9 +245,9 @@ class TradingVenue(Protocol):
             symbols: Trading pairs as the pipeline writes them.
             streams: Stream types as the pipeline writes them, see `contract.STREAM_TYPES`.
             api_key: Sent to this origin only.
-            line: Name of the line, for whoever looks into the exchange's logs.
-            on_frame: Told every frame. It must not block: nothing is read while it runs.
-            ask_after_s: Seconds without a sign of life after which the connection asks for one, again and again.
+            line: Name of the line, to be found in the exchange's logs.
+            on_frame: Called with every frame. It must not block: nothing is read while it runs.
+            ask_after_s: Seconds without receiving anything after which the connection sends pings.
         """
         ...
 
@@ -263,7 +263,7 @@ class TradingVenue(Protocol):
         Args:
             url: Origin.
             timeout_s: Seconds that one request may take.
-            retry_policy: How often failures that may pass are tried again.
-            breaker: Stops asking an exchange that keeps failing.
+            retry_policy: How often passing failures are tried again.
+            breaker: Stops requests to an exchange that keeps failing.
         """
         ...

@@ -1,4 +1,4 @@
-"""Which venue a process works with: the one module that names the packages behind `sheetanchor.venue`."""
+"""The venue of a process: the only module that imports the packages behind `sheetanchor.venue`."""
 
 from __future__ import annotations
 

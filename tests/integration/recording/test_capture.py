@@ -16,7 +16,7 @@ from sheetanchor.contract import keys, line_stream, pack_frames, unpack_frames
 from sheetanchor.errors import BadRecording, BadSettings, RedisRefused
 from sheetanchor.ml.dataset import rows
 from sheetanchor.recording import recording_file
-from sheetanchor.recording.capture import hole_in, run
+from sheetanchor.recording.capture import missing_range_in, run
 from sheetanchor.recording.recording_file import Recording
 from sheetanchor.runtime.settings import CaptureSettings
 from sheetanchor.store.frame_streams import LineWriter
@@ -76,7 +76,7 @@ async def test_what_two_lines_carry_is_recorded_once(
     assert market.snapshot.bids == found.snapshot.bids
     assert market.snapshot.book_update_id == found.snapshot.book_update_id
     assert sorted(market.events) == sorted(found.events)
-    assert "" == hole_in(found)
+    assert "" == missing_range_in(found)
     times = [found.snapshot_us, *(at_us for at_us, _ in found.events)]
     assert times == sorted(times)
     same_clock = replace(found, snapshot=market.snapshot, snapshot_us=market.snapshot_us, events=found.events)
@@ -134,7 +134,7 @@ async def test_a_hole_is_told(
 
     message = sbe.decode(market.events[lost][1])
     assert isinstance(message, sbe.DepthDiff)
-    assert "the recording has a hole: update" in caplog.text
+    assert "messages are missing: update" in caplog.text
 
 
 async def test_bad_frames_and_other_symbols_are_left_out(

@@ -39,7 +39,7 @@ async def test_a_task_that_fails_is_begun_again_and_seen() -> None:
         await task
 
     assert ["healthy", "degraded", "healthy"] == [before.status, failing.status, later.status]
-    assert {"asking": "ended, though it never should"} == failing.details["failing"]
+    assert {"asking": "ended, although it should never end"} == failing.details["failing"]
     assert 2 == REGISTRY.get_sample_value("sheetanchor_task_faults_total", {"task": "asking"})
     assert 2 == len(slept)
     assert 0 < slept[0] < slept[1] < 2

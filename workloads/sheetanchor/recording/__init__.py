@@ -1,1 +1,1 @@
-"""Recorded markets: their files, and `sheetanchor capture`, which makes one."""
+"""Recorded markets: their files, and `sheetanchor capture`, which writes one."""

@@ -1,7 +1,7 @@
 """`sheetanchor capture`: record the raw frames that flow through Redis to a file.
 
-The file begins with the stored book and goes on with every frame after it, each once although two lines carry it.
-`sheetanchor train` learns from it and `sheetanchor exchange` plays it.
+The file begins with the stored book, followed by every later frame, each once although two lines carry it.
+`sheetanchor train` uses it for training and `sheetanchor exchange` plays it.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ PROGRESS_S: Final = 10.0
 class Collected:
     """Messages by kind and id, each once, whichever line brings it and however late.
 
-    A line may run ahead of another and have lost what that one still brings, so the order is made at the end.
+    A line may be ahead of another and have lost a message that the other still brings, so they are sorted at the end.
 
     Args:
-        depth_id: Update id that the starting book ends at; diffs up to it are left out.
-        skipped: Entries whose frames could not be told apart.
+        depth_id: Last update id of the starting book; diffs up to it are left out.
+        skipped: Entries that could not be split into frames.
     """
 
     symbol: str
@@ -56,10 +56,10 @@ class Collected:
         return sum(map(len, self._found.values())) + len(self._others)
 
     def add(self, received_us: int, frame: bytes, line: str = "") -> None:
-        """Take a frame; only another symbol's is left out.
+        """Add a frame; only another symbol's is left out.
 
-        A frame that cannot be read, or has no id to be known by, is known by its content: of two lines the one that
-        brought it more often counts.
+        A frame that cannot be decoded, or has no id, is identified by its content: it is kept as often as the line that
+        brought it most often did.
         """
         try:
             template, symbol, _, _, last_id, count = validate_frame(frame)
@@ -93,13 +93,13 @@ class Collected:
 
 
 async def begin(redis: Redis, symbol: str) -> tuple[Recording, dict[str, str]]:
-    """Take the stored book as the start of a recording.
+    """Read the stored book as the start of a recording.
 
     Returns:
-        The recording without events, and where to read on, per line.
+        The recording without events, and the id after which to read each line.
 
     Raises:
-        RedisRefused: If there is no sound book to begin with.
+        RedisRefused: There is no usable book to begin with.
     """
     packed = await HotState(redis, symbol).book()
     if packed is None:
@@ -137,7 +137,9 @@ async def follow(redis: Redis, recording: Recording, ids: dict[str, str], second
             except ValueError as error:
                 collected.skipped += 1
                 if collected.skipped == 1:
-                    log.warning("entry %s of line %s left out: %s", batch.entry_id, batch.line, error)
+                    log.warning(
+                        "entry %s of line %s cannot be read and is left out: %s", batch.entry_id, batch.line, error
+                    )
                 continue
             for received_us, frame in frames:
                 collected.add(received_us, frame, batch.line)
@@ -147,8 +149,8 @@ async def follow(redis: Redis, recording: Recording, ids: dict[str, str], second
     recording.events.extend(collected.events())
 
 
-def hole_in(recording: Recording) -> str:
-    """Say what is missing from a recording because no line had it; "" if nothing is."""
+def missing_range_in(recording: Recording) -> str:
+    """Say which messages are missing from a recording because no line had them; "" if none are."""
     snapshot = recording.snapshot
     market = Market(recording.symbol)
     market.load_snapshot(
@@ -160,19 +162,19 @@ def hole_in(recording: Recording) -> str:
         recording.snapshot_us,
     )
     market.feed(0, pack_frames(recording.events), recording.snapshot_us)
-    for name, hole in (("update", market.depth_hole), ("trade", market.trade_hole)):
-        if hole is not None:
-            return f"{name} {hole[0]} is missing, {hole[1]} follows"
+    for name, found in (("update", market.depth_hole), ("trade", market.trade_hole)):
+        if found is not None:
+            return f"{name} {found[0]} is missing, {found[1]} follows"
     return ""
 
 
 async def run(settings: CaptureSettings) -> int:
-    """Record one symbol for the time that was asked for, or until SIGINT; then write the file.
+    """Record one symbol for the given time, or until SIGINT; then write the file.
 
     Raises:
-        BadRecording: If there was nothing to record.
-        BadSettings: If the settings name several symbols or a file that cannot be written.
-        RedisRefused: If there is nothing to begin with.
+        BadRecording: There was nothing to record.
+        BadSettings: The settings name several symbols or a file that cannot be written.
+        RedisRefused: There is no usable book to begin with.
     """
     if len(settings.symbol) != 1:
         raise BadSettings(f"symbol = {', '.join(settings.symbol)}: expected one symbol, a file holds one market")
@@ -187,13 +189,13 @@ async def run(settings: CaptureSettings) -> int:
         await redis.aclose()
     if not recording.events:
         raise BadRecording(f"{recording.symbol}: no frame came in {settings.seconds:g} s; is an ingestor running?")
-    # The book was stored a little before the recording began, and the lines are read on from there.
+    # The book was stored a little before the recording began, and the lines are read from there.
     recording = replace(recording, snapshot_us=min(recording.snapshot_us, recording.events[0][0]))
     try:
         save(recording, settings.out)
     except OSError as error:
         raise BadSettings(f"out = {str(settings.out)!r}: {error.strerror}") from error
     log.info("%s: %d frames written to %s", recording.symbol, len(recording.events), settings.out)
-    if hole := hole_in(recording):
-        log.warning("%s: the recording has a hole: %s; training stops there", recording.symbol, hole)
+    if missing := missing_range_in(recording):
+        log.warning("%s: messages are missing: %s; training uses nothing after that", recording.symbol, missing)
     return 0

@@ -3,10 +3,10 @@
 Two kinds of files are read. The JSON kind (hftbacktest's examples) has one line per message, `<receive time in ns> <raw
 JSON>`, with `@depth`, `@bookTicker` and `@trade` messages and one REST depth snapshot. The frames kind is what
 `sheetanchor capture` writes: per frame u32 length, i64 receive time in µs, frame, all little-endian, the first frame a
-DepthSnapshot that carries the whole starting book. It holds every frame as it came; what cannot be read or adds nothing
-is passed over when it is read. Either may be compressed with gzip.
+DepthSnapshot that carries the whole starting book. It holds every frame unchanged; frames that cannot be decoded or add
+nothing are skipped when it is read. Either may be compressed with gzip.
 
-A recording is read whole: the shipped one is six minutes in four megabytes of frames.
+A recording is read into memory: the shipped one is six minutes in four megabytes of frames.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from sheetanchor.contract import pack_frames, unpack_frames
 from sheetanchor.errors import BadRecording
 
 EXPONENT: Final = -8
-"""Both exponents of every frame made from JSON: what the exchange's own frames carry."""
+"""Both exponents of every frame made from JSON: those of the exchange's own frames."""
 
 FRAME_HEADER_BYTES: Final = 12
 """Length and receive time before each frame of a file of frames."""
 
 _DIGITS: Final = 8
 _SURE_DIGITS: Final = 18
-"""No number of so many digits is beyond the wire's 64-bit mantissas."""
+"""Every number of so many digits fits the wire's 64-bit mantissas."""
 
 _MANTISSA_MAX: Final = 2**63 - 1
 _NUMBER_DIGITS_MAX: Final = 40
@@ -40,7 +40,7 @@ _NUMBER_DIGITS_MAX: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A starting book and what happened to it.
+    """A starting book and the frames after it.
 
     Attributes:
         symbol: Upper-case name of the market.
@@ -101,7 +101,7 @@ def mantissa(text: str) -> int:
     """
     fixed = text[:-9] + text[-8:]
     if text[-9:-8] == "." and fixed.isdigit() and fixed.isascii() and _DIGITS < len(fixed) <= _SURE_DIGITS:
-        return int(fixed)  # how the exchange writes every number; the rest is for other people's files
+        return int(fixed)  # the exchange's own format; the rest handles other recorders' files
     whole, _, decimals = text.partition(".")
     digits = whole + decimals.ljust(_DIGITS, "0")
     excess = len(decimals) - _DIGITS
@@ -145,7 +145,7 @@ def _from_frames(path: Path, content: bytes) -> Recording:
 
 
 def _playable(received_us: int, frame: bytes, snapshot: sbe.DepthSnapshot) -> list[tuple[int, bytes]]:
-    """Give the frame if it can be played; a capture holds what was received, to the letter.
+    """Give the frame if it can be played; a capture holds every received frame unchanged.
 
     Raises:
         ValueError: It is of another symbol.
@@ -159,7 +159,7 @@ def _playable(received_us: int, frame: bytes, snapshot: sbe.DepthSnapshot) -> li
 
 
 def _first_unreadable(content: bytes) -> str:
-    """Name the first frame that cannot be read, for the error about a file without any that can; "" if all can."""
+    """Name the first frame that cannot be decoded, for the error about a file without usable frames; "" if all can."""
     offset = 0
     for _, frame in unpack_frames(content):
         try:
@@ -182,7 +182,7 @@ def _check_symbol(expected: str, found: str) -> None:
 
 
 def _belongs(message: sbe.Message, snapshot_id: int) -> bool:
-    """Say whether a message adds to what the snapshot knows; top-20 snapshots can be derived and are left out."""
+    """Say whether a message is newer than the snapshot; top-20 snapshots can be derived and are left out."""
     if isinstance(message, sbe.DepthDiff):
         return message.last_update_id > snapshot_id
     if isinstance(message, sbe.BestBidAsk):
@@ -192,7 +192,7 @@ def _belongs(message: sbe.Message, snapshot_id: int) -> bool:
 
 @dataclass(slots=True)
 class _Lines:
-    """What has been read of a JSON file; messages keep their line's place until the snapshot is known."""
+    """The messages read from a JSON file, in the order of its lines until the snapshot is known."""
 
     number: int = 0
     symbol: str = ""
@@ -252,7 +252,7 @@ def _note_lead(lines: _Lines, received_us: int, data: dict[str, Any]) -> None:
 
 
 def _take_trade(lines: _Lines, received_us: int, data: dict[str, Any], *, grouping: bool) -> None:
-    """Append a trade, to the frame before it when that holds the trade just before it, of the same moment."""
+    """Append a trade; it joins the frame before it if that holds the previous trade, of the same time."""
     _note_lead(lines, received_us, data)
     event_us, transact_us = int(data["E"]) * 1000, int(data["T"]) * 1000
     trade = (int(data["t"]), mantissa(data["p"]), mantissa(data["q"]), bool(data["m"]))
@@ -314,7 +314,7 @@ def _snapshot(body: dict[str, Any]) -> sbe.DepthSnapshot:
 
 
 def _assemble(lines: _Lines, found: tuple[int, sbe.DepthSnapshot]) -> Recording:
-    # What exchange time was at a receive time: the recorder's clock may be off by seconds, but evenly so.
+    # Converts receive time to exchange time: the recorder's clock may be off by seconds, but by a constant.
     lead_us = int(statistics.median(lines.leads_us))
     snapshot_us, snapshot = found
     snapshot = replace(snapshot, symbol=lines.symbol, event_time_us=snapshot_us + lead_us)

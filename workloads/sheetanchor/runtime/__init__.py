@@ -1,1 +1,1 @@
-"""What every process needs: settings, logs, metrics, memory, retries."""
+"""Needed by every process: settings, logs, metrics, memory, retries."""

@@ -1,14 +1,14 @@
-"""From flags, variables and a file to one settings object; every mistake is told in one line.
+"""From flags, variables and a file to one settings object; every mistake is reported in one line.
 
-Each is a source of pydantic-settings. What that library cannot say, or only with more code, is written here:
+Each is a source of pydantic-settings. What that library cannot do, or only with more code, is written here:
 
-* Values of flags are taken as argparse gives them. The library's own reading takes lists apart at commas, which
-  scripted faults contain, and the word `null` for no value.
-* Names of variables are exact, and some are other programs' (BINANCE_API_KEY, POD_NAME). The library knows names with
-  its prefix, in any case, or takes an alias, of which it makes a flag as well.
-* A file may hold a setting in several places and say `${NAME}`, and each of its entries has to be known. The library
-  passes over a file that is missing; of an `AliasPath` it makes a flag, and it lets unknown entries beside it pass.
-* The words of help and errors: no name of a Python type, no `null`, no secret.
+* Values of flags are used as argparse gives them. The library splits lists at commas, which scripted faults contain,
+  and reads the word `null` as no value.
+* Names of variables are exact, and some are other programs' (BINANCE_API_KEY, POD_NAME). The library accepts names with
+  its prefix, in any case, or an alias, for which it adds a flag as well.
+* A file may hold a setting in several places and contain `${NAME}`, and unknown entries are errors. The library ignores
+  a missing file; for an `AliasPath` it adds a flag, and ignores unknown entries beside it.
+* The text of help and errors: no name of a Python type, no `null`, no secret.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sheetanchor.runtime.settings import ReliabilitySettings
 
 VARIABLE_PREFIX = "SHEETANCHOR_"
 PLACEHOLDERS: Final = {"int": "N", "float": "X", "Path": "PATH", "str": "TEXT"}
-"""What help shows for a value, by the name of its type."""
+"""Placeholder of a value in the help, by the name of its type."""
 
 Model = TypeVar("Model", bound=BaseSettings)
 
@@ -45,7 +45,7 @@ Model = TypeVar("Model", bound=BaseSettings)
 def names_of(field_name: str, info: FieldInfo) -> tuple[str, ...]:
     """Give a field's names in files, older ones last.
 
-    A trailing underscore only keeps a name apart from a Python keyword.
+    A trailing underscore only avoids a Python keyword.
     """
     alias = info.validation_alias
     return tuple(map(str, alias.choices)) if isinstance(alias, AliasChoices) else (field_name.rstrip("_"),)
@@ -67,9 +67,9 @@ def variable_of(field_name: str, info: FieldInfo) -> str:
 
 
 def _add_flag(model: type[BaseSettings], parser: argparse.ArgumentParser, *flags: str, **options: Any) -> None:
-    """Add what the library makes of a field, in our words."""
+    """Add the library's flag of a field, with our own help text."""
     info = model.model_fields[options["dest"]]
-    if not info.description:  # a secret: has no flag
+    if not info.description:  # a secret, which has no flag
         return
     default = " ".join(map(str, info.default)) if isinstance(info.default, list) else info.default
     shown = "" if default in (None, "") else f" (default {default})"
@@ -106,12 +106,12 @@ class Variables(EnvSettingsSource):
         self.env_vars = environ
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Look under each name of a field."""
+        """Read the first variable of a field that is set."""
         found = (self.env_vars.get(name) for name in variables_of(field_name, field))
         return next(filter(None, found), None), field_name, False
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: str) -> list[str]:
-        """Read a list, the only value of several that a model may have."""
+        """Read a list; it is the only kind of value with several items in a model."""
         return [part.strip() for part in value.split(",") if part.strip()]
 
 
@@ -122,7 +122,7 @@ def interpolate(value: Any, environ: dict[str, str]) -> Any:
     """Replace `${NAME}` in every string of a parsed file.
 
     Raises:
-        ValueError: If a variable is not set; names it.
+        ValueError: A variable is not set; the text names it.
     """
     if isinstance(value, dict):
         return {key: interpolate(item, environ) for key, item in value.items()}
@@ -149,22 +149,22 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 WITHOUT_EFFECT: dict[str, str] = {"aws.": "frames go to Redis Streams, and nothing is sent to AWS"}
-"""Entries that files written for other deployments of the same pipeline carry: they are accepted, and it is said."""
+"""Entries of files that were written for other deployments of the same pipeline: they are accepted, with a warning."""
 
 ALWAYS: dict[str, tuple[object, str]] = {
     "metrics.enable_prometheus": (True, "expected true: metrics are always served, on the port of health")
 }
-"""Entries that can only have the value that holds anyway."""
+"""Entries that can only have the value that is built in."""
 
 ELSEWHERE: dict[str, str] = dict.fromkeys(
     ReliabilitySettings.model_fields,
     "retries and breakers are settings of process and reanchor; ingest reconnects by its reconnect_… settings",
 )
-"""Entries of some roles that would do nothing in the others."""
+"""Entries of some roles that would have no effect in the others."""
 
 
 def check_entry(leaf: str, value: object, known: set[str], notes: list[str]) -> str:
-    """Say what is wrong with an entry of a file, "" if nothing is; what is accepted without effect becomes a note."""
+    """Say what is wrong with an entry of a file, "" if nothing is; an accepted entry without effect becomes a note."""
     if leaf in known:
         return ""
     for prefix, words in WITHOUT_EFFECT.items():
@@ -176,7 +176,7 @@ def check_entry(leaf: str, value: object, known: set[str], notes: list[str]) -> 
         return "" if value is expected else f"{leaf} = {value!r}: {words}"
     name = leaf.rpartition(".")[2]
     if name in ELSEWHERE:
-        return f"{leaf!r} would do nothing in this role: {ELSEWHERE[name]}"
+        return f"{leaf!r} would have no effect in this role: {ELSEWHERE[name]}"
     return f"unknown setting {leaf!r}; known: {', '.join(sorted(known))}"
 
 
@@ -187,10 +187,10 @@ class SettingsFile(YamlConfigSettingsSource):
         model: Settings model of the role.
         path: The file.
         environ: Environment variables.
-        notes: Takes in what a person should know of entries that were accepted.
+        notes: Receives warnings about entries that were accepted.
 
     Raises:
-        BadSettings: If the file cannot be read, is not YAML, or has an entry that the model does not know.
+        BadSettings: The file cannot be read, is not YAML, or has an unknown entry.
     """
 
     def __init__(self, model: type[BaseSettings], path: Path, environ: dict[str, str], notes: list[str]) -> None:
@@ -198,7 +198,7 @@ class SettingsFile(YamlConfigSettingsSource):
         super().__init__(model, yaml_file=path)
 
     def _read_files(self, files: Any, deep_merge: bool = False) -> dict[str, Any]:
-        # Of the library's own, which would go on without a file that is missing or is a pipe.
+        # Overrides the library's method, which would ignore a file that is missing or is a pipe.
         try:
             tree = interpolate(self._read_file(files), self._environ)
         except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
@@ -235,13 +235,13 @@ def _explain(error: ValidationError, model: type[BaseSettings]) -> str:
 
 
 def load(model: type[Model], flags: dict[str, Any], environ: dict[str, str], notes: list[str] | None = None) -> Model:
-    """Merge flags over variables over the file and check everything.
+    """Merge flags, variables and the file, in this precedence, and check everything.
 
     Args:
         model: Settings model of the role.
         flags: Parsed flags by field name; those not given are absent. `config` names the file.
         environ: Environment variables.
-        notes: Takes in what a person should know of settings that were accepted.
+        notes: Receives warnings about settings that were accepted.
 
     Raises:
         BadSettings: Names the setting, its value and what was expected.
@@ -261,7 +261,7 @@ def read_secret(path: Path, what: str) -> str:
     """Read a secret from a file, without its trailing newline.
 
     Raises:
-        BadSettings: If the file cannot be read or is empty; the text never holds the secret.
+        BadSettings: The file cannot be read or is empty; the text never holds the secret.
     """
     try:
         secret = path.read_text(encoding="utf-8").strip()

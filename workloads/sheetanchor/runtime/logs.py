@@ -23,7 +23,7 @@ def set_up(service: str, level: str = "info") -> None:
     """Send every log line of this process to stderr as one JSON object.
 
     Args:
-        service: Name of the service, put into every line.
+        service: Name of the service, added to every line.
         level: Least severe level to print.
     """
     log_lines = logging.StreamHandler(sys.stderr)
@@ -38,8 +38,8 @@ def set_up(service: str, level: str = "info") -> None:
     root = logging.getLogger()
     root.handlers[:] = [log_lines]
     root.setLevel(level.upper())
-    # One line per HTTP request, and five about a server's start, would drown what matters.
+    # A line per HTTP request, and five about a server's start, would hide important ones.
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-    # Its warnings are about what strangers send, as many as they like; those answers are counted.
+    # Its warnings are about malformed requests, of which any client may send many; the answers to them are counted.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

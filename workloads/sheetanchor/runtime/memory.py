@@ -10,18 +10,18 @@ from typing import Final
 CGROUPS: Final = Path("/sys/fs/cgroup")
 
 _LIMIT_FILES: Final = ("memory.max", "memory/memory.limit_in_bytes")
-"""Of control groups version 2, and of version 1."""
+"""Files of the limit in control groups version 2 and version 1."""
 
 _USED_FILES: Final = (
     ("memory.current", "memory.stat", "inactive_file"),
     ("memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
-"""What is used, and which part of it the kernel takes back before it kills: pages of files not used of late."""
+"""Files of the usage, and the part that the kernel reclaims before it kills: pages of files not used recently."""
 
 PROCESSES: Final = Path("/proc")
 
 _UNLIMITED: Final = 2**62
-"""Version 1 says "no limit" as the largest number of whole pages."""
+"""Version 1 has no limit at or above this: the largest number of whole pages."""
 
 
 def memory_limit_bytes(cgroups: Path = CGROUPS) -> float:
@@ -41,11 +41,11 @@ def memory_limit_bytes(cgroups: Path = CGROUPS) -> float:
 
 
 def memory_used_bytes(cgroups: Path = CGROUPS, processes: Path = PROCESSES) -> float:
-    """Read what the container uses of its limit; outside of one, what this process and its descendants hold resident.
+    """Read the container's memory usage; outside of one, the resident memory of this process and its descendants.
 
     Args:
         cgroups: Where the control groups are mounted.
-        processes: Where the kernel tells of processes.
+        processes: Folder of the kernel's process information.
     """
     for used, details, inactive in _USED_FILES:
         try:
@@ -67,7 +67,7 @@ def _resident_bytes(processes: Path, pid: int) -> int:
             fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             pages[int(folder.name)] = int((folder / "statm").read_text(encoding="ascii").split()[1])
             children.setdefault(int(fields[1]), []).append(int(folder.name))
-        except (OSError, ValueError, IndexError):  # it has ended meanwhile
+        except (OSError, ValueError, IndexError):  # the process has ended meanwhile
             continue
     found, waiting = 0, [pid]
     while waiting:

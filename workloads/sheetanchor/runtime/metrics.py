@@ -1,7 +1,7 @@
-"""Every Prometheus metric of the workloads, declared once. Roles import the ones they move.
+"""Every Prometheus metric of the workloads, declared once. Roles import the ones that they update.
 
-Names that dashboards of this pipeline already use are kept to the letter (`ingestor_*`, `reanchor_success_rate`), our
-own begin with `sheetanchor_`. A symbol is a label where a role serves several; its values are bounded by the settings.
+Names that existing dashboards of this pipeline use are kept exactly (`ingestor_*`, `reanchor_success_rate`), our own
+begin with `sheetanchor_`. A symbol is a label where a role serves several; its values are bounded by the settings.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ SBE_DECODE_DURATION: Final = Histogram(
     buckets=(1e-7, 2.5e-7, 5e-7, 1e-6, 2.5e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2),
 )
 SBE_CONNECTION_STATUS: Final = Gauge(
-    "ingestor_sbe_connection_status", "1 while the feed is connected and gives signs of life.", ["line"]
+    "ingestor_sbe_connection_status", "1 while the line is connected and receives frames or pongs.", ["line"]
 )
 SBE_STREAM_LACKING: Final = Gauge(
     "ingestor_sbe_stream_lacking",
-    "1 while a living connection brings nothing of a stream that others show to go on.",
+    "1 while a live connection lacks a stream although others go on.",
     ["symbol", "stream"],
 )
 SBE_SEQUENCE_GAPS: Final = Counter("ingestor_sbe_sequence_gaps", "Jumps of ids seen on one line.", ["symbol", "stream"])
 RECORDS_SENT: Final = Counter(
     "ingestor_kinesis_records_sent",
-    "Entries appended to the line's stream (the name is the documents').",
+    "Entries appended to the line's stream.",
     ["stream"],
 )
 FRAMES_SHED: Final = Counter(
@@ -128,21 +128,23 @@ DEGRADED_PREDICTIONS: Final = Counter(
 FEATURE_AGE: Final = Gauge(
     "sheetanchor_feature_age_seconds", "Age of the last market event at the last slot.", ["symbol"]
 )
-ACCURACY: Final = Gauge("sheetanchor_directional_accuracy", "Share of directions that came true.", ["symbol", "window"])
+ACCURACY: Final = Gauge(
+    "sheetanchor_directional_accuracy", "Share of decided predictions with the right direction.", ["symbol", "window"]
+)
 DECIDED: Final = Gauge(
-    "sheetanchor_decided_predictions", "Predictions that the directional accuracy is a share of.", ["symbol", "window"]
+    "sheetanchor_decided_predictions", "Decided predictions behind the directional accuracy.", ["symbol", "window"]
 )
 MODEL_ACCURACY: Final = Gauge(
     "sheetanchor_model_directional_accuracy",
-    "Share of directions that the model in use got right within the last hour.",
+    "Directional accuracy of the model in use over the last hour.",
     ["symbol"],
 )
 MODEL_DECIDED: Final = Gauge(
-    "sheetanchor_model_decided_predictions", "Predictions that this is a share of.", ["symbol"]
+    "sheetanchor_model_decided_predictions", "Decided predictions behind the accuracy of the model in use.", ["symbol"]
 )
 BASELINE_ACCURACY: Final = Gauge(
     "sheetanchor_model_baseline_accuracy",
-    "Share of directions that the model got right in training.",
+    "Directional accuracy of the model in training.",
     ["symbol"],
 )
 MODEL_FAILURES: Final = Counter(
@@ -150,7 +152,7 @@ MODEL_FAILURES: Final = Counter(
 )
 MODEL_INFO: Final = Gauge("sheetanchor_model_info", "1 for the model in use.", ["symbol", "model", "mode"])
 
-# Managed Redis: labelled, so that other roles show none of these
+# Managed Redis: labelled, so that other roles export no series of these
 REDIS_UP: Final = Gauge("redis_up", "1 while the server answers.", ["node"])
 REDIS_MASTER: Final = Gauge("redis_master", "1 while the server is the master.", ["node"])
 REDIS_LINK_UP: Final = Gauge("redis_master_link_up", "1 while a replica follows its master; 1 on the master.", ["node"])
@@ -161,7 +163,7 @@ REDIS_MEMORY_MAX: Final = Gauge("redis_memory_max_bytes", "Memory that may be us
 REDIS_CLIENTS: Final = Gauge("redis_connected_clients", "Connections of clients.", ["node"])
 REDIS_LIBRARY_REPAIRS: Final = Counter(
     "redis_library_repairs",
-    "Times that a function library of somebody else was replaced or removed.",
+    "Times that a foreign function library was replaced or removed.",
     ["node"],
 )
 SENTINEL_UP: Final = Gauge("redis_sentinel_up", "1 while the Sentinel answers.", ["node"])
@@ -169,7 +171,7 @@ SENTINEL_MASTER_DOWN: Final = Gauge("redis_sentinel_master_down", "1 while it do
 SENTINEL_EPOCH: Final = Gauge("redis_sentinel_config_epoch", "Rises with every failover.", ["node"])
 SENTINEL_OTHERS: Final = Gauge("redis_sentinel_others", "Other Sentinels that it knows.", ["node"])
 
-# Re-anchor: its process ends before anybody asks, so the local supervisor counts from the receipts
+# Re-anchor: its process ends before it can be scraped, so the local supervisor counts from the receipts
 REANCHORS: Final = Counter("ingestor_rest_reanchors", "Re-anchor runs by result.", ["symbol", "result", "reason"])
 REANCHOR_DURATION: Final = Histogram(
     "sheetanchor_reanchor_run_seconds",
@@ -179,7 +181,7 @@ REANCHOR_DURATION: Final = Histogram(
 )
 REANCHOR_REQUESTS: Final = Counter(
     "sheetanchor_reanchor_requests",
-    "ReAnchor objects asked for over the Kubernetes API, by result.",
+    "ReAnchor objects requested over the Kubernetes API, by result.",
     ["symbol", "result"],
 )
 REST_CALLS: Final = Counter("ingestor_rest_api_calls", "REST requests by endpoint and status.", ["endpoint", "status"])
@@ -190,10 +192,10 @@ REST_WEIGHT: Final = Gauge(
 
 # Fault tolerance
 TASK_FAULTS: Final = Counter(
-    "sheetanchor_task_faults", "Ends of work that should never end; it is begun again.", ["task"]
+    "sheetanchor_task_faults", "Unexpected ends of background tasks, which are restarted.", ["task"]
 )
 CIRCUIT_STATE: Final = Gauge("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["dependency"])
 RETRIES: Final = Counter("retry_attempts", "Tries after the first one.", ["operation"])
 TIMEOUTS: Final = Counter("operation_timeouts", "Calls that did not end in time.", ["operation"])
 RECOVERY_ATTEMPTS: Final = Counter("recovery_attempts", "Recoveries by mechanism and result.", ["mechanism", "result"])
-ALERTS: Final = Counter("sheetanchor_alerts", "Conditions that a person should look at.", ["code"])
+ALERTS: Final = Counter("sheetanchor_alerts", "Conditions that need a person's attention.", ["code"])

@@ -1,4 +1,4 @@
-"""Text from elsewhere, made fit to be shown: in a terminal a control character can move the cursor or hide a line."""
+"""Makes foreign text safe to print: in a terminal a control character can move the cursor or hide a line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ def clean(text: str) -> str:
 
 
 def one_line(text: str, length_max: int) -> str:
-    """Give a text as one line of at most so many characters; what was cut off shows as an ellipsis."""
+    """Give a text as one line of at most so many characters; an ellipsis stands for what was cut off."""
     line = " ".join(clean(text).split())
     return line if len(line) <= length_max else line[: length_max - 1] + "…"

@@ -1,7 +1,7 @@
-"""What a Redis URL may say, and how it is shown: never with a password.
+"""The form of Redis URLs, and how they are shown: never with a password.
 
-A URL names a server, a user and a database. How that server is checked is nothing that a URL may change: what redis-py
-takes from its query (`ssl_cert_reqs=none`, say, or a password) would pass by whoever looks at settings.
+A URL names a server, a user and a database. It must not change how the server is verified: options that redis-py reads
+from the query (`ssl_cert_reqs=none`, or a password) would escape the checks of settings.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _QUERY: Final = re.compile(r"([?&;](?:pass\w*|pwd|auth\w*|token|secret)=)[^&;\s'
 
 
 def check(url: str) -> str:
-    """Give a URL as it is used.
+    """Give a valid URL in its normal form.
 
     Raises:
-        ValueError: Says what was expected; never shows the URL, which may hold a password in a wrong place.
+        ValueError: Says what was expected; never shows the URL, which may hold a password in an unexpected place.
     """
     if not url:
         return url
@@ -54,7 +54,7 @@ def check(url: str) -> str:
 
 
 def masked(url: str) -> str:
-    """Give a URL to be shown, also one that is wrong: whatever may be a password in it is left out."""
+    """Give a URL for display, also an invalid one: any part that may be a password is left out."""
     scheme, mark, rest = url.partition("://")
     if not mark:
         scheme, rest = "", url
@@ -64,7 +64,7 @@ def masked(url: str) -> str:
     hosts = ",".join(_host(one) for one in host.split(","))
     path, query, _ = rest[len(host) :].partition("?")
     path, fragment, _ = path.partition("#")
-    # What follows a host that is none may be the rest of a password with a slash in it.
+    # Text after an invalid host may be the rest of a password that contains a slash.
     shown = path if hosts == host else path and "/" + HIDDEN
     login = f"{user}:{HIDDEN}" if colon else user
     return f"{scheme}{mark}{login}{at}{hosts}{shown}{fragment and '#' + HIDDEN}{query and '?' + HIDDEN}"
@@ -76,12 +76,12 @@ def _host(text: str) -> str:
 
 
 def shown_value(value: Any, *, url: bool = False) -> Any:
-    """Give a setting's value to be shown; one that is, or should have been, a URL as `masked` has it."""
+    """Give a setting's value for display; one that is, or should be, a URL as `masked` gives it."""
     return masked(value) if isinstance(value, str) and (url or "://" in value or "@" in value) else value
 
 
 def without_passwords(text: str) -> str:
-    """Take whatever stands as a password in a URL out of any text."""
+    """Remove passwords of URLs from any text."""
     if "://" not in text and "=" not in text:
         return text
     return _QUERY.sub(rf"\g<1>{HIDDEN}", _LOGIN.sub(rf"\g<1>:{HIDDEN}@", text))

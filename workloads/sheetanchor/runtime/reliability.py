@@ -27,11 +27,11 @@ JITTER: Final = 0.2
 
 RATE_WINDOW_S: Final = 60.0
 RATE_SAMPLE_MIN: Final = 20
-"""Half of fewer calls than this says nothing about a dependency."""
+"""The share of failures among fewer calls than this is not significant."""
 
 RATE_SAMPLES_MAX: Final = 10_000
 PROBES_MAX: Final = 1
-"""Calls let through at a time while half-open: one is enough to learn whether a dependency is back."""
+"""Calls allowed at a time while half-open: one is enough to find out whether a dependency works again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class RetryPolicy:
     Attributes:
         retries: Tries after the first one.
         backoff: Delays between them.
-        retry_after_max_s: Longest wait that the other side may ask for; a longer one ends the tries.
+        retry_after_max_s: Longest Retry-After that is waited for; a longer one ends the tries.
     """
 
     retries: int = 3
@@ -104,8 +104,8 @@ async def retry(
 
     Args:
         operation: Makes one try.
-        name: What is tried, for logs and metrics.
-        policy: How often and when.
+        name: Name of the operation, for logs and metrics.
+        policy: Number and delays of the tries.
         sleep: Waits for seconds.
         draw: Uniform random numbers from 0 to 1.
 
@@ -128,7 +128,7 @@ async def retry(
 
 
 def _delay_s(error: Exception, attempt: int, policy: RetryPolicy, draw: float) -> float | None:
-    """Give the delay before the next try; None when the other side wants to be left alone for too long."""
+    """Give the delay before the next try; None when the server's Retry-After is longer than the policy allows."""
     delay_s = policy.backoff.delay_s(attempt, draw)
     if not isinstance(error, RateLimited):
         return delay_s
@@ -144,10 +144,10 @@ class CircuitState(Enum):
 
 
 class CircuitBreaker:
-    """Stops calling a dependency that keeps failing, and finds out when it is back.
+    """Stops calling a dependency that keeps failing, and finds out when it works again.
 
     Opens after `failure_threshold` failures in a row, or when half of at least twenty calls within a minute have
-    failed. Open, it calls nothing for `recovery_timeout_s`; then it lets single calls through, and closes after
+    failed. While open it refuses calls for `recovery_timeout_s`; then it allows single calls, and closes after
     `success_threshold` successes in a row. Any failure meanwhile opens it again.
 
     Args:
@@ -156,7 +156,7 @@ class CircuitBreaker:
         recovery_timeout_s: Seconds that it stays open.
         success_threshold: Successes that close it again.
         clock: Monotonic seconds.
-        counts: Says whether an error speaks against the dependency; a refusal of bad input does not.
+        counts: Whether an error counts as a failure of the dependency; a refusal of bad input does not.
     """
 
     def __init__(
@@ -185,14 +185,14 @@ class CircuitBreaker:
 
     @property
     def state(self) -> CircuitState:
-        """Where the breaker stands; open turns into half-open by itself as time passes."""
+        """State of the breaker; open becomes half-open by itself as time passes."""
         if self._state is CircuitState.OPEN and self._clock() - self._opened_s >= self.recovery_timeout_s:
             self._successes = 0
             self._move(CircuitState.HALF_OPEN)
         return self._state
 
     def recall(self, failures: int) -> None:
-        """Take in failures in a row that an earlier process has seen; one more than these may be enough to open."""
+        """Start with failures in a row that an earlier process has seen; one more may be enough to open it."""
         self.failure_count = max(self.failure_count, min(failures, self.failure_threshold - 1))
 
     async def call(self, operation: Callable[[], Awaitable[T]]) -> T:
@@ -200,11 +200,11 @@ class CircuitBreaker:
 
         Raises:
             CircuitOpen: The call was not made.
-            OperationFailed: The call failed in a way that speaks against the dependency; the cause is chained.
+            OperationFailed: The call failed in a way that counts against the dependency; the cause is chained.
         """
         state = self.state
         if state is CircuitState.OPEN or (state is CircuitState.HALF_OPEN and self._probes >= PROBES_MAX):
-            raise CircuitOpen(f"{self.name} failed {self.failure_count} times in a row and is left alone just now")
+            raise CircuitOpen(f"{self.name} failed {self.failure_count} times in a row: its circuit breaker is open")
         self._probes += 1
         try:
             result = await operation()
@@ -253,7 +253,7 @@ class TokenBucket:
 
     Args:
         rate_per_s: Tokens that come back per second.
-        capacity: Most tokens that can be saved up.
+        capacity: Most tokens that the bucket holds.
         clock: Monotonic seconds.
     """
 
@@ -280,5 +280,5 @@ class TokenBucket:
         return True
 
     def wait_s(self, tokens: float = 1.0) -> float:
-        """Seconds until that many tokens are there; 0 when they are."""
+        """Seconds until that many tokens are available; 0 if they are."""
         return max(0.0, (min(tokens, self.capacity) - self.available) / self.rate_per_s)

@@ -1,7 +1,7 @@
 """URLs that name Sentinels instead of a Redis server: `sentinel://USER@h1:26379,h2:26379,h3:26379/SERVICE`.
 
-Who the master is, is asked of them. `sentinels://` is the same over TLS. The user and its password are those of Redis
-and of the Sentinels alike.
+Clients ask the Sentinels for the master. `sentinels://` is the same over TLS. User and password are the same for Redis
+and the Sentinels.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ EXPECTED: Final = "expected sentinel://USER@HOST:26379,HOST:26379,HOST:26379/SER
 
 @dataclass(frozen=True, slots=True)
 class SentinelUrl:
-    """What such a URL says.
+    """A parsed URL.
 
     Attributes:
         sentinels: Host and port of each Sentinel.
         service: Name under which the Sentinels know the set of servers.
         user: ACL user, "" for the server's default one.
-        password: Its password, "" if it comes from elsewhere.
-        tls: Whether Sentinels and servers speak TLS.
+        password: Its password, "" if it comes from a file.
+        tls: Whether Sentinels and servers use TLS.
     """
 
     sentinels: tuple[tuple[str, int], ...]

@@ -1,11 +1,10 @@
-"""One settings model per role; flag, variable and file name the same things.
+"""One settings model per role; flag, variable and entry of a file have the same names.
 
 A field `redis_url` is the flag `--redis-url`, the variable `SHEETANCHOR_REDIS_URL` and the file entry `redis_url`.
-A flag wins over a variable, a variable over the file, the file over the default. Values in the file may say `${NAME}`
-for an environment variable. Secrets are never flags: they come from the variable that is named with them, or from a
-file.
+A flag overrides a variable, a variable the file, the file the default. Values in the file may contain `${NAME}` for an
+environment variable. Secrets are never flags: they come from their variable, or from a file.
 
-One module, since a name, a unit or a bound that two roles share stands once in one list.
+One module, since a name, a unit or a bound that two roles share is declared once, in one list.
 """
 
 from __future__ import annotations
@@ -72,20 +71,20 @@ def setting(default: Any, help_text: str, *, yaml: tuple[str, ...] = (), **limit
     """Declare a setting.
 
     Args:
-        default: Its value when nobody names it.
+        default: Its value when it is not set.
         help_text: One line for `--help`, with the unit.
-        yaml: Other places in a file where the same setting may stand, as dotted paths.
+        yaml: Other places in a file where the same setting may be, as dotted paths.
         limits: Bounds, as pydantic's `Field` takes them.
     """
     return Field(default, description=help_text, json_schema_extra={"yaml": list(yaml)}, **limits)
 
 
-HTTP_HOST_HELP = "address to listen on: localhost is this machine alone, * everybody, by IPv4 and IPv6"
-PROBE_PORT_HELP = "port that answers liveness and readiness alone, so that readers cannot fill it; 0 picks a free one"
+HTTP_HOST_HELP = "address to listen on: localhost is this machine only, * every address, by IPv4 and IPv6"
+PROBE_PORT_HELP = "port for liveness and readiness only, which readers cannot overload; 0 picks a free one"
 
 
 class Settings(BaseSettings):
-    """Values that have been checked; no entry is unknown."""
+    """Checked settings; unknown entries are refused."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -98,12 +97,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take what is given and nothing else: `command_line.load` alone reads the environment, no constructor does."""
+        """Use the given values only: `command_line.load` reads the environment, a constructor must not."""
         return (init_settings,)
 
 
 class HealthChecks(Settings):
-    """How often a role looks at what it depends on."""
+    """How often a role checks its dependencies."""
 
     health_check_interval_seconds: int = setting(
         5,
@@ -144,7 +143,7 @@ class ReliabilitySettings(Settings):
 
 
 class Common(Settings):
-    """What every command takes."""
+    """Settings of every command."""
 
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least severe log line to print")
 
@@ -174,7 +173,9 @@ class WithRedis(WithSymbols):
         None, "file that holds the Redis password", yaml=("redis.password_file",)
     )
     redis_ca_file: Path | None = setting(
-        None, "file with the authority of a rediss:// server; default the machine's", yaml=("redis.ca_file",)
+        None,
+        "file with the certificate authority of a rediss:// server; default the machine's authorities",
+        yaml=("redis.ca_file",),
     )
 
 
@@ -192,19 +193,19 @@ class RedisSettings(Common):
 
     sentinel: bool = setting(False, "run the node's Sentinel instead of its server")
     nodes: list[str] = setting([], "node as HOST[:REDIS_PORT[:SENTINEL_PORT]], the first master first; repeat for all")
-    node: str = setting("", "which of the nodes this is; default the one that is named like this machine or pod")
+    node: str = setting("", "which of the nodes this is; default the one with the name of this machine or pod")
     service: str = setting("sheetanchor", "name of the set of servers among the Sentinels")
     bind: str = setting("*", "addresses that server or Sentinel listen on")
-    data_dir: Path = setting(Path("/var/lib/sheetanchor/redis"), "folder to write to; must not be another process's")
+    data_dir: Path = setting(Path("/var/lib/sheetanchor/redis"), "folder to write to; not shared with another process")
     config_dir: Path | None = setting(
         None, "folder for configuration files, which hold passwords; best in memory; default data_dir"
     )
     password_dir: Path = setting(
         Path("/etc/sheetanchor/secrets"), "folder with one file per user: " + ", ".join(REDIS_USERS)
     )
-    persistent: bool = setting(False, "write the data to data_dir, because that outlives this pod")
+    persistent: bool = setting(False, "write the data to data_dir, which then has to outlive this pod")
     maxmemory_bytes: int = setting(0, "bytes of memory for data; 0 sets no limit", ge=0)
-    min_replicas_to_write: int = setting(1, "replicas in reach without which the master takes no writes", ge=0, le=9)
+    min_replicas_to_write: int = setting(1, "replicas that the master must reach to accept writes", ge=0, le=9)
     min_replicas_max_lag_s: int = setting(2, "seconds that a replica may be silent and still count", ge=1, le=60)
     quorum: int = setting(2, "Sentinels that must agree that the master is down", ge=1, le=9)
     down_after_ms: int = setting(2500, "milliseconds of silence after which a server is down", ge=500, le=60_000)
@@ -227,11 +228,11 @@ class RedisSettings(Common):
 
 
 NO_KEY = "none"
-"""An API key of this name is none: an exchange that asks for no secret still wants the header."""
+"""Value for an exchange without keys: the header is still required there."""
 
 
 def is_near(host: str) -> bool:
-    """Say whether a host is this machine, or has a name that only a cluster or a local network gives."""
+    """Say whether a host is this machine, or has a name that exists only in a cluster or a local network."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -240,7 +241,7 @@ def is_near(host: str) -> bool:
 
 
 class WithFeed(Settings):
-    """Where the exchange's binary stream is."""
+    """Address of the exchange's binary stream."""
 
     ws_url: WebSocketUrl = setting(
         "wss://stream-sbe.binance.com:9443", "origin of the SBE WebSocket", yaml=("binance.sbe_ws_url",)
@@ -266,7 +267,7 @@ class WithFeed(Settings):
 
 
 class WithRest(Settings):
-    """Where the exchange's REST interface is."""
+    """Address of the exchange's REST interface."""
 
     rest_url: HttpUrl = setting(
         "https://data-api.binance.vision", "origin of the REST interface", yaml=("binance.rest_base_url",)
@@ -292,7 +293,7 @@ class IngestSettings(RoleSettings, WithFeed):
         0, "port of metrics beside http_port, which has them too; 0 for none", yaml=("metrics.prometheus_port",)
     )
     reconnect_delay_max_s: float = setting(60.0, "longest delay in seconds", ge=0.1, le=600)
-    connection_loss_s: float = setting(30.0, "seconds without connection until a re-anchor is asked for", gt=0, le=600)
+    connection_loss_s: float = setting(30.0, "seconds without connection until a re-anchor is requested", gt=0, le=600)
     silence_s: float = setting(
         5.0, "seconds without a message, ping or pong until the connection counts as lost", gt=0, le=300
     )
@@ -310,7 +311,7 @@ class IngestSettings(RoleSettings, WithFeed):
         le=100,
     )
     queue_bytes_max: int = setting(
-        64 * 1024 * 1024, "bytes of frames held while Redis does not take them", ge=65_536, le=2**32
+        64 * 1024 * 1024, "bytes of frames held while Redis does not accept them", ge=65_536, le=2**32
     )
 
 
@@ -318,7 +319,7 @@ class GapThresholds(Settings):
     """Thresholds of the gap rules."""
 
     gap_threshold: int = setting(1, "gapped messages in a row that make a sequence gap", ge=1, le=100)
-    gap_wait_ms: int = setting(200, "milliseconds that a hole may wait for the other line", ge=0, le=10_000)
+    gap_wait_ms: int = setting(200, "milliseconds that a missing range may wait for the other line", ge=0, le=10_000)
     time_gap_s: float = setting(5.0, "seconds without any event that make a time gap", gt=0, le=3600)
     volume_sigmas: float = setting(3.0, "standard deviations that make a volume anomaly", gt=0, le=100)
     price_jump: float = setting(0.01, "relative change that makes a price discontinuity", gt=0, le=1)
@@ -326,10 +327,10 @@ class GapThresholds(Settings):
 
 
 class ReanchorRequests(Settings):
-    """How gaps become known to an operator that has no Redis."""
+    """How the operator, which does not read Redis, gets requests for re-anchors."""
 
     reanchor_requests: Literal["none", "kubernetes"] = setting(
-        "none", "where the active processor asks for a re-anchor besides the stream of gaps"
+        "none", "where the active processor requests a re-anchor besides the stream of gaps"
     )
     pipeline: str = setting("", "name of the PredictionPipeline that requests are made for")
     pipeline_uid: str = setting("", "uid of that PredictionPipeline, which then owns the requests")
@@ -361,11 +362,11 @@ class ProcessSettings(RoleSettings, WithRest, ReliabilitySettings, GapThresholds
     book_interval_s: float = setting(1.0, "seconds between two writes of the full book", gt=0, le=60)
     self_reanchor_after_s: float = setting(
         15.0,
-        "seconds that a wanted re-anchor may stay unstarted before this process runs it itself; 0 never",
+        "seconds that a requested re-anchor may wait before this process runs it itself; 0 means never",
         ge=0,
         le=3600,
     )
-    reanchor_depth_limit: int = setting(5000, "levels a side that such a run asks for", ge=5, le=5000)
+    reanchor_depth_limit: int = setting(5000, "levels a side that such a run requests", ge=5, le=5000)
     reanchor_timeout_s: float = setting(120.0, "seconds after which such a run ends without a swap", gt=1, le=300)
 
 
@@ -381,10 +382,10 @@ class ReanchorSettings(WithRedis, WithRest, ReliabilitySettings):
     """`sheetanchor reanchor`."""
 
     reason: str = setting("manual", "why, in one line; kept in the receipt")
-    trigger: str = setting("manual", "what asked for it: a gap rule's name, start, annotation, schedule or manual")
+    trigger: str = setting("manual", "what requested it: a gap rule's name, start, annotation, schedule or manual")
     request_id: str = setting("", "id of the request; a run of the same id is not repeated")
     unlock_for: list[str] = setting(
-        [], "request id of a run that is known to have ended: its lock is given back first; repeat for several"
+        [], "request id of a run that is known to have ended: its lock is released first; repeat for several"
     )
     doubted_epoch: int = setting(
         -1, "epoch of the state in doubt: nothing is done if a later one is anchored by now; -1 rebuilds any", ge=-1
@@ -392,7 +393,7 @@ class ReanchorSettings(WithRedis, WithRest, ReliabilitySettings):
     receipt_file: Path | None = setting(None, "file to write the receipt to as well, at most 4096 bytes of JSON")
     validate_only: bool = setting(False, "compare with the exchange first and swap only if the state is wrong")
     dry_run: bool = setting(False, "do everything but the swap")
-    depth_limit: int = setting(5000, "levels a side to ask for", ge=5, le=5000)
+    depth_limit: int = setting(5000, "levels a side to request", ge=5, le=5000)
     timeout_s: float = setting(120.0, "seconds after which the run ends without a swap", gt=1, le=300)
     fetch_timeout_s: float = setting(10.0, "seconds that each REST request may take", gt=0, le=60)
     price_deviation_max: float = setting(0.1, "largest relative distance of book and price estimate", gt=0, le=1)
@@ -408,7 +409,7 @@ class ReanchorSettings(WithRedis, WithRest, ReliabilitySettings):
 class TrainSettings(Common):
     """`sheetanchor train`."""
 
-    recording: list[Path] = setting([], "recording to learn from; repeat for several; default the one that ships")
+    recording: list[Path] = setting([], "recording to train on; repeat for several; default the one that ships")
     out: Path = setting(Path("models"), "folder of the model registry to add to")
     name: str = setting("mlp", "name of the model")
     seed: int = setting(7, "seed of everything random", ge=0)
@@ -421,7 +422,7 @@ class ModelSettings(Common):
 
     models: Path = setting(Path("models"), "folder of the model registry")
     add: Path | None = setting(None, "folder with a model.onnx and its manifest.json to add")
-    use: str = setting("", "model to put in use, as NAME@ and any beginning of its hash from four digits")
+    use: str = setting("", "model to put in use, as NAME@ and the first digits of its hash, at least four")
     roll_back: bool = setting(False, "put the model in use that was in use before")
 
 
@@ -436,15 +437,15 @@ class ExchangeSettings(WithSymbols):
         0.0, "messages per second in recorded order, whatever their recorded times; 0 keeps the times", ge=0
     )
     burst: str = setting("", "extra bursts with --rate, as MESSAGES_PER_S:DURATION_MS:EVERY_S")
-    loop: bool = setting(False, "start again at the end, ids rising on")
-    warmup_s: float = setting(15.0, "recorded seconds that have passed before the first client sees the market", ge=0)
+    loop: bool = setting(False, "start again at the end, with ids that go on rising")
+    warmup_s: float = setting(15.0, "recorded seconds that are played before the first client sees the market", ge=0)
     begin_at: float = setting(
         0.0,
         "leave out what was recorded before, seconds since the epoch on the recorder's clock; 0 leaves out nothing",
         ge=0,
     )
     playing_since: float = setting(
-        0.0, "play on as if begun then, seconds since the epoch, so that a restart goes unnoticed; 0 begins now", ge=0
+        0.0, "play as if started at this time, seconds since the epoch, so that a restart continues; 0 starts now", ge=0
     )
     fault: list[str] = setting([], "scripted fault, for instance drop:n=3,at=30,line=a; repeat for several")
     weight_limit: int = setting(6000, "REST request weight per minute", ge=1)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, which tell a role to end in good order."""
+"""SIGTERM and SIGINT, on which a role ends in an orderly way."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import signal
 from typing import Final
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-"""What Kubernetes and supervisors send, and a Ctrl-C."""
+"""The signals of Kubernetes and supervisors, and of Ctrl-C."""
 
 
 def stop_event() -> asyncio.Event:
     """Make an event that the first of these signals sets.
 
-    The signals no longer end the process from here on: whoever asks for the event has to heed it.
+    The signals no longer end the process from here on: the caller has to wait for the event.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -15,7 +15,7 @@ MINUTE_US: Final = 60_000_000
 AVERAGE_MINUTES: Final = 5
 
 Clock = Callable[[int], int]
-"""Turns µs into the unit the caller asked for."""
+"""Converts µs to the unit that the client requested."""
 
 
 def decimal(mantissa: int, exponent: int) -> str:
@@ -59,7 +59,7 @@ def depth(market: PlaybackMarket, book: Book, limit: int) -> dict[str, Any]:
 
 
 def checkpoint(market: PlaybackMarket) -> dict[str, Any]:
-    """Answer `checkpoint`: the whole book and where everything stands."""
+    """Answer `checkpoint`: the whole book and the ids and counts that belong to it."""
     whole = depth(market, market.book, max(len(market.book.bids), len(market.book.asks), 1))
     return {
         "symbol": market.symbol,

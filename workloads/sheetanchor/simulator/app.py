@@ -1,7 +1,7 @@
-"""The server: WebSocket and REST on one port, the loop that plays the market, and the pages that steer it.
+"""The server: WebSocket and REST on one port, the loop that plays the market, and the endpoints that control it.
 
-Clients may do what they like: a slow one is cut off, a wrong request is answered with an error. When the process is
-asked to end, connections are closed and the port is given back.
+Clients cannot disturb it: a slow one is disconnected, a wrong request is answered with an error. At the end connections
+are closed and the port is released.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ TICK_MIN_S: Final = 0.002
 """At 5,000 messages a second ten of them share one write; an idle market is not delayed by more."""
 
 TICK_MAX_S: Final = 0.02
-"""How long a fault that begins by time may be late when nothing is due."""
+"""How late a fault that begins by time may be when no message is due."""
 
 MESSAGE_MAX_BYTES: Final = 64 * 1024
 """A request to subscribe to 1,024 streams fits."""
 
 _STOP_WITHIN_S: Final = 2.0
-_CATCH_UP_COUNT: Final = 10_000  # messages made at a time; nobody is there to take them
+_CATCH_UP_COUNT: Final = 10_000  # messages made at a time, while no client is connected yet
 
 _FAULT_ID: Final = re.compile(r"[0-9]{1,9}")
 
@@ -52,7 +52,7 @@ KEY_HEADER: Final = "X-MBX-APIKEY"
 
 @dataclass(slots=True)
 class ExchangeSimulator:
-    """A running exchange: where it listens and what it serves."""
+    """A running exchange: its port and what it serves."""
 
     venue: Venue
     settings: ExchangeSettings
@@ -63,7 +63,7 @@ class ExchangeSimulator:
     closing: set[asyncio.Task[None]] = field(default_factory=set)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run the orderly end of a connection beside everything else; the server waits for it when it ends."""
+        """Close a connection in the background; the server waits for that when it ends."""
         task = asyncio.create_task(work)
         self.closing.add(task)
         task.add_done_callback(self.closing.discard)
@@ -76,7 +76,7 @@ def build_venue(settings: ExchangeSettings, now_us: Callable[[], int]) -> Venue:
     """Load recordings and set up markets and scripted faults.
 
     Raises:
-        BadSettings: A setting does not fit the others or the recordings.
+        BadSettings: A setting contradicts another one or the recordings.
         BadRecording: A recording cannot be used.
     """
     faults = [parse(spec) for spec in settings.fault]
@@ -101,7 +101,7 @@ def build_venue(settings: ExchangeSettings, now_us: Callable[[], int]) -> Venue:
         markets[script.symbol] = PlaybackMarket(script, pace, loop=settings.loop, warmup_us=warmup_us)
     for market in markets.values():
         while market.advance(start_us, count_max=_CATCH_UP_COUNT):
-            pass  # what would have been sent by now, had this exchange not been restarted
+            pass  # messages that were due before the restart
     venue = Venue(markets, now_us, start_us, settings.weight_limit)
     for kind, params in faults:
         venue.board.add(kind, params, start_us)
@@ -135,7 +135,7 @@ def _named_streams(request: web.Request) -> list[str]:
 
 
 def _check_upgrade(request: web.Request, server: ExchangeSimulator, streams: list[str]) -> web.Response | None:
-    """Give the answer to an upgrade that is not granted."""
+    """Give the error answer to an upgrade that is refused; None if it is accepted."""
     key = request.headers.get(KEY_HEADER, "")
     expected = server.settings.api_key
     if not key:
@@ -199,15 +199,15 @@ _CONTROL: Final = ("/faults", "/checkpoint", "/connections")
 
 @web.middleware
 async def _only_for_us(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
-    """Keep web pages from elsewhere, which a browser here may show, from scripting faults or reading them."""
+    """Prevent web pages of other origins, open in a browser on this machine, from scripting faults or reading them."""
     if request.path.startswith(_CONTROL):
         sockname = request.transport.get_extra_info("sockname") if request.transport else None
         host = request.headers.get("Host", "localhost")
         if sockname and sockname[0] in ("127.0.0.1", "::1") and not _LOCAL_HOST.fullmatch(host):
-            return _refusal(421, -1100, "This listens on this machine only: name it as localhost.")
+            return _refusal(421, -1100, "This server listens on this machine only: use localhost in the URL.")
         origin = request.headers.get("Origin", "")
         if origin and urlsplit(origin).netloc != host:
-            return _refusal(403, -1100, "Pages of other origins may not do this.")
+            return _refusal(403, -1100, "Requests from web pages of other origins are refused.")
     return await handler(request)
 
 
@@ -261,7 +261,7 @@ async def _front(request: web.Request) -> web.Response:
 def _page(server: ExchangeSimulator) -> str:
     settings = server.settings
     pace = f"{settings.rate:g} messages a second" if settings.rate > 0 else f"speed {settings.speed:g}"
-    rounds = "round and round" if settings.loop else "once"
+    rounds = "in a loop" if settings.loop else "once"
     return (
         "Sheet Anchor local exchange: a recorded market over the real protocols. No order can be placed.\n\n"
         f"symbols      {', '.join(server.venue.markets)}, played {rounds} at {pace}\n"
@@ -275,7 +275,7 @@ def _page(server: ExchangeSimulator) -> str:
 
 @web.middleware
 async def _in_json(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
-    """Answer in JSON too what is served at no path, or not by this method."""
+    """Answer unknown paths and wrong methods in JSON too."""
     try:
         return await handler(request)
     except web.HTTPMethodNotAllowed as error:
@@ -287,7 +287,7 @@ async def _in_json(request: web.Request, handler: Callable[[web.Request], Awaita
 
 
 def build_app(server: ExchangeSimulator) -> web.Application:
-    """Put the routes together."""
+    """Build the application with its routes."""
     app = web.Application(middlewares=[_in_json, _only_for_us])
     app[_SERVER] = server
     app[rest.VENUE] = server.venue
@@ -308,14 +308,14 @@ def build_app(server: ExchangeSimulator) -> web.Application:
 
 
 async def _play(venue: Venue) -> None:
-    """Move the market on for ever."""
+    """Play the market until cancelled."""
     now_s = asyncio.get_running_loop().time
     playing = True
     while True:
         now_us = venue.now_us()
         venue.tick(now_us)
         for session in list(venue.sessions.values()):
-            session.look_after(now_s())
+            session.maintain(now_s())
         due_us = venue.next_due_us()
         if due_us is None and playing:
             playing = False
@@ -329,8 +329,8 @@ async def serving(settings: ExchangeSettings, *, terms: Terms | None = None) -> 
     """Serve in the running loop while the context lasts.
 
     Args:
-        settings: What to play and where.
-        terms: Life and bounds of connections; default those of the settings.
+        settings: Settings of the server.
+        terms: Limits of connections; default those of the settings.
 
     Raises:
         BadSettings: A setting is wrong, or the port is taken.
@@ -353,7 +353,7 @@ async def serving(settings: ExchangeSettings, *, terms: Terms | None = None) -> 
         if server.playing is not None:
             server.playing.cancel()
         for session in list(venue.sessions.values()):
-            session.close(WSCloseCode.GOING_AWAY, "the exchange ends")
+            session.close(WSCloseCode.GOING_AWAY, "the server shuts down")
         await asyncio.gather(*server.closing, return_exceptions=True)
         await runner.cleanup()
 
@@ -368,10 +368,10 @@ async def _listen(runner: web.AppRunner, settings: ExchangeSettings) -> None:
 
 
 async def run(settings: ExchangeSettings, on_ready: Callable[[int], None] | None = None) -> int:
-    """Serve until the process is asked to end.
+    """Serve until SIGTERM or SIGINT.
 
     Args:
-        settings: What to play and where.
+        settings: Settings of the server.
         on_ready: Called with the bound port once the server listens.
 
     Returns:
@@ -390,5 +390,5 @@ async def run(settings: ExchangeSettings, on_ready: Callable[[int], None] | None
         await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
         if not stopped.done() and server.playing is not None:
             stopped.cancel()
-            server.playing.result()  # the market never stops by itself: this raises why it did
+            server.playing.result()  # the market never ends by itself: this raises the failure
     return 0

@@ -11,12 +11,12 @@ from sheetanchor.errors import shortened
 from sheetanchor.simulator.playback.script import KINDS
 
 STREAMS_MAX: Final = 1_024
-"""Streams that one connection may listen to."""
+"""Most streams of one connection."""
 
 _METHODS: Final = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
 _ID_TEXT: Final = re.compile(r"[A-Za-z0-9_-]{1,36}")
 _STREAM: Final = re.compile(r"[^\x00-/:-`{-\x7f\s]{1,20}@([A-Za-z0-9_@:+-]{1,30})")
-"""Digits, lower-case letters, and whatever of other scripts: these have no lower case to insist on."""
+"""Digits, lower-case letters, and letters of scripts without case."""
 
 
 UNKNOWN_PROPERTY: Final = 0
@@ -27,7 +27,7 @@ INVALID_JSON: Final = 3
 
 @dataclass(slots=True)
 class Subscriptions:
-    """What one connection has asked for; streams in the order of asking."""
+    """The subscriptions of one connection, in the order in which they were requested."""
 
     streams: dict[str, None] = field(default_factory=dict)
     properties: dict[str, bool] = field(default_factory=lambda: {"combined": False})
@@ -40,18 +40,18 @@ class _Refused(Exception):
 
 
 def is_stream_name(name: object) -> bool:
-    """Say whether something has the form of a stream's name: lower-case symbol, `@`, type."""
+    """Say whether a value has the form of a stream's name: lower-case symbol, `@`, type."""
     return isinstance(name, str) and _STREAM.fullmatch(name) is not None
 
 
 def unserved_type(name: str) -> str:
-    """Give the type of a well-formed stream's name if it is not served, else "": silence would look like quiet."""
+    """Give the type of a stream if it is not served, else "": without an error it would look like a quiet market."""
     found = _STREAM.fullmatch(name)
     return found[1] if found is not None and found[1] not in KINDS else ""
 
 
 def not_served(stream_type: str) -> str:
-    """Say so."""
+    """Make the error about a stream type that is not served."""
     return f"no stream of type {stream_type!r} is served here: expected one of {', '.join(KINDS)}"
 
 
@@ -60,7 +60,7 @@ def answer(text: str, subscriptions: Subscriptions) -> str:
 
     Args:
         text: What the client sent.
-        subscriptions: The connection's; changed when the request asks for it.
+        subscriptions: The connection's; a request may change them.
     """
     try:
         request = json.loads(text)

@@ -1,7 +1,7 @@
-"""Scripted faults: what they are called, when they act, and on what. Pure.
+"""Scripted faults: their names, when they act, and on what. Pure.
 
-A fault is asked for by a flag (`drop:n=3,at=30,line=a`) or by an HTTP call with the same names in JSON. It waits until
-its time, acts a number of times or for some seconds, and is then kept among the done ones with its count.
+A fault is scripted by a flag (`drop:n=3,at=30,line=a`) or by an HTTP request with the same names in JSON. It waits
+until its time, acts a number of times or for some seconds, and is then kept in the list of done ones with its count.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from sheetanchor.simulator.playback.market import MarketEvent
 from sheetanchor.simulator.playback.script import KINDS
 
 DONE_MAX: Final = 100
-"""Finished faults that can still be looked at."""
+"""Finished faults that are kept to be read."""
 
 FAULTS_MAX: Final = 100
-"""Faults that may wait or act at once."""
+"""Most faults that wait or act at the same time."""
 
 NUMBER_MAX: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a kind of fault takes: its own parameters with defaults, and what it does in one line."""
+    """A kind of fault: its parameters with defaults, and its effect in one line."""
 
     does: str
     defaults: dict[str, float | str]
@@ -42,24 +42,24 @@ _REQUESTS: Final[dict[str, float | str]] = {"at": 0.0, "n": 1.0, "path": "", "fo
 RECIPES: Final[dict[str, Recipe]] = {
     "drop": Recipe("the next n messages are not sent", {**_LINES, "n": 1.0, "what": "depth"}),
     "duplicate": Recipe("the next n messages are sent twice", {**_LINES, "n": 1.0, "what": "all"}),
-    "garbage": Recipe("n frames that are no messages are sent between others", {**_LINES, "n": 1.0}),
+    "garbage": Recipe("n invalid frames are sent between others", {**_LINES, "n": 1.0}),
     "silence": Recipe(
-        "nothing is sent for some seconds, no ping either; what was due is lost", {**_LINES, "seconds": 5.0}
+        "nothing is sent for some seconds, no ping either; messages due are lost", {**_LINES, "seconds": 5.0}
     ),
-    "hold": Recipe("nothing is sent for some seconds; what was due comes late", {**_LINES, "seconds": 2.0}),
-    "disconnect": Recipe("connections break; new ones are refused for some seconds", {**_LINES, "seconds": 0.0}),
+    "hold": Recipe("nothing is sent for some seconds; messages due are sent late", {**_LINES, "seconds": 2.0}),
+    "disconnect": Recipe("connections are cut; new ones are refused for some seconds", {**_LINES, "seconds": 0.0}),
     "refuse": Recipe("new connections are refused for some seconds", {**_LINES, "seconds": 10.0}),
     "shutdown": Recipe(
         "serverShutdown is announced, and connections end some seconds later", {**_LINES, "seconds": 1.0}
     ),
     "price_jump": Recipe(
-        "the next n trade messages print some per cent off", {**_EVERYWHERE, "n": 1.0, "percent": 2.0}
+        "the next n trade messages have prices some per cent off", {**_EVERYWHERE, "n": 1.0, "percent": 2.0}
     ),
     "slow_rest": Recipe("the next n REST answers come some seconds late", {**_REQUESTS, "seconds": 3.0}),
     "rest_status": Recipe(
         "the next n REST requests are answered with an error", {**_REQUESTS, "code": 500.0, "retry_after": 1.0}
     ),
-    "rest_body": Recipe("the next n REST answers are no usable JSON", {**_REQUESTS, "form": "truncated"}),
+    "rest_body": Recipe("the next n REST answers are damaged JSON", {**_REQUESTS, "form": "truncated"}),
     "stale_snapshot": Recipe(
         "the next n depth answers are some seconds old", {**_REQUESTS, "seconds": 5.0, "symbol": "", "path": "depth"}
     ),
@@ -73,7 +73,7 @@ _PER_MESSAGE: Final = ("drop", "duplicate", "garbage")
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What a fault can choose a connection by.
+    """The properties by which a fault selects a connection.
 
     Attributes:
         number: Connections are numbered from 1 as they come.
@@ -86,12 +86,12 @@ class Client:
 
 @dataclass(slots=True)
 class Fault:
-    """One fault: what was asked for, and how far it has got.
+    """One fault: its parameters and its progress.
 
     Attributes:
         at_us: When it begins, wall-clock µs.
         until_us: When it ends by itself; None if by count alone.
-        applied: How many messages, connections or requests it has met.
+        applied: Messages, connections or requests that it has affected.
         state: waiting, active or done.
     """
 
@@ -116,13 +116,13 @@ class Fault:
         return value if isinstance(value, str) else ""
 
     def picks(self, client: Client) -> bool:
-        """Say whether it is meant for a connection."""
+        """Say whether it applies to a connection."""
         line = self.text("line")
         named = not line or re.search(rf"line={re.escape(line)}(?![\w-])", client.user_agent)
         return bool(named) and self.number("connection") in (0, client.number)
 
     def concerns(self, event: MarketEvent) -> bool:
-        """Say whether it is meant for a message."""
+        """Say whether it applies to a message."""
         return self.text("symbol") in ("", event.symbol) and self.text("what") in ("", "all", event.kind)
 
     def report(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def parse(spec: str) -> tuple[str, dict[str, float | str]]:
 
 
 def check(kind: str, given: Mapping[str, Any]) -> tuple[str, dict[str, float | str]]:
-    """Complete and check what was asked for.
+    """Complete and check the parameters of a fault.
 
     Raises:
         BadSettings: Names the fault, the wrong part and what was expected.
@@ -198,7 +198,7 @@ def _text(kind: str, name: str, value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What one connection gets instead of one message: each part is a payload to send, in order."""
+    """The payloads that one connection gets instead of one message, in order."""
 
     payloads: tuple[bytes, ...]
 
@@ -207,7 +207,7 @@ class FaultBoard:
     """All faults of an exchange.
 
     Args:
-        start_us: When playing begins, wall-clock µs; `at` counts from here, or from the moment of asking if later.
+        start_us: When playing begins, wall-clock µs; `at` counts from here, or from the request if that is later.
     """
 
     def __init__(self, start_us: int) -> None:
@@ -217,7 +217,7 @@ class FaultBoard:
         self.done: deque[Fault] = deque(maxlen=DONE_MAX)
 
     def add(self, kind: str, params: dict[str, float | str], now_us: int) -> Fault:
-        """Put up a checked fault.
+        """Add a checked fault.
 
         Raises:
             BadSettings: There are too many already.
@@ -234,7 +234,7 @@ class FaultBoard:
         return fault
 
     def remove(self, fault_id: int) -> Fault | None:
-        """End a fault early; None if there is none of this id among the live ones."""
+        """End a fault early; None if no live one has this id."""
         for fault in self.live:
             if fault.id == fault_id:
                 self.finish(fault, "deleted")
@@ -263,7 +263,7 @@ class FaultBoard:
         return [fault for fault in self.live if fault.state == "active" and fault.kind in kinds]
 
     def refuses(self, client: Client) -> bool:
-        """Say whether a new connection is turned away, and count it."""
+        """Say whether a new connection is refused, and count it."""
         for fault in self.active("refuse", "disconnect"):
             if fault.picks(client):
                 fault.applied += fault.kind == "refuse"
@@ -271,7 +271,7 @@ class FaultBoard:
         return False
 
     def request(self, kind: str, path: str) -> Fault | None:
-        """Take the fault that meets a REST request, if any, and count it."""
+        """Give the fault that applies to a REST request, if any, and count it."""
         for fault in self.active(kind):
             if fault.text("path") in path:
                 self._count_one(fault)
@@ -283,8 +283,8 @@ class FaultBoard:
     ) -> dict[int, dict[int, Edit]]:
         """Decide what the connections get instead of the messages of one tick.
 
-        A fault meets a message for all connections it picks at once, so that two lines lose the same one; it waits
-        while nobody it picks has subscribed.
+        A fault applies to a message for all selected connections at once, so that two lines lose the same one; it waits
+        while no selected connection has subscribed.
 
         Args:
             events: The messages in order.
@@ -331,7 +331,7 @@ class FaultBoard:
 
 
 def garbage(source: random.Random, number: int, frame: bytes) -> bytes:
-    """Make a frame that no decoder may accept; each number in a row spoils it in another way."""
+    """Make a frame that a decoder has to refuse; successive numbers damage it in different ways."""
     forms = (
         frame[: len(frame) // 2],  # cut off
         frame[:4] + b"\xff\xff" + frame[6:],  # another schema

@@ -1,4 +1,4 @@
-"""How much one caller may ask for: REST weight per minute, client messages per second. Pure."""
+"""Limits of a client: REST weight per minute, messages per second. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BAN_LONGEST_S: Final = 3 * 86_400
 """Bans last from two minutes to three days."""
 
 CALLERS_MAX: Final = 1_000
-"""Addresses remembered; the oldest is forgotten."""
+"""Addresses that are kept; the oldest is dropped for a new one."""
 
 MESSAGES_PER_S: Final = 5
 """Client messages a connection may send in a second: PING, PONG and text together."""
@@ -23,7 +23,7 @@ MESSAGES_PER_S: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class LimitDecision:
-    """What becomes of a request.
+    """The decision about a request.
 
     Attributes:
         status: 200, 429 or 418.
@@ -58,8 +58,8 @@ class WeightBudget:
         """Count a request and say whether it is answered.
 
         Args:
-            address: Who asks; limits are per address.
-            weight: What the request costs.
+            address: Address of the client; limits are per address.
+            weight: Weight of the request.
             now_s: Wall-clock time in seconds.
         """
         caller = self._caller(address)

@@ -1,6 +1,6 @@
-"""What a REST request asks for: its parameters, its unit of time and the format that it wants back. Pure.
+"""Parameters of a REST request, its unit of time and the format of the answer. Pure.
 
-Every reading of a parameter either gives a value or raises `RestError` with the exchange's own code for what is wrong.
+Reading a parameter either gives a value or raises `RestError` with the exchange's own error code.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from sheetanchor.simulator.venue import Venue
 
 STATUSES: Final = ("TRADING", "HALT", "BREAK")
 STATUS: Final = "TRADING"
-"""Of every market here."""
+"""Status of every market here."""
 
 PERMISSIONS: Final = ("SPOT",)
-"""That every market here asks for."""
+"""Permission that every market here requires."""
 
 _SYMBOL: Final = re.compile(r"(?:[A-Z0-9_.-]|[^\x00-\x7f\s]){1,20}")
 _PERMISSION: Final = re.compile(r"SPOT|MARGIN|LEVERAGED|TRD_GRP_[0-9]{3}")
@@ -50,7 +50,7 @@ class RestError(Exception):
 
 
 def missing(name: str) -> RestError:
-    """Give the error for a parameter that has to be there."""
+    """Give the error for a missing mandatory parameter."""
     return RestError(-1102, f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed.")
 
 
@@ -63,7 +63,7 @@ def check_sent(sent: Iterable[tuple[str, str]]) -> None:
     """Check that every parameter was sent once and with a value.
 
     Raises:
-        ApiError: It was not.
+        RestError: It was not.
     """
     pairs = list(sent)
     if any(count > 1 for count in Counter(name for name, _ in pairs).values()):
@@ -77,7 +77,7 @@ def wants_micros(unit: str) -> bool:
     """Read the header `X-MBX-TIME-UNIT`.
 
     Raises:
-        ApiError: It names no unit.
+        RestError: It names no unit.
     """
     if unit.upper() not in ("", "MICROSECOND", "MILLISECOND"):
         raise RestError(-1194, "Invalid value for time unit; expected either MICROSECOND or MILLISECOND.")
@@ -85,14 +85,14 @@ def wants_micros(unit: str) -> bool:
 
 
 def check_format(accept: str, schema: str) -> None:
-    """Check that JSON will do: whoever takes nothing but SBE is told that no version of it is served.
+    """Check that the client accepts JSON: SBE answers are not served in any version.
 
     Args:
         accept: The header `Accept`.
         schema: The header `X-MBX-SBE`.
 
     Raises:
-        ApiError: It will not.
+        RestError: The client does not accept JSON.
     """
     if "application/sbe" not in accept or "json" in accept or "*/*" in accept:
         return
@@ -103,7 +103,7 @@ def check_format(accept: str, schema: str) -> None:
 
 @dataclass(slots=True)
 class Query:
-    """The parameters of one request, and what they are about."""
+    """The parameters of one request, and the markets that they refer to."""
 
     venue: Venue
     params: Mapping[str, str]
@@ -112,7 +112,7 @@ class Query:
     stale: Callable[[], Fault | None] = field(default=lambda: None)
 
     def clock(self, time_us: int) -> int:
-        """Turn µs into the unit asked for."""
+        """Convert µs to the requested unit."""
         return time_us if self.micros else time_us // 1000
 
     def market(self) -> PlaybackMarket:
@@ -129,7 +129,7 @@ class Query:
         """Give the markets of `symbol` or `symbols`, and of `symbolStatus`; all without any of them.
 
         Args:
-            needed: Whether one of the first two has to be there.
+            needed: Whether one of the first two is mandatory.
         """
         if "symbol" in self.params and "symbols" in self.params:
             raise RestError(-1128, "Combination of optional parameters invalid.")
@@ -174,7 +174,7 @@ class Query:
         return value
 
     def listed(self) -> list[PlaybackMarket]:
-        """Give the markets that `exchangeInfo` is asked for, by name, or by permission and status."""
+        """Give the markets of an `exchangeInfo` request, by name, or by permission and status."""
         named = "symbol" in self.params or "symbols" in self.params
         if named and ("permissions" in self.params or "symbolStatus" in self.params):
             raise RestError(-1128, "Combination of optional parameters invalid.")

@@ -1,7 +1,7 @@
-"""REST under `/api/v3`: what each route takes, weighs and answers, from the same book that the streams have reached.
+"""REST under `/api/v3`: parameters, weight and answer of each route, from the same book that the streams have reached.
 
-Owns no state. A request is weighed first, then met by faults, then answered in one go, so that no message can be sent
-between two parts of an answer.
+Owns no state. A request is charged first, then subject to faults, then answered without interruption, so that no
+message is sent between two parts of an answer.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _aggregates(query: Query) -> Any:
 
 
 def _part(items: Sequence[Item], limit: int, *, forward: bool) -> Sequence[Item]:
-    """Give the oldest when a beginning was named, else the newest."""
+    """Give the oldest items when a start was given, else the newest."""
     return items[:limit] if forward else items[-limit:]
 
 
@@ -128,14 +128,14 @@ def _ping(query: Query) -> Any:
 
 
 def depth_weight(params: Mapping[str, str]) -> int:
-    """Weigh a depth request by its limit."""
+    """Give the weight of a depth request by its limit."""
     text = params.get("limit", "")
     limit = int(text) if _INTEGER.fullmatch(text) else 100
     return 5 if limit <= 100 else 25 if limit <= 500 else 50 if limit <= 1000 else 250
 
 
 def ticker_weight(params: Mapping[str, str]) -> int:
-    """Weigh a 24-hour ticker request by the number of symbols."""
+    """Give the weight of a 24-hour ticker request by its number of symbols."""
     if "symbol" in params:
         return 2
     count = params["symbols"].count(",") + 1 if "symbols" in params else 101
@@ -183,7 +183,7 @@ def answer(query: Query, route: Route) -> Any:
     """Check the names of the parameters and give the body.
 
     Raises:
-        ApiError: The request is wrong.
+        RestError: The request is wrong.
     """
     read = [name for name in query.params if name in route.reads]
     if len(read) < len(query.params):

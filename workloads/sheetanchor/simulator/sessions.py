@@ -1,7 +1,7 @@
-"""One WebSocket connection: what it has subscribed to, what it is sent, and when it has to end.
+"""One WebSocket connection: its subscriptions, what is sent on it, and when it ends.
 
-Writes go straight to the transport. A client that reads too slowly first loses best-bid-ask messages that a newer one
-has overtaken, as on the real exchange; past a bound it is cut off. Nothing here waits for a client.
+Writes go directly to the transport. A client that reads too slowly first loses best-bid-ask messages that a newer one
+has replaced, as on the real exchange; beyond a bound it is disconnected. Nothing here waits for a client.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ PONG_WITHIN_PINGS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How long a connection may live and how much may wait for it.
+    """How long a connection may last and how many bytes may wait for it.
 
     Attributes:
-        backlog_bytes: Unread bytes from which best-bid-ask messages are culled: a few hundred ordinary messages.
-        buffer_max_bytes: Unread bytes at which a client is cut off.
+        backlog_bytes: Unread bytes above which best-bid-ask messages are dropped: a few hundred ordinary messages.
+        buffer_max_bytes: Unread bytes above which a client is disconnected.
     """
 
     ping_interval_s: float = 20.0
@@ -56,7 +56,7 @@ class _Counts:
 
 @dataclass(slots=True)
 class _Backlog:
-    """What waits for a client: overtaken best prices by stream, and everything while the connection is held."""
+    """Messages that wait for a client: the latest best prices by stream, and all while the connection is held."""
 
     best: dict[str, bytes] = field(default_factory=dict)
     held: list[bytes] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Session:
         self._end_s = now_s + terms.life_s
         self._ended = False
         self.silent = False
-        """Nothing at all is sent, pings and answers included; what would have been is lost."""
+        """Set while nothing is sent, pings and answers included; messages due meanwhile are lost."""
 
     def subscribe(self, streams: Sequence[str]) -> None:
         """Subscribe to the streams that the URL names."""
@@ -102,7 +102,7 @@ class Session:
     # -- sending ----------------------------------------------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
-        """Write whole frames; cut the client off when too much waits for it."""
+        """Write whole frames; disconnect the client when too many bytes wait for it."""
         if not data or self.silent or self._gone():
             return
         if self._backlog.holding:
@@ -112,10 +112,10 @@ class Session:
             self._transport.write(data)
         waiting = self._waiting_bytes()
         if waiting > self._terms.buffer_max_bytes:
-            self.abort(f"slow consumer: {waiting} bytes wait for it")
+            self.abort(f"slow consumer: {waiting} bytes are unread")
 
     def _gone(self) -> bool:
-        """Say whether nothing more can be written; the client may have left since the last tick."""
+        """Say whether nothing more can be written; the client may have disconnected since the last tick."""
         return self._ended or self._transport.is_closing()
 
     def _unread_bytes(self) -> int:
@@ -125,14 +125,14 @@ class Session:
         return self._unread_bytes() + self._backlog.held_bytes
 
     def is_special(self) -> bool:
-        """Say whether messages have to be looked at one by one."""
+        """Say whether messages have to be handled one by one."""
         return bool(self._backlog.best) or self._is_slow()
 
     def _is_slow(self) -> bool:
         return self._unread_bytes() > self._terms.backlog_bytes
 
     def send_each(self, events: Sequence[MarketEvent], wires: Sequence[bytes], edits: Mapping[int, Edit]) -> None:
-        """Write those messages that it has subscribed to, with scripted edits, culling best prices when it is slow."""
+        """Write the subscribed messages, with scripted edits, and without old best prices when it is slow."""
         slow = self._is_slow()
         parts: list[bytes] = []
         if not slow:
@@ -151,7 +151,7 @@ class Session:
         self.send(b"".join(parts))
 
     def hold(self, wanted: bool) -> None:
-        """Begin or end holding everything back."""
+        """Begin or end holding back all messages."""
         if self._backlog.holding and not wanted:
             held = b"".join(self._backlog.held)
             self._backlog = _Backlog(best=self._backlog.best)
@@ -161,13 +161,13 @@ class Session:
     # -- ending -----------------------------------------------------------------------------------------------------
 
     def abort(self, reason: str) -> None:
-        """Break the connection without a word."""
+        """Cut the connection without a CLOSE frame."""
         log.info("connection %d is cut: %s", self.number, reason)
         self._ended = True
         self._transport.abort()
 
     def close(self, code: int, reason: str) -> None:
-        """End the connection in good order."""
+        """Close the connection with a CLOSE frame."""
         if self._ended:
             return
         log.info("connection %d is closed with %d: %s", self.number, code, reason)
@@ -184,18 +184,18 @@ class Session:
         self.send(wire_frame(TEXT, text.encode()))
         self._end_s = min(self._end_s, asyncio.get_running_loop().time() + after_s)
 
-    def look_after(self, now_s: float) -> None:
-        """Ping when it is time; end what has lived too long or does not answer."""
+    def maintain(self, now_s: float) -> None:
+        """Ping when it is time; close a connection that is too old or does not answer."""
         if self._gone():
             return
         if self._ping is not None and now_s - self._ping.sent_s > PONG_WITHIN_PINGS * self._terms.ping_interval_s:
             self.close(WSCloseCode.POLICY_VIOLATION, "Pong timeout")
         elif now_s >= self._end_s:
-            self.close(WSCloseCode.GOING_AWAY, "end of the connection's life")
+            self.close(WSCloseCode.GOING_AWAY, "the connection has reached its maximum age")
         elif now_s >= self._next_ping_s and not self.silent:
             self._next_ping_s = now_s + self._terms.ping_interval_s
             payload = str(int(now_s * 1000)).encode()
-            # The oldest unanswered ping decides; any answer to a later one settles it too.
+            # The oldest unanswered ping counts; a pong to a later one answers it too.
             self._ping = self._ping or _Ping(payload, now_s)
             self._ping.payload = payload
             self.send(wire_frame(PING, payload))

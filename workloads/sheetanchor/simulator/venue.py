@@ -1,7 +1,7 @@
 """The exchange itself: its markets, its connections, its faults, and the tick that moves them all.
 
-One tick gives what is due, decides what each connection gets of it, and writes once to each; REST answers between two
-ticks, so it speaks of exactly the book that the last sent diff led to.
+One tick takes the messages that are due, decides what each connection gets, and writes once to each; REST requests are
+answered between two ticks, so from exactly the book of the last diff that was sent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sheetanchor.simulator.wire import BINARY, wire_frame
 log = logging.getLogger(__name__)
 
 EVENTS_PER_TICK_MAX = 1_000
-"""After so many messages of one market other work gets its turn; at a usual tick of 2 ms that is 500,000 a second."""
+"""After so many messages of one market others get their turn; at the usual tick of 2 ms that is 500,000 a second."""
 
 
 def wall_clock() -> Callable[[], int]:
@@ -29,10 +29,10 @@ def wall_clock() -> Callable[[], int]:
 
 
 class Venue:
-    """Everything the server serves from.
+    """The state that the server serves from.
 
     Args:
-        markets: By symbol.
+        markets: Markets by symbol.
         now_us: Wall clock in µs.
         start_us: When playing begins.
         weight_limit: REST weight per minute and address.
@@ -60,7 +60,7 @@ class Venue:
         return min(due, default=None)
 
     def tick(self, now_us: int) -> None:
-        """Begin and end faults, send what is due, and look after connections."""
+        """Begin and end faults, send due messages, and maintain connections."""
         self.tick_faults(now_us)
         events: list[MarketEvent] = []
         for market in self.markets.values():

@@ -1,1 +1,1 @@
-"""HTTP of every long-running process: health and what it is made of, metrics, errors, listeners."""
+"""HTTP of every long-running process: health checks, metrics, errors, listeners."""

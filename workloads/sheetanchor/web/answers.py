@@ -1,6 +1,6 @@
-"""What every HTTP answer has in common: one shape of errors, a request id, a count, and bounds for whoever asks.
+"""What all HTTP answers have in common: one form of errors, a request id, a count, and limits for clients.
 
-A request that fails in a way that nobody has thought of is answered, counted and logged as every other failure.
+A request that fails unexpectedly is answered, counted and logged like every other failure.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from sheetanchor import __version__
 log = logging.getLogger(__name__)
 
 AT_ONCE_MAX: Final = 64
-"""Requests that are answered at the same time; the next one is told to come back."""
+"""Requests that are answered at the same time; the next one gets a 429 with Retry-After."""
 
 RATE_MAX_PER_S: Final = 200.0
-"""Requests a second from one address, on average. What is answered here changes every two seconds."""
+"""Requests a second from one address, on average. The answers change every two seconds only."""
 
 BURST_MAX: Final = 400.0
 ADDRESSES_MAX: Final = 1024
-"""Addresses whose rate is known; the one that has been silent for longest is forgotten for the next."""
+"""Addresses whose rate is kept; the one without requests for the longest time is dropped for the next."""
 
 RETRY_AFTER_S: Final = 1
 LOGGED_PER_S: Final = 5.0
@@ -45,21 +45,21 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LOCAL_HOST: Final = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 _NOSNIFF: Final = {"X-Content-Type-Options": "nosniff"}
 _UNCOUNTED: Final = "/health"
-"""What these paths answer with 503 is a state that has its own metrics and logs, not a failed request."""
+"""Paths whose 503 is a state with its own metrics and logs, not a failed request."""
 
 _MESSAGES: Final = {
-    404: ("NOT_FOUND", "There is nothing at this path. See /health, /metrics and the documentation of this role."),
+    404: ("NOT_FOUND", "This path does not exist. See /health, /metrics and the documentation of this role."),
     405: ("METHOD_NOT_ALLOWED", "This path only answers GET."),
 }
 
 
 @dataclass(slots=True)
 class Allowance:
-    """So much at once, so much a second: a token bucket.
+    """A token bucket: a burst at once, and a rate per second.
 
     Attributes:
-        per_s: How fast it fills again.
-        most: How much it holds, and has at first.
+        per_s: Tokens added per second.
+        most: Most tokens that it holds, and holds at first.
     """
 
     per_s: float
@@ -74,7 +74,7 @@ class Allowance:
         """Take one if there is one.
 
         Args:
-            now_s: Any clock in seconds that only goes forward.
+            now_s: Seconds of a monotonic clock.
         """
         self.left = min(self.most, self.left + max(0.0, now_s - self.seen_s) * self.per_s)
         self.seen_s = now_s
@@ -85,7 +85,7 @@ class Allowance:
 
 
 class Admission:
-    """Says which requests are answered: so many at a time in all, and so many a second from one address."""
+    """Decides which requests are answered: a number at a time in all, and a rate from one address."""
 
     def __init__(self, at_once: int = AT_ONCE_MAX, per_s: float = RATE_MAX_PER_S, burst: float = BURST_MAX) -> None:
         self._at_once, self._per_s, self._burst = at_once, per_s, burst
@@ -96,8 +96,8 @@ class Admission:
         """Say why a request is not answered now, "" if it is.
 
         Args:
-            address: Whose it is.
-            now_s: Any clock in seconds that only goes forward.
+            address: Address of the client.
+            now_s: Seconds of a monotonic clock.
         """
         allowance = self._allowances.pop(address, None) or Allowance(self._per_s, self._burst)
         self._allowances[address] = allowance
@@ -121,7 +121,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Where answers are counted.
+    """The metrics of answers.
 
     Attributes:
         requests: By status and endpoint.
@@ -133,7 +133,7 @@ class Counters:
 
 
 def timestamp() -> str:
-    """Give the present time as answers have it."""
+    """Give the present time in the format of answers."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -154,10 +154,10 @@ def _body(code: str, message: str, request_id: str) -> dict[str, Any]:
 
 
 class Answers:
-    """Answers requests of one application, or says why not.
+    """Answers requests of one application, or refuses them.
 
     Args:
-        counters: Where answers are counted.
+        counters: Metrics of answers.
     """
 
     def __init__(self, counters: Counters) -> None:
@@ -166,7 +166,8 @@ class Answers:
         self._logged = Allowance(LOGGED_PER_S, LOGGED_BURST)
         self._unlogged = 0
         self.only_local = False
-        """Nobody but this machine can reach it, so whoever names another host was led here by a foreign web page."""
+        """Only this machine can reach it, so a request with another host name was made by a foreign web page (DNS
+        rebinding)."""
 
     def error(self, request: Request, status: int, code: str, message: str) -> JSONResponse:
         """Make an answer of the common shape, count its code, and log it with its id."""
@@ -193,13 +194,16 @@ class Answers:
     def _refused(self, request: Request) -> Response | None:
         if self.only_local and not _LOCAL_HOST.fullmatch(request.headers.get("host", "localhost")):
             return self.error(
-                request, 421, "MISDIRECTED_REQUEST", "This listens on this machine only: name it as localhost."
+                request,
+                421,
+                "MISDIRECTED_REQUEST",
+                "This server listens on this machine only: use localhost in the URL.",
             )
         address = request.client.host if request.client else ""
         refusal = self._admission.refusal(address, time.monotonic())
         if not refusal:
             return None
-        response = self.error(request, 429, "TOO_MANY_REQUESTS", f"{refusal} Come back in {RETRY_AFTER_S} s.")
+        response = self.error(request, 429, "TOO_MANY_REQUESTS", f"{refusal} Try again in {RETRY_AFTER_S} s.")
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
         return response
 
@@ -208,9 +212,7 @@ class Answers:
             return await proceed(request)
         except Exception as error:
             log.exception("request failed", exc_info=error, extra={"request_id": request.state.request_id})
-            return self.error(
-                request, 500, "INTERNAL_ERROR", "The request failed; the log holds the reason under this request_id."
-            )
+            return self.error(request, 500, "INTERNAL_ERROR", "The request failed; search the log for this request_id.")
 
     def _log(self, request: Request, status: int) -> None:
         if not self._logged.take(time.monotonic()):
@@ -225,14 +227,14 @@ class Answers:
         log.log(level, text, request.method, request.url.path[:200], status, message, more, extra=extra)
 
     def bad_request(self) -> bytes:
-        """Give the body of the answer to what is no HTTP, and count it."""
+        """Give the body of the answer to a request that is no HTTP, and count it."""
         self._counters.errors.labels("BAD_REQUEST").inc()
         self._counters.requests.labels("400", "other").inc()
         return json.dumps(_body("BAD_REQUEST", "This is no HTTP request.", _new_id())).encode()
 
 
 def new_app(title: str, counters: Counters) -> FastAPI:
-    """Make an application without any route; `app.state.answers` is what answers for it."""
+    """Make an application without routes; `app.state.answers` makes its answers."""
     app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     answers = Answers(counters)
     app.state.answers = answers

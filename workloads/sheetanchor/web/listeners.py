@@ -1,10 +1,10 @@
-"""Listeners of HTTP servers: on which addresses, how many connections at a time, and how long each may say nothing.
+"""Listeners of HTTP servers: their addresses, the number of connections, and how long each may be idle.
 
-A connection costs a file descriptor whether it says anything or not. So there is a bound, and whoever waits longest
-without having asked for anything makes room for a newcomer: idle connections, however many, keep nobody out. Whoever
-has not asked a whole question after some seconds, sends it byte by byte, or does not take the answer, is dropped.
+A connection costs a file descriptor even if it is idle. So their number is bounded, and the connection that has been
+idle for longest is closed for a new one: idle connections, however many, cannot keep other clients out. A client that
+has not sent a complete request after some seconds, sends it byte by byte, or does not read the answer, is disconnected.
 
-One module, since the bound, the time limits and the listeners that they hold for only work together.
+One module, since the bound, the time limits and the listeners that they apply to only work together.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 ANY: Final = "*"
-"""Every address of this machine, of both families."""
+"""Every address of this machine, IPv4 and IPv6."""
 
 LOCAL: Final = "localhost"
-"""This machine alone, by both families."""
+"""This machine only, by IPv4 and IPv6."""
 
 BACKLOG: Final = 128
-"""Connections that the kernel keeps until they are accepted, which may be all in one go."""
+"""Connections that the kernel keeps until they are accepted, possibly all at once."""
 
 PROBES_ACCEPTED_AT_ONCE: Final = 32
-"""Connections that one turn of the probes' event loop accepts; what they ask is read some turns later."""
+"""Connections that one turn of the probes' event loop accepts; their requests are read some turns later."""
 
 PROBES_BACKLOG: Final = 4096
-"""Probes that the kernel keeps, or as many as it allows. A connection for which there is no place is not answered, and
-whoever made it tries again after a second, which for a probe is too late."""
+"""Connections of probes that the kernel keeps, or as many as it allows. Beyond it the kernel drops the attempt, and the
+client repeats it after a second, which is too late for a probe."""
 
 PORT_TRIES: Final = 20
 
 REQUEST_TIMEOUT_S: Final = 5.0
-"""A request fits into one packet. Whoever has not sent a whole one by now is slow on purpose, or gone."""
+"""A request fits into one packet. A client that has not sent a complete one by then is slow on purpose, or gone."""
 
 ANSWER_TIMEOUT_S: Final = 30.0
-"""Longest time for an answer to be made and taken; no answer here takes a second."""
+"""Longest time for an answer to be made and read; no answer here takes a second."""
 
 PROBE_END_S: Final = 1
 
@@ -56,14 +56,14 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 def addresses_of(host: str) -> list[tuple[socket.AddressFamily, str]]:
-    """Give the addresses that a setting means.
+    """Give the addresses of a setting.
 
     Args:
-        host: `*`, `::` or nothing for every address of both families, `localhost` for this machine alone, else an
+        host: `*`, `::` or nothing for every address of both families, `localhost` for this machine only, else an
             address or a name.
 
     Raises:
-        OSError: If the name is not known.
+        OSError: The name cannot be resolved.
     """
     if host in (ANY, "::", ""):
         return [(family, everywhere) for family, (everywhere, _) in _FAMILIES.items()]
@@ -74,14 +74,14 @@ def addresses_of(host: str) -> list[tuple[socket.AddressFamily, str]]:
 
 
 def open_listeners(host: str, port: int) -> list[socket.socket]:
-    """Listen on every address that a setting means; a family that the machine does not have is left out.
+    """Listen on every address of a setting; a family that the machine does not have is left out.
 
     Args:
-        host: As `addresses_of` takes it.
+        host: As for `addresses_of`.
         port: Port; 0 picks one that is free on all of them.
 
     Raises:
-        OSError: If the port is taken, or none of the addresses is this machine's.
+        OSError: The port is taken, or none of the addresses is this machine's.
     """
     addresses = addresses_of(host)
     for _ in range(PORT_TRIES):
@@ -100,7 +100,7 @@ def _listen(addresses: list[tuple[socket.AddressFamily, str]], port: int) -> lis
         for family, address in addresses:
             chosen = listeners[0].getsockname()[1] if listeners else port
             try:
-                # An IPv6 socket takes IPv6 alone, so that both families can have the port.
+                # An IPv6 socket accepts IPv6 only, so that both families can use the port.
                 listener = socket.create_server((address, chosen), family=family, backlog=BACKLOG)
             except OSError as error:
                 if error.errno not in _ABSENT or len(addresses) == 1:
@@ -115,7 +115,7 @@ def _listen(addresses: list[tuple[socket.AddressFamily, str]], port: int) -> lis
 
 
 def is_local(listeners: list[socket.socket]) -> bool:
-    """Say whether only this machine can reach these."""
+    """Say whether only this machine can reach these listeners."""
     return all(str(one.getsockname()[0]).startswith("127.") or one.getsockname()[0] == "::1" for one in listeners)
 
 
@@ -124,10 +124,10 @@ class Bounds:
     """How many connections a listener keeps.
 
     Attributes:
-        most: In all.
-        per_address: From one address.
-        request_s: Seconds in which a whole request has to come.
-        answer_s: Seconds in which its answer has to be made and taken.
+        most: Connections in all.
+        per_address: Connections from one address.
+        request_s: Seconds in which a complete request has to arrive.
+        answer_s: Seconds in which its answer has to be made and read.
     """
 
     most: int
@@ -138,15 +138,14 @@ class Bounds:
 
 READERS: Final = Bounds(384, 256)
 PROBES: Final = Bounds(256, 192)
-"""Both more from one address than are accepted until what the first asks is read: `BACKLOG`, and some turns' of the
-probes' loop.
-Together well below the thousand descriptors that a process has by default."""
+"""Both allow more from one address than are accepted before the first request is read: `BACKLOG`, and some turns of the
+probes' loop. Together well below the thousand descriptors that a process has by default."""
 
 
 class Places(Generic[Connection]):
-    """Who holds a connection, and who has to go for a newcomer: whoever has waited longest without asking.
+    """The open connections, and which one is closed for a new one: the one that has been idle for longest.
 
-    Of all addresses the one that has most waiting connections gives one up, so that nobody can crowd others out.
+    It is taken from the address with the most idle connections, so that one client cannot crowd out others.
     """
 
     def __init__(self, most: int, per_address: int) -> None:
@@ -160,7 +159,7 @@ class Places(Generic[Connection]):
         return len(self._address_of)
 
     def enter(self, connection: Connection, address: str) -> Connection | None:
-        """Take a newcomer in; gives who has to go for it, which may be the newcomer itself."""
+        """Add a connection; gives the one to close for it, which may be itself."""
         crowded = self._held.get(address, 0) >= self._per_address
         full = len(self._address_of) >= self._most
         leaving = self._longest_waiting(address if crowded else None) if crowded or full else None
@@ -179,13 +178,13 @@ class Places(Generic[Connection]):
         return next(iter(self._waiting.get(address, ())), None)
 
     def waits(self, connection: Connection) -> None:
-        """Note that it has asked for nothing, or that what it has asked for is answered."""
+        """Note that it is idle: it has sent no request, or its request is answered."""
         address = self._address_of.get(connection)
         if address is not None:
             self._waiting.setdefault(address, {})[connection] = None
 
     def asks(self, connection: Connection) -> None:
-        """Note that it has asked, and is being answered."""
+        """Note that its request is being answered."""
         address = self._address_of.get(connection, "")
         waiting = self._waiting.get(address)
         if waiting is not None:
@@ -194,7 +193,7 @@ class Places(Generic[Connection]):
                 del self._waiting[address]
 
     def leave(self, connection: Connection) -> None:
-        """Note that it is gone."""
+        """Note that it is closed."""
         self.asks(connection)
         address = self._address_of.pop(connection, None)
         if address is not None:
@@ -204,7 +203,7 @@ class Places(Generic[Connection]):
 
 
 class _Config(uvicorn.Config):
-    """uvicorn's, with what the connections of one listener share."""
+    """uvicorn's configuration, with what the connections of one listener share."""
 
     def __init__(self, app: App, bounds: Bounds, bad_request: Callable[[], bytes] | None, **options: Any) -> None:
         super().__init__(app, http=_Bounded, **options)
@@ -214,7 +213,7 @@ class _Config(uvicorn.Config):
 
 
 class _Bounded(H11Protocol):
-    """A connection that has a place and a deadline."""
+    """A connection with a place among the bounded ones, and a deadline."""
 
     config: _Config
 
@@ -242,7 +241,7 @@ class _Bounded(H11Protocol):
         self._settle()
 
     def _settle(self) -> None:
-        """Give the time for the answer once the whole question is there."""
+        """Set the deadline of the answer once the complete request is read."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             self._places.asks(self)
@@ -252,7 +251,7 @@ class _Bounded(H11Protocol):
         self._places.waits(self)
         self._due_within(self._bounds.request_s)
         super().on_response_complete()
-        self._settle()  # a next question may have come along with the last
+        self._settle()  # the next request may have arrived with the last
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._places.leave(self)
@@ -274,7 +273,7 @@ class _Bounded(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: a role stops its server itself, after its last work."""
+    """uvicorn without its own signal handling: a role stops its server itself, at the end of its shutdown."""
 
     def __init__(self, config: uvicorn.Config, backlog: int) -> None:
         super().__init__(config)
@@ -284,7 +283,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or ():
-            # asyncio takes one number for what it accepts at once and for what the kernel keeps meanwhile.
+            # asyncio has one number for the connections accepted at once and for those that the kernel keeps meanwhile.
             listener.listen(self._backlog)
         self.up.set()
 
@@ -315,10 +314,10 @@ async def serving(
     """Serve an ASGI application while the block runs; the listeners are closed at its end.
 
     Args:
-        app: What answers.
-        listeners: What `open_listeners` gave.
-        bad_request: Gives the body of the answer to what is no HTTP; absent leaves that to the server.
-        bounds: How many connections, and for how long.
+        app: The application.
+        listeners: Sockets from `open_listeners`.
+        bad_request: Gives the body of the answer to a request that is no HTTP; without it the server's own is sent.
+        bounds: Number and deadlines of connections.
     """
     server = _server(app, bounds, bad_request, 5, BACKLOG, BACKLOG)
     task = asyncio.create_task(server._serve(listeners))
@@ -339,20 +338,20 @@ async def serving(
 def probes(is_live: Callable[[], bool], is_ready: Callable[[], bool], host: str, port: int) -> Iterator[int]:
     """Answer `/health/live` and `/health/ready`, and nothing else, on a port of their own while the block runs.
 
-    A thread of its own answers, so that neither readers nor the process's own work can keep it from that. What it asks
-    must be safe to be asked from there.
+    A thread of its own answers, so that neither readers nor the process's own work can delay it. The callbacks must be
+    safe to be called from that thread.
 
     Args:
-        is_live: Whether a new start would not help.
-        is_ready: Whether requests should come here.
-        host: As `addresses_of` takes it.
+        is_live: Whether the process works; if not it has to be restarted.
+        is_ready: Whether requests should be sent here.
+        host: As for `addresses_of`.
         port: Port; 0 picks a free one.
 
     Yields:
         The port in use.
 
     Raises:
-        OSError: If the port cannot be had.
+        OSError: The port cannot be used.
     """
     listeners = open_listeners(host, port)
     up = threading.Event()

@@ -1,7 +1,7 @@
 """HTTP of every long-running role: health, metrics and what the role adds.
 
 No request does I/O: checks run in the background at the configured interval and the answers are cached, so a hanging
-dependency cannot hang a probe. Liveness says only that this process works; a lost dependency never asks for a restart.
+dependency cannot hang a probe. Liveness says only that this process works; a lost dependency never causes a restart.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _RANK: dict[Status, int] = {"healthy": 0, "degraded": 1, "unhealthy": 2}
 _GAUGE: dict[Status, float] = {"healthy": 1.0, "degraded": 0.5, "unhealthy": 0.0}
 
 CHECK_TIMEOUT_S = 2.0
-"""A check that takes longer is a failed check; well inside the smallest interval between two rounds times two."""
+"""A check that takes longer has failed; well below twice the smallest interval between two rounds."""
 
 UNWELL_INTERVAL_S = 1.0
-"""While something is wrong, and at the start, checks come more often: recovery should show at once."""
+"""While a check fails, and at the start, checks run more often, so that a recovery is seen at once."""
 
 TURN_EVERY_S = 0.25
 
 LOOP_STALL_MAX_S = 10.0
-"""A role whose own loop has not turned for this long is not alive; five slots."""
+"""A role whose own loop has had no heartbeat for this long is not alive; five slots."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         status: healthy, degraded or unhealthy.
-        details: Facts for people: numbers and short words, never addresses with credentials.
+        details: Numbers and short texts to show, never addresses with credentials.
     """
 
     status: Status
@@ -56,13 +56,13 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A dependency or part that a role brings its own check for.
+    """The check of a dependency or component of a role.
 
     Attributes:
         name: Key in the health answer.
-        run: Looks, bounded by `CHECK_TIMEOUT_S`; may read cached state only.
+        run: Makes the check, bounded by `CHECK_TIMEOUT_S`; may read cached state only.
         critical: Whether its failure makes the role unhealthy; else it makes it degraded.
-        component: Also list it under `components` (parts of the role itself rather than dependencies).
+        component: Also list it under `components` (of the role itself rather than a dependency).
     """
 
     name: str
@@ -72,7 +72,7 @@ class Check:
 
 
 def overall(results: Sequence[tuple[bool, Status]]) -> Status:
-    """Give the worst status; the failure of something optional only degrades.
+    """Give the worst status; the failure of an optional check only degrades.
 
     Args:
         results: Pairs of (critical, status).
@@ -100,22 +100,22 @@ class Health:
         self._results: dict[str, tuple[CheckResult, float]] = {}
 
     def heartbeat(self, loop: str = "") -> None:
-        """Say that one of the role's own loops has turned; from the first time on it has to go on turning."""
+        """Record a heartbeat of one of the role's loops; from the first one on it has to go on."""
         self._heartbeats[loop] = time.monotonic()
 
     @property
     def stalled_s(self) -> float:
-        """Seconds since the last beat of the loop that has been silent longest."""
+        """Seconds since the last heartbeat of the loop that has had none for longest."""
         return time.monotonic() - min(self._heartbeats.values(), default=self._started)
 
     async def turn(self) -> None:
-        """Note that the event loop turns, until cancelled: what is cached says nothing while it does not."""
+        """Note that the event loop runs, until cancelled: cached results are outdated while it is blocked."""
         while True:
             self._turned = time.monotonic()
             await asyncio.sleep(TURN_EVERY_S)
 
     async def watch(self) -> None:
-        """Run all checks again and again until cancelled."""
+        """Run all checks periodically until cancelled."""
         while True:
             await asyncio.gather(*(self._run(check) for check in self.checks))
             await asyncio.sleep(
@@ -129,7 +129,7 @@ class Health:
                 result = await check.run()
         except TimeoutError:
             result = CheckResult("unhealthy", {"message": f"no answer within {CHECK_TIMEOUT_S:g} s"})
-        except Exception as error:  # noqa: BLE001 - a check may fail in any way; whatever it is, it is its result
+        except Exception as error:  # noqa: BLE001 - a check may fail in any way; the failure is its result
             result = CheckResult("unhealthy", {"message": type(error).__name__})
         before = self._results.get(check.name)
         self._results[check.name] = (result, (time.perf_counter() - started) * 1000)
@@ -149,9 +149,9 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether requests should come here: at work, checked, not draining, and nothing critical failing.
+        """Whether requests should be sent here: running, checked, not draining, and no critical check failing.
 
-        A role that is of use without something critical says itself when it is, by `admits`.
+        A role that can serve although a critical check fails decides that itself, by `admits`.
         """
         turns = time.monotonic() - self._turned < CHECK_TIMEOUT_S
         if self.draining or not turns or any(check.name not in self._results for check in self.checks):
@@ -224,17 +224,17 @@ async def serve(app: FastAPI, health: Health, host: str, port: int, probe_port: 
     """Serve a role's application, and its probes beside it, while the block runs.
 
     Args:
-        app: What `create_app` made, with the role's routes.
+        app: Application of `create_app`, with the role's routes.
         health: Its checks run in the background meanwhile.
-        host: Address to listen on, as `listeners.addresses_of` takes it.
+        host: Address to listen on, as for `listeners.addresses_of`.
         port: Port; 0 picks a free one.
-        probe_port: Port for liveness and readiness alone, which readers cannot fill; 0 picks a free one.
+        probe_port: Port for liveness and readiness only, which readers cannot overload; 0 picks a free one.
 
     Yields:
         The port in use.
 
     Raises:
-        OSError: If a port cannot be had.
+        OSError: A port cannot be used.
     """
     with ExitStack() as stack:
         listeners = open_listeners(host, port)

@@ -1,1 +1,1 @@
-"""The market that the simulator plays, and what has been traded. Pure."""
+"""The market that the simulator plays, and its trades. Pure."""

@@ -1,4 +1,4 @@
-"""One symbol's market as it is played: what is sent next, and what REST would answer at the same moment. Pure."""
+"""One symbol's market as it is played: the next messages, and the state for REST answers at the same moment. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sheetanchor.simulator.playback.tape import Tape, TapeTrade
 
 PAST_BOOK_EVERY_US: Final = 1_000_000
 PAST_BOOKS_MAX: Final = 30
-"""Old books are kept for the fault that answers with one: half a minute, at 20 to 100 kB each."""
+"""Old books are kept for the fault that answers with an old one: half a minute, at 20 to 100 kB each."""
 
 TOP: Final = 20
 """Levels a side of the `@depth20` stream."""
@@ -27,7 +27,7 @@ TOP_LATE_MAX_US: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class MarketEvent:
-    """One message as it goes to everybody who has subscribed to its stream.
+    """One message for all subscribers of its stream.
 
     Attributes:
         stream: Name of the stream, for instance `btcusdt@depth`.
@@ -94,10 +94,10 @@ class PlaybackMarket:
         Args:
             now_us: Wall-clock time.
             count_max: At most this many; the rest stays due.
-            top: Whether somebody wants top-20 messages: one every `TOP_EVERY_US`, as long as the market is played.
+            top: Whether top-20 messages are subscribed to: one every `TOP_EVERY_US`, as long as the market is played.
         """
         events: list[MarketEvent] = []
-        # After a pause those of a second are made up for: each tells the whole.
+        # After a pause at most a second of them is sent: each holds the whole top of the book.
         self._top_due_us = max(self._top_due_us or now_us, now_us - TOP_LATE_MAX_US) if top else None
         while self._next is not None and len(events) < count_max:
             due_us, event_us, number, step = self._next
@@ -113,7 +113,7 @@ class PlaybackMarket:
         return events
 
     def jump(self, count: int, percent: float) -> None:
-        """Let the next `count` trade messages print at prices that are off by some per cent."""
+        """Change the prices of the next `count` trade messages by some per cent."""
         self._jump_trades = count
         self._jump_factor = 1 + percent / 100
 

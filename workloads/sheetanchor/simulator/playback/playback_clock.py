@@ -1,4 +1,4 @@
-"""When each recorded message is sent, and what event time it then carries. Pure: nothing here looks at a clock."""
+"""When each recorded message is sent, and what event time it then carries. Pure: no clock is read here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Pace(Protocol):
     """Maps a message's place in the recording to wall-clock time."""
 
     def times(self, index: int, recorded_us: int, event_us: int) -> tuple[int, int]:
-        """Give the moment a message is due and the event time it carries, both in µs of wall-clock time.
+        """Give when a message is due and its event time, both in µs of wall-clock time.
 
         Args:
             index: Place of the message in the order of sending; below 0 while warming up.

@@ -1,7 +1,7 @@
-"""A recording made ready to be played, once or round and round. Pure.
+"""A recording prepared to be played, once or in a loop. Pure.
 
-Played in a loop, the market must not jump: at the seam one diff turns the final book into the starting book, and ids of
-the next pass go on where the last ended, so that a client sees nothing but an unusually large diff.
+Played in a loop, the market must not jump: at the seam one diff changes the final book into the starting book, and ids
+of the next pass continue those of the last, so that a client only sees an unusually large diff.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ScriptStep:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """Everything that is sent, in order, and how ids and times move from one pass to the next.
+    """All messages in order, and how ids and times move from one pass to the next.
 
     Attributes:
         start: Book that the steps continue from.
@@ -76,11 +76,11 @@ class Script:
 
 
 def begin_at(recording: Recording, at_us: int) -> Recording:
-    """Give the part of a recording from a moment on; its starting book is what the book was then.
+    """Give the part of a recording from a moment on, with the book of that moment as its start.
 
     Args:
-        recording: The whole.
-        at_us: µs on the recorder's clock; up to the snapshot's own time it stays whole.
+        recording: The whole recording.
+        at_us: µs on the recorder's clock; up to the snapshot's own time nothing is cut.
 
     Raises:
         BadRecording: Nothing was recorded after that moment.
@@ -113,7 +113,7 @@ def _is_later(message: sbe.Message, update_id: int) -> bool:
 
 
 def prepare(recording: Recording) -> Script:
-    """Make a recording ready to be played.
+    """Prepare a recording to be played.
 
     Raises:
         BadRecording: Its exponents change on the way, a trades frame is empty, or the books at both ends are too
@@ -122,7 +122,7 @@ def prepare(recording: Recording) -> Script:
     snapshot = recording.snapshot
     start = Book(snapshot.bids, snapshot.asks, snapshot.book_update_id)
     decoded = [(at_us, frame, sbe.decode(frame)) for at_us, frame in recording.events]
-    # The recorder's clock may be off: times are moved so that nothing is sent before it has happened.
+    # The recorder's clock may be off: times are shifted so that no message is sent before its event time.
     lead_us = max(message.event_time_us - at_us for at_us, _, message in decoded)
     begin_us = min(at_us for at_us, _, _ in decoded) + lead_us
     steps = []
@@ -133,7 +133,7 @@ def prepare(recording: Recording) -> Script:
         if step.kind == "depth" and not joined:
             joined = True
             if step.first_id <= start.update_id:
-                # The first diff may begin before the snapshot; every pass but the first has to join without overlap.
+                # The first diff may begin before the snapshot; every later pass has to join without overlap.
                 step = replace(step, first_id=start.update_id + 1)
         steps.append(step)
     return _with_seam(snapshot, start, tuple(steps))

@@ -1,4 +1,4 @@
-"""What has been traded: trades, aggregated trades and candles, bounded in number. Pure."""
+"""The trades, aggregated trades and candles of a market, bounded in number. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import Final
 
 TRADES_MAX: Final = 20_000
-"""Trades that can be asked for: twelve minutes at the recorded pace, and twenty of the longest answers."""
+"""Trades that are kept for requests: twelve minutes at the recorded pace, and twenty of the longest answers."""
 
 SECONDS_MAX: Final = 7_200
 MINUTES_MAX: Final = 10_080
@@ -142,7 +142,7 @@ class Tape:
         )
 
     def _fill(self, candles: deque[Candle], length_us: int, until_us: int, price: int) -> None:
-        """Begin the candle that a moment lies in, and flat ones for intervals without a trade."""
+        """Begin the candle of a moment, and flat ones for intervals without a trade."""
         target_us = until_us - until_us % length_us
         if not candles:
             candles.append(Candle(target_us, price, price, price, price))
@@ -172,7 +172,7 @@ class Tape:
         return joined(self.minutes, length_us, (_MONDAY_US if interval == "1w" else 0) - zone_us)
 
     def average(self, since_us: int) -> int:
-        """Give the average price of what was traded since a moment, by quantity; else of the last trade, or 0."""
+        """Give the quantity-weighted average price since a moment; without trades the last trade's price, or 0."""
         inside = (
             list(takewhile(lambda trade: trade.time_us >= since_us, reversed(self.trades))) or list(self.trades)[-1:]
         )
