@@ -33,6 +33,9 @@ REDIS_QUORUM: Final = 2
 PLANNED_FROM: Final = frozenset({PIPELINE_KIND, REANCHOR_KIND, "Job", "Pod"})
 """Kinds without which no re-anchor is planned: without them a second run would start, or the end of one be missed."""
 
+FORCE_SKIPS: Final = frozenset({Reason.BACKING_OFF, Reason.BUDGET_USED_UP, Reason.COOLDOWN})
+"""Throttles that a forced request does not wait for: a lock that another run holds it does."""
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedCondition:
@@ -326,12 +329,12 @@ def _reanchor_throttled(facts: Facts) -> EvaluatedCondition:
         )
     first = waits[0][1].throttled or Reason.UNKNOWN
     text = "; ".join(f"{symbol}: {one.message}" for symbol, one in waits)
-    return EvaluatedCondition(
-        Condition.REANCHOR_THROTTLED,
-        "True",
-        first,
-        f"{text}; {_command(facts.pipeline)} --force does not wait",
-    )
+    reasons = {one.throttled for _, one in waits}
+    if Reason.EXCHANGE_LIMIT in reasons:
+        text += "; wait: the exchange bans an address that does not"
+    elif reasons & FORCE_SKIPS:
+        text += f"; {_command(facts.pipeline)} --force does not wait"
+    return EvaluatedCondition(Condition.REANCHOR_THROTTLED, "True", first, text)
 
 
 def _switched_off(facts: Facts) -> list[str]:

@@ -10,6 +10,8 @@ from sheetanchor_operator.names import Condition, Reason
 from sheetanchor_operator.reanchors.plan import ReanchorPlan, SymbolFacts
 from support.pipeline_parts import judged, message, sound, stands, told
 
+FORCE = "; kubectl reanchor btc -n market --force does not wait"
+
 OFF = {"reanchor": {"enabled": False}, "processor": {"selfReanchorAfterSeconds": 0}}
 SUSPECT = {"states": {"btc-process-0": stands(state="suspect", reason="a hole")}}
 FORCED = {"reanchors": ({"metadata": {"name": "hard"}, "spec": {"force": True}},)}
@@ -62,3 +64,20 @@ def test_what_it_does_not_hold_up_is_not_its_fault(
 ) -> None:
     """A forced request starts whatever the switch says, and waits only for what it waits for."""
     assert expected == told(throttled(facts, spec, **seen), Condition.REANCHOR_THROTTLED)
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        (Reason.BACKING_OFF, FORCE),
+        (Reason.COOLDOWN, FORCE),
+        (Reason.BUDGET_USED_UP, FORCE),
+        (Reason.LOCK_HELD, ""),
+        (Reason.EXCHANGE_LIMIT, "; wait: the exchange bans an address that does not"),
+    ],
+)
+def test_a_forced_run_is_offered_where_it_helps_and_does_no_harm(reason: Reason, advice: str) -> None:
+    """It waits for another one's lock all the same, and the exchange bans an address that does not wait."""
+    status = throttled(SymbolFacts(pending=("y",), throttled=reason, message="why"), {})
+
+    assert f"BTCUSDT: why{advice}" == message(status, Condition.REANCHOR_THROTTLED)

@@ -136,7 +136,11 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
     ),
     Reason.BUDGET_USED_UP: Meaning("a suspect state is still rebuilt once a minute", THROTTLED),
     Reason.COOLDOWN: Meaning("the state stays as it is so much longer", THROTTLED),
-    Reason.LOCK_HELD: Meaning("the state stays as it is until that run ends", THROTTLED),
+    Reason.LOCK_HELD: Meaning(
+        "the state stays as it is until that run ends",
+        THROTTLED,
+        ("kubectl reanchor history {name} -n {namespace}",),
+    ),
     # The state, and what is made of it.
     Reason.AWAITING_FIRST_ANCHOR: Meaning("its predictions are degraded until a re-anchor is swapped in", NOT_ANCHORED),
     Reason.SUSPECT: Meaning("its predictions are degraded until a re-anchor is swapped in", NOT_ANCHORED),
