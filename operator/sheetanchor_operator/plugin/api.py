@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,11 +62,13 @@ class Answer:
     Attributes:
         status: HTTP status.
         error: Why the body is not whole; it is empty then.
+        at_us: Time of the answer by the server's clock, to the second; 0 if it does not say.
     """
 
     status: int
     body: bytes
     error: str = ""
+    at_us: int = 0
 
 
 class Api:
@@ -261,7 +264,14 @@ def _whole(reply: Any, bytes_max: int, until_s: float) -> Answer:
             return Answer(reply.status, b"", f"the answer has more than {bytes_max} bytes")
         if time.monotonic() > until_s:
             return Answer(reply.status, b"", "the answer takes too long")
-    return Answer(reply.status, bytes(body))
+    return Answer(reply.status, bytes(body), at_us=_date_of(reply))
+
+
+def _date_of(reply: Any) -> int:
+    try:
+        return int(parsedate_to_datetime(reply.headers.get("Date") or "").timestamp()) * 1_000_000
+    except (TypeError, ValueError):
+        return 0
 
 
 class _Exists(PluginError):

@@ -23,6 +23,9 @@ from conftest import free_port_number
 from sheetanchor.policy.reanchor_object import Owner, reanchor_object
 from sheetanchor_operator.api.timestamps import text_of
 from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_KIND, Component, Condition, labels_of
+from sheetanchor_operator.plugin.api import Api, Target
+from sheetanchor_operator.plugin.explain.explanation import explain
+from sheetanchor_operator.plugin.explain.observe import observe
 from sheetanchor_operator.reanchors.requests import read_request, requests_of_annotation
 from support.apiserver import ApiServer
 from support.operator_parts import create, make_pipeline, namespace, set_status, token_of
@@ -386,3 +389,14 @@ def test_a_pipeline_without_a_status_is_not_known(place: Place) -> None:
 
     assert (2, True) == (unseen.returncode, "no operator has written one" in unseen.stdout)
     assert (3, True) == (unknown.returncode, "has no symbol DOGEUSDT: it has BTCUSDT" in unknown.stderr)
+
+
+def test_times_are_by_the_servers_clock(place: Place) -> None:
+    """A machine whose clock is wrong takes no fresh prediction for an old one."""
+    place.status()
+    api = Api(Target(kubeconfig=str(place.server.kubeconfig), namespace=place.name))
+
+    facts = observe(api, "btc", "", own_now_us=0)
+
+    assert abs(facts.now_us - now_us()) < 10 * SECOND_US
+    assert "sound" == explain(facts).verdict

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 from sheetanchor.runtime.plain_text import one_line
 from sheetanchor_operator.names import HTTP_PORT, PIPELINE_KIND, PIPELINE_LABEL, Component
 from sheetanchor_operator.plugin.api import FORBIDDEN, Answer, Api
-from sheetanchor_operator.plugin.errors import EXIT_FORBIDDEN, EXIT_NOT_FOUND, PluginError
+from sheetanchor_operator.plugin.errors import EXIT_NOT_FOUND, PluginError
 from sheetanchor_operator.plugin.explain.facts import (
     HEALTH_PATH,
     PREDICTION_PATH,
@@ -39,14 +39,16 @@ Question = tuple[Object, str, str]
 """A pod, its component and a path."""
 
 
-def observe(api: Api, name: str, symbol: str, now_us: int) -> Facts:
+def observe(api: Api, name: str, symbol: str, own_now_us: int) -> Facts:
     """Read all that can be read; what cannot be is named in the facts.
+
+    Times are compared with the API server's clock: this machine's may differ from the cluster's.
 
     Args:
         api: The API server.
         name: Name of the pipeline.
         symbol: The only trading pair to explain, "" for all.
-        now_us: The time.
+        own_now_us: The time by this machine's clock, for a server that does not give its own.
 
     Raises:
         PluginError: The pipeline cannot be read, or has no such symbol.
@@ -58,8 +60,11 @@ def observe(api: Api, name: str, symbol: str, now_us: int) -> Facts:
         raise PluginError(f"pipeline {name} has no symbol {symbol}: it has {known}", EXIT_NOT_FOUND)
     not_known: list[NotKnown] = []
     runs = _reanchors(api, name, not_known)
-    events = _events(api, name, not_known)
     answers = _answers(api, name, symbols, not_known)
+    fields = f"involvedObject.kind={PIPELINE_KIND},involvedObject.name={name}"
+    query = {"fieldSelector": fields, "limit": str(EVENTS_MAX)}
+    events, at_us = _listed(api, "events", query, "the last Events", not_known)
+    now_us = at_us or own_now_us
     return facts_of(pipeline, symbol, now_us, runs=runs, events=events, answers=answers, not_known=not_known)
 
 
@@ -67,35 +72,37 @@ def _reanchors(api: Api, name: str, not_known: list[NotKnown]) -> list[Object]:
     try:
         return api.reanchors(name)
     except PluginError as error:
-        if error.exit_code != EXIT_FORBIDDEN:
-            raise
         not_known.append(NotKnown("what is being done, and the last receipts", str(error)))
         return []
 
 
-def _events(api: Api, name: str, not_known: list[NotKnown]) -> list[Object]:
-    fields = f"involvedObject.kind={PIPELINE_KIND},involvedObject.name={name}"
-    return _listed(api, "events", {"fieldSelector": fields, "limit": str(EVENTS_MAX)}, "the last Events", not_known)
-
-
-def _listed(api: Api, plural: str, query: Mapping[str, str], what: str, not_known: list[NotKnown]) -> list[Object]:
-    """List objects of the core group; without the right, or after a failure, there are none, and that is noted."""
-    answer = api.read(f"/api/v1/namespaces/{api.namespace}/{plural}?{urlencode(query)}", LIST_BYTES_MAX)
+def _listed(
+    api: Api, plural: str, query: Mapping[str, str], what: str, not_known: list[NotKnown]
+) -> tuple[list[Object], int]:
+    """List objects of the core group, with the time of the answer; where that fails there are none, which is noted."""
+    try:
+        answer = api.read(f"/api/v1/namespaces/{api.namespace}/{plural}?{urlencode(query)}", LIST_BYTES_MAX)
+    except PluginError as error:
+        not_known.append(NotKnown(what, f"cannot list {plural}: {error}"))
+        return [], 0
     body = _object(answer.body)
-    if answer.status == FORBIDDEN:
-        not_known.append(NotKnown(what, f"you may not list {plural} in namespace {api.namespace}"))
-    elif answer.status != 200 or body is None:
-        not_known.append(NotKnown(what, f"cannot list {plural}: {_error(answer)}"))
-    else:
-        return [one for one in body.get("items") or () if isinstance(one, dict)]
-    return []
+    if answer.status == 200 and body is not None:
+        return [one for one in body.get("items") or () if isinstance(one, dict)], answer.at_us
+    denied = answer.status == FORBIDDEN
+    why = (
+        f"you may not list {plural} in namespace {api.namespace}"
+        if denied
+        else f"cannot list {plural}: {_error(answer)}"
+    )
+    not_known.append(NotKnown(what, why))
+    return [], answer.at_us
 
 
 def _answers(api: Api, name: str, symbols: Sequence[str], not_known: list[NotKnown]) -> list[PodAnswer]:
     """Ask the pods. The first is asked alone: without the right to the proxy no other one need be."""
     what = "what the pods answer"
     query = {"labelSelector": f"{PIPELINE_LABEL}={name}", "limit": str(PODS_MAX)}
-    questions = _questions(_listed(api, "pods", query, what, not_known), symbols)
+    questions = _questions(_listed(api, "pods", query, what, not_known)[0], symbols)
     if len(questions) > QUESTIONS_MAX:
         left = len(questions) - QUESTIONS_MAX
         not_known.append(
