@@ -128,8 +128,11 @@ class Side {
   void review() {
     const bool misses = beyond_ * 4 > changes_;
     changes_ = beyond_ = 0;
-    if (!misses) return;
     const bool is_first = patience_ == PATIENCE_AT_FIRST;
+    if (!misses) {
+      patience_ = PATIENCE;
+      return;
+    }
     const auto levels = best_levels(size());
     moved_ += levels.size();
     const auto grid = TickRow<which>::plan(levels);

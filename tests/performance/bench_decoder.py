@@ -39,6 +39,9 @@ NATIVE = [
     (f"the same, {ENTRY_FRAMES} frames an entry", Work(ENTRY_FRAMES), 60),
     ("the same, 1 frame an entry", Work(1), 30),
     (f"16 markets in turn, {ENTRY_FRAMES} frames an entry", Work(ENTRY_FRAMES, markets=16), 10),
+    ("bestBidAsk alone, 1,000 frames an entry", Work(1000, template=10001), 60),
+    ("trades alone", Work(1000, template=10000), 60),
+    ("depth diffs alone", Work(1000, template=10003), 60),
 ]
 # The slow ways see this many messages; their cost per message does not depend on how many follow.
 SLOW_MESSAGES = 4000

@@ -37,11 +37,17 @@ class Work:
         entry_frames: Frames per stream entry, a divisor of 1,000.
         markets: So many markets are fed in turn with each entry.
         is_kept: Whether books and windows are built; else frames are only read and checked.
+        template: Id of the messages that are fed; 0 for all.
     """
 
     entry_frames: int
     markets: int = 1
     is_kept: bool = True
+    template: int = 0
+
+    def of(self, frames: Sequence[tuple[int, bytes]]) -> Sequence[tuple[int, bytes]]:
+        """Those of the frames that are fed."""
+        return [frame for frame in frames if self.template in {0, int.from_bytes(frame[1][2:4], "little")}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ def fastest(builds: Sequence[Path], work: Work, runs: int, market: Recorded) -> 
             for nth, process in enumerate(processes):
                 took = answer(process, astuple(work))
                 best[nth] = [min(pair) for pair in zip(best[nth], took, strict=True)] if best[nth] else took
-    return [sum(stretches) / (len(market.frames) * work.markets) for stretches in best]
+    return [sum(stretches) / (len(work.of(market.frames)) * work.markets) for stretches in best]
 
 
 def in_turns(works: Mapping[str, Work], runs: int, market: Recorded) -> dict[str, float]:
@@ -95,7 +101,7 @@ def in_turns(works: Mapping[str, Work], runs: int, market: Recorded) -> dict[str
                 best[name] = [min(pair) for pair in zip(best.get(name, took), took, strict=True)]
         assert process.stdin is not None
         process.stdin.close()
-    return {name: sum(best[name]) / (len(market.frames) * work.markets) for name, work in works.items()}
+    return {name: sum(best[name]) / (len(work.of(market.frames)) * work.markets) for name, work in works.items()}
 
 
 @contextmanager
@@ -134,7 +140,7 @@ def module_at(path: Path) -> Any:
 
 def stretches_ns(native: Any, recorded: Recorded, work: Work) -> list[int]:
     """Feed the whole recording to fresh markets once; nanoseconds of each stretch."""
-    frames, out = recorded.frames, []
+    frames, out = work.of(recorded.frames), []
     markets = [native.Market(recorded.symbol if work.is_kept else OTHER_SYMBOL) for _ in range(work.markets)]
     for market in markets:
         market.load_snapshot(*recorded.snapshot, 0)
