@@ -253,3 +253,18 @@ def test_a_lost_line_does_not_prove_that_predictions_are_sound() -> None:
     assert ("degraded", None) == (one.verdict, one.predictions_sound)
     assert "whether predictions are sound is not known" in text_of_explanation(one)
     assert "whether predictions are sound" in [missing.what for missing in one.not_known]
+
+
+@pytest.mark.parametrize("status", ["healthy", "connected", "loaded"])
+def test_parts_of_an_ingestor_have_words_of_their_own(status: str) -> None:
+    """Each of them is sound, but for a line that lacks a stream: it is connected, and its message says what lacks."""
+    sound = explained(body(phase="Running"), health(Component.INGEST, "sbe_websocket", status))
+    lacking = explained(body(phase="Running"), health(Component.INGEST, "sbe_websocket", status, "nothing comes of x"))
+
+    assert ("sound", ()) == (sound.verdict, sound.causes)
+    assert [("btc-ingest-0", "sbe_websocket")] == why(lacking)
+
+
+def test_a_check_without_a_status_has_not_passed() -> None:
+    """What cannot be read counts as nothing, not as sound."""
+    assert [("btc-ingest-0", "sbe_decoder")] == why(explained(body(), health(Component.INGEST, "sbe_decoder", "")))

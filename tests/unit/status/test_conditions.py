@@ -76,8 +76,8 @@ def test_what_it_does_not_hold_up_is_not_its_fault(
         (Reason.EXCHANGE_LIMIT, "; wait: the exchange bans an address that does not"),
     ],
 )
-def test_a_forced_run_is_offered_where_it_helps_and_does_no_harm(reason: Reason, advice: str) -> None:
-    """It waits for another one's lock all the same, and the exchange bans an address that does not wait."""
+def test_a_forced_run_is_offered_where_it_helps(reason: Reason, advice: str) -> None:
+    """It waits for another one's lock all the same, and keeps to the exchange's ban."""
     status = throttled(SymbolFacts(pending=("y",), throttled=reason, message="why"), {})
 
     assert f"BTCUSDT: why{advice}" == message(status, Condition.REANCHOR_THROTTLED)

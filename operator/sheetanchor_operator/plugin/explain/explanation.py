@@ -39,8 +39,8 @@ STATUS_OLD: Final = "whether the status still holds"
 AT_REST_PHASES: Final[frozenset[str]] = frozenset({Phase.SUSPENDED, Phase.MAINTENANCE, Phase.PAUSED})
 
 FORCE_HELPS: Final[frozenset[str]] = frozenset({Reason.COOLDOWN, Reason.BUDGET_USED_UP})
-"""Throttles that the runbook lets a person go past. A forced run waits for another one's lock all the same, and the
-exchange bans who does not wait for its limit."""
+"""Throttles that the runbook lets a person go past. A forced run waits for another one's lock all the same, and
+keeps to the exchange's limit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class PredictionFact:
 
 @dataclass(frozen=True, slots=True)
 class CheckFact:
-    """A health check of a pod; `status` is healthy, degraded or unhealthy."""
+    """A health check of a pod; a sound one has one of `meanings.SOUND_CHECKS` as its status, and no message."""
 
     pod: str
     component: str

@@ -275,6 +275,9 @@ class CheckMeaning:
     doubts: tuple[str, ...] = ()
 
 
+SOUND_CHECKS: Final = frozenset({"healthy", "connected", "loaded"})
+"""What checks report as their status when they find nothing wrong: parts of an ingestor have words of their own."""
+
 CHECKS: Final[Mapping[str, Mapping[str, CheckMeaning]]] = {
     Component.INGEST: {
         "sbe_websocket": CheckMeaning(

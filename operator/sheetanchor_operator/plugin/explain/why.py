@@ -21,6 +21,7 @@ from sheetanchor_operator.plugin.explain.meanings import (
     NOT_TRUE,
     PROBLEM_STATUSES,
     RULES,
+    SOUND_CHECKS,
     CheckMeaning,
     DoubtMeaning,
     Meaning,
@@ -311,9 +312,10 @@ def _link_checks(causes: Sequence[Cause], checks: Iterable[CheckFact]) -> list[C
     linked, own = list(causes), []
     for check in checks:
         meaning = _check_meaning(check)
-        if check.status in ("healthy", "") or not meaning.text:
+        # A line that lacks a stream is connected, and says in its message what does not come.
+        if (check.status in SOUND_CHECKS and not check.message) or not meaning.text:
             continue
-        text = f"{meaning.text}: {check.message or check.status}"
+        text = f"{meaning.text}: {check.message or check.status or 'it reports nothing'}"
         at = next((at for at, one in enumerate(linked) if _explains(meaning, one)), None)
         if at is None:
             own.append(Cause(check.pod, check.name, text, group=SPARE, rank=len(MEANINGS), runbook=meaning.runbook))
