@@ -128,7 +128,8 @@ class Operator:
         )
         self.zones.on_change = self.leader.zones_changed
         self.zones.on_round = self.zone_actions.after_round
-        reconciler.zone_verdicts = self.zones.verdicts
+        if self.judges_zones:
+            reconciler.zone_verdicts = self.zones.verdicts
 
     @property
     def judges_zones(self) -> bool:
@@ -153,7 +154,7 @@ class Operator:
         age_s = self.clock() - self.election.checked_s
         verdicts = self.zones.verdicts(Bounds())
         return OperatorHealth(
-            zones=None if verdicts is None else {zone: str(health) for zone, (health, _) in verdicts.items()},
+            zones={zone: str(health) for zone, (health, _) in verdicts.items()} if self.judges_zones else None,
             abstains=self.zones.judgement.abstains,
             leading=self.election.leading.is_set(),
             synced=self.leader.synced,

@@ -50,6 +50,7 @@ PROBE_PORT: Final = 8082
 REDIS_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 SENTINEL_HTTP_PORT: Final = 8081
+SENTINEL_CONTAINER: Final = "sentinel"
 SENTINEL_SERVICE: Final = "sheetanchor"
 
 SETTINGS_FOLDER: Final = "/etc/sheetanchor/settings"

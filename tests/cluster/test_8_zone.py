@@ -33,7 +33,7 @@ def all_healthy(btc: Running) -> bool:
 
 
 def test_a_zone_without_power(btc: Running, cluster: Cluster, image: str) -> None:
-    """Two replicas, and a reader in the zone without one, so that it asks both: half of its questions fail for seconds."""
+    """Two replicas, and a reader in the zone without one, so that it asks both: half of it fails, for some seconds."""
     cluster.needs_own_machines("a node is switched off")
     btc.until_sound()
     btc.kubectl("scale", "pp", btc.name, "--replicas=2")

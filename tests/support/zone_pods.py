@@ -69,7 +69,11 @@ class ZonePods:
         metadata = {"name": name, "labels": labels_of(pipeline, component)}
         body = {"kind": "Pod", "apiVersion": "v1", "metadata": metadata, "spec": spec}
         await self.ask(POD.path(self.where), method="POST", body=body)
-        status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": [condition("True")]}
+        status: Body = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
+        status["conditions"] = [condition("True")]
+        if component is Component.REDIS:
+            sentinel = {"name": "sentinel", "ready": True, "image": "none", "imageID": "none", "restartCount": 0}
+            status["containerStatuses"] = [sentinel]
         await self.ask(f"{self.path(name)}/status", method="PATCH", body={"status": status}, content_type=STRATEGIC)
 
     def path(self, name: str) -> str:

@@ -32,6 +32,7 @@ from sheetanchor_operator.names import (
     PROBE_PORT,
     REDIS_PORT,
     SECRETS_FOLDER,
+    SENTINEL_CONTAINER,
     SENTINEL_HTTP_PORT,
     SENTINEL_PORT,
     SETTINGS_HASH,
@@ -242,7 +243,7 @@ def _sentinel(pipeline: Pipeline, managed: ManagedRedis, defaults: Defaults) -> 
     ports = {"sentinel": SENTINEL_PORT, "http-sentinel": SENTINEL_HTTP_PORT, "probes-sentinel": SENTINEL_PROBE_PORT}
     args = _args(settings, "--sentinel")
     resources = resources_of(managed.sentinel_resources)
-    return _container(pipeline, managed, defaults, "sentinel", args, ports, resources)
+    return _container(pipeline, managed, defaults, SENTINEL_CONTAINER, args, ports, resources)
 
 
 def _container(

@@ -25,13 +25,13 @@ def with_health(row: Mapping[str, Any], before: Mapping[str, Any], verdicts: Ver
     Args:
         row: The row without it.
         before: The row as it was written last; empty for none.
-        verdicts: By zone; None where zones are not judged.
+        verdicts: By zone; None where zones are not judged. A zone that is not named has not been judged yet.
         now_us: The moment.
     """
     if verdicts is None:
         return dict(row)
-    health, reason = verdicts.get(row["name"], (ZoneHealth.UNKNOWN, ZoneReason.NO_WITNESSES))
-    if health is ZoneHealth.UNKNOWN and before.get("health") in LOST:
+    health, reason = verdicts.get(row["name"], (None, None))
+    if health is None or (health is ZoneHealth.UNKNOWN and before.get("health") in LOST):
         # A replica that has not heard the zone yet does not know better than the one that has seen it go.
         return {**row, **{name: before[name] for name in ("health", "reason", "since") if name in before}}
     same = before.get("health") == health and "since" in before

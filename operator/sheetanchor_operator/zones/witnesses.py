@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sheetanchor_operator.names import COMPONENT_LABEL, PIPELINE_LABEL, ZONE_UNREACHABLE, Component
+from sheetanchor_operator.names import COMPONENT_LABEL, PIPELINE_LABEL, SENTINEL_CONTAINER, ZONE_UNREACHABLE, Component
 from sheetanchor_operator.zones.judge import Voice, ZoneAnswers
 
 SAMPLE_MAX: Final = 8
@@ -40,6 +40,7 @@ class PodFacts:
         withdrawn: Whether an operator has said since that it cannot be reached.
         running: Whether its containers run.
         ending: Whether it is on its way out.
+        sentinel_ready: Of a Redis node, whether its Sentinel is ready; its server may be without a master meanwhile.
     """
 
     namespace: str
@@ -54,6 +55,7 @@ class PodFacts:
     withdrawn: bool
     running: bool
     ending: bool
+    sentinel_ready: bool = False
 
     @property
     def place(self) -> Place:
@@ -69,6 +71,11 @@ class PodFacts:
     def is_witness(self) -> bool:
         """Whether its silence would say something: starting and ending pods are silent for reasons of their own."""
         return self.running and not self.ending and bool(self.address) and (self.ready or self.withdrawn)
+
+    @property
+    def may_speak(self) -> bool:
+        """Whether what its Sentinel says of its peers counts: one that starts has reached nobody yet."""
+        return self.running and not self.ending and bool(self.address) and self.sentinel_ready
 
 
 def pod_facts(body: Mapping[str, Any]) -> PodFacts | None:
@@ -91,6 +98,10 @@ def pod_facts(body: Mapping[str, Any]) -> PodFacts | None:
         withdrawn=ready.get("status") == "False" and ready.get("reason") == ZONE_UNREACHABLE,
         running=status.get("phase") == "Running",
         ending="deletionTimestamp" in metadata,
+        sentinel_ready=any(
+            one.get("name") == SENTINEL_CONTAINER and bool(one.get("ready"))
+            for one in status.get("containerStatuses") or ()
+        ),
     )
 
 
@@ -148,8 +159,8 @@ def speakers(zones: Mapping[str, Collection[PodFacts]], silent: Collection[str],
     chosen = []
     for zone, pods in zones.items():
         if zone not in silent and zone != own_zone:
-            fit = [pod for pod in pods if pod.component == Component.REDIS and pod.owner in concerned]
-            chosen += sample(fit)
+            fit = (pod for pod in pods if pod.component == Component.REDIS and pod.owner in concerned)
+            chosen += _spread((pod for pod in fit if pod.may_speak), SAMPLE_MAX)
     return chosen
 
 

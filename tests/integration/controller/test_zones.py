@@ -60,7 +60,7 @@ class Replica:
             assert all(isinstance(one, asyncio.CancelledError) for one in ended), ended
 
     def health(self, zone: str) -> str:
-        found = (self.observer.verdicts(BOUNDS) or {}).get(zone)
+        found = self.observer.verdicts(BOUNDS).get(zone)
         return str(found[0]) if found else ""
 
 

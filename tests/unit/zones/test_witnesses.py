@@ -41,7 +41,23 @@ def body(component: Component = Component.INFER, **status: Any) -> dict[str, Any
 
 
 def facts(name: str, node: str = "n-a", component: Component = Component.INFER, pipeline: str = "btc") -> PodFacts:
-    return PodFacts("market", name, name, "1", pipeline, component, node, "10.0.0.1", True, False, True, False)
+    return PodFacts("market", name, name, "1", pipeline, component, node, "10.0.0.1", True, False, True, False, True)
+
+
+def test_a_sentinel_speaks_while_its_server_is_without_a_master() -> None:
+    """Just when a zone is lost; one that starts has reached nobody, and would call everybody down."""
+    unready = {"conditions": condition("False", "ContainersNotReady")}
+    containers = [{"name": "redis", "ready": False}, {"name": "sentinel", "ready": True}]
+    speaks, starts = (
+        pod_facts(body(Component.REDIS, **unready, containerStatuses=statuses))
+        for statuses in (containers, [{"name": "sentinel", "ready": False}])
+    )
+
+    assert speaks is not None
+    assert starts is not None
+    assert speaks.may_speak
+    assert not speaks.is_witness
+    assert not starts.may_speak
 
 
 def condition(status: str, reason: str = "") -> list[dict[str, str]]:

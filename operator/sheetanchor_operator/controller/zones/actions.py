@@ -70,6 +70,9 @@ class ZoneActions:
         self._withdrawn: set[str] = set()
         """Uids of the pods that this replica has withdrawn."""
 
+        self._errors: list[str] = []
+        """What the API server has not done since the last line about it."""
+
         self._places = asyncio.Semaphore(AT_ONCE)
         self._withdrawing, self._reporting = InBackground(self._withdraw_all), InBackground(self._report_all)
 
@@ -112,6 +115,13 @@ class ZoneActions:
 
     async def _withdraw_all(self) -> None:
         await asyncio.gather(*(self._withdraw_of(pipeline) for pipeline in self._mine() if not pipeline.paused))
+        self._log_errors()
+
+    def _log_errors(self) -> None:
+        """Say once what may have happened to each of a thousand pipelines."""
+        errors, self._errors = self._errors, []
+        if errors:
+            log.warning("zones: %d writes were not done, for instance %s", len(errors), errors[0])
 
     async def _withdraw_of(self, pipeline: PipelineFacts) -> None:
         async with self._places:
@@ -123,8 +133,16 @@ class ZoneActions:
                     await self._withdraw(pipeline, decided, asked_s)
 
     async def _somebody_remains(self, decided: Withdrawal) -> bool:
-        """Ask now: at least one has to be there for the readers that are sent away."""
-        return any(await asyncio.gather(*(self._probe.is_ready(pod) for pod in decided.remaining)))
+        """Ask now: at least one has to be there for the readers that are sent away. The first one suffices."""
+        questions = [asyncio.ensure_future(self._probe.is_ready(pod)) for pod in decided.remaining]
+        try:
+            for answer in asyncio.as_completed(questions):
+                if await answer:
+                    return True
+        finally:
+            for question in questions:
+                question.cancel()
+        return False
 
     async def _withdraw(self, pipeline: PipelineFacts, decided: Withdrawal, asked_s: float) -> None:
         results = await asyncio.gather(*(self._patch(pod, decided.zone, asked_s) for pod in decided.pods))
@@ -147,7 +165,7 @@ class ZoneActions:
         except ApiConflict:
             return "conflict"
         except ApiError as error:
-            log.warning("pod %s/%s of the silent zone %s stays in its Service: %s", *pod.place, zone, error)
+            self._errors.append(f"pod {pod.namespace}/{pod.name} of zone {zone} stays in its Service: {error}")
             return "failed"
         if written is None:
             return "conflict"
@@ -159,12 +177,12 @@ class ZoneActions:
 
     async def _report_all(self) -> None:
         await asyncio.gather(*(self._report(pipeline) for pipeline in self._mine()))
+        self._log_errors()
 
     async def _report(self, pipeline: PipelineFacts) -> None:
         """Write what the zones count as, in the leader's place."""
         async with self._places:
-            verdicts = self._observer.verdicts(pipeline.bounds)
-            changed = report_of(pipeline.status, verdicts or {}, wall_us())
+            changed = report_of(pipeline.status, self._observer.verdicts(pipeline.bounds), wall_us())
             # It may lead again by now, or somebody else.
             if not changed or self._unrenewed_s() < LEASE_STALE_S:
                 return
@@ -174,7 +192,7 @@ class ZoneActions:
             except ApiConflict:
                 return
             except ApiError as error:
-                log.warning("pipeline %s/%s: its zones cannot be reported: %s", *pipeline.place, error)
+                self._errors.append(f"the zones of pipeline {pipeline.namespace}/{pipeline.name}: {error}")
                 return
             if written is None:
                 return

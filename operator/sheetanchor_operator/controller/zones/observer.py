@@ -102,14 +102,12 @@ class ZoneObserver:
 
     # What is concluded
 
-    def verdicts(self, bounds: Bounds) -> Verdicts | None:
-        """Give what each zone counts as, and why; None before the first round.
+    def verdicts(self, bounds: Bounds) -> Verdicts:
+        """Give what each zone counts as, and why; nothing before the first round.
 
         Args:
             bounds: A pipeline's.
         """
-        if not self.judgement.zones:
-            return None
         found = {zone: verdict_of(evidence, bounds) for zone, evidence in self.judgement.zones.items()}
         return {zone: (one.health, one.reason) for zone, one in found.items()}
 
