@@ -67,9 +67,6 @@ class ZoneObserver:
         self.answered: frozenset[str] = frozenset()
         """Uids of the pods that answered in it."""
 
-        self.asked: frozenset[str] = frozenset()
-        """Uids of those that were asked in it."""
-
         self.on_change: Callable[[], None] = lambda: None
         """Called when what a zone counts as has changed, for any pipeline."""
 
@@ -151,7 +148,6 @@ class ZoneObserver:
         self._lag_s = 0.0
         before, self.judgement = self.judgement, judge(self.judgement, seen)
         self.zones, self.asked_s, self.answered = zones, asked_s, answered
-        self.asked = frozenset(pod.uid for pods in asked.values() for pod in pods)
         self._suspected = frozenset(zone for zone, one in seen.zones.items() if one.asked and not one.answered)
         self._conclude(before.abstains)
 
