@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from conftest import RedisServer, free_port_number, wait_until
 from sheetanchor._decoder import Market
 from sheetanchor.contract import Receipt
+from sheetanchor.errors import ExchangeError
 from sheetanchor.reanchor.receipts import new_id
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
@@ -263,7 +264,9 @@ async def test_live_state_never_steps_back(redis: Redis, server: RedisServer, ex
             watcher = asyncio.create_task(watch())
             # Of a hundred levels the recorded market at one place passes eighty within a second: that would be a gap.
             receipts = [await reanchor(redis, exchange.rest_url, depth_limit=1000) for _ in range(8)]
+            await redis.hset(KEYS.anchor, "unvalidated", "2")
             validated = await reanchor(redis, exchange.rest_url, depth_limit=1000, validate_only=True)
+            left = await redis.hget(KEYS.anchor, "unvalidated")
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
@@ -275,6 +278,7 @@ async def test_live_state_never_steps_back(redis: Redis, server: RedisServer, ex
     assert sorted(seen) == seen
     assert [update for _, update in seen] == sorted(update for _, update in seen)
     assert ("validated", 9, 9) == (validated.result, validated.epoch_before, validated.epoch_after), validated.message
+    assert b"0" == left
 
 
 async def test_wrong_live_book_is_found_twice_and_replaced(redis: Redis, exchange: ExchangeProcess) -> None:
@@ -307,6 +311,31 @@ async def test_wrong_live_book_is_found_twice_and_replaced(redis: Redis, exchang
     assert 2 == looks
     assert ("swapped", 2) == (receipt.result, receipt.epoch_after), receipt.message
     assert "the live state was wrong: bid 4: expected" in receipt.message
+
+
+async def test_a_difference_is_a_doubt_at_once_and_a_lost_one_is_repeated(
+    redis: Redis, exchange: ExchangeProcess
+) -> None:
+    """Before it is rebuilt, and when the rebuild fails after Redis has lost the doubt; not if another has rebuilt."""
+    hot, states = HotState(redis, SYMBOL), []
+
+    async def break_down(place: str) -> None:
+        if place == "before:compare":
+            update_id, wrong = live_book(exchange, more_at_bid=3)
+            assert (await hot.apply(1, "spoiler", 1, update_id, 1, book=wrong.pack_book(1, {}))).ok
+        if place == "before:stage":
+            states.append((await hot.anchor()).state)
+            await redis.hset(KEYS.anchor, "state", "anchored")  # as a failover may leave it
+            raise ExchangeError("the exchange has gone")
+
+    async with fed_line(redis, exchange.ws_url):
+        await asyncio.sleep(0.3)
+        await reanchor(redis, exchange.rest_url)
+        assert (await hot.take(1, "spoiler", 0, "")).ok
+        receipt = await reanchor(redis, exchange.rest_url, break_down, validate_only=True)
+        states.append((await hot.anchor()).state)
+
+    assert (3, ["suspect", "suspect"]) == (receipt.exit_code, states), receipt.message
 
 
 async def test_a_live_state_that_lacks_the_newest_trade_is_replaced(redis: Redis, exchange: ExchangeProcess) -> None:

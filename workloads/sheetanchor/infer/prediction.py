@@ -76,6 +76,7 @@ class SlotState:
         sound_until_us: Redis' clock until which the processor declares the state sound; None if it does not say.
         unsound: Why the processor does not declare it sound, reasons joined by `; `.
         unmoved_us: How long, by its own clock, the reader has seen no newer heartbeat than this one.
+        receipt: Receipt of the rebuild or restatement that the state is of.
     """
 
     now_us: int
@@ -90,6 +91,7 @@ class SlotState:
     sound_until_us: int | None = None
     unsound: str = ""
     unmoved_us: int = 0
+    receipt: str = ""
 
     @property
     def price(self) -> float | None:
@@ -229,6 +231,7 @@ class Prediction:
         price_now: Middle of the best bid and ask; None if the book could not be read.
         latency_ms: From the slot's time to its commit; None while it is not committed.
         committed: Whether Redis holds it.
+        receipt: Receipt of the state that it was made from: after a failover an epoch's number can come twice.
     """
 
     slot: int
@@ -247,6 +250,7 @@ class Prediction:
     replica: str
     latency_ms: float | None = None
     committed: bool = False
+    receipt: str = ""
 
     def fields(self) -> dict[str, str]:
         """Render for Redis; `slot` and `latency_ms` are written there."""
@@ -261,6 +265,7 @@ class Prediction:
             "mode": self.mode,
             "model": self.model,
             "epoch": str(self.epoch),
+            "receipt": self.receipt,
             "degraded": str(int(self.degraded)),
             "reason": self.reason,
             "replica": self.replica,
@@ -292,6 +297,7 @@ class Prediction:
             replica=fields.get("replica", ""),
             latency_ms=_number(fields.get("latency_ms", "")),
             committed=True,
+            receipt=fields.get("receipt", ""),
         )
 
     @property
@@ -346,6 +352,7 @@ def build(slot: int, state: SlotState, answer: ModelAnswer, replica: str) -> Pre
         degraded=bool(doubts),
         reason=reason_of(doubts),
         replica=replica,
+        receipt=state.receipt,
     )
 
 

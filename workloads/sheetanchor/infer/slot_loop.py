@@ -264,6 +264,7 @@ class SlotLoop:
             sound_until_us=int(anchor["sound_until_us"]) if "sound_until_us" in anchor else None,
             unsound=anchor.get("unsound", ""),
             unmoved_us=monotonic_us - self._heard.at_us,
+            receipt=anchor.get("receipt", ""),
         )
 
     async def _answer(self, slot: int, state: SlotState) -> ModelAnswer:

@@ -91,6 +91,8 @@ class ReanchorRun:
         self._hot = HotState(redis, order.symbol)
         self._exchange = exchange
         self._hook = hook
+        self._anchor = Anchor()
+        self._found = ("", "")
 
     async def run(self, report: Callable[[Receipt], None]) -> Receipt:
         """Carry the run out.
@@ -114,6 +116,8 @@ class ReanchorRun:
             cancelled = error
         finally:
             await self._clean_up()
+        if outcome.exit_code != 0 and self._found[0]:
+            await self._leave_doubt()
         asked = self._exchange.asked(order.symbol)
         progress.weight_remaining = max(0, self._exchange.weight_remaining)
         progress.breaker = max(progress.breaker, self._exchange.breaker.state.value)
@@ -141,8 +145,10 @@ class ReanchorRun:
             differences = await self._differences()
             if not differences:
                 progress.epoch_after = progress.epoch_before
+                await self._hot.validated(anchor.epoch, anchor.receipt)
                 return Outcome("validated", 0, "the live state agrees with the exchange: nothing to do")
             progress.notes.append(f"the live state was wrong: {'; '.join(differences)}")
+            await self._doubt(f"it is not what the exchange says: {'; '.join(differences)}")
         replay, snapshot = await self._rebuild()
         reply = await self._finish(replay, snapshot)
         if reply is None:
@@ -179,7 +185,7 @@ class ReanchorRun:
             holder = await self._hot.lock_holder()
             raise LockHeld(f"Re-anchor already in progress for {self.order.symbol}: the lock is held by {holder}")
         self.progress.locked = True
-        anchor = await self._hot.anchor()
+        anchor = self._anchor = await self._hot.anchor()
         self.progress.epoch_before = anchor.epoch
         return anchor
 
@@ -273,6 +279,29 @@ class ReanchorRun:
                 return []
             log.warning("the live state of %s differs from the exchange: %s", self.order.symbol, "; ".join(differences))
         return differences
+
+    async def _doubt(self, reason: str) -> None:
+        """Say at once what was found, not only by the rebuild: until then predictions would go by a wrong state."""
+        if self.order.dry_run or (await self._hot.anchor()).state != "anchored":
+            return  # what is in doubt already is known by its own doubt
+        self._found = (reason, self._anchor.root or self._anchor.receipt)
+        await self._repeat_doubt()
+
+    async def _repeat_doubt(self) -> None:
+        """Say it again while the same rebuild stands: Redis may have lost it, or a processor have restated it since."""
+        reason, root = self._found
+        anchor = await self._hot.anchor()
+        if (anchor.root or anchor.receipt) == root:
+            await self._hot.suspect(0, "", anchor.epoch, 0, reason, doubt=self.progress.id)
+
+    async def _leave_doubt(self) -> None:
+        """Let a run that found the state wrong, and has not replaced it, not end with the state passing for right."""
+        try:
+            async with asyncio.timeout(CLEAN_UP_S):
+                await self._repeat_doubt()
+        except (RedisError, TimeoutError) as error:
+            self.progress.notes.append("the state was found to be wrong, and may not be marked as suspect")
+            log.error("the state of %s is wrong and cannot be marked as suspect: %s", self.order.symbol, error)
 
     async def _rebuild(self) -> tuple[Replay, Snapshot]:
         """Fetch, build and catch up; with a newer snapshot when the lines do not join this one.
@@ -409,6 +438,8 @@ class ReanchorRun:
                     market.stamp_us,
                     progress.id,
                     answered=answered,
+                    expected_receipt=self._anchor.receipt,
+                    trade_id=max(0, market.trade_id),
                 )
             except RedisUnavailable:
                 if attempt == SWAP_REPLIES_MAX - 1:
@@ -418,7 +449,7 @@ class ReanchorRun:
 
     async def _refusal(self, status: SwapStatus, epoch: int, detail: str) -> SheetAnchorError:
         """Make the error for a refused swap."""
-        if epoch != self.progress.epoch_before:
+        if epoch != self.progress.epoch_before or status is SwapStatus.EPOCH:
             return Superseded(f"the state is at epoch {epoch} now; this run began at {self.progress.epoch_before}")
         if status is SwapStatus.MISSING:
             return RedisRefused(f"Temporary key missing: {detail}")
