@@ -131,8 +131,7 @@ class Blocks {
     while (at > until && worse<which>(price, floors_[at])) --at;
     if (at == 0 || at > until || !worse<which>(price, floors_[at])) return at;
     const auto first = floors_.begin();
-    const auto after = std::upper_bound(first + 1, first + static_cast<std::ptrdiff_t>(at), price,
-                                        [](std::int64_t wanted, std::int64_t floor) { return worse<which>(wanted, floor); });
+    const auto after = std::upper_bound(first + 1, first + static_cast<std::ptrdiff_t>(at), price, worse<which>);
     return static_cast<std::size_t>(after - first) - 1;
   }
 

@@ -74,8 +74,8 @@ class Side {
   std::size_t known_levels(std::size_t depth, std::int64_t edge) const {
     if (edge == WHOLE) return depth;
     const auto best = best_levels(depth);
-    return static_cast<std::size_t>(
-        std::count_if(best.begin(), best.end(), [edge](const Level& level) { return !worse<which>(level.price, edge); }));
+    const auto is_known = [edge](const Level& level) { return !worse<which>(level.price, edge); };
+    return static_cast<std::size_t>(std::count_if(best.begin(), best.end(), is_known));
   }
 
   // At most `depth` levels, best first.

@@ -82,7 +82,8 @@ void check(const Market& market) {
     require(bids[at].qty > 0 && bids[at].price > 0 && (at == 0 || bids[at - 1].price > bids[at].price));
   for (std::size_t at = 0; at < asks.size(); ++at)
     require(asks[at].qty > 0 && asks[at].price > 0 && (at == 0 || asks[at - 1].price < asks[at].price));
-  if (const auto range = market.missing_depth()) require(range->found > range->expected && range->since_us != INT64_MAX);
+  if (const auto range = market.missing_depth())
+    require(range->found > range->expected && range->since_us != INT64_MAX);
   if (const auto range = market.missing_trade_ids())
     require(range->found > range->expected && range->since_us != INT64_MAX);
 }

@@ -124,7 +124,7 @@ class TwoSides {
     require(moved() <= 8 * loaded_ + MOVES_PER_CHANGE_MAX * changed_ + MOVES_MIN);
   }
 
-  // At the most levels that a side may have, forgetting the outermost ones is most of it; elsewhere it is a third of this.
+  // Forgetting the outermost levels of a full side is most of it; the moves of other markets are a sixth of this.
   static constexpr std::uint64_t MOVES_PER_CHANGE_MAX = 48, MOVES_MIN = 8192;
 
  private:
@@ -163,7 +163,8 @@ class BookScript {
     switch (op % 8) {
       case 0:
       case 1:  // scattered around the best price, in no order
-        for (int count = in_.take<std::uint8_t>() % 64; count-- > 0;) change(in_.take<std::int16_t>() >> (op >> 4), qty());
+        for (int count = in_.take<std::uint8_t>() % 64; count-- > 0;)
+          change(in_.take<std::int16_t>() >> (op >> 4), qty());
         break;
       case 2: {  // a run of levels, in the wire's order
         const auto count = in_.take<std::uint8_t>() << (op >> 4) % 8, stride = 1 + in_.take<std::uint8_t>() % 32;

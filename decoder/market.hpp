@@ -410,7 +410,7 @@ class Market {
     }
     std::int64_t newest_id = -1;
     for (const auto& trade : scratch_trades_) newest_id = std::max(newest_id, trade.id);
-    // Not `trade_id_`: behind a missing range a line that is late brings ids beyond it, and older times than the other line.
+    // Not `trade_id_`: behind a missing range a late line brings ids beyond it, and older times than the other line.
     const bool is_news = newest_id > std::max(trade_id_, pulse(Stream::trade).id);
     note_event(frame.event_time_us, is_news, is_news && goes_back(Stream::trade, frame.event_time_us));
     // Windows hold a trade by its own time: one that is far off is in none, and nothing else shows that it is missing.

@@ -42,8 +42,8 @@ inline constexpr char PACK_MAGIC[] = "SAbk";
 inline constexpr std::uint16_t PACK_VERSION = 2;
 inline constexpr std::size_t PACK_LINES_MAX = 255;
 
-// The CRC of zlib and gzip (reflected polynomial 0xEDB88320), eight bytes a step: table `n` is what a byte with `n` more
-// bytes behind it adds.
+// The CRC of zlib and gzip (reflected polynomial 0xEDB88320), eight bytes a step: table `n` is for a byte with `n` more
+// bytes behind it.
 inline std::uint32_t crc32(std::string_view bytes) {
   static const auto tables = [] {
     std::array<std::array<std::uint32_t, 256>, 8> made{};

@@ -1,5 +1,5 @@
-// The levels of one side of a book around its best price: a row of quantities, one for each tick, and a bit for each that
-// is not 0.
+// The levels of one side of a book around its best price: a row of quantities, one for each tick, and a bit for each
+// that is not 0.
 //
 // A change is a subtraction, a multiplication and a store, wherever in the row it is. The row is only ever a place for
 // levels that happen to be on its ticks and within its reach; its user keeps the others elsewhere.
@@ -9,7 +9,6 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <vector>
@@ -48,7 +47,9 @@ class TickRow {
   class Writer {
    public:
     // `LENGTH_MAX` or more for a price that has no place in the row.
-    std::size_t place(std::int64_t price) const { return std::rotr(distance<which>(origin_, price) * inverse_, shift_); }
+    std::size_t place(std::int64_t price) const {
+      return std::rotr(distance<which>(origin_, price) * inverse_, shift_);
+    }
     bool has(std::size_t place) const { return place < length_; }
     void set(std::size_t place, std::int64_t qty) {
       auto& word = words_[place / 64];
@@ -126,6 +127,7 @@ class TickRow {
     size_ = 0;
     first_ = grid.length / 64;
   }
+
   // Only when there is a level.
   Level best() const {
     while (words_[first_] == 0) ++first_;
@@ -150,7 +152,7 @@ class TickRow {
  private:
   // Fewer levels are as quick without a row, be it that a side has no more or that no more are near enough.
   static constexpr std::size_t LEVELS_MIN = 64;
-  // The tick is that of so many of the best levels: one odd price far out shall not make it small.
+  // The tick is that of so many of the best levels: an odd price far out does not make it small.
   static constexpr std::size_t TICK_LEVELS = 64;
 
   Level level(std::size_t place) const {
@@ -160,9 +162,10 @@ class TickRow {
 
   // 1 / odd, modulo 2^64 (Newton: each step doubles the number of right bits, from three on).
   //
-  // What is divisible by `odd` becomes the quotient when multiplied by it, and anything else becomes more than
-  // 2^64 / odd; so, after turning the even part of the tick out of the low bits, does what is not a multiple of the tick
-  // or is beyond the row, on either side (Warren, Hacker's Delight, "Test for Zero Remainder").
+  // A distance times this is the quotient where it is a multiple of `odd`, and more than 2^64 / odd where it is not.
+  // Rotating by the power of two in the tick divides by that too, and makes what is no multiple of it at least
+  // 2^(64 - shift). Both are beyond any row, since tick times length is at most 2^61; so is what is better than the
+  // origin (Warren, Hacker's Delight, "Test for Zero Remainder after Division by a Constant").
   static std::uint64_t inverse_of(std::uint64_t odd) {
     auto inverse = odd;
     for (int step = 0; step < 5; ++step) inverse *= 2 - odd * inverse;

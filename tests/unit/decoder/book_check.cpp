@@ -1,5 +1,5 @@
-// Runs a book and a plain one side by side: `book_check NAME SEED`. Aborts where they differ, or where keeping the fast one
-// in order costs more than a bounded number of moves a change.
+// Runs a book and a plain one side by side: `book_check NAME SEED`. Aborts where they differ, or where keeping the fast
+// one in order costs more than a bounded number of moves a change.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -26,7 +26,8 @@ constexpr std::uint64_t MOVES_PER_CHANGE_MAX = 8;
 template <Which which>
 class MadeMarket {
  public:
-  MadeMarket(std::uint64_t seed, std::int64_t tick, std::int64_t spacing) : random_(seed), tick_(tick), spacing_(spacing) {
+  MadeMarket(std::uint64_t seed, std::int64_t tick, std::int64_t spacing)
+      : random_(seed), tick_(tick), spacing_(spacing) {
     for (int nth = 0; nth < 1000; ++nth) add(nth * spacing_);
     send();
   }
