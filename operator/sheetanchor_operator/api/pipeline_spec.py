@@ -365,14 +365,14 @@ class Reanchor(Block):
 
 
 class Failover(Block):
-    """When a zone that nobody reaches counts as lost.
+    """When a zone that cannot be reached counts as lost.
 
-    The operator asks each second whatever is set here; what is set is how long nobody may have answered.
+    The operator polls each second whatever is set here; the fields set how long a zone may go without an answer.
     """
 
     failure_threshold: int = field(
         3,
-        "Checks in a row without an answer from anybody in a zone. Three, since a lost packet or a pause costs one.",
+        "Checks in a row without an answer from any pod of a zone. Three, since a lost packet or a pause costs one.",
         ge=3,
         le=10,
     )
@@ -569,7 +569,7 @@ class PipelineSpec(Block):
     redis: Redis = field(Redis(), "Where the hot state is kept.")
     reanchor: Reanchor = field(Reanchor(), "When and how the hot state is rebuilt.")
     reliability: Reliability = field(Reliability(), "Retries, breakers and health checks.")
-    failover: Failover = field(Failover(), "When a zone that nobody reaches counts as lost.")
+    failover: Failover = field(Failover(), "When a zone that cannot be reached counts as lost.")
     network_policy: NetworkPolicy = field(NetworkPolicy(), "Restriction of traffic.")
     scheduling: Scheduling = field(Scheduling(), "Where pods may run.")
     pod_metadata: PodMetadata = field(PodMetadata(), "Further labels and annotations of pods.")

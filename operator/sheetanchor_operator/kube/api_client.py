@@ -80,7 +80,7 @@ class ApiUnavailable(ApiError):
 
 
 class ApiConflict(ApiUnavailable):
-    """Somebody has written the object since it was read."""
+    """The object was written since it was read."""
 
 
 class ApiRefused(ApiError):
@@ -367,7 +367,7 @@ class Cluster:
         """Set one condition in an object's status, if it still is at a version; None if the object is gone.
 
         Raises:
-            ApiConflict: Somebody has written it since.
+            ApiConflict: It was written since.
             ApiRefused: The server will not do it.
             ApiUnavailable: It cannot do it just now.
         """

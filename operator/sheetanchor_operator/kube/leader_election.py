@@ -105,7 +105,7 @@ class Election:
         return self.leading.is_set() and self._clock() - self._renewed_s <= RENEW_WITHIN_S
 
     def unrenewed_s(self) -> float:
-        """Give for how long, as far as this candidate has seen, nobody has renewed the Lease; 0 while it holds it."""
+        """Give how long the Lease has not been renewed, as far as this candidate has seen; 0 while it holds it."""
         return 0.0 if self.holds() else self._clock() - self._view.changed_s
 
     async def run(self) -> None:

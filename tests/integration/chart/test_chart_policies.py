@@ -139,9 +139,9 @@ def test_an_annotation_that_nobody_has_taken_is_not_overwritten_without_a_word(
     def take(key: str) -> None:
         set_status(apiserver, where, "PredictionPipeline", "btc", {"lastReanchorRequest": key})
 
-    told = "the operator has not taken the annotation"
+    warning = "the operator has not seen the value of the annotation"
     numbers = itertools.count()
-    apiserver.wait(lambda: told in write(str(next(numbers))), within_s=60, what="it is in force")
+    apiserver.wait(lambda: warning in write(str(next(numbers))), within_s=60, what="it is in force")
 
     for value, key in (
         ("plain words", "plain words"),
@@ -150,5 +150,5 @@ def test_an_annotation_that_nobody_has_taken_is_not_overwritten_without_a_word(
     ):
         write(value)
         take(key)
-        assert told not in write("the next one"), value
-        assert told in write("and another before it was seen"), value
+        assert warning not in write("the next one"), value
+        assert warning in write("and another before it was seen"), value

@@ -27,7 +27,7 @@ from sheetanchor.local.supervisor import Listeners, Supervisor
 from sheetanchor.runtime.settings import LocalSettings
 from sheetanchor.web.server import Check, Health, create_app, serve
 
-BEAT_S = 1.0
+HEARTBEAT_INTERVAL_S = 1.0
 
 
 async def run(settings: LocalSettings) -> int:
@@ -107,7 +107,7 @@ class Printer:
 async def _page(supervisor: Supervisor, settings: LocalSettings) -> AsyncIterator[None]:
     board = supervisor.board
     checks = [Check("processes", board.check_processes, component=True), Check("anchor", board.check_anchor)]
-    health = Health("sheetanchor-local", checks, interval_s=BEAT_S)
+    health = Health("sheetanchor-local", checks, interval_s=HEARTBEAT_INTERVAL_S)
     app = create_app(health)
     page.add_routes(app, board.status)
     try:
@@ -132,7 +132,7 @@ async def _record_heartbeats(health: Health, supervisor: Supervisor) -> None:
     while True:
         health.heartbeat()
         health.draining = supervisor.run.phase == "ending"
-        await asyncio.sleep(BEAT_S)
+        await asyncio.sleep(HEARTBEAT_INTERVAL_S)
 
 
 @asynccontextmanager

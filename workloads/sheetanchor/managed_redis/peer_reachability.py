@@ -1,4 +1,4 @@
-"""Which other nodes a Sentinel reaches: what it says to whoever judges whether a zone is lost.
+"""Which other nodes a Sentinel reaches: an observation by which the operator judges whether a zone is lost.
 
 A Sentinel pings every server and Sentinel once a second from its own place, so its word is independent of any HTTP
 request. In TILT, after its clock has jumped or it was paused, it does not trust itself, and neither others.
@@ -63,7 +63,8 @@ def _reached(instances: Sequence[Mapping[str, str]]) -> dict[str, bool | None]:
 def _is_reached(instance: Mapping[str, str]) -> bool | None:
     """Say whether an instance has answered the last ping.
 
-    After a failover a Sentinel knows its servers anew and takes none of them for down, for as long as one is given to
+    After a failover a Sentinel has a new list of servers and counts none of them as down, for as long as one is given
+    to
     answer: that one does not count as down is no proof that it answers.
     """
     if _DOWN & set(instance.get("flags", "").split(",")):

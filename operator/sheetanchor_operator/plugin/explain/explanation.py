@@ -110,7 +110,7 @@ _UNSEEN: Final = NotKnown(
 
 
 def _predictions_sound(facts: Facts, causes: tuple[Cause, ...]) -> bool | None:
-    """Say whether predictions are sound, None if nobody has seen it lately."""
+    """Say whether predictions are sound, None if that was not observed lately."""
     blocking = {one.reason for one in causes if one.group < SPARE}
     if blocking:
         return None if blocking == {Reason.UNKNOWN} else False
@@ -139,7 +139,7 @@ def _is_seen_sound(facts: Facts, symbol: str) -> bool:
 
 
 def _outdated(facts: Facts) -> list[NotKnown]:
-    """Name why the status may not be true any more; empty if nothing speaks against it."""
+    """Name why the status may be outdated; empty if nothing indicates that."""
     if not facts.judged:
         why = "no operator has written one: does one run that watches this namespace?"
         return [NotKnown("the pipeline's status", why)]

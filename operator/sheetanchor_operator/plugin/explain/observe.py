@@ -28,7 +28,7 @@ PODS_MAX: Final = 200
 QUESTIONS_MAX: Final = 64
 AT_ONCE: Final = 8
 POD_TIMEOUT_S: Final = 3.0
-"""A pod answers within milliseconds, and the API server's proxy adds some: whoever waits longer knows enough."""
+"""A pod answers within milliseconds, and the API server's proxy adds some: a longer wait would not give an answer."""
 
 LIST_BYTES_MAX: Final = 16 * 1024 * 1024
 ANSWER_BYTES_MAX: Final = 256 * 1024

@@ -133,9 +133,9 @@ class Follower:
     @property
     def missing(self) -> str:
         """What the market waits for that no line has brought yet, "" if nothing."""
-        hole = self.market.depth_hole or self.market.trade_hole
+        found = self.market.depth_hole or self.market.trade_hole
         what = "update" if self.market.depth_hole else "trade"
-        return f"expected {what} {hole[0]}, found {hole[1]}" if hole else ""
+        return f"expected {what} {found[0]}, found {found[1]}" if found else ""
 
     def apply_rules(self, asked_us: int, *, awaits_lines: bool = False) -> list[Finding]:
         """Apply the rules.
