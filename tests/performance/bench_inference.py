@@ -160,9 +160,9 @@ class Bench:
         loops: list[SlotLoop] = []
         for number, symbol in enumerate(symbols):
             chain = fallbacks.chains[symbol]
-            loops.append(SlotLoop(self.redis, symbol, "bench", chain, beat=self._look(loops, number)))
+            loops.append(SlotLoop(self.redis, symbol, "bench", chain, heartbeat=self._look(loops, number)))
             loops[-1]._clock = ShiftedClock(number * SLOT_MS * 1_000 // len(symbols))
-            await loops[-1]._poll()  # the clock is known before the first slot is chosen
+            await loops[-1]._rehearse()  # the clock is known before the first slot is chosen
         gc.freeze()
         await asyncio.gather(*(slot_loop.run(self.stop) for slot_loop in loops))
         await asyncio.gather(*self._parts)
@@ -179,7 +179,7 @@ class Bench:
                 self._take(slot_loop, number * SLOT_MS / len(loops))
             elif slot_loop.times.begun_ns:
                 self.found.early += 1
-            slot_loop._warm_runs = self.warm_runs if self._kind(slot_loop, 1) == KINDS[0] else 0
+            slot_loop._dry_runs.count = self.warm_runs if self._kind(slot_loop, 1) == KINDS[0] else 0
 
         return look
 
@@ -267,15 +267,13 @@ def percentile(values: Sequence[float], share: float) -> float:
 def tables(found: Found) -> str:
     """Render the stages, and what the read is compared with."""
     lines = [
-        "| dry runs | slots | slot to commit p50 / p99 / max µs | " + " | ".join(STAGES) + " |",
+        "| dry runs | slots | slot to commit p10 / p50 / p99 / max µs | " + " | ".join(STAGES) + " |",
         "|---|---:|---:|" + "---:|" * len(STAGES),
     ]
     for kind, latencies in found.latency_us.items():
         stages = [found.stages_us[kind, stage] for stage in STAGES]
-        cells = [f"{percentile(values, 0.5):.0f} / {percentile(values, 0.99):.0f}" for values in stages]
-        total = " / ".join(
-            f"{value:.0f}" for value in (*(percentile(latencies, p) for p in (0.5, 0.99)), max(latencies))
-        )
+        cells = [" / ".join(f"{percentile(values, share):.0f}" for share in (0.1, 0.5, 0.99)) for values in stages]
+        total = " / ".join(f"{value:.0f}" for value in [percentile(latencies, share) for share in (0.1, 0.5, 0.99, 1)])
         lines.append(f"| {kind} | {len(latencies)} | {total} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -343,7 +341,9 @@ def main() -> None:
     for symbols, slots in ((SYMBOLS[:1], given.slots), (SYMBOLS, given.quick_slots)):
         if slots:
             beside_it = f", {given.load} busy processes beside it" if given.load else ""
-            print(f"A slot every {SLOT_MS / len(symbols):.0f} ms{beside_it}; stages as p50 / p99 µs:\n", flush=True)
+            print(
+                f"A slot every {SLOT_MS / len(symbols):.0f} ms{beside_it}; stages as p10 / p50 / p99 µs:\n", flush=True
+            )
             print(tables(measure(symbols, given.warm_runs, slots, given.load)) + "\n", flush=True)
 
 

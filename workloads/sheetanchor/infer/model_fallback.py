@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
@@ -23,7 +24,7 @@ import numpy as np
 from sheetanchor.errors import BadModel
 from sheetanchor.infer.prediction import Doubt, Mode, ModelAnswer, SlotState, confidence_of, without_model
 from sheetanchor.ml import onnx_model
-from sheetanchor.ml.feature_vector import FeatureMissing, extract
+from sheetanchor.ml.feature_vector import FeatureMissing, Fields, extract
 from sheetanchor.ml.onnx_model import ModelThread, OnnxModel
 from sheetanchor.ml.registry import ModelRegistry, version_of
 from sheetanchor.runtime import metrics
@@ -38,6 +39,9 @@ FAILURES_MAX: Final = 2
 
 TRIES_MAX: Final = 6
 """Models tried in one slot; time usually ends the search earlier."""
+
+_FEATURES_DURATION: Final = metrics.STAGE_DURATION.labels("features")
+_MODEL_DURATION: Final = metrics.STAGE_DURATION.labels("model")
 
 ModelKey = tuple[str, str]
 """Name and SHA-256 of a model."""
@@ -157,25 +161,30 @@ class ModelFallbackChain:
             self._failures.clear()
             await asyncio.shield(self._searching())
 
-    async def warm(self, count: int, state: SlotState | None) -> None:
-        """Run the model without using the result, so that the next run finds code and data in the CPU's caches.
+    async def warm(self, count: int, state: SlotState | None) -> ModelAnswer | None:
+        """Run the model for nothing, so that the next run finds its code and data in the caches; nothing is counted.
 
         Args:
-            count: Number of runs.
-            state: State that was read last; without one the input is zeros.
+            count: How often.
+            state: What was read last; without it, or what the model needs of it, the input is zeros.
+
+        Returns:
+            What the model said of the state; None if there is no model, or nothing that it could say.
         """
-        serving = self._serving
-        for _ in range(count if serving is not None else 0):
-            assert serving is not None
-            model = serving.model
+        answer = None
+        for _ in range(count):
+            serving = self._serving
+            if serving is None:
+                return None
             try:
-                vector = extract(model.manifest.features, {} if state is None else state.hashes)
+                answer = await self._run(serving, {} if state is None else state.hashes)
             except FeatureMissing:
-                vector = np.zeros(len(model.manifest.features), dtype=np.float32)
-            try:
-                await onnx_model.run(model, vector, self._thread)
+                zeros = np.zeros(len(serving.model.manifest.features), dtype=np.float32)
+                with suppress(BadModel):  # the slot itself will find out and act
+                    await onnx_model.run(serving.model, zeros, self._thread)
             except BadModel:
-                return  # the slot itself fails too, and handles it
+                return None  # the slot fails too, and handles it
+        return answer
 
     async def answer(self, state: SlotState, trend: float | None, recover_s: float) -> ModelAnswer:
         """Predict from a state.
@@ -203,24 +212,33 @@ class ModelFallbackChain:
 
     async def _try(self, serving: Serving, state: SlotState) -> ModelAnswer | Doubt | None:
         """Run the model; gives its answer, a doubt if the state lacks a feature, or None when the model failed."""
-        model = serving.model
-        started = time.perf_counter()
         try:
-            vector = extract(model.manifest.features, state.hashes)
+            answer = await self._run(serving, state.hashes)
         except FeatureMissing as error:
             return Doubt("features", str(error))
-        features_done = time.perf_counter()
-        try:
-            value = await onnx_model.run(model, vector, self._thread)
         except BadModel as error:
             self._on_failure(serving, error)
             return None
-        features_s, model_s = features_done - started, time.perf_counter() - features_done
-        metrics.STAGE_DURATION.labels("features").observe(features_s)
-        metrics.STAGE_DURATION.labels("model").observe(model_s)
+        _FEATURES_DURATION.observe(answer.features_s)
+        _MODEL_DURATION.observe(answer.model_s)
+        return answer
+
+    async def _run(self, serving: Serving, hashes: Mapping[str, Fields]) -> ModelAnswer:
+        """Run the model and do nothing else: a dry run takes the same way as a slot's.
+
+        Raises:
+            FeatureMissing: The state lacks what the model needs.
+            BadModel: The model failed or did not answer in time.
+        """
+        model = serving.model
+        started = time.perf_counter()
+        vector = extract(model.manifest.features, hashes)
+        features_done = time.perf_counter()
+        value = await onnx_model.run(model, vector, self._thread)
+        durations_s = features_done - started, time.perf_counter() - features_done
         confidence = confidence_of(value, model.manifest.residual_std)
         doubts = tuple(self._doubts_about(serving))
-        return ModelAnswer(serving.mode, value, confidence, model.version, doubts, features_s, model_s)
+        return ModelAnswer(serving.mode, value, confidence, model.version, doubts, *durations_s)
 
     def _doubts_about(self, serving: Serving) -> Sequence[Doubt]:
         doubts = []

@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 from sheetanchor.contract import SLOT_MS, keys, slot_of, slot_start_us
 from sheetanchor.errors import RedisError, RedisUnavailable, message_of
 from sheetanchor.infer.accuracy import SLOTS_24H, AccuracyTracker, PredictionResult, RollingAccuracy, has_degraded
+from sheetanchor.infer.dry_runs import WARM_BEFORE_S, DryRuns
 from sheetanchor.infer.linear_trend import TREND_POINTS_MAX, linear_return
 from sheetanchor.infer.model_fallback import ModelFallbackChain
 from sheetanchor.infer.prediction import (
@@ -60,11 +61,8 @@ READ_UNTIL_US: Final = 500_000
 """After this a slot is answered from the last read, so that time is left for its commit."""
 
 RETRY_S: Final = 0.05
-WARM_BEFORE_S: Final = 0.020
-"""Time for the dry runs before a slot: some ten times what they take."""
-
-SPIN_S: Final = 0.0012
-"""Timers of the event loop have a resolution of a millisecond; the last one is spent in a polling loop."""
+REFUSED_SLOT: Final = 0
+"""The first two seconds of 1970, never the current slot: Redis refuses a commit for it and writes nothing."""
 
 HISTORY_MAX: Final = 450
 """Records kept for HTTP: fifteen minutes, as long as raw frames are kept."""
@@ -86,7 +84,7 @@ class SlotLoop:
         symbol: Trading pair.
         replica: Name of this replica.
         chain: The symbol's chain of models.
-        warm_runs: Dry runs of the model just before a slot.
+        warm_runs: Dry runs just before a slot.
         heartbeat: Called in each turn of the loop.
     """
 
@@ -111,7 +109,7 @@ class SlotLoop:
         self._hot = HotState(redis, symbol)
         self._replica = replica
         self._chain = chain
-        self._warm_runs = warm_runs
+        self._dry_runs = DryRuns(self._rehearse, warm_runs)
         self._heartbeat = heartbeat
         self._clock = RedisClock()
         self._records: deque[Prediction] = deque(maxlen=HISTORY_MAX)
@@ -169,45 +167,51 @@ class SlotLoop:
             turn = next_turn(self.now_us, self.last_slot)
             if turn.skipped:
                 log.warning("%s: %d slots were not served before slot %d", self.symbol, turn.skipped, turn.slot)
-            if await self._wait(turn.slot, stop) and await self._serve(turn.slot):
+            if not await self._wait(turn.slot, stop):
+                continue
+            served = await self._serve(turn.slot)
+            self._dry_runs.end()
+            if served:
                 self.last_slot = turn.slot
 
     async def _wait(self, slot: int, stop: asyncio.Event) -> bool:
         """Wait for a slot to begin; false when `stop` is set before."""
-        early_s = until_us(slot, self.now_us, 0) / 1e6 - WARM_BEFORE_S
+        early_s = self._left_s(slot) - WARM_BEFORE_S
         if early_s > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(early_s):
                     await stop.wait()
                 return False
-            await self._warm(slot)
-        while True:
-            left_s = until_us(slot, self.now_us, 0) / 1e6
-            if left_s <= 0:
-                return True
-            await asyncio.sleep(max(0.0, left_s - SPIN_S))
+        await self._dry_runs.until(lambda: self._left_s(slot))
+        return True
 
-    async def _warm(self, slot: int) -> None:
-        """Rehearse the slot's calls, so that caches are warm and the offset of Redis' clock is fresh.
+    def _left_s(self, slot: int) -> float:
+        """Give the seconds until a slot begins, 0 when it has."""
+        return until_us(slot, self.now_us, 0) / 1e6
 
-        An idle CPU is in a sleep state and its caches hold other data: the first call of a slot would take ten times as
-        long as it does in a loop.
+    async def _rehearse(self) -> None:
+        """Run through a slot's calls: nothing of it is stored, counted, logged or written.
+
+        Redis refuses the commit. A failure here is not reported: the slot fails too, and reports it.
         """
-        if not self._warm_runs:
-            return
-        reading = asyncio.create_task(self._poll())
-        await asyncio.wait([reading], timeout=until_us(slot, self.now_us, 0) / 1e6)
-        for _ in range(self._warm_runs):
-            # On a busy machine a dry run may use up the time before the slot.
-            if until_us(slot, self.now_us, 0) > WARM_BEFORE_S * 1e6 / 2:
-                await self._chain.warm(1, self.state)
-        if not reading.done():
-            # A failure here is not reported: the slot's own read uses another connection and reports its failure.
-            reading.cancel()
-
-    async def _poll(self) -> None:
         with suppress(RedisError, ValueError):
-            await self._timed(self._hot.read, lambda read: read.now_us)
+            state = self._state_of(*await self._observe())
+            trend = linear_return(list(self._mids), state.now_us)
+            answer = await self._chain.warm(1, state) or without_model(trend, ())
+            prediction = build(REFUSED_SLOT, state, answer, self._replica)
+            await self._timed(
+                lambda: self._hot.commit_prediction(REFUSED_SLOT, prediction.fields()), lambda reply: reply.now_us
+            )
+
+    async def _observe(self) -> tuple[HotRead, WriterHeartbeat]:
+        """Read the state, and since when its writer's last heartbeat has been known.
+
+        Raises:
+            RedisError: It could not be read.
+            ValueError: What was read is no hot state.
+        """
+        read = await self._timed(self._hot.read, lambda read: read.now_us)
+        return read, self._heard.again(int(read.anchor.get("beat_us", 0)), time.monotonic_ns() // 1_000)
 
     async def _serve(self, slot: int) -> bool:
         """Serve a slot; false when by Redis' clock it has not begun yet."""
@@ -232,10 +236,10 @@ class SlotLoop:
     async def _read(self, slot: int) -> SlotState:
         """Read the state, again if it fails and there is time; else give the last one that was read."""
         while True:
-            self.times.begun_ns, started = time.monotonic_ns(), time.perf_counter()
+            self.times.begun_ns = time.monotonic_ns()
             try:
-                read = await self._timed(self._hot.read, lambda read: read.now_us)
-                state = self._state_of(read)
+                read, self._heard = await self._observe()
+                state = self._state_of(read, self._heard)
             except RedisError as error:
                 failure = str(error)
                 self._on_redis_lost(failure)
@@ -246,7 +250,7 @@ class SlotLoop:
                 unreadable = f"the hot state cannot be read: {message_of(error)}"
                 return replace(aged(before, self.now_us, ""), incomplete=unreadable)
             else:
-                metrics.STAGE_DURATION.labels("read").observe(time.perf_counter() - started)
+                self.times.read_s = (time.monotonic_ns() - self.times.begun_ns) / 1e9
                 self._on_redis_back()
                 self.state = state
                 return state
@@ -255,10 +259,9 @@ class SlotLoop:
                 return aged(before, self.now_us, failure)
             await asyncio.sleep(RETRY_S * (1 + random.random()))
 
-    def _state_of(self, read: HotRead) -> SlotState:
+    @staticmethod
+    def _state_of(read: HotRead, heard: WriterHeartbeat) -> SlotState:
         anchor = read.anchor
-        heartbeat_us, monotonic_us = int(anchor.get("beat_us", 0)), time.monotonic_ns() // 1_000
-        self._heard = self._heard.again(heartbeat_us, monotonic_us)
         return SlotState(
             now_us=read.now_us,
             epoch=read.epoch,
@@ -267,10 +270,10 @@ class SlotLoop:
             incomplete=read.incomplete,
             stamp_us=int(anchor.get("stamp_us", 0)),
             hashes={"ob": read.ob, "tr_1s": read.tr_1s, "tr_5s": read.tr_5s, "feat": read.feat},
-            heartbeat_us=heartbeat_us,
+            heartbeat_us=heard.heartbeat_us,
             sound_until_us=int(anchor["sound_until_us"]) if "sound_until_us" in anchor else None,
             unsound=anchor.get("unsound", ""),
-            unmoved_us=monotonic_us - self._heard.at_us,
+            unmoved_us=time.monotonic_ns() // 1_000 - heard.at_us,
             receipt=anchor.get("receipt", ""),
         )
 
@@ -292,7 +295,7 @@ class SlotLoop:
         if own_degraded:
             await asyncio.sleep(until_us(slot, self.now_us, OWN_DEGRADED_WAIT_US) / 1e6)
         while until_us(slot, self.now_us, COMMIT_UNTIL_US) > 0:
-            self.times.recorded_ns, started = time.monotonic_ns(), time.perf_counter()
+            self.times.recorded_ns = time.monotonic_ns()
             try:
                 reply = await self._timed(
                     lambda: self._hot.commit_prediction(slot, prediction.fields(), own_degraded=own_degraded),
@@ -303,7 +306,7 @@ class SlotLoop:
                 self._remember(prediction)
             else:
                 self.times.committed_ns = time.monotonic_ns()
-                metrics.STAGE_DURATION.labels("commit").observe(time.perf_counter() - started)
+                metrics.STAGE_DURATION.labels("commit").observe(self.times.commit_s)
                 self._on_redis_back()
                 if reply.status != CommitStatus.EARLY:
                     return await self._committed(prediction, reply)
@@ -367,6 +370,8 @@ class SlotLoop:
             self._records.append(prediction)
 
     def _report(self, state: SlotState, prediction: Prediction) -> None:
+        if self.times.read_s:
+            metrics.STAGE_DURATION.labels("read").observe(self.times.read_s)
         self._score(prediction)
         self._show_accuracy()
         # An unknown age counts as older than any limit.

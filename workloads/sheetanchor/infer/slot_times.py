@@ -1,4 +1,4 @@
-"""When the steps of a slot were done, so that whoever asks where its time goes can be answered. Pure."""
+"""Timestamps of the steps of a slot, which show where its time goes. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class SlotTimes:
     Attributes:
         due_ns: When the slot began, as far as this replica knows Redis' clock.
         begun_ns: When its read was sent.
-        read_ns: When what was read was understood.
+        read_s: Seconds that the read took, 0 if there was none that could be understood.
+        read_ns: When there was something to answer from.
         features_s: Seconds that the input of the model took.
         model_s: Seconds that its run took.
         answered_ns: When there was an answer.
@@ -36,11 +37,17 @@ class SlotTimes:
     recorded_ns: int = 0
     committed_ns: int = 0
     done_ns: int = 0
+    read_s: float = 0.0
 
     @property
     def whole(self) -> bool:
         """Whether every moment was reached, which is so for a slot that Redis has answered about."""
         return all((self.begun_ns, self.read_ns, self.answered_ns, self.recorded_ns, self.committed_ns, self.done_ns))
+
+    @property
+    def commit_s(self) -> float:
+        """Seconds from sending the commit to Redis' reply."""
+        return (self.committed_ns - self.recorded_ns) / 1e9
 
     def stages_us(self) -> dict[str, float]:
         """Give the length of each of `STAGES` in µs; only of a whole slot.

@@ -375,7 +375,7 @@ class InferSettings(RoleSettings):
 
     models: Path | None = setting(None, "folder of the model registry; default the model that ships with the package")
     replica: str = setting("", "name of this replica in logs; default its host name and process id")
-    warm_runs: int = setting(3, "dry runs of the model just before a slot", ge=0, le=100)
+    warm_runs: int = setting(3, "dry runs just before a slot, at least; 0: none", ge=0, le=100)
 
 
 class ReanchorSettings(WithRedis, WithRest, ReliabilitySettings):
