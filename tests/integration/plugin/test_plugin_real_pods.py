@@ -6,6 +6,8 @@ import json
 import time
 import urllib.error
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -37,16 +39,17 @@ def running() -> Iterator[Pipeline]:
 def roles(running: Pipeline) -> Iterator[tuple[Component, str, int]]:
     """Give the component, a name and the HTTP port of each role that runs."""
     for child in psutil.Process(running.local.pid).children(recursive=True):
-        command = child.cmdline()
-        for component in PATHS:
-            if str(component) in command and "--http-port" in command:
-                yield component, f"{component}-{child.pid}", int(command[command.index("--http-port") + 1])
+        with suppress(psutil.NoSuchProcess):  # a re-anchor that has just ended
+            command = child.cmdline()
+            for component in PATHS:
+                if str(component) in command and "--http-port" in command:
+                    yield component, f"{component}-{child.pid}", int(command[command.index("--http-port") + 1])
 
 
 def explained(running: Pipeline) -> Explanation:
     """Ask every role, as the plugin asks pods, and explain; the status is of before and shows nothing by itself."""
     answers = [
-        PodAnswer(name, str(component), path, answered(f"http://127.0.0.1:{port}{path}"))
+        answered(PodAnswer(name, str(component), path), port)
         for component, name, port in roles(running)
         for path in PATHS[component]
     ]
@@ -54,11 +57,15 @@ def explained(running: Pipeline) -> Explanation:
     return explain(facts_of(found, "", time.time_ns() // 1_000, answers=answers))
 
 
-def answered(url: str) -> dict[str, object]:
+def answered(asked: PodAnswer, port: int) -> PodAnswer:
+    """Ask a role; one that does not listen yet has no answer, as a pod has none."""
     try:
-        return dict(request(url))
+        return replace(asked, body=request(f"http://127.0.0.1:{port}{asked.path}"))
     except urllib.error.HTTPError as error:  # an unhealthy role answers 503, with the reasons
-        return dict(json.loads(error.read()))
+        body = json.loads(error.read())
+        return replace(asked, body=body) if "checks" in body else replace(asked, error=str(error))
+    except OSError as error:
+        return replace(asked, error=str(error))
 
 
 def test_real_answers_are_understood(running: Pipeline) -> None:
