@@ -109,6 +109,7 @@ def test_one_symbol_is_explained_by_what_concerns_it() -> None:
 
     assert ("degraded", [("BTCUSDT", "Suspect")]) == (btc.verdict, why(btc))
     assert ("sound", []) == (eth.verdict, why(eth))
+    assert "every condition holds" not in text_of_explanation(eth)
     assert [("RedisHealthy", "NoMaster")] == why(explained(away, symbol="BTCUSDT"))
 
 

@@ -95,7 +95,9 @@ def _beside(one: Explanation) -> str:
     if one.verdict == SOUND:
         own = any(prediction.symbol in facts.symbols for prediction in facts.predictions)
         source = "the pods' own answers" if own else "the operator's report of the last minute"
-        return f"; {'' if one.causes else 'every condition holds, '}predictions are sound by {source}"
+        # Of one symbol nothing is said about conditions: another symbol's are none of its causes.
+        whole = "every condition holds, " if facts.whole and not one.causes else ""
+        return f"; {whole}predictions are sound by {source}"
     sound = {True: "predictions are sound, ", False: "", None: "whether predictions are sound is not known, "}
     return f"; phase {facts.phase or 'not known'}, {sound[one.predictions_sound]}{facts.ready or '0/0'} pods are ready"
 
