@@ -2,90 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from conftest import free_port_number, server_binary, wait_until
+from conftest import server_binary
 from sheetanchor.contract import keys
 from sheetanchor.store.redis_client import redis_client
-from support.pipeline import SHEETANCHOR, answers, environment, request
-from support.redis_set_parts import RedisSet, redis_set
+from support.redis_set_parts import redis_set
+from support.replicated_path import SYMBOL, HotPath
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-SYMBOL = "BTCUSDT"
 PREDS = keys(SYMBOL).preds
-
-
-class HotPath:
-    """Exchange, two lines, a processor and two replicas as processes of this machine."""
-
-    def __init__(self, folder: Path, members: RedisSet) -> None:
-        self.folder = folder
-        self.members = members
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.replicas = [free_port_number() for _ in range(2)]
-        self.records: dict[int, dict[str, Any]] = {}
-
-    def start(self) -> None:
-        """Start everything and wait for the first sound prediction."""
-        port = free_port_number()
-        origin = f"127.0.0.1:{port}"
-        self._role("exchange", "exchange", port, "--loop")
-        wait_until(lambda: answers(f"http://{origin}/api/v3/time"), within_s=30, what="the exchange answers")
-        for line in "ab":
-            self._role(f"ingest-{line}", "ingest", 0, "--line", line, "--ws-url", f"ws://{origin}")
-        self._role("process", "process", 0, "--rest-url", f"http://{origin}", "--self-reanchor-after-s", "1")
-        for number, replica in enumerate(self.replicas):
-            self._role(f"infer-{number}", "infer", replica)
-        self.sound_for(2, "the first predictions")
-
-    def _role(self, name: str, role: str, port: int, *flags: str) -> None:
-        command = [*SHEETANCHOR, role, "--http-host", "127.0.0.1", "--http-port", str(port), *flags]
-        if role != "exchange":
-            command += ["--redis-url", self.members.url(role)]
-            command += ["--redis-password-file", str(self.members.password_file(role))]
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self.processes.append(subprocess.Popen(command, env=environment(), stdout=log, stderr=log))
-
-    def look(self) -> None:
-        """Read over HTTP what the replicas predicted lately; a committed record wins."""
-        for port in self.replicas:
-            if answers(f"http://127.0.0.1:{port}/predictions/{SYMBOL}"):
-                for record in request(f"http://127.0.0.1:{port}/predictions/{SYMBOL}?limit=20")["predictions"]:
-                    if record["slot"] not in self.records or record["committed"]:
-                        self.records[record["slot"]] = record
-
-    @property
-    def last_slot(self) -> int:
-        """Newest slot that was seen."""
-        return max(self.records, default=0)
-
-    def sound_for(self, slots: int, what: str, after: int = 0) -> None:
-        """Wait until so many slots in a row are committed and not degraded."""
-
-        def sound() -> bool:
-            self.look()
-            latest = [self.records.get(self.last_slot - back) for back in range(slots)]
-            good = all(record and record["committed"] and not record["degraded"] for record in latest)
-            return good and self.last_slot - slots >= after
-
-        self.members.wait(sound, 60, f"{what}; {list(self.records.values())[-3:]}")
-
-    def close(self) -> None:
-        """End everything."""
-        for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 def missing(slots: list[int]) -> list[int]:

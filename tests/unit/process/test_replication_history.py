@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sheetanchor.policy.restatement import MARKS_WAIT_US
-from sheetanchor.process.replication_history import STANDBY_WAIT_US, HeldState, LastHeard, ReplicationHistory
+from sheetanchor.process.replication_history import QUEUE_US, STANDBY_WAIT_US, HeldState, LastHeard, ReplicationHistory
 from sheetanchor.store.hot_records import Anchor
 
 STORED = Anchor(
@@ -93,15 +93,16 @@ def test_lines_are_waited_for_after_a_change_only() -> None:
     history.enter("one", 0, changed=False)
     first = history.awaits_lines(("a", "b"), 1)
     history.enter("two", 100, changed=True)
-    history.mark("a", "one")
+    history.mark("a", "one", 150)
     due = [history.lines_due(("a", "b"))]
-    history.mark("a", "two")
+    history.mark("a", "two", 160)
     due.append(history.lines_due(("a", "b")))
     waits = [history.awaits_lines(("a", "b"), at_us) for at_us in (200, 100 + MARKS_WAIT_US)]
-    history.mark("b", "two")
+    history.mark("b", "two", 300)
+    queued = [history.awaits_lines(("a", "b"), at_us) for at_us in (300, 299 + QUEUE_US, 300 + QUEUE_US)]
 
     assert (False, [("a", "b"), ("b",)], [True, False]) == (first, due, waits)
-    assert ((), False) == (history.lines_due(("a", "b")), history.awaits_lines(("a", "b"), 200))
+    assert ((), [True, True, False]) == (history.lines_due(("a", "b")), queued)
 
 
 def test_a_standby_leaves_the_writer_a_second() -> None:

@@ -43,11 +43,11 @@ class MarketReader:
         reading: Client whose connection may block in reads.
         symbol: Trading pair.
         follower: Where entries go.
-        on_mark: Called with line and replication id of an entry that ends what the line appends again.
+        on_mark: Called with line and replication id of an entry that ends what the line appends again, and the moment.
     """
 
     def __init__(
-        self, redis: Redis, reading: Redis, symbol: str, follower: Follower, on_mark: Callable[[str, str], None]
+        self, redis: Redis, reading: Redis, symbol: str, follower: Follower, on_mark: Callable[[str, str, int], None]
     ) -> None:
         self.delays = FrameDelays()
         self._redis = redis
@@ -108,7 +108,7 @@ class MarketReader:
             self._skipped += 1
             return
         if batch.again:
-            self._on_mark(batch.line, batch.again)
+            self._on_mark(batch.line, batch.again, got_us)
         metrics.FRAMES_PROCESSED.labels(self._symbol, batch.line).inc(frames)
         self.delays.take(batch, writes=writes)
 

@@ -18,6 +18,10 @@ STANDBY_WAIT_US: Final = 1_000_000
 """After a failover the stored heartbeat is old although its writer lives: a standby leaves it this long to write."""
 
 
+QUEUE_US: Final = 300_000
+"""A line appends what has waited for Redis right after its mark, and all of it within this."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeldState:
     """The stored state that the market in memory was built on.
@@ -125,6 +129,7 @@ class ReplicationHistory:
     _seen_us: int = 0
     _changed_us: int | None = None
     _marked: set[str] = field(default_factory=set)
+    _marked_us: int = 0
     _restated: set[str] = field(default_factory=set)
 
     def enter(self, replication_id: str, now_us: int, *, changed: bool) -> None:
@@ -138,20 +143,23 @@ class ReplicationHistory:
         self._replication_id, self._seen_us = replication_id, now_us
         self._changed_us = now_us if changed else None
         self._marked.clear()
+        self._marked_us = 0
 
-    def mark(self, line: str, replication_id: str) -> None:
+    def mark(self, line: str, replication_id: str, now_us: int) -> None:
         """Take note that a line has appended again all that it will in a history."""
-        if replication_id == self._replication_id:
+        if replication_id == self._replication_id and line not in self._marked:
             self._marked.add(line)
+            self._marked_us = now_us
 
     def lines_due(self, live_lines: Collection[str]) -> tuple[str, ...]:
         """Name the live lines that have not marked the end of what they append again."""
         return tuple(sorted(set(live_lines) - self._marked)) if self._changed_us is not None else ()
 
     def awaits_lines(self, live_lines: Collection[str], now_us: int) -> bool:
-        """Say whether a missing range may still be filled by what a line appends again."""
-        recent = self._changed_us is not None and now_us - self._changed_us < MARKS_WAIT_US
-        return recent and bool(self.lines_due(live_lines))
+        """Say whether lines still append again what was sent before the failover, or bring what has waited since."""
+        if self._changed_us is None or now_us - self._changed_us >= MARKS_WAIT_US:
+            return False
+        return bool(self.lines_due(live_lines)) or now_us - self._marked_us < QUEUE_US
 
     def waited_us(self, now_us: int) -> int:
         """Give the time since the history of the failover that is dealt with was first seen.

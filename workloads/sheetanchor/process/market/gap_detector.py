@@ -48,7 +48,8 @@ class DetectorContext:
         undated: Whether it is not known when the newest entries were appended.
         validated_us: When the last validation began that found the exchange's trade ids to be ours; 0 for never.
         clock_jumps: How often Redis' clock was found to have jumped.
-        awaits_lines: Whether lines may still append again what was lost in a failover: it may fill a missing range.
+        awaits_lines: Whether lines still bring what was lost in a failover or has waited for its end: it may fill a
+            missing range, and when it came says nothing about the feed.
     """
 
     now_us: int
@@ -202,6 +203,9 @@ class GapDetector:
         return sequence if passed else sequence.sound()
 
     def _check_time(self, marks: tuple[int, int, int], context: DetectorContext) -> Finding | None:
+        if context.awaits_lines:  # what comes again has known ids, and what waited for Redis comes all at once
+            self._progress = Progress()
+            return None
         if not context.caught_up:  # a replay after a rebuild brings seconds of frames whose ids are known
             return None
         self._progress, finding = self._progress.check(marks, context.frames_us)
@@ -253,6 +257,9 @@ class GapDetector:
 
     def _check_soundness(self, market: Market, context: DetectorContext) -> list[Finding]:
         """Take in an observation; report each kind of reason once until it has gone."""
+        if context.awaits_lines:  # frames that waited for Redis are late by its absence, not by the feed's
+            self.judge(context.now_us)
+            return []
         if context.caught_up:  # half a replay is no state of the market
             self.memory = soundness.observe(self.memory, observed(market, context))
             if not context.undated:
