@@ -410,10 +410,10 @@ async def test_an_end_is_seen_behind_any_number_of_frames(close: bytes, how: str
     async with bare(speak) as port:
         received = Received(f"ws://127.0.0.1:{port}")
         began_s = time.monotonic()
-        told = await received.connection.run()
+        reported = await received.connection.run()
         took_s = time.monotonic() - began_s
 
-    assert f"closed with code {how}" == told
+    assert f"closed with code {how}" == reported
     assert count == len(received.frames)
     assert took_s < CLOSE_TIMEOUT_S
 
@@ -432,7 +432,7 @@ async def test_a_connection_over_tls_ends_in_time() -> None:
     assert time.monotonic() - began_s < CLOSE_TIMEOUT_S + 1
 
 
-async def test_a_connection_that_breaks_is_told_as_such() -> None:
+async def test_a_connection_that_breaks_is_reported_as_such() -> None:
     """Without a CLOSE the code is 1006."""
 
     async def speak(request: bytes, writer: StreamWriter) -> None:
@@ -455,7 +455,7 @@ async def test_a_connection_that_breaks_is_told_as_such() -> None:
         test_a_text_that_is_none_ends_the_connection,
         test_a_fault_of_ours_is_not_swallowed,
         lambda: test_an_end_is_seen_behind_any_number_of_frames(b"\x88\x02\x03\xe9", "1001"),
-        test_a_connection_that_breaks_is_told_as_such,
+        test_a_connection_that_breaks_is_reported_as_such,
         lambda: test_an_exchange_of_a_trusted_authority_is_received(None),
         test_a_connection_over_tls_ends_in_time,
     ],

@@ -221,21 +221,21 @@ def test_the_operator_knows_every_variable() -> None:
     }
     (operator,) = named(rendered_chart(values), "Deployment").values()
     (container,) = operator["spec"]["template"]["spec"]["containers"]
-    told = {one["name"]: one.get("value") for one in container["env"]}
+    reported = {one["name"]: one.get("value") for one in container["env"]}
 
-    fields = {name.removeprefix("SHEETANCHOR_").lower() for name in told if name.startswith("SHEETANCHOR_")}
+    fields = {name.removeprefix("SHEETANCHOR_").lower() for name in reported if name.startswith("SHEETANCHOR_")}
     assert fields <= set(OperatorSettings.model_fields)
-    assert told["SHEETANCHOR_OPERATOR_NAMESPACES"] == "a,b"
-    assert told["SHEETANCHOR_OPERATOR_MONITORING_NAMESPACES"] == "m"
-    assert told["SHEETANCHOR_OPERATOR_NODES"] == "false"
-    assert told["SHEETANCHOR_OPERATOR_ASSIGN_IDS"] == "false"
-    assert told["SHEETANCHOR_OPERATOR_API_SERVER_PORTS"] == "16443,443"
-    assert told["SHEETANCHOR_OPERATOR_DNS_PORTS"] == "53,5353"
-    assert told["SHEETANCHOR_OPERATOR_DNS_PEERS"] == "a/b=c,10.0.0.0/8"
-    assert told["SHEETANCHOR_OPERATOR_IMAGE_PULL_POLICY"] == "Never"
-    assert told["SHEETANCHOR_OPERATOR_IMAGE_PULL_SECRETS"] == "registry,mirror.example"
-    assert told["HTTPS_PROXY"] == "http://proxy.example:3128"
-    assert (told["SHEETANCHOR_OPERATOR_WORKERS"], told["SHEETANCHOR_OPERATOR_RESYNC_S"]) == ("3", "2.5")
+    assert reported["SHEETANCHOR_OPERATOR_NAMESPACES"] == "a,b"
+    assert reported["SHEETANCHOR_OPERATOR_MONITORING_NAMESPACES"] == "m"
+    assert reported["SHEETANCHOR_OPERATOR_NODES"] == "false"
+    assert reported["SHEETANCHOR_OPERATOR_ASSIGN_IDS"] == "false"
+    assert reported["SHEETANCHOR_OPERATOR_API_SERVER_PORTS"] == "16443,443"
+    assert reported["SHEETANCHOR_OPERATOR_DNS_PORTS"] == "53,5353"
+    assert reported["SHEETANCHOR_OPERATOR_DNS_PEERS"] == "a/b=c,10.0.0.0/8"
+    assert reported["SHEETANCHOR_OPERATOR_IMAGE_PULL_POLICY"] == "Never"
+    assert reported["SHEETANCHOR_OPERATOR_IMAGE_PULL_SECRETS"] == "registry,mirror.example"
+    assert reported["HTTPS_PROXY"] == "http://proxy.example:3128"
+    assert (reported["SHEETANCHOR_OPERATOR_WORKERS"], reported["SHEETANCHOR_OPERATOR_RESYNC_S"]) == ("3", "2.5")
 
 
 # Definitions
@@ -404,7 +404,7 @@ def test_the_rights_suffice(apiserver: ApiServer, where: str, tmp_path: Path, no
         until(
             lambda: "Service/btc-infer" in children_of(apiserver, where), within_s=30, what="mended", operator=operator
         )
-        until(lambda: bool(condition_of(apiserver, where, "Ready")), within_s=30, what="told", operator=operator)
+        until(lambda: bool(condition_of(apiserver, where, "Ready")), within_s=30, what="reported", operator=operator)
         until(
             lambda: "ownerReferences" in reanchors(apiserver, where)["one"]["metadata"],
             within_s=30,
@@ -505,8 +505,8 @@ def test_a_releases_life(empty: ApiServer) -> None:
     run("rollback", RELEASE, "1", *system[:2])
     assert {"PodDisruptionBudget", "NetworkPolicy", "ClusterRoleBinding"} <= kinds_there(empty)
 
-    told = run("uninstall", RELEASE, *system[:2])
-    assert "predictionpipelines.sheetanchor.dev" in told
+    reported = run("uninstall", RELEASE, *system[:2])
+    assert "predictionpipelines.sheetanchor.dev" in reported
     assert kinds_there(empty) == {"CustomResourceDefinition"}
     assert len(empty.json("pp", "-n", "default")["items"]) == 1
 

@@ -85,8 +85,8 @@ def test_nobody_asks_in_anothers_name(apiserver: ApiServer, where: str) -> None:
     def refusal(user: str, by: str) -> str:
         return asking(apiserver, where, user, requestedBy=by)
 
-    told = "spec.requestedBy must be who asks: leave it out, or write ann"
-    apiserver.wait(lambda: told in refusal("ann", "bob"), within_s=60, what="it is in force")
+    reported = "spec.requestedBy must be who asks: leave it out, or write ann"
+    apiserver.wait(lambda: reported in refusal("ann", "bob"), within_s=60, what="it is in force")
 
     assert ["", "", ""] == [refusal("ann", "ann"), refusal("ann", ""), refusal(operator, "bob (as claimed)")]
 
@@ -116,12 +116,12 @@ def test_whoever_may_only_patch_changes_nothing_but_the_annotation(apiserver: Ap
         patch = ["patch", "pp/btc", "-n", where, "--type=merge", "-p", json.dumps(change), f"--as={user}"]
         return apiserver.try_kubectl(*patch).stderr
 
-    told = "may change the annotation sheetanchor.dev/reanchor only"
-    apiserver.wait(lambda: told in refusal("bot", {"spec": {"suspend": True}}), within_s=60, what="it is in force")
+    reported = "may change the annotation sheetanchor.dev/reanchor only"
+    apiserver.wait(lambda: reported in refusal("bot", {"spec": {"suspend": True}}), within_s=60, what="it is in force")
 
-    assert [True] * len(CHANGES) == [told in refusal("bot", change) for change in CHANGES]
+    assert [True] * len(CHANGES) == [reported in refusal("bot", change) for change in CHANGES]
     for value in ("now", "again", None):
-        assert told not in refusal("bot", {"metadata": {"annotations": {"sheetanchor.dev/reanchor": value}}})
+        assert reported not in refusal("bot", {"metadata": {"annotations": {"sheetanchor.dev/reanchor": value}}})
     assert "" == refusal("editor", CHANGES[-1])
 
 

@@ -159,9 +159,9 @@ def test_an_odd_value_is_rendered_or_refused_by_name() -> None:
             except (AssertionError, yaml.YAMLError) as error:
                 return f"{path} {value!r}: {error}"
             return ""
-        told = done.stderr
-        named = "/".join(path) in told.replace("'", "") or ".".join(path) in told
-        return "" if named and not re.search("nil pointer|executing|wrong type|error calling", told) else told
+        reported = done.stderr
+        named = "/".join(path) in reported.replace("'", "") or ".".join(path) in reported
+        return "" if named and not re.search("nil pointer|executing|wrong type|error calling", reported) else reported
 
     # What the schema refuses it refuses by name: helm uses the same one, of which the next test has examples.
     cases = [(path, value) for path in PATHS for value in ODD if accepted(path, value)]
@@ -219,12 +219,12 @@ def test_variables_of_the_chart_are_all_known(plain: dict[str, Manifest]) -> Non
         "monitoring": {"namespaces": ["a"]},
         "assignIds": False,
     }
-    told = {one["name"] for one in container(by_name(manifests_of(template(CHART, values))))["env"]}
+    reported = {one["name"] for one in container(by_name(manifests_of(template(CHART, values))))["env"]}
     helpers = (CHART / "templates" / "_helpers.tpl").read_text(encoding="utf-8")
     listed = re.search(r'define "sheetanchor\.variables" -\}\}\n(.*?)\{\{- end', helpers, re.S)
 
     assert listed
-    assert set(yaml.safe_load(listed[1])) == told | {one["name"] for one in container(plain)["env"]}
+    assert set(yaml.safe_load(listed[1])) == reported | {one["name"] for one in container(plain)["env"]}
 
 
 # Parent charts

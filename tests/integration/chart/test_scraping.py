@@ -121,8 +121,8 @@ def pod_at(port: int, namespace: str, name: str, component: str, pipeline: str =
 @pytest.fixture
 def shared(tmp_path: Path) -> Iterator[Prometheus]:
     """A Prometheus of a cluster in which a tenant runs pods that are labelled like ours, beside the operator."""
-    told = 'sheetanchor_pipeline_phase{namespace="market",name="btc",phase="Failed"} 1\n'
-    with serving(CLAIMS) as liar, serving(FLOOD) as flood, serving(told) as operator:
+    reported = 'sheetanchor_pipeline_phase{namespace="market",name="btc",phase="Failed"} 1\n'
+    with serving(CLAIMS) as liar, serving(FLOOD) as flood, serving(reported) as operator:
         pods = [
             pod_at(operator, "sheetanchor-system", "operator", "operator"),
             pod_at(liar, "tenant", "liar", "infer", "btc"),

@@ -94,7 +94,7 @@ async def test_what_has_gone_unseen_is_dropped(apiserver: ApiServer, where: str,
         (OperatorHealth(True, True, "", 1, 3, serves=False, refused={"pods in n1": "no"}), 200, 503),
     ],
 )
-async def test_probes_tell_what_a_new_start_can_mend(operator_health: OperatorHealth, live: int, ready: int) -> None:
+async def test_probes_show_what_a_restart_can_fix(operator_health: OperatorHealth, live: int, ready: int) -> None:
     """Only deafness asks for a new start; an API server that is away, or a list that is on its way, makes unready."""
     last = LastHealth(lambda: operator_health, time.monotonic)
     async with serving_operator(operator_health) as client:
@@ -153,7 +153,9 @@ class Broken(Workloads):
         raise RuntimeError("no one has thought of this")
 
 
-async def test_a_defect_is_told_and_takes_nobody_down(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
+async def test_a_defect_is_reported_and_affects_no_other_pipeline(
+    apiserver: ApiServer, where: str, cluster: Cluster
+) -> None:
     """A pipeline that the operator fails on says so in its status and is tried again later; the operator goes on."""
     cache = Cache()
     reconciler = Reconciler(
@@ -231,8 +233,8 @@ async def test_a_strangers_secret_is_not_used_in_silence(apiserver: ApiServer, w
 
     await leader._reconcile((where, "btc"))
 
-    told = " ".join(one["message"] for one in pipeline_of(apiserver, where)["status"]["conditions"])
-    assert "Secret btc-redis: an object of this name exists that does not belong to the operator" in told
+    reported = " ".join(one["message"] for one in pipeline_of(apiserver, where)["status"]["conditions"])
+    assert "Secret btc-redis: an object of this name exists that does not belong to the operator" in reported
 
 
 async def test_a_deaf_watch_of_requests_is_noticed(apiserver: ApiServer, where: str, cluster: Cluster) -> None:

@@ -307,17 +307,17 @@ def test_an_annotation_is_a_reanchor_once(apiserver: ApiServer, where: str, oper
     assert "please-1" == pipeline_of(apiserver, where)["status"]["lastReanchorRequest"]
 
 
-def test_no_secret_is_told(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
+def test_no_secret_is_reported(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
     """No password and no key is in a status, an annotation, an Event, a metric or a log line."""
     secrets = apiserver.ask(f"/api/v1/namespaces/{where}/secrets")["items"]
     values = [value for one in secrets for value in (one.get("data") or {}).values() if len(value) > 8]
     kinds = [kind for kind in CHILDREN if kind != "secrets"]
-    told = dump(apiserver.json(",".join([*kinds, "predictionpipelines", "reanchors", "events"]), "-n", where))
-    told += operator.said() + operator.get("/metrics")[1] + operator.get("/health")[1]
+    reported = dump(apiserver.json(",".join([*kinds, "predictionpipelines", "reanchors", "events"]), "-n", where))
+    reported += operator.said() + operator.get("/metrics")[1] + operator.get("/health")[1]
 
     assert len(values) >= 6
-    assert [] == [value for value in values if value in told]
-    assert "sesame-of-a-test" not in told
+    assert [] == [value for value in values if value in reported]
+    assert "sesame-of-a-test" not in reported
 
 
 def test_events_speak_in_known_words(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:

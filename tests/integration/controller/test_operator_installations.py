@@ -85,9 +85,9 @@ def test_one_acts_and_the_other_says_that_it_does_not(
         place: version for place, version in after.items() if place != "pipeline"
     }
     assert set(generations.values()) <= {1, None}
-    (told,) = events_of(apiserver, where)
-    assert f"{where}/lease-{acting.name}" in told["note"]
-    assert f"annotate pp btc --overwrite sheetanchor.dev/operator={where}/lease-{idle.name}" in told["note"]
+    (reported,) = events_of(apiserver, where)
+    assert f"{where}/lease-{acting.name}" in reported["note"]
+    assert f"annotate pp btc --overwrite sheetanchor.dev/operator={where}/lease-{idle.name}" in reported["note"]
 
     annotate(apiserver, where, f"{where}/lease-{idle.name}")
     until(

@@ -50,7 +50,7 @@ def ready_message(server: ApiServer, where: str) -> str:
     return str(condition_of(server, where, "Ready")["message"])
 
 
-async def test_nothing_of_somebody_elses_is_changed(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
+async def test_nothing_of_another_users_is_changed(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
     """With every name of a pipeline's children taken by strangers, all of them stay as they were, without an owner."""
     pipeline = pipeline_in(apiserver, where)
     before = {
@@ -84,7 +84,7 @@ async def test_nothing_of_somebody_elses_is_changed(apiserver: ApiServer, where:
     ],
 )
 @pytest.mark.parametrize("labelled", [False, True])
-async def test_a_name_that_is_taken_is_told_and_what_needs_it_waits(
+async def test_a_name_that_is_taken_is_reported_and_what_needs_it_waits(
     apiserver: ApiServer, where: str, cluster: Cluster, place: tuple[str, str], *, labelled: bool
 ) -> None:
     """The status names the object; what refers to it is not made, the rest is; once it is gone all is made.
@@ -146,9 +146,7 @@ async def test_what_is_ours_is_taken_over(apiserver: ApiServer, where: str, clus
     assert "NameTaken" != condition_of(apiserver, where, "Ready")["reason"]
 
 
-async def test_a_run_of_somebody_elses_is_not_taken_for_ours(
-    apiserver: ApiServer, where: str, cluster: Cluster
-) -> None:
+async def test_a_run_of_another_users_is_not_taken_for_ours(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
     """A Job that has the name of a run is no run: the re-anchor says so and does not count as begun."""
     pipeline = make_pipeline(apiserver, where)
     spec = {"pipeline": pipeline.name, "symbol": "BTCUSDT"}

@@ -165,14 +165,14 @@ def test_a_kind_that_may_not_be_watched_costs_that_kind_only(
     """Where some kinds may be listed and watched no more the status says so, and nothing else stops."""
     with looking_after_two(apiserver, tmp_path) as two:
         give_rights(apiserver, two.other, account_of=two.one, without=dict.fromkeys(kinds, ("list", "watch")))
-        two.wait(lambda: all(two.refused(KINDS[kind], two.other) for kind in kinds), "told", AUDITED_S)
+        two.wait(lambda: all(two.refused(KINDS[kind], two.other) for kind in kinds), "reported", AUDITED_S)
 
-        def told() -> str:
+        def reported() -> str:
             return str(condition_of(apiserver, two.other, "Ready").get("message"))
 
         two.wait(lambda: condition_of(apiserver, two.other, "Ready").get("reason") == "WatchRefused", "in the status")
-        two.wait(lambda: "cannot list resource" in told(), "with the server's words")
-        assert "give the operator this permission" in told()
+        two.wait(lambda: "cannot list resource" in reported(), "with the server's words")
+        assert "give the operator this permission" in reported()
         events = apiserver.ask(f"/apis/events.k8s.io/v1/namespaces/{two.other}/events")["items"]
         goes_on(two)
         two.is_served(two.one)
@@ -200,7 +200,7 @@ def test_no_kind_that_is_refused_from_the_start_ends_the_operator(
         operator.start()
         two = Two(apiserver, where, where, operator)
         try:
-            two.wait(lambda: two.refused(KINDS[kind], where), "told")
+            two.wait(lambda: two.refused(KINDS[kind], where), "reported")
             two.wait(lambda: operator.get("/health/ready")[0] == 503, "not ready")
             assert 200 == operator.get("/health/live")[0]
             if kind != "predictionpipelines":
@@ -228,7 +228,7 @@ def test_nodes_that_may_not_be_seen_cost_the_lines_of_new_pipelines_only(apiserv
         operator.start()
         two = Two(apiserver, where, where, operator)
         try:
-            two.wait(lambda: condition_of(apiserver, where, "Ready").get("reason") == "WatchRefused", "told")
+            two.wait(lambda: condition_of(apiserver, where, "Ready").get("reason") == "WatchRefused", "reported")
             two.wait(lambda: operator.get("/health/ready")[0] == 200, "ready")
             made = children_of(apiserver, where)
             assert {"Deployment/btc-process", "Deployment/btc-infer", "StatefulSet/btc-redis"} <= set(made)
@@ -250,7 +250,7 @@ def test_a_definition_that_goes_and_comes_is_followed(own: ApiServer, tmp_path: 
     with looking_after_two(own, tmp_path) as two:
         crd = "reanchors.sheetanchor.dev"
         own.kubectl("delete", "customresourcedefinition", crd)
-        two.wait(lambda: two.refused("ReAnchor", two.one), "told", AUDITED_S)
+        two.wait(lambda: two.refused("ReAnchor", two.one), "reported", AUDITED_S)
         two.wait(lambda: condition_of(own, two.one, "Ready").get("reason") == "WatchRefused", "in the status")
         assert "install the chart's definitions" in condition_of(own, two.one, "Ready")["message"]
         two.is_served(two.one)
@@ -266,7 +266,7 @@ def test_pipelines_whose_definition_goes_are_not_made_again(own: ApiServer, tmp_
     """With their definition all pipelines go: nothing is made for them any more, and new ones are looked after."""
     with looking_after_two(own, tmp_path) as two:
         own.kubectl("delete", "customresourcedefinition", "predictionpipelines.sheetanchor.dev")
-        two.wait(lambda: two.refused("PredictionPipeline", two.one), "told", AUDITED_S)
+        two.wait(lambda: two.refused("PredictionPipeline", two.one), "reported", AUDITED_S)
         own.kubectl("delete", "service", "btc-infer", "-n", two.one)
         time.sleep(5)
         assert "Service/btc-infer" not in children_of(own, two.one)

@@ -116,7 +116,7 @@ def until_mended(server: ApiServer, where: str, reason: str, operator: OperatorP
     )
 
 
-def test_an_exceeded_quota_is_told_and_recovered_from(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
+def test_an_exceeded_quota_is_reported_and_recovered_from(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
     """The condition names the quota and the remedy, few requests are made, and more room mends it."""
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}}
     apiserver.apply({**quota, "spec": {"hard": {"count/services": "1"}}}, namespace=where)
@@ -157,7 +157,7 @@ def limit(server: ApiServer, where: str, count: str, hard: int) -> None:
     server.ask(path, method="PATCH", body=counted, content_type=MERGE)
 
 
-def test_a_reanchor_that_cannot_be_made_is_told(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
+def test_a_reanchor_that_cannot_be_made_is_reported(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
     """A wish that a quota refuses is in the condition, is not tried at each look, and is not forgotten."""
     limit(apiserver, where, "count/reanchors.sheetanchor.dev", 0)
     found = f"/apis/sheetanchor.dev/v1alpha1/namespaces/{where}/reanchors"
@@ -178,7 +178,7 @@ def test_a_reanchor_that_cannot_be_made_is_told(apiserver: ApiServer, where: str
         until_mended(apiserver, where, "QuotaExceeded", operator)
 
 
-def test_a_run_that_cannot_begin_is_not_told_to_run(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
+def test_a_run_that_cannot_begin_is_not_recorded_as_running(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
     """While a quota refuses its Job a ReAnchor waits and says so; nobody is told that it runs."""
     limit(apiserver, where, "count/jobs.batch", 0)
     found = f"/apis/sheetanchor.dev/v1alpha1/namespaces/{where}/reanchors"
@@ -214,7 +214,7 @@ def test_a_run_that_cannot_begin_is_not_told_to_run(apiserver: ApiServer, where:
         until(lambda: "ReanchorStarted" in events(), within_s=WITHIN_S, what="it is told", operator=operator)
 
 
-def test_a_missing_permission_is_told(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
+def test_a_missing_permission_is_reported(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
     """With a permission too few the rest is done, the condition names what is missing, and there is no hot loop."""
     kubeconfig = restricted(apiserver, where, tmp_path, without={"networkpolicies": ["create", "patch"]})
     define(apiserver)
@@ -234,7 +234,7 @@ def test_a_missing_permission_is_told(apiserver: ApiServer, where: str, tmp_path
 
 
 @pytest.mark.parametrize(("kind", "verbs"), [("pods", ["watch"]), ("jobs", ["list", "watch"])])
-def test_a_kind_that_may_not_be_seen_is_told(
+def test_a_kind_that_may_not_be_seen_is_reported(
     apiserver: ApiServer, where: str, tmp_path: Path, kind: str, verbs: list[str]
 ) -> None:
     """An operator that cannot see everything does not guess what it does not see: it says so, and is not ready."""
@@ -253,7 +253,7 @@ def test_a_kind_that_may_not_be_seen_is_told(
         operator.end(signal.SIGKILL)
 
 
-def test_a_missing_secret_is_told_and_found(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
+def test_a_missing_secret_is_reported_and_found(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
     """The condition says how to make the Secret; once it is there the condition changes without any other change."""
     apiserver.kubectl("delete", "secret", "binance-api-key", "-n", where)
     with operating(apiserver, where, tmp_path) as operator:
@@ -265,7 +265,7 @@ def test_a_missing_secret_is_told_and_found(apiserver: ApiServer, where: str, tm
         until_mended(apiserver, where, "SecretMissing", operator)
 
 
-def test_a_specification_of_another_version_is_told(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
+def test_a_specification_of_another_version_is_reported(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
     """A specification that this version does not know is refused in the status, and its children are left alone."""
     with operating(apiserver, where, tmp_path, "one", "--operator-resync-s", "1") as operator:
         until(lambda: settled(apiserver, where), within_s=WITHIN_S, what="children", operator=operator)

@@ -52,7 +52,7 @@ async def test_a_right_that_is_missing_costs_what_it_is_for(
     looker.reconciler.installation = f"{where}/one"
     before = forbidden()
     await looker.look(2)
-    told = [condition_of(apiserver, where, "Ready")]
+    reported = [condition_of(apiserver, where, "Ready")]
     apply_pipeline(apiserver, where, logLevel="debug", networkPolicy={"enabled": False})
     wish = {"metadata": {"annotations": {"sheetanchor.dev/reanchor": "once"}}}
     path = f"/apis/sheetanchor.dev/v1alpha1/namespaces/{where}/predictionpipelines/btc"
@@ -62,9 +62,9 @@ async def test_a_right_that_is_missing_costs_what_it_is_for(
     kinds = {name.partition("/")[0] for name in children_of(apiserver, where)}
     assert "PodDisruptionBudget" in kinds or resource == "poddisruptionbudgets"
     if forbidden() > before and resource not in UNTOLD:
-        told.append(condition_of(apiserver, where, "Ready"))
-        words = [one["message"] for one in told if one.get("reason") == "ApplyForbidden"]
-        assert words, told
+        reported.append(condition_of(apiserver, where, "Ready"))
+        words = [one["message"] for one in reported if one.get("reason") == "ApplyForbidden"]
+        assert words, reported
         assert all("give the operator this permission" in one for one in words)
 
     give_rights(apiserver, where, account_of=where)

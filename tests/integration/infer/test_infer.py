@@ -80,7 +80,7 @@ async def _cure(hot: HotState, redis: Redis) -> None:
     await rebuild(hot)
 
 
-def test_every_doubt_about_the_state_is_told_and_a_rebuild_is_none(
+def test_every_doubt_about_the_state_is_reported_and_a_rebuild_is_none(
     redis_server: RedisServer, market: Market, models: Path, tmp_path: Path
 ) -> None:
     """Suspect, old and garbled states degrade with their reason; a rebuild in progress does not; slots go on."""
@@ -124,7 +124,9 @@ async def _garble(hot: HotState, redis: Redis) -> None:
     await redis.hset(KEYS.anchor, "epoch", "many")
 
 
-def test_an_incomplete_state_is_told(redis_server: RedisServer, market: Market, models: Path, tmp_path: Path) -> None:
+def test_an_incomplete_state_is_reported(
+    redis_server: RedisServer, market: Market, models: Path, tmp_path: Path
+) -> None:
     """A missing key gives a prediction that says which one, at once, and by whatever is left."""
 
     async def wipe(hot: HotState, redis: Redis) -> None:
@@ -319,9 +321,7 @@ def test_a_wrong_password_is_one_clear_error(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_a_slot_in_hand_is_finished_when_told_to_stop(
-    redis_server: RedisServer, market: Market, tmp_path: Path
-) -> None:
+def test_the_current_slot_is_finished_at_the_end(redis_server: RedisServer, market: Market, tmp_path: Path) -> None:
     """A replica that waits with its degraded answer still commits it before it ends."""
     with replicas(redis_server.url, tmp_path / "none", tmp_path, "a") as [replica]:
         replica.wait_for(lambda found: found["committed"], "a committed prediction")

@@ -161,7 +161,7 @@ async def test_hanging_models_do_not_stop_the_event_loop(chain: ModelFallbackCha
     assert {answer.mode for answer in answers} <= {"fallback", "linear_trend"}
 
 
-async def test_a_missing_feature_is_told_and_the_model_stays(chain: ModelFallbackChain, tmp_path: Path) -> None:
+async def test_a_missing_feature_is_reported_and_the_model_stays(chain: ModelFallbackChain, tmp_path: Path) -> None:
     """The state's fault is not the model's: the trend answers for this slot, the model for the next."""
     promote(tmp_path, model(3e-5))
     await chain.start()
@@ -190,7 +190,7 @@ async def test_a_promotion_is_taken_up(chain: ModelFallbackChain, tmp_path: Path
     assert 2e-5 == pytest.approx((await chain.answer(STATE, TREND, RECOVER_S)).predicted_return)
 
 
-async def test_a_promotion_that_cannot_be_used_changes_nothing_but_is_told(
+async def test_a_promotion_that_cannot_be_used_changes_nothing_but_is_reported(
     chain: ModelFallbackChain, tmp_path: Path
 ) -> None:
     """The last known good model goes on, undoubted; the trouble is there for health to show until it is mended."""

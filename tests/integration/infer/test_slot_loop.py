@@ -187,8 +187,8 @@ async def _history(world: World, *parts: tuple[str, Direction, int]) -> int:
     for name, direction, count in parts:
         for _ in range(count):
             at_us, price = slot * 2_000_000, 100.0 + slot - first
-            told = (direction, 0.001, None, 0.5, "model", name)
-            record = Prediction(slot, at_us, at_us, price, *told, 1, degraded=False, reason="", replica="a")
+            reported = (direction, 0.001, None, 0.5, "model", name)
+            record = Prediction(slot, at_us, at_us, price, *reported, 1, degraded=False, reason="", replica="a")
             fields: dict[Any, Any] = {**record.fields(), "slot": str(slot), "latency_ms": "1"}
             await world.redis.xadd(KEYS.preds, fields, id=f"{slot * SLOT_MS}-0")
             slot += 1

@@ -205,7 +205,7 @@ async def test_silence_counts_as_a_loss(brisk: LocalExchange, redis_url: str) ->
     assert before not in after
 
 
-async def test_an_outage_is_told_once_while_tries_go_on(
+async def test_an_outage_is_reported_once_while_tries_go_on(
     brisk: LocalExchange, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A lasting loss is one gap event per symbol; degraded or not, the line comes back as soon as it can."""
@@ -236,10 +236,10 @@ async def test_an_exchange_that_was_never_there_is_an_outage(redis_url: str) -> 
         redis_url, f"ws://127.0.0.1:{free_port_number()}", symbol=["BTCUSDT", "ETHUSDT"], connection_loss_s=0.3, **QUICK
     ) as running:
 
-        async def told() -> bool:
+        async def reported() -> bool:
             return bool(await running.gaps("ETHUSDT"))
 
-        await eventually(told, within_s=5, what="the loss is told")
+        await eventually(reported, within_s=5, what="the loss is told")
         rules = [gap.rule for symbol in ("BTCUSDT", "ETHUSDT") for gap in await running.gaps(symbol)]
         await eventually(lambda: _tells(running, "no connection to the exchange"), within_s=5, what="health says why")
 
@@ -250,7 +250,7 @@ async def _tells(running: Line, text: str) -> bool:
     return text in json.loads(await running.page("/health"))["checks"]["sbe_websocket"].get("message", "")
 
 
-async def test_a_wrong_key_is_told_and_not_hammered(
+async def test_a_wrong_key_is_reported_and_not_hammered(
     short_recording: Path, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A refused key gives one clear error, and the next try waits."""
@@ -565,6 +565,6 @@ def test_a_missing_key_is_one_clear_error() -> None:
     ended = subprocess.run(command(), env=clean(), capture_output=True, text=True, timeout=30, check=False)
 
     assert 2 == ended.returncode
-    [told] = ended.stderr.splitlines()
-    assert "BINANCE_API_KEY" in told
-    assert "--api-key-file" in told
+    [reported] = ended.stderr.splitlines()
+    assert "BINANCE_API_KEY" in reported
+    assert "--api-key-file" in reported

@@ -136,7 +136,7 @@ async def test_a_peer_that_gives_no_sign_is_left(redis_url: str) -> None:
     assert len(opened) >= 2
 
 
-async def test_a_stream_that_is_missing_is_told_and_not_hung_up_on(
+async def test_a_missing_stream_is_reported_and_the_connection_kept(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Best prices go on and the book does not: the stream is named, and another connection tried beside this one."""

@@ -95,9 +95,9 @@ async def test_a_decoder_that_refuses_everything_is_unhealthy(redis_url: str) ->
     assert (2 * REFUSED_MAX - 1, 3) == (stats["sbe_decoder"]["decode_errors"], stats["sbe_decoder"]["messages_decoded"])
 
 
-async def _health_is(running: Line, status: str, told: str) -> bool:
+async def _health_is(running: Line, status: str, reported: str) -> bool:
     body = json.loads(await running.page("/health"))
-    return body["status"] == status and told in body["checks"]["sbe_decoder"].get("message", "")
+    return body["status"] == status and reported in body["checks"]["sbe_decoder"].get("message", "")
 
 
 @pytest.mark.parametrize("symbols", [["BTCUSDT"], ["BTCUSDT", "ETHUSDT"]])

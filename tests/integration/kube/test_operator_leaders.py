@@ -53,7 +53,7 @@ def acts_within(server: ApiServer, where: str, operator: OperatorProcess, within
     )
 
 
-def test_one_that_is_told_to_end_hands_over_at_once(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
+def test_one_that_is_terminated_hands_over_at_once(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
     """SIGTERM ends the leader with 0, and the other leads at once, not when the Lease would have run out."""
     with operating(apiserver, where, tmp_path, "one") as one, operating(apiserver, where, tmp_path, "two") as two:
         until(lambda: one.leads or two.leads, within_s=30, what="one leads", operator=one)

@@ -144,7 +144,7 @@ async def test_server_that_is_not_there_is_named(free_port: int) -> None:
     await absent.aclose()
 
 
-async def test_doubtful_settings_of_the_server_are_told(redis: Redis) -> None:
+async def test_doubtful_settings_of_the_server_are_reported(redis: Redis) -> None:
     """A server that may evict keys, or may hold next to nothing, is used but warned about."""
     await redis.config_set("maxmemory", "20mb")
     await redis.config_set("maxmemory-policy", "allkeys-lru")

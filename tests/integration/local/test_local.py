@@ -352,9 +352,9 @@ def test_bad_settings_end_with_two_and_one_line(flags: tuple[str, ...], named: s
     """One clear line names what is wrong, also where only a child can find out."""
     ended = run(*flags)
 
-    told = [line for line in ended.stderr.splitlines() if line.startswith("sheetanchor local:")]
-    assert (2, 1) == (ended.returncode, len(told))
-    assert named in told[0]
+    reported = [line for line in ended.stderr.splitlines() if line.startswith("sheetanchor local:")]
+    assert (2, 1) == (ended.returncode, len(reported))
+    assert named in reported[0]
     assert "" == ended.stdout
 
 
@@ -387,7 +387,7 @@ def test_wrong_password_is_a_bad_setting(redis_server: RedisServer) -> None:
     redis.close()
 
 
-def test_absent_redis_is_told_in_seconds(free_port: int) -> None:
+def test_absent_redis_is_reported_in_seconds(free_port: int) -> None:
     """A Redis that does not answer ends the run with 1 and one line, not after a minute."""
     began = time.monotonic()
 

@@ -80,9 +80,7 @@ async def test_lock_of_a_killed_run_is_given_back_and_it_is_tried_again(
     assert not coordinator.anchored
 
 
-async def test_living_lock_of_somebody_else_is_respected(
-    redis: Redis, redis_server: RedisServer, tmp_path: Path
-) -> None:
+async def test_living_lock_of_another_is_respected(redis: Redis, redis_server: RedisServer, tmp_path: Path) -> None:
     """While another run is at work none is started here."""
     await redis.set(KEY.lock, "somebody", ex=299)
     trace = tmp_path / "runs"

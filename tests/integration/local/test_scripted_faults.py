@@ -211,7 +211,7 @@ def test_a_refusing_exchange_is_a_connection_loss(running: Pipeline) -> None:
     watch.check_beat()
 
 
-def test_the_summary_tells_what_happened(running: Pipeline) -> None:
+def test_the_summary_reports_what_happened(running: Pipeline) -> None:
     """At the end: exit code 0, no slot missed, and each number counted."""
     Watch(running)
 

@@ -70,7 +70,7 @@ async def test_a_role_that_may_loads_its_own(redis: Redis, what: str) -> None:
     assert {NAME: library_source()} == await libraries(redis)
 
 
-async def test_a_later_one_is_used_and_told(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_later_one_is_used_and_reported(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """A role of the next version has loaded it."""
     await redis.function_load(OTHERS["a later one, it says"], replace=True)
 

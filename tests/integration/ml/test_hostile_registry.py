@@ -162,7 +162,7 @@ def test_any_pointer_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory
             look()
 
 
-def test_nesting_is_told(tmp_path: Path) -> None:
+def test_nesting_is_reported(tmp_path: Path) -> None:
     """The message says what is wrong with the file."""
     (tmp_path / "manifest.json").write_text(NESTED)
 
@@ -196,7 +196,7 @@ def test_weights_beside_the_model_are_refused(tmp_path: Path) -> None:
     ],
     ids=["IR version", "opset", "operator"],
 )
-def test_what_the_runtime_does_not_know_is_told_to_the_end(
+def test_what_the_runtime_does_not_know_is_reported_to_the_end(
     tmp_path: Path, change: Callable[[Any], None], decisive: str
 ) -> None:
     """The library's last words are the decisive ones."""

@@ -68,7 +68,7 @@ def test_the_shipped_model_is_what_the_command_makes(trained: Path, whole: Recor
     assert predictions(shipped, whole) == pytest.approx(predictions(again, whole), abs=1e-6)
 
 
-def test_the_manifest_tells_what_a_judge_needs(trained: Path, whole: Recording) -> None:
+def test_the_manifest_has_what_a_reviewer_needs(trained: Path, whole: Recording) -> None:
     """Source and its hash, parts, every candidate, naive baselines on the same test part, and an honest remark."""
     manifest = content_of(ModelRegistry(trained).current())
 
@@ -162,7 +162,7 @@ def test_what_is_wrong_with_a_recording_is_named(content: bytes, expected: str, 
         train(recording=[path], out=tmp_path / "models")
 
 
-def test_too_short_a_recording_is_told(tmp_path: Path, whole: Recording) -> None:
+def test_too_short_a_recording_is_reported(tmp_path: Path, whole: Recording) -> None:
     """Half a minute gives rows, but no parts: one line says what is missing."""
     path = tmp_path / "short.frames"
     end_us = whole.snapshot_us + 30_000_000

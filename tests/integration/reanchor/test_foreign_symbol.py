@@ -39,7 +39,7 @@ async def _has(frames: object, symbol: str) -> bool:
     return len(await frames(symbol)) > 20  # type: ignore[operator]  # a bound method
 
 
-async def test_rest_tells_of_it(short_recording: Path) -> None:
+async def test_rest_shows_it(short_recording: Path) -> None:
     """The exchange's own list has it."""
     async with local_exchange(recording=[short_recording], warmup_s=5, symbol=[SYMBOL]) as exchange:
         body = await exchange.get("/api/v3/exchangeInfo", symbol=SYMBOL)

@@ -101,15 +101,15 @@ async def test_rebuilt_book_is_the_exchanges(redis: Redis) -> None:
     """Levels in the hash and in the packed book are those of the answer, to the last digit."""
     async with running_venue() as venue:
         receipt = await reanchor(redis, venue.url, depth_limit=5000)
-        told = venue.answers["depth"]
+        reported = venue.answers["depth"]
 
     market = Market(SYMBOL)
     market.load_book(await redis.get(KEYS.book) or b"")
     ob = (await HotState(redis, SYMBOL).read()).ob
-    assert told["lastUpdateId"] == receipt.snapshot_id == market.update_id == int(ob["update_id"])
+    assert reported["lastUpdateId"] == receipt.snapshot_id == market.update_id == int(ob["update_id"])
     for side, levels in zip(("bid", "ask"), market.levels(), strict=True):
-        assert told[f"{side}s"] == [[f"{price / 1e8:.8f}", f"{qty / 1e8:.8f}"] for price, qty in levels]
-        assert told[f"{side}s"][:10] == [[ob[f"{side}{rank}_p"], ob[f"{side}{rank}_q"]] for rank in range(1, 11)]
+        assert reported[f"{side}s"] == [[f"{price / 1e8:.8f}", f"{qty / 1e8:.8f}"] for price, qty in levels]
+        assert reported[f"{side}s"][:10] == [[ob[f"{side}{rank}_p"], ob[f"{side}{rank}_q"]] for rank in range(1, 11)]
 
 
 async def test_lives_of_the_keys_after_a_swap(redis: Redis, exchange: ExchangeProcess) -> None:
@@ -222,7 +222,7 @@ async def test_lines_of_another_exchange_are_refused(redis: Redis, exchange: Exc
     assert "are ws_url and rest_url of the same exchange?" in receipt.message
 
 
-async def test_what_somebody_else_has_rebuilt_is_not_rebuilt_again(redis: Redis, exchange: ExchangeProcess) -> None:
+async def test_what_another_has_rebuilt_is_not_rebuilt_again(redis: Redis, exchange: ExchangeProcess) -> None:
     """A run that was asked for about an earlier epoch does nothing while a later one is sound."""
     hot = HotState(redis, SYMBOL)
     assert "swapped" == (await reanchor(redis, exchange.rest_url, doubted_epoch=0)).result
@@ -363,13 +363,13 @@ async def test_a_live_state_that_lacks_the_newest_trade_is_replaced(redis: Redis
 
 def live_book(exchange: ExchangeProcess, more_at_bid: int | None = None) -> tuple[int, Market]:
     """Give the exchange's book as a market without trades, and its update; a unit too much at one bid if asked for."""
-    told = exchange.ask(f"/api/v3/depth?symbol={SYMBOL}&limit=1000")
-    bids, asks = ([(mantissa(price), mantissa(qty)) for price, qty in told[side]] for side in ("bids", "asks"))
+    reported = exchange.ask(f"/api/v3/depth?symbol={SYMBOL}&limit=1000")
+    bids, asks = ([(mantissa(price), mantissa(qty)) for price, qty in reported[side]] for side in ("bids", "asks"))
     if more_at_bid is not None:
         bids[more_at_bid] = (bids[more_at_bid][0], bids[more_at_bid][1] + 1)
     market = Market(SYMBOL)
-    market.load_snapshot(told["lastUpdateId"], -8, -8, bids, asks, 1)
-    return told["lastUpdateId"], market
+    market.load_snapshot(reported["lastUpdateId"], -8, -8, bids, asks, 1)
+    return reported["lastUpdateId"], market
 
 
 def mantissa(text: str) -> int:

@@ -305,7 +305,7 @@ async def test_odd_but_sound_markets_are_anchorable(
     read = await HotState(redis, SYMBOL).read()
     assert ("swapped", 0, "") == (receipt.result, receipt.exit_code, read.incomplete), receipt.message
     assert "anchored" == read.anchor["state"]
-    assert any(warning in told for told in receipt.warnings) if warning else receipt.warnings == ()
+    assert any(warning in reported for reported in receipt.warnings) if warning else receipt.warnings == ()
 
 
 async def test_what_is_odd_does_not_refuse_a_live_state(redis: Redis, venue: Venue) -> None:
@@ -366,8 +366,10 @@ async def test_old_price_does_not_block_recovery(redis: Redis, venue: Venue) -> 
 async def test_rate_limit_of_another_exchange_is_not_ours(redis: Redis, venue: Venue) -> None:
     """What one exchange was told to wait for does not keep a run from asking another one."""
     first = await reanchor(redis, venue.url)
-    told = first.to_json().replace('"retry_at_us":0', f'"retry_at_us":{2**60}').replace(venue.url, "http://elsewhere")
-    await redis.xadd(KEYS.receipts, {"receipt": told})
+    reported = (
+        first.to_json().replace('"retry_at_us":0', f'"retry_at_us":{2**60}').replace(venue.url, "http://elsewhere")
+    )
+    await redis.xadd(KEYS.receipts, {"receipt": reported})
 
     assert "swapped" == (await reanchor(redis, venue.url)).result
 
@@ -388,8 +390,8 @@ async def test_a_ban_is_heeded_in_whichever_form(
     until_ms = time.time_ns() // 1_000_000 + 120_000
 
     def ban(_: str) -> web.Response:
-        told = {"code": -1003, "msg": words.format(ms=until_ms)}
-        return web.json_response(told, status=status, headers=headers)
+        reported = {"code": -1003, "msg": words.format(ms=until_ms)}
+        return web.json_response(reported, status=status, headers=headers)
 
     venue.refusal = ban
     first = await reanchor(redis, venue.url)
@@ -425,7 +427,7 @@ async def test_the_breaker_is_one_over_all_runs(redis: Redis, venue: Venue) -> N
     assert "ping" == venue.asked[asked][0], "one small question comes first"
 
 
-async def test_a_receipt_tells_what_was_asked(redis: Redis, venue: Venue) -> None:
+async def test_a_receipt_reports_what_was_asked(redis: Redis, venue: Venue) -> None:
     """Requests with their status and time, retries, and the rest of the weight, for whoever counts runs."""
     failing = ["trades", "trades"]
 

@@ -241,7 +241,7 @@ async def test_many_runs_at_once(redis: Redis, exchange: ExchangeProcess) -> Non
     assert 0 == await redis.exists(KEYS.lock)
 
 
-async def test_state_rebuilt_by_somebody_else(redis: Redis, exchange: ExchangeProcess) -> None:
+async def test_state_rebuilt_by_another(redis: Redis, exchange: ExchangeProcess) -> None:
     """A run whose epoch has passed is superseded: exit code 7, nothing changed."""
     await reanchor(redis, exchange.rest_url)
     hot = HotState(redis, SYMBOL)

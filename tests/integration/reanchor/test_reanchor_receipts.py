@@ -47,12 +47,12 @@ async def test_receipt_goes_to_a_file_too(redis_server: RedisServer, venue: Exch
     flags = ["--rest-url", venue.rest_url, f"--receipt-file={file}", "--request-id=uid-1", "--dry-run"]
 
     good, printed, _ = await run("--redis-url", redis_server.url, *flags)
-    told = file.read_text()
+    reported = file.read_text()
     bad, _, _ = await run("--redis-url", "redis://127.0.0.1:1/0", *flags)
     failed = Receipt.from_json(file.read_text())
 
-    assert (0, json.loads(printed)) == (good, json.loads(told))
-    assert ("dry_run", "uid-1") == (Receipt.from_json(told).result, Receipt.from_json(told).request_id)
+    assert (0, json.loads(printed)) == (good, json.loads(reported))
+    assert ("dry_run", "uid-1") == (Receipt.from_json(reported).result, Receipt.from_json(reported).request_id)
     assert (5, "failed", 5) == (bad, failed.result, failed.exit_code)
 
 

@@ -37,8 +37,8 @@ def place(server: ApiServer) -> Iterator[str]:
 def look(server: ApiServer, place: str, state: dict[str, Any] | None = None) -> ReanchorPlan:
     """Plan from what the server holds."""
     found = {kind: tuple(server.json(kind, "-n", place)["items"]) for kind in ("reanchors", "jobs", "pods")}
-    told = {"symbols": {"BTCUSDT": {**(state or SUSPECT), "now_us": time.time_ns() // 1_000}}}
-    observed = Observed(now_us=time.time_ns() // 1_000, states={"btc-process-0": PodResponse(told)}, **found)
+    reported = {"symbols": {"BTCUSDT": {**(state or SUSPECT), "now_us": time.time_ns() // 1_000}}}
+    observed = Observed(now_us=time.time_ns() // 1_000, states={"btc-process-0": PodResponse(reported)}, **found)
     return plan(parse(server.json("pp/btc", "-n", place)), observed, Defaults(image="example/sheetanchor:1"))
 
 

@@ -121,7 +121,7 @@ async def test_recording_goes_on_while_frames_come(
     assert sorted(after) == sorted(found.events)
 
 
-async def test_a_hole_is_told(
+async def test_a_missing_range_is_reported(
     redis: Redis, redis_url: str, market: Recording, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What no line had is missing from the file too, and the log says which id."""

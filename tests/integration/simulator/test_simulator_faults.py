@@ -27,7 +27,7 @@ from support.exchange_client import (
 from support.exchange_fixture import LocalExchange, eventually, local_exchange
 
 
-async def test_dropped_diffs_leave_a_hole_and_stay_in_the_book(fast_exchange: LocalExchange) -> None:
+async def test_dropped_diffs_leave_a_missing_range_and_stay_in_the_book(fast_exchange: LocalExchange) -> None:
     """A drop breaks the chain of every client at the same place; a book made afresh from REST is right again."""
     async with client(fast_exchange, "/ws/btcusdt@depth") as one, client(fast_exchange, "/ws/btcusdt@depth") as two:
         both = await asyncio.gather(messages(one, 2), messages(two, 2))
@@ -56,7 +56,7 @@ async def test_one_line_alone_loses_messages(fast_exchange: LocalExchange) -> No
     assert 0 == missing_updates(diffs_of(first_two + more_two))
 
 
-async def test_dropped_trades_leave_a_hole(fast_exchange: LocalExchange) -> None:
+async def test_dropped_trades_leave_a_missing_range(fast_exchange: LocalExchange) -> None:
     """`what=trade` loses trades, whose ids then have a hole."""
     async with client(fast_exchange, "/ws/btcusdt@trade") as socket:
         found = await messages(socket, 2)

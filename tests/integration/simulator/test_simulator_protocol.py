@@ -326,7 +326,7 @@ async def test_two_symbols_have_two_markets(short_recording: Path) -> None:
     assert "ETHUSDT" == other["symbol"]
 
 
-async def test_settings_that_do_not_fit_are_told(short_recording: Path) -> None:
+async def test_settings_that_do_not_fit_are_reported(short_recording: Path) -> None:
     """Bursts without a rate, a warm-up longer than the recording and a taken port are one clear error each."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -94,7 +94,7 @@ async def test_candles_add_up_to_the_trades(short_recording: Path) -> None:
         ("avgPrice", {}, -1102),
     ],
 )
-async def test_wrong_requests_are_told(
+async def test_wrong_requests_are_reported(
     fast_exchange: LocalExchange, path: str, params: dict[str, str] | list[tuple[str, str]], code: int
 ) -> None:
     """A mistake is a 400 with the documented code."""
@@ -184,7 +184,7 @@ async def test_headers_are_read_too(fast_exchange: LocalExchange, headers: dict[
         ("POST", "/ws", 405),
     ],
 )
-async def test_what_is_not_served_is_told_in_json(
+async def test_what_is_not_served_is_reported_in_json(
     fast_exchange: LocalExchange, method: str, path: str, status: int
 ) -> None:
     """A client parses every answer as JSON."""

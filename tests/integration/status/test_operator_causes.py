@@ -231,7 +231,7 @@ CASES: tuple[tuple[Callable[[Asker], tuple[int, str, str]], Cause, Reason], ...]
 
 
 @pytest.mark.parametrize(("refuse", "cause", "reason"), CASES, ids=[one[0].__name__ for one in CASES])
-def test_a_refusal_is_told_with_its_remedy(
+def test_a_refusal_is_reported_with_its_remedy(
     apiserver: ApiServer,
     where: str,
     refuse: Callable[[Asker], tuple[int, str, str]],
@@ -243,9 +243,9 @@ def test_a_refusal_is_told_with_its_remedy(
 
     assert (cause, reason) == (cause_of(code, word, message), REASONS.get(cause, Reason.APPLY_REFUSED)), message
     refusal = Refusal("Service", "one", code, message, word)
-    (told,) = [one for one in problems_of(pipeline(), Observed(0, refusals=(refusal,))) if "one" in one.message]
-    assert reason is told.reason
-    assert told.message.endswith(REMEDIES[cause])
+    (reported,) = [one for one in problems_of(pipeline(), Observed(0, refusals=(refusal,))) if "one" in one.message]
+    assert reason is reported.reason
+    assert reported.message.endswith(REMEDIES[cause])
 
 
 SIZED = {"requests": {"cpu": "100m", "memory": "768Mi"}, "limits": {"cpu": "200m", "memory": "1536Mi"}}

@@ -277,7 +277,7 @@ async def test_who_takes_no_answer_is_dropped() -> None:
     assert received < 50_000_000
 
 
-async def test_a_flood_is_told_to_come_back_and_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_flood_is_refused_for_a_time_and_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """429 with Retry-After in the usual shape, counted; nothing else is answered with an error."""
     # One a second, past the burst: a busy machine may answer so slowly that the usual rate is never reached.
     monkeypatch.setattr(web_answers, "Admission", partial(web_answers.Admission, per_s=1.0))
@@ -337,12 +337,12 @@ async def test_each_failed_request_is_in_the_log_with_its_id(
     async with served(route) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
         async with client.get(path, headers={"X-Request-Id": "this-one"}) as response:
             assert status == response.status
-        told = [one for one in caplog.records if getattr(one, "request_id", "") == "this-one"]
+        reported = [one for one in caplog.records if getattr(one, "request_id", "") == "this-one"]
         for _ in range(200):
             async with client.get("/nothing"):
                 pass
 
-    assert f"answered {status}" in told[-1].getMessage()
+    assert f"answered {status}" in reported[-1].getMessage()
     assert len([one for one in caplog.records if "request failed" in one.message]) < 60
 
 
@@ -388,15 +388,15 @@ async def test_probes_answer_while_the_event_loop_does_not() -> None:
     """They say so: not ready soon, though alive for as long as a new start would not help."""
     health = Health("sheetanchor-test", [])
     listening = logging.getLogger("sheetanchor.web.server")
-    told: list[int] = []
-    listening.addFilter(catch := lambda record: told.append(record.probe_port) or True)
+    reported: list[int] = []
+    listening.addFilter(catch := lambda record: reported.append(record.probe_port) or True)
     level, _ = listening.level, listening.setLevel("INFO")
     try:
         async with serve(create_app(health), health, "localhost", 0):
             await asyncio.sleep(0.1)
-            ready = await asyncio.to_thread(ask, told[0], "/health/ready")
+            ready = await asyncio.to_thread(ask, reported[0], "/health/ready")
             with ThreadPoolExecutor() as pool:
-                asked = pool.submit(lambda: (time.sleep(2.5), ask(told[0], "/health/ready"), ask(told[0]))[1:])
+                asked = pool.submit(lambda: (time.sleep(2.5), ask(reported[0], "/health/ready"), ask(reported[0]))[1:])
                 time.sleep(3)  # noqa: ASYNC251 - the loop stands still
                 stalled, live = asked.result()
     finally:

@@ -89,7 +89,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("spec", "expected"), BAD)
-def test_a_mistake_is_told_with_its_place(spec: dict[str, Any], expected: str) -> None:
+def test_a_mistake_is_reported_with_its_place(spec: dict[str, Any], expected: str) -> None:
     """An API server of another version may let through what this operator does not know."""
     with pytest.raises(BadSpec, match=expected):
         pipeline(spec)

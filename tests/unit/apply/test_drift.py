@@ -180,7 +180,7 @@ def test_what_is_wanted_no_longer_is_drift() -> None:
     assert needs_apply(after, before)
 
 
-def test_a_digest_tells_manifests_apart() -> None:
+def test_a_digest_distinguishes_manifests() -> None:
     """The same manifest has the same digest, in whatever order its fields are; another one has another."""
     reachability_changed = dict(reversed(list(DEPLOYMENT.items())))
 

@@ -45,7 +45,7 @@ def complaint(text: str, code: int = -1003) -> str:
         (None, complaint("Too many requests queued."), 10.0),
     ],
 )
-def test_silence_is_told_in_many_forms(retry_after: str | None, text: str, wait_s: float) -> None:
+def test_a_pause_is_requested_in_many_forms(retry_after: str | None, text: str, wait_s: float) -> None:
     """The longest that header and text tell counts; without either, a default."""
     assert wait_s == silence_s(retry_after, DATE, text, NOW_S + 1_000, 10.0)
 

@@ -364,7 +364,7 @@ def test_traffic_is_denied_but_for_what_is_needed() -> None:
     assert [("any", (8080,))] == allowed(manifests, "btc-infer", "ingress")
 
 
-def test_the_cluster_is_as_the_operator_was_told() -> None:
+def test_the_cluster_is_as_the_operator_was_configured() -> None:
     """Where the API server and DNS are, and with what images are pulled, is the cluster's, not the pipeline's."""
     defaults = replace(DEFAULTS, api_server_ports=(16443,), dns_ports=(5353,), pull_secrets=("registry",))
     spec = {"exchange": OWN_EXCHANGE, "processor": {"selfReanchorAfterSeconds": 0}}

@@ -92,7 +92,7 @@ def test_a_missing_secret_replaces_no_node() -> None:
 
 
 @pytest.mark.parametrize("spec", [{}, STORED, GIVEN], ids=["defaults", "stored", "given"])
-def test_nodes_are_told_what_they_understand(spec: dict[str, Any]) -> None:
+def test_nodes_get_settings_that_they_accept(spec: dict[str, Any]) -> None:
     """The role reads its arguments, and finds itself by its pod's name."""
     server, sentinel = (settings(one) for one in pod(spec)["spec"]["containers"])
 

@@ -213,14 +213,16 @@ def test_only_what_another_replica_may_be_without_lets_it_go_first(kind: str, ow
     assert (own, own) == (Doubt(kind, "y").own, answer.own_degraded)
 
 
-def test_the_page_tells_which_doubts_are_shared() -> None:
+def test_the_page_reports_which_doubts_are_shared() -> None:
     """The table of reasons in docs/models.md and the code agree, kind by kind."""
     page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`[^|]+`) \| [^|]+ \| (yes|no) \|$", page, re.MULTILINE)
-    told = {kind: shared for kinds, shared in rows for kind in re.findall(r"`(\w+)`", kinds)}
+    reported = {kind: shared for kinds, shared in rows for kind in re.findall(r"`(\w+)`", kinds)}
 
-    assert told == {kind: "no" if Doubt(kind, "").own else "yes" for kind in told}
-    assert {"suspect", "incomplete", "stale", "writer", "unproven", "redis", *REASON_KINDS, *ANSWER_DOUBTS} == set(told)
+    assert reported == {kind: "no" if Doubt(kind, "").own else "yes" for kind in reported}
+    assert {"suspect", "incomplete", "stale", "writer", "unproven", "redis", *REASON_KINDS, *ANSWER_DOUBTS} == set(
+        reported
+    )
 
 
 @settings(max_examples=200, deadline=None)

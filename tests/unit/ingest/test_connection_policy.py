@@ -98,7 +98,7 @@ def test_who_is_refused_comes_back_slowly(count: int, draw: float) -> None:
         (503, ExchangeUnavailable, "503"),
     ],
 )
-def test_answers_to_an_upgrade_are_told_apart(status: int, kind: type[Exception], words: str) -> None:
+def test_answers_to_an_upgrade_are_distinguished(status: int, kind: type[Exception], words: str) -> None:
     """A wrong key, a rate limit and a server that is down are three kinds of error, each with its status."""
     error = upgrade_error(status, "7")
 
@@ -129,7 +129,7 @@ def test_a_rate_limit_says_when_to_come_back(header: str, expected: float) -> No
 # -- outages ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_outage_is_told_once_and_after_thirty_seconds() -> None:
+def test_an_outage_is_reported_once_and_after_thirty_seconds() -> None:
     """Not at 30 s, at once beyond, and never again however long it lasts."""
     outage = Outage().begin(NOW_S)
     told_at = []
@@ -153,7 +153,7 @@ def test_a_lasting_outage_keeps_its_beginning() -> None:
     assert Outage(NOW_S, reported=True) == reported
 
 
-def test_it_is_told_while_the_tries_are_far_from_exhausted() -> None:
+def test_it_is_reported_while_the_tries_are_far_from_exhausted() -> None:
     """At 31 s of an outage fewer than ten delayed tries have been made."""
     tries, waited_s = Tries(), 0.0
 

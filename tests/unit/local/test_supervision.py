@@ -151,7 +151,7 @@ def start(kind: reanchor_scheduler.Kind) -> reanchor_scheduler.Start:
 
 
 @pytest.mark.parametrize(("kind", "flagged"), [("rebuild", False), ("validate", True)])
-def test_validation_is_told_to_the_run(kind: reanchor_scheduler.Kind, flagged: bool) -> None:
+def test_validation_is_passed_to_the_run(kind: reanchor_scheduler.Kind, flagged: bool) -> None:
     """A run that is only to check is started as such."""
     command = plan().reanchor("BTCUSDT", start(kind), "id").command
 

@@ -79,7 +79,7 @@ def test_a_pod_finds_itself_among_the_nodes_by_its_name() -> None:
         own_node(nodes, "", "btc-redis")
 
 
-def test_bad_nodes_are_told_as_settings() -> None:
+def test_bad_nodes_are_reported_as_settings() -> None:
     """The setting is named, and so is what stands there."""
     with pytest.raises(BadSettings, match=r"nodes: expected HOST.*'x y'"):
         nodes_of(RedisSettings(nodes=["x y"]))
@@ -233,7 +233,7 @@ def test_a_server_keeps_what_is_in_memory_and_refuses_rather_than_evicts() -> No
     assert not any(line.startswith("replicaof") for line in lines)
 
 
-def test_a_replica_is_told_whom_to_follow_and_a_disk_is_used() -> None:
+def test_a_replica_gets_its_master_and_a_disk_is_used() -> None:
     """Both are all that differs."""
     lines = server_config(A, B.address, PASSWORDS, replace(TUNING, persistent=True), "/data", "/config").splitlines()
 
@@ -258,7 +258,7 @@ def test_no_workload_may_administrate() -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "two words"])
-def test_a_missing_or_odd_password_is_told_by_its_file(tmp_path: Path, content: str | None) -> None:
+def test_a_missing_or_odd_password_is_reported_by_its_file(tmp_path: Path, content: str | None) -> None:
     """And never shown."""
     for user in REDIS_USERS:
         (tmp_path / user).write_text("secret\n")

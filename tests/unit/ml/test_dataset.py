@@ -32,7 +32,7 @@ def found(recorded: Recording) -> list[Row]:
     return list(rows(recorded))
 
 
-def test_rows_lie_on_slots_without_a_hole(found: list[Row], recorded: Recording) -> None:
+def test_rows_lie_on_slots_without_a_missing_range(found: list[Row], recorded: Recording) -> None:
     """One row per slot, from the end of the warm-up to the last frame."""
     times = [row.at_us for row in found]
 
@@ -89,7 +89,7 @@ def test_a_missing_row_leaves_its_label_out(found: list[Row]) -> None:
     assert len(found) - HORIZON_SLOTS - 2 == len(times)
 
 
-def test_rows_end_at_a_hole(found: list[Row], recorded: Recording) -> None:
+def test_rows_end_at_a_missing_range(found: list[Row], recorded: Recording) -> None:
     """After a lost diff the book is not the market's any more, so there are no rows from there on."""
     lost = next(
         at
@@ -151,7 +151,7 @@ def test_recordings_days_apart_can_be_learnt_from() -> None:
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, "at least one example"), (9, "at least 2 examples, found")])
-def test_too_little_is_told(count: int, expected: str) -> None:
+def test_too_little_is_reported(count: int, expected: str) -> None:
     """One line says what was expected and what to do."""
     with pytest.raises(ValueError, match=expected):
         split([example(slot * SLOT_US) for slot in range(count)])

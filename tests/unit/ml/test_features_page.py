@@ -29,7 +29,7 @@ def test_every_feature_is_described(group: str) -> None:
     }
 
 
-def test_the_page_tells_what_a_return_compares_with_when_history_is_short() -> None:
+def test_the_page_says_what_a_return_compares_with_when_history_is_short() -> None:
     """The last trade's price first, 0 only without that: what test_market_windows shows of the code."""
     text = " ".join(PAGE.read_text(encoding="utf-8").split())
 

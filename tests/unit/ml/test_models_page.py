@@ -20,7 +20,7 @@ def test_the_manifest_on_the_page_is_sound() -> None:
     assert ("mine", 3, ("BTCUSDT",)) == (manifest.name, len(manifest.features), manifest.symbols)
 
 
-def test_the_page_tells_the_shipped_models_numbers() -> None:
+def test_the_page_reports_the_shipped_models_numbers() -> None:
     """How many outcomes judged it, how often it was right, and how much worse than no change it is."""
     [path] = default_root().glob("mlp/*/manifest.json")
     manifest = json.loads(path.read_text())

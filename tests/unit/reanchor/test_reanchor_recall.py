@@ -53,7 +53,7 @@ def test_refusals_and_others_say_nothing() -> None:
     assert 0 == failed_endpoints([("/api/v3/depth", "429", 0.1), ("/api/v3/trades", "403", 0.1)])
 
 
-def test_weight_is_the_newest_that_was_told() -> None:
+def test_weight_is_the_newest_that_was_reported() -> None:
     """Runs that asked nothing tell nothing."""
     assert (700, 20 * SECOND) == weight_of([receipt(30), receipt(20, GOOD, weight=700)], URL)
     assert (-1, 0) == weight_of([receipt(20, GOOD, exchange="http://y", weight=700)], URL)

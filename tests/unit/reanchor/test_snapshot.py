@@ -44,10 +44,10 @@ def test_trades_of_ten_minutes_are_kept() -> None:
     old, edge, new = trade(5, 600.1, price=70), trade(6, 599.9, price=90), trade(7, 0.4)
     whole = snapshot(trades=(old, edge, new))
 
-    told = references(whole)
+    reported = references(whole)
 
     assert (edge, new) == whole.recent_trades
-    assert (90.0, 100.0) == (told.trade_price_min, told.trade_price_max)
+    assert (90.0, 100.0) == (reported.trade_price_min, reported.trade_price_max)
 
 
 def test_the_last_trade_says_which_id_comes_next() -> None:
@@ -80,9 +80,9 @@ def test_references_have_an_age(changes: dict[str, Any], new: set[str], old: set
 
     Where nothing new is told, what is old has to do.
     """
-    told = references(snapshot(**changes))
+    reported = references(snapshot(**changes))
 
-    assert (new, old) == (set(told.prices), set(told.old))
+    assert (new, old) == (set(reported.prices), set(reported.old))
 
 
 def test_a_side_that_was_cut_off_must_have_every_hot_level() -> None:

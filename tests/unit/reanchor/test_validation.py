@@ -235,14 +235,14 @@ def test_equal_books_have_no_differences() -> None:
     assert [] == book_differences((BIDS, ASKS), (BIDS[:11], ASKS))
 
 
-def test_differences_of_books_are_told_best_first() -> None:
+def test_differences_of_books_are_reported_best_first() -> None:
     """A changed quantity, a ghost level and a missing one are told."""
     ghost = [BIDS[0], (BIDS[0][0] - 1, 5), *BIDS[1:]]
     changed = [(ASKS[0][0], 7), *ASKS[1:]]
 
-    told = book_differences((BIDS, changed), (BIDS, ASKS))
+    reported = book_differences((BIDS, changed), (BIDS, ASKS))
 
-    assert ["ask 1: expected 4523100000000 x 100000000, found 4523100000000 x 7 (mantissas)"] == told
+    assert ["ask 1: expected 4523100000000 x 100000000, found 4523100000000 x 7 (mantissas)"] == reported
     assert 6 == len(book_differences((ghost, ASKS), (BIDS, ASKS)))
     assert ["bids: expected 12 levels, found 11"] == book_differences((BIDS[:11], ASKS), (BIDS, ASKS))
 

@@ -277,7 +277,7 @@ def test_lock_of_a_dead_run_is_given_back_by_the_next() -> None:
     assert "--unlock-for=uid-one-1" in args_of(world, "one-2")
 
 
-def test_lock_of_somebody_else_is_waited_for() -> None:
+def test_lock_of_another_is_waited_for() -> None:
     """While a run that is not ours holds the lock none is started."""
     world = World()
     world.suspect()
@@ -293,7 +293,7 @@ def test_lock_of_somebody_else_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kill", "told"),
+    ("kill", "reported"),
     [
         (
             lambda w: w.dies("one-1", 137, reason="OOMKilled"),
@@ -313,7 +313,7 @@ def test_lock_of_somebody_else_is_waited_for() -> None:
         (lambda w: w.jobs.clear(), "the run's Job no longer exists"),
     ],
 )
-def test_dead_job_is_a_failure_with_a_clear_message(kill: Any, told: str) -> None:
+def test_dead_job_is_a_failure_with_a_clear_message(kill: Any, reported: str) -> None:
     """However a Job dies, the request says so and is tried again."""
     world = World()
     world.suspect()
@@ -324,11 +324,11 @@ def test_dead_job_is_a_failure_with_a_clear_message(kill: Any, told: str) -> Non
     kill(world)
     world.step()
 
-    assert told in world.of("one")["message"]
+    assert reported in world.of("one")["message"]
     assert ("Pending", 1) == (world.of("one")["phase"], world.of("one")["attempts"])
 
 
-def test_pod_that_cannot_start_is_told_while_it_waits() -> None:
+def test_pod_that_cannot_start_is_reported_while_it_waits() -> None:
     """A missing image shows in the request long before the Job's deadline, and after it."""
     world = World()
     world.suspect()

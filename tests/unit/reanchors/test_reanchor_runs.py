@@ -78,7 +78,7 @@ def test_only_its_own_container_ends_a_run(name: str, beside: str, *, native: bo
 
 
 @pytest.mark.parametrize(
-    ("own", "others", "init", "told"),
+    ("own", "others", "init", "reported"),
     [
         (waits("PodInitializing"), (), (("istio-init", waits("ImagePullBackOff", "no such image")),), "istio-init"),
         (waits("PodInitializing"), (), (("istio-proxy", waits("CrashLoopBackOff")),), "istio-proxy"),
@@ -88,12 +88,12 @@ def test_only_its_own_container_ends_a_run(name: str, beside: str, *, native: bo
         (waits("PodInitializing"), (), (("istio-init", RUNNING),), ""),
     ],
 )
-def test_what_holds_a_run_up_is_named(own: Any, others: Any, init: Any, told: str) -> None:
+def test_what_holds_a_run_up_is_named(own: Any, others: Any, init: Any, reported: str) -> None:
     """Whichever container it is; a run that has begun is not held up by others."""
     run = run_with(*others, ("reanchor", own), init=init)
 
-    assert told in run.message
-    assert bool(told) == bool(run.message)
+    assert reported in run.message
+    assert bool(reported) == bool(run.message)
 
 
 def test_pods_of_another_job_of_the_same_name_are_not_its_own() -> None:

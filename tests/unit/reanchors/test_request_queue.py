@@ -67,7 +67,7 @@ def test_planning_grows_with_the_number_not_with_its_square() -> None:
     assert large < 8 * small
 
 
-def test_first_come_are_looked_at_and_the_rest_is_told() -> None:
+def test_the_first_requests_are_handled_and_the_rest_is_reported() -> None:
     """A hundred wait; the others are skipped with a word, and what a person forces is not among them."""
     world = World(spec={"reanchor": {"rebuildsPerHour": 1}})
     world.status["symbols"] = [{"name": SYMBOL, "rebuiltMicros": [world.now_us - SECOND]}]
@@ -245,15 +245,15 @@ def test_a_lock_that_is_always_held_is_not_waited_for_for_ever(fields: dict[str,
 
 
 @pytest.mark.parametrize("reason", ["$(HOME)", "$$(HOME)", "costs 5$", "$", "$$", "a $(A)$(B) c"])
-def test_what_people_write_is_told_as_it_is(reason: str) -> None:
+def test_what_users_write_is_shown_unchanged(reason: str) -> None:
     """Kubernetes puts variables into arguments; what is expanded by its rules is the reason again."""
     world = World()
     world.suspect()
     world.add("one", reason=reason)
     world.settle()
 
-    told = next(arg for arg in args_of(world, "one-1") if arg.startswith("--reason="))
-    assert f"--reason={reason}" == expanded(told, {"HOME": "/tmp", "A": "1"})
+    reported = next(arg for arg in args_of(world, "one-1") if arg.startswith("--reason="))
+    assert f"--reason={reason}" == expanded(reported, {"HOME": "/tmp", "A": "1"})
 
 
 def expanded(text: str, variables: dict[str, str]) -> str:

@@ -59,7 +59,7 @@ def test_one_id_for_two_symbols_is_two_requests() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "reported"),
     [
         ('{"symbol": "DOGEUSDT"}', "symbol = 'DOGEUSDT': expected one of BTCUSDT"),
         ('{"id": 1, "dry": true}', "unknown entry 'dry'"),
@@ -76,13 +76,13 @@ def test_one_id_for_two_symbols_is_two_requests() -> None:
     ],
     ids=lambda text: text[:40],
 )
-def test_annotation_that_is_not_understood_is_told_once(value: str, told: str) -> None:
+def test_annotation_that_is_not_understood_is_reported_once(value: str, reported: str) -> None:
     """A mistake in the annotation is an Event, not a run, and is not told again."""
     world = World(annotations={"sheetanchor.dev/reanchor": value})
 
     first, second = world.step(), world.step()
 
-    assert [told in event.message for event in first.events] == [True]
+    assert [reported in event.message for event in first.events] == [True]
     assert ((), {}) == (second.events, world.reanchors)
 
 

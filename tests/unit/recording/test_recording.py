@@ -177,7 +177,7 @@ def test_another_name_changes_nothing_else(tmp_path: Path) -> None:
         ([SNAPSHOT], ["at least one"]),
     ],
 )
-def test_a_bad_line_is_told(tmp_path: Path, lines: list[bytes], words: list[str]) -> None:
+def test_a_bad_line_is_reported(tmp_path: Path, lines: list[bytes], words: list[str]) -> None:
     """The error names the file, the line and what was expected."""
     path = written(tmp_path, *lines)
 
@@ -187,7 +187,7 @@ def test_a_bad_line_is_told(tmp_path: Path, lines: list[bytes], words: list[str]
     assert [] == [word for word in [str(path), *words] if word not in str(caught.value)]
 
 
-def test_bad_frames_are_told(shipped: recording_file.Recording, tmp_path: Path) -> None:
+def test_bad_frames_are_reported(shipped: recording_file.Recording, tmp_path: Path) -> None:
     """A file of frames that begins otherwise, breaks off or holds a bad frame names the byte."""
     start = (1, sbe.encode(shipped.snapshot))
     size = 12 + len(start[1])
@@ -209,7 +209,7 @@ def test_bad_frames_are_told(shipped: recording_file.Recording, tmp_path: Path) 
         assert words in str(caught.value)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     """The error names the file that is not there."""
     with pytest.raises(BadRecording, match=r"nowhere\.gz: cannot be read"):
         recording_file.load(tmp_path / "nowhere.gz")

@@ -141,16 +141,19 @@ def test_it_is_cyclonedx_and_the_same_twice(tmp_path: Path) -> None:
     for _ in range(2):
         done = subprocess.run([sys.executable, SCRIPT, path], capture_output=True, text=True, timeout=60, check=True)
         texts.append(done.stdout)
-    told = json.loads(texts[0])
+    reported = json.loads(texts[0])
     with tarfile.open(path) as archive:
         config = archive.extractfile("config.json")
         assert config
         identity = hashlib.sha256(config.read()).hexdigest()
 
     assert texts[0] == texts[1]
-    assert identity == told["metadata"]["component"]["hashes"][0]["content"]
-    assert ("container", "0.1.0") == (told["metadata"]["component"]["type"], told["metadata"]["component"]["version"])
-    assert [] == [error.message for error in schema().iter_errors(told)]
+    assert identity == reported["metadata"]["component"]["hashes"][0]["content"]
+    assert ("container", "0.1.0") == (
+        reported["metadata"]["component"]["type"],
+        reported["metadata"]["component"]["version"],
+    )
+    assert [] == [error.message for error in schema().iter_errors(reported)]
 
 
 def schema() -> Draft7Validator:
@@ -169,7 +172,7 @@ def schema() -> Draft7Validator:
 @pytest.mark.parametrize(
     ("layers", "word"), [(({"etc/os-release": RELEASE},), "no package"), ((), "no package")], ids=["bare", "empty"]
 )
-def test_an_image_that_tells_nothing_is_an_error(tmp_path: Path, layers: tuple[dict[str, str], ...], word: str) -> None:
+def test_an_image_without_packages_is_an_error(tmp_path: Path, layers: tuple[dict[str, str], ...], word: str) -> None:
     """An empty bill would pass as an image with nothing in it."""
     command = [sys.executable, SCRIPT, image(tmp_path, *layers)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

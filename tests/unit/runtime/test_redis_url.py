@@ -77,9 +77,9 @@ def test_no_setting_of_any_role_shows_a_password(role: type[BaseModel], name: st
         ({}, {"SHEETANCHOR_" + name.upper(): url}),
         ({"config": str(file)}, {}),
     ):
-        told = refusal(lambda flags=flags, environ=environ: load(role, flags, environ))
-        assert told or not name.startswith("redis")
-        assert SECRET not in told
+        reported = refusal(lambda flags=flags, environ=environ: load(role, flags, environ))
+        assert reported or not name.startswith("redis")
+        assert SECRET not in reported
 
 
 @pytest.mark.parametrize("url", BAD)
@@ -102,10 +102,10 @@ def test_nor_does_the_status_of_a_pipeline(url: str, field: str) -> None:
     }[field]
     body = {"metadata": {"name": "btc", "namespace": "x"}, "spec": {"symbols": ["BTCUSDT"], **spec}}
 
-    told = refusal(lambda: parse(body))
+    reported = refusal(lambda: parse(body))
 
-    assert told or field != "redis"
-    assert SECRET not in told
+    assert reported or field != "redis"
+    assert SECRET not in reported
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_nor_does_a_line_of_the_log(url: str, capsys: pytest.CaptureFixture[str]
     finally:
         root.handlers[:], root.level = before, level
 
-    told = capsys.readouterr().err
-    assert 2 == len([json.loads(line) for line in told.splitlines()])
-    assert "hunter2" not in told.replace("#hunter2", "")
+    reported = capsys.readouterr().err
+    assert 2 == len([json.loads(line) for line in reported.splitlines()])
+    assert "hunter2" not in reported.replace("#hunter2", "")
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ async def test_a_retry_that_succeeds_gives_the_answer(caplog: pytest.LogCaptureF
     assert before + 2 == (REGISTRY.get_sample_value("retry_attempts_total", {"operation": "unit-test"}) or 0)
 
 
-async def test_the_last_error_is_told_when_all_tries_fail() -> None:
+async def test_the_last_error_is_reported_when_all_tries_fail() -> None:
     """Four failing calls take 7 s of waiting, and the error names their number and the last cause."""
     delays, sleep = recorder()
     last = ExchangeUnavailable("the fourth")

@@ -50,7 +50,7 @@ def test_other_urls_are_left_to_others() -> None:
     assert not is_sentinel_url("redis://sentinel://a")
 
 
-def test_a_bad_url_or_authority_is_told_as_a_setting(tmp_path: Path) -> None:
+def test_a_bad_url_or_authority_is_reported_as_a_setting(tmp_path: Path) -> None:
     """The setting is named."""
     with pytest.raises(BadSettings, match="redis_url: expected sentinel://"):
         redis_client("sentinel://a:b")

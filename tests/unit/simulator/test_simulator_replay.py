@@ -99,7 +99,7 @@ def test_a_burst_is_read_from_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["1", "1:2", "a:b:c", "100:2000:2", "0:1:1", "-5:1:1", "1:2:3:4", "nan:1:1"])
-def test_a_bad_burst_is_told(text: str) -> None:
+def test_a_bad_burst_is_reported(text: str) -> None:
     """The error shows the value and the form expected."""
     with pytest.raises(BadSettings, match="MESSAGES_PER_S:DURATION_MS:EVERY_S"):
         parse_burst(text)

@@ -326,7 +326,7 @@ def test_flag_and_call_mean_the_same() -> None:
         ("rest_body:form=odd", "expected one of truncated, html, empty, wrong"),
     ],
 )
-def test_a_bad_fault_is_told(spec: str, words: str) -> None:
+def test_a_bad_fault_is_reported(spec: str, words: str) -> None:
     """The error names the fault, the part that is wrong and what was expected."""
     with pytest.raises(BadSettings) as caught:
         parse(spec)

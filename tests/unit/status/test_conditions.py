@@ -33,7 +33,7 @@ def throttled(facts: SymbolFacts, spec: dict[str, Any], **seen: Any) -> dict[str
         (SymbolFacts(pending=("hard", "unseen")), FORCED),
     ],
 )
-def test_what_the_switch_holds_up_is_told(facts: SymbolFacts, seen: dict[str, Any]) -> None:
+def test_what_the_switch_holds_up_is_reported(facts: SymbolFacts, seen: dict[str, Any]) -> None:
     """A state in doubt stays so, although its request was skipped and nothing waits."""
     status = throttled(facts, OFF, **seen)
 

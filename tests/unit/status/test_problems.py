@@ -108,7 +108,7 @@ REFUSED = (
 )
 
 
-def test_a_quota_that_is_exceeded_is_told() -> None:
+def test_a_quota_that_is_exceeded_is_reported() -> None:
     """By a Deployment that can make no pod, by a StatefulSet's event, or by the API server's refusal of a child."""
     deployment = one_of(rendered(), "Deployment", "btc-infer")
     failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": REFUSED}
@@ -175,7 +175,7 @@ def test_the_message_stays_when_only_a_pods_name_changes() -> None:
         (Refusal("StatefulSet", "btc-redis", 422, "spec: Forbidden: updates to fields"), "ApplyRefused"),
     ],
 )
-def test_a_refused_child_is_told_with_the_servers_words(refusal: Refusal, expected: str) -> None:
+def test_a_refused_child_is_reported_with_the_servers_words(refusal: Refusal, expected: str) -> None:
     """While predictions flow the pipeline is degraded, not failed."""
     status = judged(sound(refusals=(refusal,)), status=WAS_SOUND)
 
@@ -184,7 +184,7 @@ def test_a_refused_child_is_told_with_the_servers_words(refusal: Refusal, expect
     assert "Degraded" == status["phase"]
 
 
-def test_a_pod_that_no_node_takes_is_told() -> None:
+def test_a_pod_that_no_node_takes_is_reported() -> None:
     """With the scheduler's words."""
     condition = {
         "type": "PodScheduled",
@@ -217,7 +217,7 @@ CRASHES = [
 
 
 @pytest.mark.parametrize(("ended", "expected"), CRASHES)
-def test_a_crash_is_told_with_its_code_and_last_line(ended: dict[str, Any], expected: str) -> None:
+def test_a_crash_is_reported_with_its_code_and_last_line(ended: dict[str, Any], expected: str) -> None:
     """The last line, without its time, and what to do."""
     status = judged(with_pods(pod(Component.INFER, ready=False, **ended), without=Component.INFER))
 
@@ -254,7 +254,7 @@ def test_one_restart_is_no_pattern() -> None:
     assert ("False", "Starting") == told(judged(seen), Condition.INFERENCE_READY)
 
 
-def test_what_causes_the_rest_is_told_first() -> None:
+def test_what_causes_the_rest_is_reported_first() -> None:
     """A missing Secret keeps pods from starting; the pods' complaint is not what has to be mended."""
     complaint = waiting("CreateContainerConfigError", "secret not found")
     seen = with_pods(pod(Component.INGEST, ready=False, zone="zone-a", **complaint), without=Component.INGEST)

@@ -299,7 +299,7 @@ def test_of_two_replicas_a_sound_answer_counts() -> None:
     assert ("True", "AsExpected") == told(judged(sound(predictions=answers)), Condition.INFERENCE_READY)
 
 
-def test_a_roll_out_is_told_and_nothing_is_wrong() -> None:
+def test_a_roll_out_is_reported_and_nothing_is_wrong() -> None:
     """Ready holds while new pods come up."""
     deployment = one_of(rendered(), "Deployment", "btc-infer")
     deployment = {**deployment, "metadata": {**deployment["metadata"], "generation": 2}}
@@ -329,7 +329,7 @@ def test_a_redis_node_that_is_replaced_on_purpose_is_no_degradation() -> None:
     assert ("True", "RollingOut") == told(during, Condition.READY)
 
 
-def test_a_roll_out_that_does_not_come_further_is_told() -> None:
+def test_a_roll_out_that_does_not_come_further_is_reported() -> None:
     """Old pods go on: predictions flow, and the pipeline is degraded."""
     stuck = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
     live = {**one_of(rendered(), "Deployment", "btc-infer"), "status": {"conditions": [stuck]}}
@@ -340,7 +340,7 @@ def test_a_roll_out_that_does_not_come_further_is_told() -> None:
     assert "rollout status deploy/btc-infer" in message(status)
 
 
-def test_reanchors_are_told_as_the_plan_has_them() -> None:
+def test_reanchors_are_reported_as_the_plan_has_them() -> None:
     """Running, waiting and why, and the newest one."""
     running = ReanchorPlan(
         symbols={"BTCUSDT": SymbolFacts(running="btc-x")}, last_reanchor={"name": "btc-x"}, last_request="7"
@@ -380,7 +380,7 @@ def reasons(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str]]:
     return [(event.type, event.reason) for event in transitions(old, new, "btc", "0b1c")]
 
 
-def test_a_life_is_told_in_events() -> None:
+def test_a_life_is_reported_in_events() -> None:
     """From the first start through a gap and a lost line to a suspension and back."""
     new = judged(Observed(NOW_US, zones=ZONES))
     running = judged(sound(), status=new)
@@ -402,7 +402,7 @@ def test_a_life_is_told_in_events() -> None:
     assert [] == reasons(resumed, resumed)
 
 
-def test_a_trouble_is_told_once() -> None:
+def test_a_trouble_is_reported_once() -> None:
     """One event for the cause, however many conditions speak of it; none while it lasts."""
     seen = with_pods(pod(Component.INFER, ready=False, **waiting("ErrImagePull", "not found")), without=Component.INFER)
     before = judged(sound())
@@ -436,7 +436,7 @@ def test_what_is_lost_has_a_name_of_its_own() -> None:
         assert [] == reasons(after, judged(seen, status=after))
 
 
-def test_a_throttled_reanchor_is_told() -> None:
+def test_a_throttled_reanchor_is_reported() -> None:
     """With the reason, once."""
     wait = SymbolFacts(pending=("y",), throttled=Reason.BUDGET_USED_UP, message="60 rebuilds within an hour")
     before = judged(sound())

@@ -82,7 +82,7 @@ def test_a_clock_that_stands_still_or_goes_back_gives_nothing() -> None:
     assert [True, False, False, True] == [allowance.take(now) for now in (10, 10, 5, 6)]
 
 
-def test_addresses_are_told_apart_and_forgotten() -> None:
+def test_addresses_are_distinguished_and_dropped() -> None:
     """One that asks too much does not use up what another has; of addresses, so many are known."""
     admission = Admission(per_s=1, burst=1)
 

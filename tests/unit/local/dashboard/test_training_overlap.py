@@ -48,12 +48,12 @@ def test_make_run_replays_what_the_shipped_model_has_not_seen() -> None:
     [{"speed": 2.0}, {"rate": 100.0}, {"recording": [recording_file.default_path()]}],
     ids=["speed", "rate", "named"],
 )
-def test_whoever_wants_all_of_it_is_told_that_the_model_knows_it(given: dict[str, Any]) -> None:
+def test_a_whole_replay_says_that_the_model_was_trained_on_it(given: dict[str, Any]) -> None:
     """Another pace, or the same recording named: it is played whole, and the note says what that means."""
     assert TrainingOverlap(0.0, SEEN) == overlap(**given)
 
 
-def test_an_older_manifest_is_told_too(tmp_path: Path) -> None:
+def test_an_older_manifest_is_reported_too(tmp_path: Path) -> None:
     """One that does not say where its test began."""
     for test_from in (None, "soon", 7):
         root = edited(tmp_path / str(test_from), test_from=test_from)
@@ -69,7 +69,7 @@ def test_of_a_market_it_has_not_learnt_from_nothing_is_said(tmp_path: Path, sour
     assert TrainingOverlap() == overlap(models=tmp_path / "none")
 
 
-def test_the_exchange_is_told_where_to_begin() -> None:
+def test_the_exchange_gets_the_time_to_begin_at() -> None:
     """The moment reaches its command line, and only when there is one."""
     market = MarketSource("local", "ws://127.0.0.1:1", "http://127.0.0.1:1", "local", 1)
     whole, part = (
