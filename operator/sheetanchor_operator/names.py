@@ -228,6 +228,7 @@ class EventReason(StrEnum):
     ZONE_RETURNED = "ZoneReturned"
     ZONE_DISPUTED = "ZoneDisputed"
     READERS_WITHDRAWN = "ReadersWithdrawn"
+    POD_MOVED = "PodMoved"
 
 
 def child_name(pipeline: str, component: Component | str, zone: str = "") -> str:

@@ -24,6 +24,7 @@ from sheetanchor_operator.controller.observe import Observer
 from sheetanchor_operator.controller.pipeline_metrics import PipelineMetrics
 from sheetanchor_operator.controller.plan_writes import PlanWriter
 from sheetanchor_operator.controller.processor_wait import processor_wait_s
+from sheetanchor_operator.controller.respread import Respread
 from sheetanchor_operator.controller.seen_requests import SeenRequests
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.kube.api_client import (
@@ -89,6 +90,7 @@ class Reconciler:
     _applier: ChildApplier = field(init=False, repr=False)
     _observer: Observer = field(init=False, repr=False)
     _writer: PlanWriter = field(init=False, repr=False)
+    _respread: Respread = field(init=False, repr=False)
     _claims: dict[Key, ObservedClaim] = field(default_factory=dict)
     _kept_off: dict[Key, str] = field(default_factory=dict)
     """Pipelines that another installation manages, each with its name."""
@@ -98,6 +100,7 @@ class Reconciler:
     def __post_init__(self) -> None:
         self._observer = Observer(self.cluster, self.cache, self.workloads)
         self._applier = ChildApplier(self.cluster, self.cache, self.defaults)
+        self._respread = Respread(self.cluster)
         self._writer = PlanWriter(self.cluster, self.cache, self.pipeline_metrics)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -224,7 +227,8 @@ class Reconciler:
         status = status_of(pipeline, observed, decided)
         events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
         if await self._write_status(body, status):
-            self._publish(pipeline.namespace, events)
+            moved = await self._respread.move(pipeline, observed, status, time.monotonic())
+            self._publish(pipeline.namespace, (*events, *((moved,) if moved else ())))
             if not refusals and decided is not NO_PLAN and not pipeline.paused:
                 self.seen_requests.done(key, observed.overwritten)
         # With a plan the status holds how runs have ended; without one only the existing objects do.
@@ -288,6 +292,7 @@ class Reconciler:
         self.pipeline_metrics.forget(key)
         self._applier.forget(key)
         self._observer.forget(key)
+        self._respread.forget(key)
         self._writer.refusals.forget(key)
         self._unsound.discard(key)
 

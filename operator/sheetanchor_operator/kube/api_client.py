@@ -383,6 +383,26 @@ class Cluster:
                 return None
             raise
 
+    async def evict(self, namespace: str, name: str, uid: str) -> bool:
+        """Delete a pod as a drain does, if the budgets allow it; false if it is gone, or another one by now.
+
+        Raises:
+            ApiRefused: The server will not do it.
+            ApiUnavailable: A budget does not allow it now, or the server cannot do it just now.
+        """
+        body: Body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace}}
+        if uid:
+            body["deleteOptions"] = {"preconditions": {"uid": uid}}
+        try:
+            await self.ask("POST", POD.path(namespace, name, "eviction"), body=body)
+        except ApiConflict:
+            return False
+        except ApiRefused as error:
+            if error.code == 404:
+                return False
+            raise
+        return True
+
     async def warnings(self, namespace: str, kind: str, name: str, uid: str) -> list[Body]:
         """Read the Warning events about an object, newest last.
 

@@ -112,7 +112,7 @@ def test_a_deleted_child_is_back_at_once(
 @pytest.mark.parametrize(
     ("patch", "kept"),
     [
-        ({"spec": {"replicas": 7}}, lambda body: body["spec"]["replicas"] == 2),
+        ({"spec": {"replicas": 7}}, lambda body: body["spec"]["replicas"] == 3),
         (
             {"metadata": {"labels": {"app.kubernetes.io/component": "mine"}}},
             lambda body: body["metadata"]["labels"]["app.kubernetes.io/component"] == "infer",
@@ -249,7 +249,7 @@ def test_a_paused_pipeline_is_left_alone(apiserver: ApiServer, where: str, opera
     go_on = {"metadata": {"annotations": {"sheetanchor.dev/paused": None}}}
     apiserver.ask(path_of(where), method="PATCH", body=go_on, content_type=MERGE)
 
-    until(lambda: apiserver.ask(path)["spec"]["replicas"] == 2, within_s=WITHIN_S, what="two", operator=operator)
+    until(lambda: apiserver.ask(path)["spec"]["replicas"] == 3, within_s=WITHIN_S, what="three", operator=operator)
     # The status is written after the children.
     until(lambda: phase() != "Paused", within_s=WITHIN_S, what="no longer Paused", operator=operator)
 
@@ -265,7 +265,7 @@ def test_maintenance_is_announced_while_paused(apiserver: ApiServer, where: str,
 
     until(lambda: operator.metrics().get(announced) == 1.0, within_s=WITHIN_S, what="announced", operator=operator)
     assert "Paused" == pipeline_of(apiserver, where)["status"]["phase"]
-    assert 2 == apiserver.ask(path)["spec"]["replicas"]
+    assert 3 == apiserver.ask(path)["spec"]["replicas"]
 
     apply_pipeline(apiserver, where)
     go_on = {"metadata": {"annotations": {"sheetanchor.dev/paused": None}}}
