@@ -159,6 +159,8 @@ KINDS: Final[Mapping[str, Kind]] = {
 class Cluster:
     """A connection to the API server.
 
+    One class, since each kind of request is a few lines about the one that passes the fence.
+
     Args:
         configuration: Address and credentials, as the official client loads them.
     """
