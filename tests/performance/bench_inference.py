@@ -5,8 +5,8 @@ the product's own (`SlotLoop`), at its own cadence of two seconds, against a rea
 times a second. Slots with and without dry runs take turns. As two seconds a slot are few slots a minute, the same is
 done with eight symbols whose slots follow each other every 250 ms: more slots, less idleness.
 
-Right after each slot the parts are measured alone, in the same process and at the same temperature: a bare call of the
-same function over the same client, the same over a blocking socket, the model without its thread, an empty wake-up.
+After each slot the parts are measured alone, in the same process, each several times in a row: a bare call of the
+same function over the same client, the same over a blocking socket, the model without its thread; and an empty wake-up.
 Ratios to these hold on other machines; microseconds do not. Prints tables.
 """
 
@@ -61,7 +61,7 @@ READ, BARE, BLOCKING, MODEL, WAKE = REFERENCES = (
     "model alone",
     "wake-up",
 )
-ROUNDS = 5
+ROUNDS = 10
 
 
 def hot_fields() -> tuple[list[str], list[str], list[str], list[str]]:
@@ -127,7 +127,7 @@ class Found:
     Attributes:
         latency_us: From the slot's time to its commit, by Redis' clock.
         stages_us: By stage.
-        references_us: The parts alone, right after a slot.
+        references_us: The parts alone, in a loop after a slot.
         early: Reads that came before their slot by Redis' clock, and so once more.
         lost: Slots that were not committed, or in doubt.
     """
@@ -142,10 +142,11 @@ class Found:
 class Bench:
     """One replica, whose slots are looked at."""
 
-    def __init__(self, url: str, warm_runs: int, slots: int) -> None:
+    def __init__(self, url: str, warm_runs: int, slots: int, load: int) -> None:
         self.redis = redis_client(url, socket_timeout_s=CALL_TIMEOUT_S, connect_timeout_s=CALL_TIMEOUT_S)
         self.warm_runs = warm_runs
         self.slots = slots
+        self.load = load
         self.found = Found()
         self.stop = asyncio.Event()
         self.model = OnnxModel(ModelRegistry(MODELS).current())
@@ -200,28 +201,27 @@ class Bench:
         self.found.latency_us[kind].append((record.latency_ms - shift_ms) * 1e3)
         for stage, length_us in slot_loop.times.stages_us().items():
             self.found.stages_us[kind, stage].append(length_us)
-        task = asyncio.create_task(self._measure_parts(kind, slot_loop))
-        self._parts.add(task)
-        task.add_done_callback(self._parts.discard)
+        if not self.load:
+            task = asyncio.create_task(self._measure_parts(kind, slot_loop))
+            self._parts.add(task)
+            task.add_done_callback(self._parts.discard)
         if sum(map(len, self.found.latency_us.values())) >= self.slots:
             self.stop.set()
 
     async def _measure_parts(self, kind: str, slot_loop: SlotLoop) -> None:
-        """Measure each part alone, several times in turns: the best time of a part was not disturbed."""
+        """Measure each part alone, several times in a row: the best time is that of a loop that nothing disturbs."""
         best: dict[str, float] = {}
         with socket.create_connection(_address(self.url)) as blocking:
             blocking.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            parts = self._parts_of(slot_loop, blocking)
-            for _ in range(ROUNDS):
-                for name, part in parts.items():
+            for name, part in self._parts_of(slot_loop, blocking).items():
+                for _ in range(ROUNDS):
                     began = time.perf_counter()
                     await part()
                     taken_us = (time.perf_counter() - began) * 1e6
                     best[name] = min(best.get(name, taken_us), taken_us)
-                due = time.perf_counter() + 0.003
-                await _woken_at(due)
-                late_us = (time.perf_counter() - due) * 1e6
-                best[WAKE] = min(best.get(WAKE, late_us), late_us)
+        due = time.perf_counter() + 0.003
+        await _woken_at(due)
+        best[WAKE] = (time.perf_counter() - due) * 1e6
         for name, taken_us in best.items():
             self.found.references_us[kind, name].append(taken_us)
 
@@ -277,10 +277,10 @@ def tables(found: Found) -> str:
         lines.append(f"| {kind} | {len(latencies)} | {total} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "| right after the slot | " + " | ".join(f"{name} p50 µs" for name in REFERENCES) + " | read / bare |",
+        "| alone, in a loop | " + " | ".join(f"{name} p50 µs" for name in REFERENCES) + " | read / bare |",
     ]
     lines.append("|---|" + "---:|" * (len(REFERENCES) + 1))
-    for kind in found.latency_us:
+    for kind in found.latency_us if found.references_us else ():
         parts = {name: found.references_us[kind, name] for name in REFERENCES}
         ratios = [read / bare for read, bare in zip(parts[READ], parts[BARE], strict=True)]
         cells = [f"{percentile(values, 0.5):.0f}" for values in parts.values()]
@@ -327,7 +327,7 @@ def measure(symbols: Sequence[str], warm_runs: int, slots: int, load: int) -> Fo
     with server() as url, beside((be_writer, (url, symbols, anchored))):
         assert anchored.wait(60)
         with beside(*[(be_busy, ())] * load):
-            return uvloop.run(Bench(url, warm_runs, slots).run(symbols))
+            return uvloop.run(Bench(url, warm_runs, slots, load).run(symbols))
 
 
 def main() -> None:

@@ -19,8 +19,13 @@ WARM_BEFORE_S: Final = 0.020
 TIMER_S: Final = 0.0015
 """Timers of the event loop have a resolution of a millisecond, so what is nearer is waited for by turning the loop."""
 
+GRACE_S: Final = 0.001
+"""A dry run may end this late: cancelled in the middle of a call it costs a connection, and a new one takes longer."""
+
 SHORTEST_S: Final = 0.0002
-LONGEST_S: Final = 0.005
+LONGEST_S: Final = 0.025
+"""Longer than there is time: on a machine as busy as that most slots have no dry run, so that it delays none."""
+
 STEP: Final = 1.25
 
 
@@ -60,7 +65,6 @@ class DryRuns:
         self.count = count
         self._rehearse = rehearse
         self._usual = UsualLength()
-        self._running: asyncio.Task[None] | None = None
 
     async def until(self, left_s: Callable[[], float]) -> None:
         """Return when the slot begins, whatever becomes of the dry runs.
@@ -68,24 +72,25 @@ class DryRuns:
         Args:
             left_s: Gives the seconds until then, 0 when it has begun.
         """
-        if self.count and left_s() > WARM_BEFORE_S / 2:
-            await self._run(left_s)
+        count = self.count
+        if count and left_s() > WARM_BEFORE_S / 2:
+            if self._usual.fits(left_s()):
+                await self._run(left_s)
+            else:
+                count, self._usual = 0, self._usual.after(0.0)  # one of the next slots tries again
         while (left := left_s()) > 0:
-            begin_s = self._usual.begin_s(self.count)
+            begin_s = self._usual.begin_s(count)
             if left <= begin_s and self._usual.fits(left):
                 await self._run(left_s)
             else:
                 await asyncio.sleep(max(0.0, left - begin_s - TIMER_S))
 
-    def end(self) -> None:
-        """End a dry run that has not ended by now."""
-        if self._running is not None:
-            self._running.cancel()
-
     async def _run(self, left_s: Callable[[], float]) -> None:
-        """Make a dry run; one that has not ended when the slot begins does not keep it waiting."""
+        """Make a dry run; one that does not end with the time before the slot is cancelled."""
         began = time.monotonic()
-        self.end()
-        self._running = asyncio.create_task(self._rehearse())
-        await asyncio.wait([self._running], timeout=left_s())
+        running = asyncio.create_task(self._rehearse())
+        try:
+            await asyncio.wait([running], timeout=left_s() + GRACE_S)
+        finally:
+            running.cancel()
         self._usual = self._usual.after(time.monotonic() - began)

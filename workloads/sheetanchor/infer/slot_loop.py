@@ -170,7 +170,6 @@ class SlotLoop:
             if not await self._wait(turn.slot, stop):
                 continue
             served = await self._serve(turn.slot)
-            self._dry_runs.end()
             if served:
                 self.last_slot = turn.slot
 
