@@ -133,7 +133,7 @@ CASES = [
     Case(
         "podMetadata.annotations must not name keys", {"podMetadata": {"annotations": {"prometheus.io/scrape": "no"}}}
     ),
-    Case("status.term must not go back", before={}, before_status={"term": 3}, status={"term": 2}),
+    Case("status.term must not decrease", before={}, before_status={"term": 3}, status={"term": 2}),
     Case("status must not be removed", before={}, before_status={"term": 3}, without_status=True),
     Case(
         "status must not be removed",
@@ -158,7 +158,7 @@ CASES = [
         status={"phase": "Running"},
     ),
     Case(
-        "status.attempts must not go back",
+        "status.attempts must not decrease",
         before={},
         kind=REANCHOR_KIND,
         before_status={"attempts": 2},
