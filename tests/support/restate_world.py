@@ -158,6 +158,10 @@ class Prepared:
     truth: Truth
     content: int
 
+    def read_before(self, us: int) -> Prepared:
+        """Give it as its process sends it that was stopped for so long after it had read the lines."""
+        return replace(self, order=replace(self.order, read_us=self.order.read_us - us))
+
 
 async def prepare(world: World, writer: str, update_id: int, held: tuple[int, str, str]) -> Prepared:
     """Do what a writer does before it restates: write its doubt, look, and put everything together.
