@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +36,22 @@ def all_healthy(btc: Running) -> bool:
     return set(health(btc).values()) == {"healthy"}
 
 
+def observers(btc: Running, lost: str) -> str:
+    """What the operators conclude, and what the Sentinels say that they conclude it from."""
+    found: dict[str, Any] = {}
+    for pod in btc.api.pods("sheetanchor-system", "app.kubernetes.io/name=sheetanchor"):
+        with contextlib.suppress(OSError, LookupError):
+            name = pod["metadata"]["name"]
+            found[name] = btc.api.pod("sheetanchor-system", name, "/health/detailed", 2)["checks"]["zones"]
+    for pod in btc.pods("redis"):
+        with contextlib.suppress(OSError, LookupError):
+            name = pod["metadata"]["name"]
+            path = f"/api/v1/namespaces/{btc.namespace}/pods/{name}:8081/proxy/peers"
+            found[f"{name} in {zone_of(btc, name)}"] = btc.api.ask(path, within_s=2)
+    load = Path("/proc/loadavg").read_text().split()[0]
+    return f"zone {lost} is lost, the load of this machine is {load}: {json.dumps(found, indent=1)}"
+
+
 def test_a_zone_without_power(btc: Running, cluster: Cluster, image: str) -> None:
     """Two replicas, and a reader in the zone without one, so that it asks both: half of it fails, for some seconds."""
     cluster.needs_own_machines("a node is switched off")
@@ -47,7 +67,11 @@ def test_a_zone_without_power(btc: Running, cluster: Cluster, image: str) -> Non
     with reading_service(btc, image, zone=reader_zone, hole_max=5) as reader:
         off_ms, off_s = int(time.time() * 1000), time.monotonic()
         cluster.power_off(lost)
-        btc.wait(lambda: health(btc)[lost] == "failed", NAMED_S, f"the status names zone {lost}")
+        try:
+            btc.wait(lambda: health(btc)[lost] == "failed", NAMED_S, f"the status names zone {lost}")
+        except AssertionError as error:
+            error.add_note(observers(btc, lost))
+            raise
         named_s = time.monotonic() - off_s
         phase = btc.status["phase"]
         time.sleep(max(0.0, off_s + NAMED_S - 4 - time.monotonic()))
