@@ -72,7 +72,8 @@ class ZonePods:
         status: Body = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
         status["conditions"] = [condition("True")]
         if component is Component.REDIS:
-            sentinel = {"name": "sentinel", "ready": True, "image": "none", "imageID": "none", "restartCount": 0}
+            sentinel = {"name": "sentinel", "ready": True, "started": True, "image": "none", "imageID": "none"}
+            sentinel["restartCount"] = 0
             status["containerStatuses"] = [sentinel]
         await self.ask(f"{self.path(name)}/status", method="PATCH", body={"status": status}, content_type=STRATEGIC)
 

@@ -40,7 +40,8 @@ class PodFacts:
         withdrawn: Whether an operator has said since that it cannot be reached.
         running: Whether its containers run.
         ending: Whether it is on its way out.
-        sentinel_ready: Of a Redis node, whether its Sentinel is ready; its server may be without a master meanwhile.
+        sentinel_started: Of a Redis node, whether its Sentinel has started. It need not be ready: that its server has
+            no master, or that a probe took too long, says nothing against what it knows.
     """
 
     namespace: str
@@ -55,7 +56,7 @@ class PodFacts:
     withdrawn: bool
     running: bool
     ending: bool
-    sentinel_ready: bool = False
+    sentinel_started: bool = False
 
     @property
     def place(self) -> Place:
@@ -75,7 +76,7 @@ class PodFacts:
     @property
     def may_speak(self) -> bool:
         """Whether what its Sentinel says of its peers counts: one that starts has reached nobody yet."""
-        return self.running and not self.ending and bool(self.address) and self.sentinel_ready
+        return self.running and not self.ending and bool(self.address) and self.sentinel_started
 
 
 def pod_facts(body: Mapping[str, Any]) -> PodFacts | None:
@@ -98,8 +99,8 @@ def pod_facts(body: Mapping[str, Any]) -> PodFacts | None:
         withdrawn=ready.get("status") == "False" and ready.get("reason") == ZONE_UNREACHABLE,
         running=status.get("phase") == "Running",
         ending="deletionTimestamp" in metadata,
-        sentinel_ready=any(
-            one.get("name") == SENTINEL_CONTAINER and bool(one.get("ready"))
+        sentinel_started=any(
+            one.get("name") == SENTINEL_CONTAINER and one.get("started") is True
             for one in status.get("containerStatuses") or ()
         ),
     )

@@ -47,10 +47,10 @@ def facts(name: str, node: str = "n-a", component: Component = Component.INFER, 
 def test_a_sentinel_speaks_while_its_server_is_without_a_master() -> None:
     """Just when a zone is lost; one that starts has reached nobody, and would call everybody down."""
     unready = {"conditions": condition("False", "ContainersNotReady")}
-    containers = [{"name": "redis", "ready": False}, {"name": "sentinel", "ready": True}]
+    containers = [{"name": "redis", "ready": False}, {"name": "sentinel", "ready": False, "started": True}]
     speaks, starts = (
         pod_facts(body(Component.REDIS, **unready, containerStatuses=statuses))
-        for statuses in (containers, [{"name": "sentinel", "ready": False}])
+        for statuses in (containers, [{"name": "sentinel", "ready": False, "started": False}])
     )
 
     assert speaks is not None
