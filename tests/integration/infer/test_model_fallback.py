@@ -74,7 +74,7 @@ async def test_without_any_model_the_trend_answers(chain: ModelFallbackChain) ->
 
     assert ("linear_trend", TREND, 0.1) == (line.mode, line.predicted_return, line.confidence)
     assert ("none", 0.0, 0.0) == (nothing.mode, nothing.predicted_return, nothing.confidence)
-    assert "there is no model in use" in str(line.doubts[0])
+    assert "no model is in use" in str(line.doubts[0])
     assert ([], "linear_trend") == (chain.loaded, chain.mode)
 
 
