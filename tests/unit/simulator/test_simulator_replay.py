@@ -263,6 +263,28 @@ def test_the_shipped_recording_goes_round_without_a_gap(script: Script) -> None:
     assert market.tape.last_id == trade_id
 
 
+@pytest.mark.parametrize(
+    "pace",
+    [RecordedPace(START_US, speed) for speed in (0.5, 1.0, 5.0, 48.0)]
+    + [SteadyPace(START_US, 5_000, Burst(11_000, 100_000, 5 * SECOND_US))],
+    ids=["speed 0.5", "speed 1", "speed 5", "speed 48", "5,000 a second"],
+)
+def test_trades_happen_in_the_order_of_their_ids_at_any_pace(script: Script, pace: Pace) -> None:
+    """As at the exchange. Some were announced 200 ms late, which at 48 times the speed put them before ten seconds of
+    others: windows lacked them, and one slot in each round was degraded.
+    """
+    market = PlaybackMarket(script, pace, loop=True)
+    made: list[tuple[int, int]] = []
+    while len(made) < 4_500:  # more than once round
+        for event in market.advance(START_US + 10**12, count_max=1_000):
+            if event.kind == "trade":
+                message = sbe.decode(event.frame)
+                assert isinstance(message, sbe.Trades)
+                made += [(trade[0], message.transact_time_us) for trade in message.trades]
+
+    assert all(later[0] == earlier[0] + 1 and later[1] >= earlier[1] for earlier, later in pairwise(made))
+
+
 def test_at_the_seam_best_prices_come_with_the_book(script: Script) -> None:
     """The seam's best bid and ask are those of the starting book, at the seam's own update."""
     last = [step for number, step in islice(passes(script, loop=True), len(script.steps) + 2)][-2:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Final
+from typing import Final, NamedTuple
 
 from sheetanchor import sbe
 from sheetanchor.contract import stream_symbol
@@ -44,6 +44,22 @@ class MarketEvent:
     frame: bytes
 
 
+class Played(NamedTuple):
+    """A step as it is played.
+
+    Attributes:
+        event_us: Its event time.
+        made_us: When its trades were made; its event time if it has none.
+        number: Of its pass.
+        step: The step.
+    """
+
+    event_us: int
+    made_us: int
+    number: int
+    step: ScriptStep
+
+
 class PlaybackMarket:
     """Plays a script: `advance` gives what is due, and keeps book and tape as of the last message given.
 
@@ -72,7 +88,7 @@ class PlaybackMarket:
         self._jump_trades = 0
         self._jump_factor = 1.0
         self._top_due_us: int | None = None
-        self._next: tuple[int, int, int, ScriptStep] | None = None
+        self._next: tuple[int, Played] | None = None
         self._fetch()
         self._warm_up(silent)
 
@@ -100,14 +116,14 @@ class PlaybackMarket:
         # After a pause at most a second of them is sent: each holds the whole top of the book.
         self._top_due_us = max(self._top_due_us or now_us, now_us - TOP_LATE_MAX_US) if top else None
         while self._next is not None and len(events) < count_max:
-            due_us, event_us, number, step = self._next
+            due_us, played = self._next
             if self._top_due_us is not None and self._top_due_us <= min(now_us, due_us):
                 events.append(self._top(self._top_due_us))
                 self._top_due_us += TOP_EVERY_US
                 continue
             if due_us > now_us:
                 break
-            events.append(self._play(event_us, number, step))
+            events.append(self._play(played))
             self._fetch()
         self._keep_book(now_us)
         return events
@@ -127,8 +143,7 @@ class PlaybackMarket:
     def _warm_up(self, count: int) -> None:
         for _ in range(count):
             if self._next is not None:
-                _, event_us, number, step = self._next
-                self._play(event_us, number, step)
+                self._play(self._next[1])
                 self._fetch()
 
     def _fetch(self) -> None:
@@ -138,13 +153,17 @@ class PlaybackMarket:
             return
         number, step = following
         moved_us = number * self.script.duration_us - self._warmup_us
-        due_us, event_us = self._pace.times(self._index, step.due_us + moved_us, step.event_us + moved_us)
+        recorded_us, happened_us = step.due_us + moved_us, step.event_us + moved_us
+        due_us, event_us = self._pace.times(self._index, recorded_us, happened_us)
+        # By the pace as well: a lag that stays while distances shrink would put trades before earlier ones.
+        _, made_us = self._pace.times(self._index, recorded_us, happened_us - step.lag_us)
         self._index += 1
-        self._next = due_us, event_us, number, step
+        self._next = due_us, Played(event_us, made_us, number, step)
 
-    def _play(self, event_us: int, number: int, step: ScriptStep) -> MarketEvent:
+    def _play(self, played: Played) -> MarketEvent:
+        event_us, made_us, number, step = played
         shift = number * (self.script.trade_shift if step.kind == "trade" else self.script.id_shift)
-        frame = moved(step, event_us, shift)
+        frame = moved(step, event_us, made_us, shift)
         if step.kind == "depth":
             self.book.apply(frame, step.last_id + shift)
         elif step.kind == "trade":
@@ -152,7 +171,7 @@ class PlaybackMarket:
                 self._jump_trades -= 1
                 scale_prices(frame, self._jump_factor)
             for trade_id, price, qty, is_buyer_maker in trades_in(frame):
-                self.tape.add(TapeTrade(trade_id, price, qty, event_us - step.lag_us, bool(is_buyer_maker)))
+                self.tape.add(TapeTrade(trade_id, price, qty, made_us, bool(is_buyer_maker)))
         self.event_us = max(self.event_us, event_us)
         stream = self._streams[step.kind]
         first_id, last_id = step.first_id + shift, step.last_id + shift

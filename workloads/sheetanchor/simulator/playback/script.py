@@ -226,15 +226,15 @@ def passes(script: Script, *, loop: bool) -> Iterator[tuple[int, ScriptStep]]:
         number += 1
 
 
-def moved(step: ScriptStep, event_us: int, id_shift: int) -> bytearray:
-    """Give a step's frame with another event time and shifted ids."""
+def moved(step: ScriptStep, event_us: int, made_us: int, id_shift: int) -> bytearray:
+    """Give a step's frame with other times and shifted ids; `made_us` is when its trades were made."""
     frame = bytearray(step.frame)
     if step.kind == "bestBidAsk":
         _TWO.pack_into(frame, _BODY_AT, event_us, step.last_id + id_shift)
     elif step.kind == "depth":
         _THREE.pack_into(frame, _BODY_AT, event_us, step.first_id + id_shift, step.last_id + id_shift)
     else:
-        _TWO.pack_into(frame, _BODY_AT, event_us, event_us - step.lag_us)
+        _TWO.pack_into(frame, _BODY_AT, event_us, made_us)
         if id_shift:
             for at in range(_TRADES_AT, _trades_end(frame), _TRADE.size):
                 _ONE.pack_into(frame, at, _ONE.unpack_from(frame, at)[0] + id_shift)
