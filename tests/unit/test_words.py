@@ -251,15 +251,6 @@ PROSE = {
 }
 """Words within comments and docstrings: the subject is the part that acts, not a person who might."""
 
-UNREVISED = (
-    "operator/sheetanchor_operator/controller/zones/",
-    "operator/sheetanchor_operator/zones/",
-    "workloads/sheetanchor/policy/",
-    "workloads/sheetanchor/process/",
-    "workloads/sheetanchor/store/",
-)
-"""Packages whose comments were not gone through yet; this list only ever gets shorter."""
-
 BOUND = re.compile(r"(?:depth|trade)_holes?\b")
 """Names of the native decoder."""
 
@@ -278,18 +269,11 @@ def test_comments_have_no_word_that_was_replaced() -> None:
         f"{name}:{line}: {match[0]!r}: write {PROSE[match[0].lower()]}"
         for path in tracked("operator/*.py", "workloads/*.py")
         for name in [path.relative_to(ROOT).as_posix()]
-        if not name.startswith(UNREVISED)
         for line, text in prose_in(path.read_text(encoding="utf-8"))
         for match in words.finditer(text)
     ]
 
     assert [] == found
-
-
-@pytest.mark.parametrize("package", UNREVISED)
-def test_packages_whose_comments_are_to_be_revised_are_there(package: str) -> None:
-    """An entry for a package that has gone would excuse nothing."""
-    assert (ROOT / package).is_dir()
 
 
 @pytest.mark.parametrize("name", ["Keeper", "_tell_loss", "HTTPKeeper", "lookout", "LOOKOUT_S", "see_world2"])

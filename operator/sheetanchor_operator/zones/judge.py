@@ -1,6 +1,6 @@
 """Whether a zone is lost: judged from what two kinds of observers see, round by round. Pure.
 
-Every operator replica judges by itself, whoever leads: once a second it asks pods of each zone over HTTP, and where a
+Every operator replica judges by itself, leader or not: once a second it asks pods of each zone over HTTP, and where a
 zone is silent it asks the Sentinels of other zones whether they reach it. One observer alone proves nothing: what it
 does not hear may be its own fault. So a zone's silence counts only
 
@@ -199,14 +199,14 @@ def verdict_of(evidence: Evidence, bounds: Bounds) -> Verdict:
         reason = ZoneReason.RETURNING if evidence.alive_s > 0 else ZoneReason.UNREACHABLE
         return Verdict(health, reason, evidence.confirmed and evidence.confirmed_s >= bounds.silent_s)
     if not evidence.heard or evidence.quiet_s >= bounds.failed_s:
-        # Not confirmed, so that nothing is done about it; but nobody may say that the zone is healthy.
+        # Not confirmed, so that nothing is done about it; but the zone must not count as healthy.
         reason = ZoneReason.UNCONFIRMED if evidence.witnesses else ZoneReason.NO_WITNESSES
         return Verdict(ZoneHealth.UNKNOWN, reason)
     return Verdict(ZoneHealth.HEALTHY, ZoneReason.ANSWERS)
 
 
 def silent_zones(seen: Round) -> frozenset[str]:
-    """Name the zones of which everybody who could answer was asked, and nobody did."""
+    """Name the zones of which all pods that could answer were asked, and none did."""
     return frozenset(zone for zone, one in seen.zones.items() if one.asked and not one.answered and one.complete)
 
 
@@ -239,10 +239,10 @@ def _next(zone: str, known: Mapping[str, Evidence], seen: Round, elapsed_s: floa
     if up:
         return _alive(replace(now, misses=0, unheard_s=0.0), seen.at_s, elapsed_s)
     if not now.heard or zone not in silent_zones(seen):
-        # Nobody is there who could be missed: what was concluded stays.
+        # There is no pod that could be missed: what was concluded stays.
         return replace(now, alive_s=0.0)
     if abstains:
-        # Silence that proves nothing is not added to silence that does: the count begins anew.
+        # Silence that proves nothing is not added to silence that does: the count begins again.
         kept_s = now.confirmed_s
         return replace(now, misses=0 if not kept_s else now.misses, unheard_s=kept_s, alive_s=0.0)
     now = replace(now, misses=now.misses + 1, unheard_s=now.unheard_s + elapsed_s, alive_s=0.0)

@@ -36,7 +36,7 @@ class ZoneNode:
 
     Attributes:
         zone: Its zone, "" for none.
-        cordoned: Whether somebody has taken it out of scheduling.
+        cordoned: Whether it was taken out of scheduling.
     """
 
     zone: str

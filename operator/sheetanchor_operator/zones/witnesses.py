@@ -75,12 +75,12 @@ class PodFacts:
 
     @property
     def may_speak(self) -> bool:
-        """Whether what its Sentinel says of its peers counts: one that starts has reached nobody yet."""
+        """Whether what its Sentinel says of its peers counts: one that starts has reached none yet."""
         return self.running and not self.ending and bool(self.address) and self.sentinel_started
 
 
 def pod_facts(body: Mapping[str, Any]) -> PodFacts | None:
-    """Read a pod as the API server gives it; None for one that serves nobody, such as a run of a re-anchor."""
+    """Read a pod as the API server gives it; None for one that serves no requests, such as a run of a re-anchor."""
     metadata, status = body["metadata"], body.get("status") or {}
     labels = metadata.get("labels") or {}
     if labels.get(COMPONENT_LABEL) not in _SERVING or status.get("phase") in ("Succeeded", "Failed"):

@@ -147,7 +147,7 @@ def is_final(missing: MissingRange, live_lines: int, now_us: int, wait_us: int) 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """Missing ranges in the ids of one stream: how many in a row. A message in sequence begins anew."""
+    """Missing ranges in the ids of one stream: how many in a row. A message in sequence begins again."""
 
     in_a_row: int = 0
 

@@ -117,7 +117,7 @@ def rebuild_due_us(doubt: str, suspect_at_us: int) -> int:
 
 
 def _never(facts: RestateFacts) -> str:
-    """Say what no waiting can mend, "" if nothing."""
+    """Say what no waiting can cure, "" if nothing."""
     if not facts.replication_id:
         return "the server does not say which replication history it is in"
     if facts.restated_here:

@@ -111,7 +111,7 @@ class MarketObservation:
         streamed_best: Best bid and ask of the newest bestBidAsk, 0 for a side without orders; None before the first.
         levels: What is wrong with the best levels, "" if nothing.
         best_agreed: How many bestBidAsk the book has come to agree with.
-        trade_id: Newest trade without a hole before it.
+        trade_id: Newest trade with no missing range before it.
         trades_missing: Trades that the longest window lacks, or holds though they are not of it.
         end_us: The event time that windows end at.
         clock_sets: How often the market has found the exchange's clock to have been set, and followed it.
@@ -158,7 +158,7 @@ class StreamPace:
         moment_us: When the present burst began.
         moments: Bursts seen.
         gap_us: Mean distance of bursts.
-        resumed: Ids begin anew, as after a load: the next message is not compared with the one before.
+        resumed: Ids begin again, as after a load: the next message is not compared with the one before.
     """
 
     pulse: Pulse = Pulse()
@@ -245,7 +245,7 @@ class Soundness:
     Attributes:
         reasons: Why it is not sound; none if it is.
         until_us: Until when it is sound if nothing more is heard; in the past when it is not.
-        quiet: What is told but is no fault: trades that have been away for long, "" if they have not.
+        quiet: What is reported but is no fault: trades that have been away for long, "" if they have not.
         ask: Why a validation is wanted, "" if none is.
     """
 
@@ -280,7 +280,7 @@ def levels_fault(bids: Sequence[tuple[int, int]], asks: Sequence[tuple[int, int]
 
 
 def reloaded(memory: Memory, trade_id: int, now_us: int) -> Memory:
-    """Go on with a rebuilt or loaded market: ids begin anew, what was learnt about time stays.
+    """Go on with a rebuilt or loaded market: ids begin again, what was learnt about time stays.
 
     Args:
         memory: What was remembered before.

@@ -212,7 +212,7 @@ class FailoverRecovery:
         return StepResult(NextStep.WAIT if waited_us < GATHER_MAX_US else NextStep.REBUILD, reason)
 
     def _records(self, failover: Failover, reply: RestateReply, waited_us: int, update_id: int) -> tuple[Gap, Receipt]:
-        """Make what is told of a restatement: a gap that asks for a validation, and a receipt."""
+        """Make what is published of a restatement: a gap that asks for a validation, and a receipt."""
         reason = f"Redis has lost acknowledged writes: restated from memory as epoch {reply.epoch}"
         severity = GAP_DETECTION_RULES[RULE].severity
         gap = Gap(self._symbol, RULE, severity, VALIDATION, reason, "process", reply.now_us, reply.epoch)
@@ -236,7 +236,7 @@ class FailoverRecovery:
         return gap, receipt
 
     async def send_records(self) -> None:
-        """Write what is told of restatements; what Redis does not take is kept for the next time.
+        """Write what is published of restatements; what Redis does not take is kept for the next time.
 
         Raises:
             RedisError: If Redis does not answer.

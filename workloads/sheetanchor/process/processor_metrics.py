@@ -21,7 +21,7 @@ def left_out(counters: Mapping[str, int]) -> int:
 
 
 class ProcessorMetrics:
-    """Exports counters of the market, which begin anew with every loaded book, as counters that only rise.
+    """Exports counters of the market, which begin again with every loaded book, as counters that only rise.
 
     Args:
         symbol: Trading pair, the label of each series.
@@ -34,7 +34,7 @@ class ProcessorMetrics:
         self._lacking: Mapping[str, Sequence[str]] = {}
 
     def begin(self) -> None:
-        """Begin anew with a loaded market, whose counters are zero."""
+        """Begin again with a loaded market, whose counters are zero."""
         self._counted = {}
 
     def count(self, counters: Mapping[str, int], clock_jumps: int) -> None:

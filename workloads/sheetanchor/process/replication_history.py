@@ -1,8 +1,8 @@
 """What a processor knows of the state that it builds on, and whether Redis still holds what it has acknowledged. Pure.
 
-A failover may lose what was acknowledged last. Replication is one ordered stream, so whoever still finds the last thing
-that it was acknowledged, or has heard of, has lost nothing: a changed replication id alone is no doubt. Times are of
-this machine's monotonic clock in µs, heartbeats are stamped by Redis.
+A failover may lose what was acknowledged last. Replication is one ordered stream, so a process that still finds the
+last thing that it was acknowledged, or has heard of, has lost nothing: a changed replication id alone is no doubt.
+Times are of this machine's monotonic clock in µs, heartbeats are stamped by Redis.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Failover:
 
     @property
     def doubt(self) -> str:
-        """Token of the doubt that this failover is; whoever else deals with the same one writes the same."""
+        """Token of the doubt that this failover is; another process that deals with the same one writes the same."""
         return FAILOVER_DOUBT + self.replication_id
 
 

@@ -234,7 +234,7 @@ class SelfReanchor:
             request.since_s = time.monotonic()
         if request.trigger:
             if time.monotonic() - request.since_s >= self._settings.self_reanchor_after_s:
-                # The doubt may be over although nobody has said so here: then there is only something to compare.
+                # The doubt may be over although that has not been seen here: then there is only something to compare.
                 is_anchored = (await self._hot.anchor()).state == "anchored"
                 await self._begin(request.trigger, request.reason, validate_only=is_anchored)
                 request.since_s = time.monotonic()

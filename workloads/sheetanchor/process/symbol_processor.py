@@ -343,7 +343,7 @@ class SymbolProcessor:
         if other and (self._history.is_newer(anchor.epoch, anchor.receipt) or is_kept):
             await self.load()
             return
-        # A term above the stored one was lost: whoever writes now under the older one is not its owner.
+        # A term above the stored one was lost: the writer under the older one does not own it any more.
         waits = anchor.writer not in ("", self.name) and self._history.leaves_writer_time(now_us)
         if waits or (alive and anchor.term >= known_term):
             self._history.hear(anchor, self._replication_id, kept=is_kept)

@@ -1,8 +1,8 @@
 """The function library on a server: whether it is exactly ours, and loading it where it is not.
 
-A library runs with the rights of whoever calls it. So one that somebody else has put in its place acts as each role in
+A library runs with the rights of its caller. So one that another client has put in its place acts as each role in
 turn, whatever version it says it is: its code is compared, not its version. On a managed Redis only the node's own
-process may load it; on a server of somebody else's the roles do where they may.
+process may load it; on an external server the roles do where they may.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ async def ensure_library(redis: Redis) -> int:
         The version that the server has now.
 
     Raises:
-        RedisUnavailable: It lacks the library and this user may not load it: whoever may has to first.
+        RedisUnavailable: It lacks the library and this user may not load it: one that may has to first.
         RedisError: If it cannot be asked or loaded.
     """
     with translate_errors(f"FUNCTION LOAD {NAME}"):

@@ -25,7 +25,7 @@ class TakeStatus(StrEnum):
     """What became of an attempt to become the writer."""
 
     OK = "OK"
-    SEEN = "SEEN"  # somebody took meanwhile
+    SEEN = "SEEN"  # another processor took meanwhile
     ALIVE = "ALIVE"  # the writer has written within the last second
     TERM = "TERM"  # the term is not above the stored one
 
@@ -171,7 +171,7 @@ class Restatement:
         replication_id: Replication history that the caller has seen.
         read_us: Redis-clock µs of the last read of the lines.
         update_id: Update id of the book.
-        trade_id: Newest trade without a hole before it.
+        trade_id: Newest trade with no missing range before it.
         stamp_us: Redis-clock µs of the last market event.
         receipt: Id of this restatement; a second call with it answers DONE.
         root: Receipt of the last rebuild from the exchange.

@@ -111,7 +111,7 @@ class HotState:
             vouch: What is said of its soundness; readers take a state of which nothing is said for unsound.
             receipt: Receipt of the state that this one was built on.
             acked_us: The last heartbeat (`now_us` of a reply) that this writer was acknowledged; 0 for none.
-            trade_id: Newest trade without a hole before it.
+            trade_id: Newest trade with no missing range before it.
         """
         lists = (ob, tr_1s, tr_5s, feat)
         ids = (epoch, receipt, acked_us, update_id, trade_id, stamp_us)
@@ -185,8 +185,8 @@ class HotState:
         """Say that the state may be wrong.
 
         Args:
-            term: The writer's term, or 0 from somebody who only observes.
-            writer: The writer's name, or "" from somebody who only observes.
+            term: The writer's term, or 0 from a process that only observes.
+            writer: The writer's name, or "" from a process that only observes.
             epoch: Highest epoch known; the stored one rises to it and never falls.
             update_id: A rebuild below this id does not cure unless it answers the doubt; 0 if any does.
             reason: One line for people.
@@ -211,7 +211,7 @@ class HotState:
         return _text((await self._call("sheetanchor_unlock", self._locked, (owner,)))[0]) == "UNLOCKED"
 
     async def lock_holder(self) -> str:
-        """Name the lock's owner, "" if nobody holds it."""
+        """Name the lock's owner, "" if it is free."""
         with translate_errors(f"GET {self.keys.lock}"):
             return _text(await self._redis.get(self.keys.lock) or b"")
 
@@ -326,7 +326,7 @@ class HotState:
             except exceptions.ResponseError as error:
                 if not str(error).startswith("WRONGTYPE"):
                     raise
-                # Ingestors write here too: what one of them has made of it must not keep a gap from being told.
+                # Ingestors write here too: what one of them has made of it must not keep a gap from being published.
                 log.error("%s: expected a stream, removed what stood there", self.keys.gaps)
                 await self._redis.delete(self.keys.gaps)
                 await self._redis.xadd(self.keys.gaps, entry, maxlen=GAPS_LENGTH_MAX, approximate=True)

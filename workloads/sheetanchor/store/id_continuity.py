@@ -1,8 +1,8 @@
 """Whether the ids of the lines belong together: where they begin again, and where they join a snapshot.
 
 An exchange may delete its data and count from the beginning (the testnet does, every month). The frames from before
-then stand in the lines for minutes. They belong to a history that has gone: read again, they would be holes that
-nothing fills, and best prices and trades that count as newer than every real one.
+then stay in the lines for minutes. They belong to a history that has ended: read again, they would be missing ranges
+that nothing fills, and best prices and trades that count as newer than every real one.
 """
 
 from __future__ import annotations

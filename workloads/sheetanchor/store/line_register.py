@@ -1,6 +1,6 @@
 """Which lines of a symbol there are: the members of `lines:{S}` that name a stream.
 
-Ingestors write that set, and what they write is not trusted: whatever is no line is left out and told once.
+Ingestors write that set, and what they write is not trusted: whatever is no line is left out and reported once.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _tls_options(url: str, ca_file: Path | None) -> dict[str, Any]:
         if ca_file is None:
             return {}
         raise errors.BadSettings("redis_ca_file: expected none, since redis_url is not rediss:// or sentinels://")
-    # Set explicitly: not every version of the client checks the host's name unless told so.
+    # Set explicitly: not every version of the client checks the host's name unless this is set.
     checked: dict[str, Any] = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
     if ca_file is None:
         return checked

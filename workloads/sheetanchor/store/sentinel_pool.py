@@ -24,7 +24,7 @@ ASK_TIMEOUT_S: Final = 0.5
 """A Sentinel answers within a millisecond; one that has not by now counts as unreachable."""
 
 CONNECT_TIMEOUT_S: Final = 1.0
-"""Shorter than a single server's: another attempt asks the Sentinels anew and may reach another server."""
+"""Shorter than a single server's: another attempt asks the Sentinels again and may reach another server."""
 
 CHECK_EVERY_S: Final = 1.0
 

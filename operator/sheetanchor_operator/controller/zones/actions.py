@@ -183,7 +183,7 @@ class ZoneActions:
         """Write what the zones count as, in the leader's place."""
         async with self._places:
             changed = report_of(pipeline.status, self._observer.verdicts(pipeline.bounds), wall_us())
-            # It may lead again by now, or somebody else.
+            # It may lead again by now, or another replica does.
             if not changed or self._unrenewed_s() < LEASE_STALE_S:
                 return
             change = {"metadata": {"resourceVersion": pipeline.version}, "status": changed}

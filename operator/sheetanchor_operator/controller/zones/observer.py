@@ -1,4 +1,4 @@
-"""Observes zones in every operator replica, whoever leads: once a second, outside of reconciling.
+"""Observes zones in every operator replica, leader or not: once a second, outside of reconciling.
 
 One class, since a round, the judgement of it and what follows from it are one sequence with one clock.
 """
@@ -121,7 +121,7 @@ class ZoneObserver:
             self._lag_s = max(self._lag_s, self._clock() - before_s - LAG_STEP_S)
 
     def _pods(self) -> tuple[dict[str, list[PodFacts]], dict[str, list[PodFacts]]]:
-        """Give the pods by zone, and the sample of each; chosen anew only when pods or nodes have changed."""
+        """Give the pods by zone, and the sample of each; chosen again only when pods or nodes have changed."""
         register = self.register
         if self._chosen[0] != register.revision:
             zones = by_zone(register.pods.values(), register.node_zones)

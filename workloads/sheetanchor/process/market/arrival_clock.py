@@ -69,5 +69,5 @@ class Arrivals:
         self._lines = lines
 
     def forget(self) -> None:
-        """Begin anew: what is read next may have been there for long."""
+        """Begin again: what is read next may have been there for long."""
         self._lines = frozenset()

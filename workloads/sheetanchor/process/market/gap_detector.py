@@ -92,7 +92,7 @@ def observed(market: Market, context: DetectorContext) -> soundness.MarketObserv
 
 
 def live_lines(last_entry_us: dict[int, int], now_us: int) -> int:
-    """Give a bit per line that has brought an entry of late."""
+    """Give a bit per line that has brought an entry recently."""
     return sum(1 << line for line, at_us in last_entry_us.items() if now_us - at_us <= SILENT_LINE_US)
 
 
@@ -141,7 +141,7 @@ class GapDetector:
     _mismatches: int = 0
 
     def reload(self, market: Market, now_us: int) -> None:
-        """Begin anew with a rebuilt or loaded market; what was learnt about volume stays."""
+        """Begin again with a rebuilt or loaded market; what was learnt about volume stays."""
         self._depth, self._trades = Sequence(), Sequence()
         self._price, self._progress = Price(), Progress()
         self._edge, self._edge_at_us = Edge(), 0
@@ -320,7 +320,7 @@ class GapDetector:
                 self._line_stamps[place] = stamps[line]
 
     def count_gap(self, now_us: int) -> None:
-        """Count a gap that has been published; the count begins anew at midnight UTC."""
+        """Count a gap that has been published; the count begins again at midnight UTC."""
         self._gaps_today = self._reported_today(now_us) + 1
         self._day = now_us // DAY_US
 

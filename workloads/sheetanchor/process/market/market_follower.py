@@ -126,7 +126,7 @@ class Follower:
             self._arrivals.complete(self.clock.steady_us(asked_us), frozenset(lines))
 
     def live_lines(self, now_us: int) -> tuple[str, ...]:
-        """Name the lines that have brought an entry of late."""
+        """Name the lines that have brought an entry recently."""
         live = live_lines(self._entry_us, self.clock.steady_us(now_us))
         return tuple(name for name, index in self.lines.items() if live >> index & 1)
 
