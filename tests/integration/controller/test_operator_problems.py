@@ -198,7 +198,7 @@ def test_a_run_that_cannot_begin_is_not_recorded_as_running(apiserver: ApiServer
         until(lambda: looks(operator) >= seen + 3, within_s=WITHIN_S, what="more looks", operator=operator)
 
         assert "Job" in condition["message"]
-        assert "the Job of its run was refused" in one()["message"]
+        assert "the API server refused the Job of its run" in one()["message"]
         assert one().get("phase", "Pending") == "Pending"
         assert "ReanchorStarted" not in events()
         assert "lastReanchor" not in pipeline_of(apiserver, where)["status"]
