@@ -6,6 +6,7 @@ import itertools
 import json
 import uuid
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -117,7 +118,9 @@ def test_whoever_may_only_patch_changes_nothing_but_the_annotation(apiserver: Ap
         return apiserver.try_kubectl(*patch).stderr
 
     reported = "may change the annotation sheetanchor.dev/reanchor only"
-    apiserver.wait(lambda: reported in refusal("bot", {"spec": {"suspend": True}}), within_s=60, what="it is in force")
+    # Each time another change: one that was let through before the policy is in force would be none the next time.
+    changes = ({"spec": {"image": f"registry.example/probe:{number}"}} for number in count())
+    apiserver.wait(lambda: reported in refusal("bot", next(changes)), within_s=60, what="it is in force")
 
     assert [True] * len(CHANGES) == [reported in refusal("bot", change) for change in CHANGES]
     for value in ("now", "again", None):

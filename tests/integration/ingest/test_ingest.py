@@ -264,8 +264,8 @@ async def test_a_wrong_key_is_reported_and_not_hammered(
 
     assert "disconnected" == status
     refusals = [record.message for record in caplog.records if "API key" in record.message]
-    assert ["the exchange answered 401 to the WebSocket upgrade: it does not accept the API key, "] == [
-        text.partition("which")[0] for text in refusals
+    assert ["the exchange answered 401 to the WebSocket upgrade: check the API key, it does not accept this one; "] == [
+        text.partition("it must")[0] for text in refusals
     ]
     assert API_KEY not in caplog.text
 

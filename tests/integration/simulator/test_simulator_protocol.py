@@ -220,7 +220,7 @@ async def test_a_book_kept_by_the_rules_equals_the_exchanges_over_many_seams(sho
             buffered = diffs_of(await messages(socket, 3))
             book = ClientBook(await running.get("/api/v3/depth", symbol="BTCUSDT", limit=5000), buffered)
             first_id = book.update_id
-            for _ in range(6):
+            for _ in range(8):
                 await follow(socket, book, await running.checkpoint())
                 await follow_more(socket, book, 100)
 

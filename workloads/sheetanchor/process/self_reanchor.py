@@ -259,7 +259,7 @@ class SelfReanchor:
             log.error("%s: the re-anchor failed with exit code %d; its own log says why", self._symbol, code)
 
     async def _read_receipts(self) -> bool:
-        """Take in new receipts; true if there are any of runs."""
+        """Take in new receipts; true if there are any of runs, among them those that only a later version can read."""
         before, runs = self._receipt_id, 0
         entries = await self._after(keys(self._symbol).receipts, before, RECEIPTS_READ)
         for entry_id, fields in entries:
@@ -267,7 +267,7 @@ class SelfReanchor:
             receipt = receipt_in(fields)
             if receipt is not None:
                 self._unanswered.take_receipt(receipt)
-                runs += receipt.result != "restated"
+            runs += receipt is None or receipt.result != "restated"
         return bool(runs)
 
     async def _read_gaps(self) -> None:
