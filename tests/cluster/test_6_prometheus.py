@@ -103,6 +103,7 @@ QUIET = {
     "sheetanchor_operator_queue_retries_total",
     "sheetanchor_operator_events_left_out_total",
     "sheetanchor_processor_decode_errors_total",
+    "sheetanchor_readers_withdrawn_total",
     "sheetanchor_reanchor_requests_total",
     "sheetanchor_task_faults_total",
 }
