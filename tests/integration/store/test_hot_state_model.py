@@ -52,6 +52,7 @@ class Model:
 
     def take(self, term: int, writer: str, seen: tuple[int, str], force: bool) -> str:
         if (term, writer) == (self.term, self.writer):
+            self.alive = True
             return "OK"
         if term <= self.term:
             return "TERM"
@@ -74,6 +75,7 @@ class Model:
         same = self.state == "suspect" and by == self.suspect_by
         self.suspect_id = max(self.suspect_id, update_id) if same else update_id
         self.state, self.suspect_by = "suspect", by
+        self.alive = self.alive or not observer  # what a writer is acknowledged is a heartbeat
         return "OK"
 
     def take_lock(self, owner: str) -> bool:

@@ -113,7 +113,7 @@ class MarketObservation:
         best_agreed: How many bestBidAsk the book has come to agree with.
         trade_id: Newest trade with no missing range before it.
         trades_missing: Trades that the longest window lacks, or holds though they are not of it.
-        end_us: The event time that windows end at.
+        end_us: The event time that windows end at; None before a loaded market was fed anything.
         clock_sets: How often the market has found the exchange's clock to have been set, and followed it.
         clock_doubted: Whether it does not believe the newest event times.
         odd_trades: How many frames of trades had a time that is far off, and so are in the wrong window or in none.
@@ -134,7 +134,7 @@ class MarketObservation:
     best_agreed: int = 0
     trade_id: int = -1
     trades_missing: int = 0
-    end_us: int = 0
+    end_us: int | None = 0
     clock_sets: int = 0
     clock_doubted: bool = False
     odd_trades: int = 0
@@ -530,7 +530,7 @@ def _late(memory: Memory, seen: MarketObservation, now_us: int) -> list[UnsoundR
     newest = max(memory.paces.values(), key=lambda pace: pace.pulse.arrival_us)
     # What came while this process was stopped in its read may be newer than the moment that it judges.
     passed_us = max(0, seen.now_us - newest.pulse.arrival_us)
-    ahead_us = seen.end_us - newest.pulse.event_us - passed_us
+    ahead_us = 0 if seen.end_us is None else seen.end_us - newest.pulse.event_us - passed_us
     # Windows may end ahead of a message that is late, by as much; all the rest is a clock that they should not go by.
     in_time = newest.pulse.event_us >= 0 and newest.late_us <= LATE_US
     if in_time and not -LATE_US - STEP_US <= ahead_us <= newest.late_us + STEP_US:

@@ -79,7 +79,8 @@ def observed(market: Market, context: DetectorContext) -> soundness.MarketObserv
         best_agreed=market.best_agreed,
         trade_id=market.trade_id,
         trades_missing=market.missing_trades(context.now_us, soundness.WINDOW_US),
-        end_us=market.event_us + max(0, context.now_us - market.stamp_us),
+        # A market that was loaded and has been fed nothing since has no windows whose end could be compared.
+        end_us=market.event_us + max(0, context.now_us - market.stamp_us) if market.stamp_us else None,
         clock_sets=market.clock_sets,
         clock_doubted=market.clock_doubted,
         odd_trades=market.odd_trades,
