@@ -13,14 +13,16 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
 from conftest import free_port_number, wait_until
 from sheetanchor.errors import RedisError
+from sheetanchor.infer.model_fallback import FallbackChains
+from sheetanchor.ml.registry import ModelRegistry
 from sheetanchor.store.hot_records import Vouch
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
@@ -130,6 +132,41 @@ async def rebuild(hot: HotState, price: float = 100.0) -> None:
 
 
 # Replicas
+
+
+class LoopWorld:
+    """A Redis, a registry of models and the fallback chain of one symbol, for tests of one replica's loop."""
+
+    def __init__(self, redis: Redis, models: Path, symbol: str = "BTCUSDT") -> None:
+        self.redis = redis
+        self.models = models
+        self.hot = HotState(redis, symbol)
+        self.fallbacks = FallbackChains(ModelRegistry(models), [symbol])
+        self.chain = self.fallbacks.chains[symbol]
+
+    async def written(
+        self, price: float = 100.0, stamp_us: int | None = None, unsound: str = "", **changes: dict[str, str]
+    ) -> None:
+        """Write a state of now, sound for two seconds unless told why it is not, with some of its hashes replaced."""
+        anchor, now_us = await self.hot.anchor(), time.time_ns() // 1_000
+        lists = [_flat(fields) for fields in {**hashes(price), **changes}.values()]
+        stamp = now_us if stamp_us is None else stamp_us
+        vouch = Vouch(0 if unsound else now_us + 2_000_000, 2_000_000, unsound)
+        assert (await self.hot.apply(anchor.term, "market", anchor.epoch, 1, stamp, *lists, vouch=vouch)).ok
+
+
+LoopWorldT = TypeVar("LoopWorldT", bound=LoopWorld)
+
+
+@contextlib.asynccontextmanager
+async def loop_world(kind: type[LoopWorldT], redis_url: str, models: Path) -> AsyncIterator[LoopWorldT]:
+    """Make one with a sound model; its connections end with the block."""
+    redis = redis_client(redis_url, socket_timeout_s=0.4, connect_timeout_s=0.4)
+    onnx_models.promote(models, onnx_models.model(RETURN))
+    made = kind(redis, models)
+    yield made
+    await made.fallbacks.close()
+    await redis.aclose()
 
 
 class Replica:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from conftest import free_port_number, wait_until
+from conftest import free_port_number, server_binary, wait_until
 from support.pipeline import SHEETANCHOR, answers, environment, request
-from support.redis_set_parts import RedisSet
+from support.redis_set_parts import RedisSet, redis_set
 
 SYMBOL = "BTCUSDT"
 
@@ -78,3 +80,15 @@ class HotPath:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def hot_path(folder: Path, *options: str) -> Iterator[HotPath]:
+    """Run a hot path on a replicated Redis of this machine; the options are those of its nodes."""
+    with redis_set(folder, "--server", server_binary(), *options) as members:
+        running = HotPath(folder, members)
+        try:
+            running.start()
+            yield running
+        finally:
+            running.close()

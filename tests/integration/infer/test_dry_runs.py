@@ -13,13 +13,9 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from sheetanchor.contract import SLOT_MS, keys, slot_of
-from sheetanchor.infer.model_fallback import FallbackChains
 from sheetanchor.infer.slot_loop import REFUSED_SLOT, SlotLoop
-from sheetanchor.ml.registry import ModelRegistry
-from sheetanchor.store.hot_records import CommitStatus, Vouch
-from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import redis_client
-from support.inference_parts import RETURN, hashes, rebuild
+from sheetanchor.store.hot_records import CommitStatus
+from support.inference_parts import LoopWorld, loop_world, rebuild
 from support.onnx_models import endless_model, model, promote
 
 SYMBOL = "BTCUSDT"
@@ -28,37 +24,23 @@ OF_THE_PROCESS = ("process_", "python_", "sheetanchor_memory_")
 POISON = {"feat": {"ret_1s": "0.25", "ret_5s": "0.25"}}
 
 
-class World:
+class World(LoopWorld):
     """A Redis with a sound state, and the loop of one symbol with a sound model."""
 
     def __init__(self, redis: Redis, models: Path) -> None:
-        self.redis = redis
-        self.models = models
-        self.hot = HotState(redis, SYMBOL)
-        self.fallbacks = FallbackChains(ModelRegistry(models), [SYMBOL])
-        self.chain = self.fallbacks.chains[SYMBOL]
+        super().__init__(redis, models)
         self.slot_loop = SlotLoop(redis, SYMBOL, "a", self.chain)
-
-    async def written(self, price: float = 100.0, **changes: dict[str, str]) -> None:
-        anchor, now_us = await self.hot.anchor(), time.time_ns() // 1_000
-        lists = [[text for pair in fields.items() for text in pair] for fields in {**hashes(price), **changes}.values()]
-        vouch = Vouch(now_us + 2_000_000, 2_000_000, "")
-        assert (await self.hot.apply(anchor.term, "market", anchor.epoch, 1, now_us, *lists, vouch=vouch)).ok
 
 
 @pytest.fixture
 async def world(redis_url: str, tmp_path: Path) -> AsyncIterator[World]:
     """As above, with everything loaded."""
-    redis = redis_client(redis_url, socket_timeout_s=0.4, connect_timeout_s=0.4)
-    promote(tmp_path / "models", model(RETURN))
-    made = World(redis, tmp_path / "models")
-    await made.hot.take(1, "market", 0, "")
-    await rebuild(made.hot)
-    await made.written()
-    await made.fallbacks.start()
-    yield made
-    await made.fallbacks.close()
-    await redis.aclose()
+    async with loop_world(World, redis_url, tmp_path / "models") as made:
+        await made.hot.take(1, "market", 0, "")
+        await rebuild(made.hot)
+        await made.written()
+        await made.fallbacks.start()
+        yield made
 
 
 async def _sound(world: World) -> None:

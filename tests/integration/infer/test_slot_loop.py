@@ -10,33 +10,22 @@ from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
-from redis.asyncio import Redis
 
 from conftest import RedisServer
 from sheetanchor.contract import HORIZON_SLOTS, SLOT_MS, keys, slot_of
 from sheetanchor.infer.accuracy import DECIDED_MIN, Direction
-from sheetanchor.infer.model_fallback import FallbackChains
 from sheetanchor.infer.prediction import Doubt, Prediction
 from sheetanchor.infer.slot_loop import SlotLoop
 from sheetanchor.ml.registry import ModelRegistry
-from sheetanchor.store.hot_records import Vouch
-from sheetanchor.store.hot_state import HotState
-from sheetanchor.store.redis_client import redis_client
-from support.inference_parts import RETURN, hashes, rebuild
+from support.inference_parts import RETURN, LoopWorld, loop_world, rebuild
 from support.onnx_models import model, promote
 
 SYMBOL = "BTCUSDT"
 KEYS = keys(SYMBOL)
 
 
-class World:
+class World(LoopWorld):
     """A Redis with a sound state of now, a registry with a sound model, and the loop of one symbol."""
-
-    def __init__(self, redis: Redis, models: Path) -> None:
-        self.redis = redis
-        self.models = models
-        self.hot = HotState(redis, SYMBOL)
-        self.fallbacks = FallbackChains(ModelRegistry(models), [SYMBOL])
 
     def slot_loop(self, replica: str = "a") -> SlotLoop:
         return SlotLoop(self.redis, SYMBOL, replica, self.fallbacks.chains[SYMBOL], warm_runs=0)
@@ -47,26 +36,13 @@ class World:
         await rebuild(self.hot, price)
         await self.written(price)
 
-    async def written(
-        self, price: float = 100.0, stamp_us: int | None = None, unsound: str = "", **changes: dict[str, str]
-    ) -> None:
-        anchor = await self.hot.anchor()
-        lists = [[text for pair in fields.items() for text in pair] for fields in {**hashes(price), **changes}.values()]
-        stamp = time.time_ns() // 1_000 if stamp_us is None else stamp_us
-        vouch = Vouch(0 if unsound else time.time_ns() // 1_000 + 2_000_000, 2_000_000, unsound)
-        assert (await self.hot.apply(anchor.term, "market", anchor.epoch, 1, stamp, *lists, vouch=vouch)).ok
-
 
 @pytest.fixture
 async def world(redis_url: str, tmp_path: Path) -> AsyncIterator[World]:
     """As above; nothing is loaded yet."""
-    redis = redis_client(redis_url, socket_timeout_s=0.4, connect_timeout_s=0.4)
-    promote(tmp_path / "models", model(RETURN))
-    made = World(redis, tmp_path / "models")
-    await made.anchored()
-    yield made
-    await made.fallbacks.close()
-    await redis.aclose()
+    async with loop_world(World, redis_url, tmp_path / "models") as made:
+        await made.anchored()
+        yield made
 
 
 async def _next_slot() -> int:

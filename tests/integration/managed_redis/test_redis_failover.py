@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import server_binary
 from sheetanchor.contract import keys
 from sheetanchor.store.redis_client import redis_client
-from support.redis_set_parts import redis_set
-from support.replicated_path import SYMBOL, HotPath
+from support.replicated_path import SYMBOL, HotPath, hot_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -26,13 +24,8 @@ def missing(slots: list[int]) -> list[int]:
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[HotPath]:
     """A running hot path on a replicated Redis."""
-    with redis_set(tmp_path, "--server", server_binary()) as members:
-        running = HotPath(tmp_path, members)
-        try:
-            running.start()
-            yield running
-        finally:
-            running.close()
+    with hot_path(tmp_path) as running:
+        yield running
 
 
 async def test_no_slot_is_missed_when_the_master_goes(path: HotPath) -> None:

@@ -13,13 +13,12 @@ import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
 
-from conftest import server_binary
 from sheetanchor.contract import Receipt, keys
 from sheetanchor.errors import RedisError
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
-from support.redis_set_parts import RedisSet, redis_set
-from support.replicated_path import SYMBOL, HotPath
+from support.redis_set_parts import RedisSet
+from support.replicated_path import SYMBOL, HotPath, hot_path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -31,13 +30,8 @@ LOST_S = 1.2
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[HotPath]:
     """A running hot path on a replicated Redis whose master writes on without replicas."""
-    with redis_set(tmp_path, "--server", server_binary(), "--min-replicas-to-write", "0") as members:
-        running = HotPath(tmp_path, members)
-        try:
-            running.start()
-            yield running
-        finally:
-            running.close()
+    with hot_path(tmp_path, "--min-replicas-to-write", "0") as running:
+        yield running
 
 
 def cut_off(members: RedisSet, master: int) -> None:
