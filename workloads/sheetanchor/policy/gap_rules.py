@@ -48,7 +48,7 @@ GAP_DETECTION_RULES: Final[dict[str, Rule]] = {
     "volume_anomaly": Rule("volume of five seconds more than volume_sigmas off its mean", "low", VALIDATION, False),
     "price_discontinuity": Rule("the mid price jumps by more than price_jump", "high", IMMEDIATE, True),
     "connection_loss": Rule("a line has no connection for more than connection_loss_s", "critical", EMERGENCY, False),
-    "redis_failover": Rule("Redis' replication id has changed", "high", IMMEDIATE, True),
+    "redis_failover": Rule("Redis has lost writes that it had acknowledged", "high", IMMEDIATE, True),
     "book_crossed": Rule("best bid at or above best ask after an update", "high", IMMEDIATE, True),
     "book_mismatch": Rule("a top-20 snapshot of the feed disagrees with the book", "high", IMMEDIATE, True),
     "book_edge": Rule("the price nears levels that the last snapshot did not hold", "medium", IMMEDIATE, False),

@@ -320,14 +320,13 @@ class SymbolProcessor:
         self._identified_us = now_us
         self._export()
         before = self._identity
-        changed = before is not None and before != identity
-        if before is not None and not changed:
+        if before == identity:
             return
-        if changed:
-            log.warning("%s: Redis' replication id has changed: another server has become master", self.symbol)
+        if before is not None:
+            log.warning("%s: Redis is not the same as before: %s", self.symbol, identity.change_from(before))
             if self._loaded:
                 await self._reader.go_back()
-        self._history.enter(identity.replication_id, now_us, changed=changed)
+        self._history.enter(identity.replication_id, now_us, changed=before is not None)
         self._identity = identity  # only now: all of this has to be done again if Redis went away during it
 
     # Becoming and being the writer
@@ -394,7 +393,12 @@ class SymbolProcessor:
         if self._history.is_newer(anchor.epoch, anchor.receipt):
             await self._load_newer()
             return
-        log.warning("%s: Redis is at epoch %d, it has acknowledged %d", self.symbol, anchor.epoch, self._epoch)
+        log.warning(
+            "%s: Redis has lost writes that it had acknowledged: it is at epoch %d, this processor at %d",
+            self.symbol,
+            anchor.epoch,
+            self._epoch,
+        )
         self._history.begin(anchor, self._replication_id, monotonic_us())
 
     async def _load_newer(self) -> None:

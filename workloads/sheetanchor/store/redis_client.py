@@ -152,6 +152,12 @@ class ServerIdentity:
     run_id: str
     role: str
 
+    def change_from(self, before: ServerIdentity) -> str:
+        """Say what has changed, for a log."""
+        if self.replication_id != before.replication_id:
+            return "its replication id has changed: another server has become master, or this one has started empty"
+        return "it has restarted, or has another role"
+
 
 async def server_identity(redis: Redis) -> ServerIdentity:
     """Ask a server which data set it holds.

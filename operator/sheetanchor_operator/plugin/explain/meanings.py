@@ -245,7 +245,7 @@ RULES: Final[Mapping[str, str]] = {
     "book_mismatch": "",
     "book_beyond": "if it repeats, raise spec.reanchor.depthLimit",
     "book_unreadable": "",
-    "redis_failover": "find out why Redis failed over; the state is rebuilt without you",
+    "redis_failover": "find out why Redis failed over; the state is restored without you",
     "connection_loss": "see the health of the ingestors",
     "book_edge": "if it repeats, raise spec.reanchor.depthLimit",
     "time_gap": "see the health of the ingestors",
