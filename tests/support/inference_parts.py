@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from redis.asyncio import Redis
 
 from conftest import free_port_number, wait_until
+from sheetanchor.contract import SLOT_MS, slot_of
 from sheetanchor.errors import RedisError
 from sheetanchor.infer.model_fallback import FallbackChains
 from sheetanchor.ml.registry import ModelRegistry
@@ -132,6 +133,13 @@ async def rebuild(hot: HotState, price: float = 100.0) -> None:
 
 
 # Replicas
+
+
+async def next_slot() -> int:
+    """Wait for a slot to begin and give it, so that a whole slot is left: the clock of this machine is Redis'."""
+    slot = slot_of(time.time_ns() // 1_000) + 1
+    await asyncio.sleep(slot * SLOT_MS / 1_000 - time.time() + 0.002)
+    return slot
 
 
 class LoopWorld:

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from sheetanchor.contract import SLOT_MS, keys, slot_of
 from sheetanchor.infer.slot_loop import REFUSED_SLOT, SlotLoop
 from sheetanchor.store.hot_records import CommitStatus
-from support.inference_parts import LoopWorld, loop_world, rebuild
+from support.inference_parts import LoopWorld, loop_world, next_slot, rebuild
 from support.onnx_models import endless_model, model, promote
 
 SYMBOL = "BTCUSDT"
@@ -139,10 +139,11 @@ async def test_a_dry_run_does_all_that_a_slot_does(world: World) -> None:
 
 async def test_a_slot_is_of_the_state_at_its_time(world: World) -> None:
     """What is written between the dry run and the slot is what the prediction speaks of."""
+    slot = await next_slot()
     await world.slot_loop._rehearse()
     await world.written(200.0)
 
-    assert await world.slot_loop._serve(slot_of(time.time_ns() // 1_000))
+    assert await world.slot_loop._serve(slot)
 
     [(record, _)] = world.slot_loop.latest(1)
     assert (200.0, True) == (record.price_now, record.committed)

@@ -17,7 +17,7 @@ from sheetanchor.infer.accuracy import DECIDED_MIN, Direction
 from sheetanchor.infer.prediction import Doubt, Prediction
 from sheetanchor.infer.slot_loop import SlotLoop
 from sheetanchor.ml.registry import ModelRegistry
-from support.inference_parts import RETURN, LoopWorld, loop_world, rebuild
+from support.inference_parts import RETURN, LoopWorld, loop_world, next_slot, rebuild
 from support.onnx_models import model, promote
 
 SYMBOL = "BTCUSDT"
@@ -43,13 +43,6 @@ async def world(redis_url: str, tmp_path: Path) -> AsyncIterator[World]:
     async with loop_world(World, redis_url, tmp_path / "models") as made:
         await made.anchored()
         yield made
-
-
-async def _next_slot() -> int:
-    """Wait for a slot to begin and give it: the clock of this machine is Redis'."""
-    slot = slot_of(time.time_ns() // 1_000) + 1
-    await asyncio.sleep(slot * SLOT_MS / 1_000 - time.time() + 0.002)
-    return slot
 
 
 async def _served(slot_loop: SlotLoop, slot: int) -> Prediction:
@@ -126,8 +119,8 @@ async def test_a_prediction_waits_only_for_a_replica_that_may_be_better(
     """What all replicas have in common is committed at once; what is this one's own trouble leaves 600 ms to others."""
     await world.fallbacks.start()
     slot_loop = world.slot_loop()
-    await _served(slot_loop, await _next_slot())
-    slot = await _next_slot()
+    await _served(slot_loop, await next_slot())
+    slot = await next_slot()
     await world.written()
     await spoil(world)
 
@@ -221,11 +214,11 @@ async def test_an_age_that_nobody_knows_is_beyond_every_limit(world: World) -> N
     """A state without a stamp does not show the age of the last one that had one."""
     await world.fallbacks.start()
     slot_loop = world.slot_loop()
-    await _served(slot_loop, await _next_slot())
+    await _served(slot_loop, await next_slot())
     known = _sample("sheetanchor_feature_age_seconds")
     await world.redis.flushall()
 
-    await _served(slot_loop, await _next_slot())
+    await _served(slot_loop, await next_slot())
 
     assert known is not None
     assert known < 10
@@ -239,9 +232,9 @@ async def test_after_two_minutes_without_the_market_nothing_is_claimed(world: Wo
     now_us = time.time_ns() // 1_000
 
     await world.written(stamp_us=now_us - 110_000_000)
-    recent = await _served(slot_loop, await _next_slot())
+    recent = await _served(slot_loop, await next_slot())
     await world.written(stamp_us=now_us - 121_000_000)
-    old = await _served(slot_loop, await _next_slot())
+    old = await _served(slot_loop, await next_slot())
 
     assert ("model", True) == (recent.mode, recent.confidence > 0)
     assert ("none", 0.0, 0.0) == (old.mode, old.confidence, old.predicted_return)
@@ -253,7 +246,7 @@ async def test_a_replica_can_serve_from_its_first_slot_on(world: World, redis_se
     await world.fallbacks.start()
     slot_loop = world.slot_loop()
     before = slot_loop.can_serve
-    await _served(slot_loop, await _next_slot())
+    await _served(slot_loop, await next_slot())
     served = slot_loop.can_serve
 
     slot_loop.connected = False
