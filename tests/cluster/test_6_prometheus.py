@@ -105,6 +105,7 @@ QUIET = {
     "sheetanchor_processor_decode_errors_total",
     "sheetanchor_readers_withdrawn_total",
     "sheetanchor_reanchor_requests_total",
+    "sheetanchor_restatements_total",
     "sheetanchor_task_faults_total",
 }
 """Counters of what need not have happened in a healthy pipeline; every other one has moved."""

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import RedisServer
 from sheetanchor.contract import Receipt
-from support.process_parts import KEYS, Lines, Stage, said, staged, until
+from support.process_parts import KEYS, SYMBOL, Lines, Stage, said, staged, until
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +54,8 @@ async def test_an_emptied_redis_is_filled_again(stage: Stage, redis_server: Redi
         receipt.id,
     )
     assert ["redis_failover"] == await stage.rules()
+    page = (await asyncio.to_thread(processor.get, "/metrics")).decode()
+    assert f'sheetanchor_restatements_total{{status="RESTATED",symbol="{SYMBOL}"}} 1.0' in page
 
 
 async def test_a_master_that_is_demoted_is_waited_for(stage: Stage, redis_server: RedisServer) -> None:

@@ -17,6 +17,7 @@ from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, VALIDATION
 from sheetanchor.policy.restatement import GATHER_MAX_US, RestateFacts, RestateStep, may_restate
 from sheetanchor.process.market.market_follower import Follower
 from sheetanchor.process.replication_history import Failover, ReplicationHistory
+from sheetanchor.runtime import metrics
 from sheetanchor.store.hot_records import Restatement, RestateReply, RestateStatus, Vouch
 from sheetanchor.store.hot_state import HotState
 
@@ -101,6 +102,9 @@ class FailoverRecovery:
         self._history = history
         self._follower = follower
         self._unsent: list[tuple[Gap, Receipt]] = []
+        metrics.RESTATEMENTS.labels(
+            symbol, str(RestateStatus.RESTATED)
+        )  # from zero on, so that the first one is an increase
 
     @property
     def dataset(self) -> str:
@@ -199,6 +203,7 @@ class FailoverRecovery:
         )
         book = market.pack_book(known_epoch + 1, dict(read.positions))
         reply = await self._hot.restate(term, self._name, order, lists, book, vouch)
+        metrics.RESTATEMENTS.labels(self._symbol, str(reply.status)).inc()
         if not reply.ok:
             if reply.status in ANSWERS:
                 return StepResult(ANSWERS[reply.status], f"the restatement was refused: {reply.status}")

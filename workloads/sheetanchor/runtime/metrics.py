@@ -89,6 +89,11 @@ LINE_BEHIND: Final = Gauge(
 CLOCK_JUMPS: Final = Counter("sheetanchor_clock_jumps", "Times that Redis' clock was found to have jumped.", ["symbol"])
 EPOCH: Final = Gauge("sheetanchor_epoch", "Epoch of the hot state.", ["symbol"])
 TERM: Final = Gauge("sheetanchor_term", "Term of the writer of the hot state.", ["symbol"])
+RESTATEMENTS: Final = Counter(
+    "sheetanchor_restatements",
+    "Tries to write the hot state from memory after Redis has lost acknowledged writes, by reply.",
+    ["symbol", "status"],
+)
 WRITER: Final = Gauge("sheetanchor_writer", "1 while this process is the writer.", ["symbol"])
 
 # Inference
