@@ -112,6 +112,11 @@ class Observed:
     unanswered: frozenset[str] = frozenset()
     zone_verdicts: Mapping[str, tuple[ZoneHealth, ZoneReason]] | None = None
 
+    def zones_that_are(self, *health: ZoneHealth) -> frozenset[str]:
+        """Name the zones that count as one of these; none where zones are not judged."""
+        verdicts = self.zone_verdicts or {}
+        return frozenset(zone for zone, (found, _) in verdicts.items() if found in health)
+
     def child(self, kind: str, name: str) -> Live | None:
         """Give a live child, None if it does not exist."""
         return self.children.get((kind, name))

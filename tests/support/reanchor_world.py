@@ -12,6 +12,7 @@ from sheetanchor_operator.api.pipeline import parse
 from sheetanchor_operator.api.reanchor_spec import TERMINAL_PHASES, ReanchorSpec, ReanchorStatus
 from sheetanchor_operator.api.timestamps import micros_of, text_of
 from sheetanchor_operator.children.object_meta import Defaults
+from sheetanchor_operator.names import ZoneHealth, ZoneReason
 from sheetanchor_operator.observation import Observed, PodResponse
 from sheetanchor_operator.reanchors.decide import plan
 from sheetanchor_operator.reanchors.plan import ReanchorPlan, defer
@@ -38,6 +39,7 @@ class World:
     reasons: list[str] = field(default_factory=list)
     answering: bool = True
     redis_ahead_us: int = 0
+    zones: dict[str, ZoneHealth] = field(default_factory=dict)
     changes: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -94,6 +96,8 @@ class World:
             overwritten=self.overwritten,
             jobs=tuple(self.jobs.values()),
             pods=tuple(self.pods.values()),
+            node_zones={f"node-{zone}": zone for zone in "abc"},
+            zone_verdicts={zone: (health, ZoneReason.UNREACHABLE) for zone, health in self.zones.items()},
             states={"btc-process-0": PodResponse({"symbols": told})} if self.answering else {},
         )
         return plan(parse(body), observed, Defaults(image="example/sheetanchor:1"))
@@ -201,6 +205,14 @@ class World:
         phase = "Failed" if code else "Succeeded"
         own = {"name": "reanchor", "state": {"terminated": ended}}
         self.pods[job]["status"] = {"phase": phase, "containerStatuses": [own]}
+
+    def bound(self, job: str, zone: str) -> None:
+        """Have the pod of a run begin on the node of a zone."""
+        self.pods[job]["spec"] = {"nodeName": f"node-{zone}"}
+        self.pods[job]["status"] = {
+            "phase": "Running",
+            "containerStatuses": [{"name": "reanchor", "state": {"running": {}}}],
+        }
 
     def fails(self, job: str, reason: str, message: str = "") -> None:
         """Have a Job fail whose pod is gone."""

@@ -9,7 +9,14 @@ from sheetanchor.policy.reanchor_object import bounded_name
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.object_meta import Defaults, Manifest
 from sheetanchor_operator.children.pod_template import WorkloadRole, pod_metadata, pod_spec
-from sheetanchor_operator.names import API_VERSION, LABEL_LENGTH_MAX, REANCHOR_KIND, Component, labels_of
+from sheetanchor_operator.names import (
+    API_VERSION,
+    LABEL_LENGTH_MAX,
+    REANCHOR_KIND,
+    TOPOLOGY_ZONE,
+    Component,
+    labels_of,
+)
 from sheetanchor_operator.reanchors.runs import ANSWERS_ANNOTATION, ATTEMPT_ANNOTATION, REANCHOR_LABEL, TRIGGER_LABEL
 
 DEADLINE_S: Final = 150
@@ -36,6 +43,7 @@ class RunParameters:
         run_id: Its request id.
         unlock_for: Request id of a run that is known to have ended and may not have released its lock; "" for none.
         answers: Other ReAnchors that it answers.
+        lost_zones: Zones whose nodes it must not run on: the scheduler learns of their loss only after a while.
     """
 
     name: str
@@ -49,6 +57,7 @@ class RunParameters:
     validate_only: bool = False
     dry_run: bool = False
     answers: tuple[str, ...] = ()
+    lost_zones: tuple[str, ...] = ()
 
 
 def job_name(reanchor: str, attempt: int) -> str:
@@ -74,6 +83,15 @@ def _args(order: RunParameters) -> tuple[str, ...]:
         args.append("--dry-run")
     # Kubernetes replaces $(NAME) by a variable's value; a doubled dollar sign is kept as one.
     return tuple(arg.replace("$", "$$") for arg in args)
+
+
+def _elsewhere(zones: tuple[str, ...]) -> Manifest:
+    """Render the rule that keeps a pod off the nodes of these zones."""
+    if not zones:
+        return {}
+    expression = {"key": TOPOLOGY_ZONE, "operator": "NotIn", "values": list(zones)}
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+    return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}}
 
 
 def job(pipeline: Pipeline, defaults: Defaults, order: RunParameters) -> Manifest:
@@ -123,7 +141,11 @@ def job(pipeline: Pipeline, defaults: Defaults, order: RunParameters) -> Manifes
             "ttlSecondsAfterFinished": KEEP_S,
             "template": {
                 "metadata": pod_metadata(pipeline, labels, {}),
-                "spec": {**pod_spec(pipeline, defaults, role), "restartPolicy": "Never"},
+                "spec": {
+                    **pod_spec(pipeline, defaults, role),
+                    **_elsewhere(order.lost_zones),
+                    "restartPolicy": "Never",
+                },
             },
         },
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Final
 
 from sheetanchor.contract import Receipt
@@ -169,6 +170,7 @@ class Ended:
     Attributes:
         exit_code: 0 is success; -1 if no process has exited.
         receipt: The run's own, None if it wrote none.
+        zone_lost: Whether it was lost with its zone: the next one, which runs elsewhere, need not wait.
     """
 
     exit_code: int
@@ -177,6 +179,7 @@ class Ended:
     started_us: int
     finished_us: int
     receipt: Receipt | None = None
+    zone_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +200,25 @@ class JobRun:
     answers: tuple[str, ...] = ()
 
 
-def runs_of(reanchor: ReAnchor, jobs: Iterable[Live], pods: Iterable[Live], now_us: int) -> list[JobRun]:
-    """Read the runs of a ReAnchor, in their order."""
+def runs_of(
+    reanchor: ReAnchor,
+    jobs: Iterable[Live],
+    pods: Iterable[Live],
+    now_us: int,
+    lost_nodes: Mapping[str, str] = MappingProxyType({}),
+) -> list[JobRun]:
+    """Read the runs of a ReAnchor, in their order.
+
+    Args:
+        reanchor: The ReAnchor.
+        jobs: Jobs, its own among them.
+        pods: Pods, theirs among them.
+        now_us: The time.
+        lost_nodes: Zone of each node whose zone has failed, by the node's name.
+    """
     pods = tuple(pods)
     own = [job for job in jobs if _belongs(job, reanchor)]
-    return sorted((_read_run(reanchor, job, pods, now_us) for job in own), key=lambda run: run.attempt)
+    return sorted((_read_run(reanchor, job, pods, now_us, lost_nodes) for job in own), key=lambda run: run.attempt)
 
 
 def _belongs(job: Live, reanchor: ReAnchor) -> bool:
@@ -209,15 +226,17 @@ def _belongs(job: Live, reanchor: ReAnchor) -> bool:
     return any(owner.get("kind") == "ReAnchor" and owner.get("uid") == reanchor.uid for owner in owners)
 
 
-def _read_run(reanchor: ReAnchor, job: Live, pods: tuple[Live, ...], now_us: int) -> JobRun:
+def _read_run(
+    reanchor: ReAnchor, job: Live, pods: tuple[Live, ...], now_us: int, lost_nodes: Mapping[str, str]
+) -> JobRun:
     metadata = job["metadata"]
     notes = metadata.get("annotations") or {}
-    own = _pods_of(job, pods)
+    own, created = _pods_of(job, pods), metadata.get("creationTimestamp")
     return JobRun(
         name=metadata["name"],
         attempt=_attempt_of(metadata["name"], notes),
-        created_us=micros_of(metadata.get("creationTimestamp")),
-        ended=_ended(reanchor, job, own, now_us),
+        created_us=micros_of(created),
+        ended=_ended(reanchor, job, own, now_us) or _lost(own, lost_nodes, micros_of(created), now_us),
         message=_waits_for(own),
         answers=tuple(filter(None, notes.get(ANSWERS_ANNOTATION, "").split(","))),
     )
@@ -279,6 +298,18 @@ def _ended(reanchor: ReAnchor, job: Live, pods: list[Live], now_us: int) -> Ende
         if status.get("phase") == "Failed":
             return Ended(-1, "failed", _pod_message(status), created_us, now_us)
     return None
+
+
+def _lost(pods: list[Live], lost_nodes: Mapping[str, str], created_us: int, now_us: int) -> Ended | None:
+    """Give the end of a run whose zone has failed: its kubelet cannot report one, and its lock would hold up the next.
+
+    If it goes on there nevertheless, it cannot swap: the next run takes the lock from it.
+    """
+    node = (pods[0].get("spec") or {}).get("nodeName", "") if pods else ""
+    if node not in lost_nodes:
+        return None
+    message = f"zone {lost_nodes[node]} has failed, and with it node {node}, on which the run was"
+    return Ended(-1, "failed", message, created_us, now_us, zone_lost=True)
 
 
 def _ended_container(terminated: Mapping[str, Any], created_us: int) -> Ended:

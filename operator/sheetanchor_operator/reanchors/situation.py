@@ -16,7 +16,7 @@ from sheetanchor.policy.reanchor_object import Owner, ReAnchorRequest, object_na
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.object_meta import Defaults, Manifest
 from sheetanchor_operator.events import Event
-from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_KIND, EventReason
+from sheetanchor_operator.names import PIPELINE_KIND, REANCHOR_KIND, EventReason, ZoneHealth
 from sheetanchor_operator.observation import Live, Observed
 from sheetanchor_operator.reanchors.durable_record import Answered, remembered
 from sheetanchor_operator.reanchors.history import policy_of
@@ -134,8 +134,10 @@ def _runs_of_all(known: Mapping[str, ReAnchor], observed: Observed) -> dict[str,
     for body in observed.jobs:
         for owner in body["metadata"].get("ownerReferences") or ():
             jobs.setdefault(str(owner.get("uid", "")), []).append(body)
+    failed = observed.zones_that_are(ZoneHealth.FAILED)
+    lost = {node: zone for node, zone in observed.node_zones.items() if zone in failed}
     return {
-        name: runs_of(one, jobs[one.uid], observed.pods, observed.now_us) if one.uid in jobs else []
+        name: runs_of(one, jobs[one.uid], observed.pods, observed.now_us, lost) if one.uid in jobs else []
         for name, one in known.items()
     }
 

@@ -81,7 +81,10 @@ def _record_end(stage: Stage, one: ReAnchor, attempt: int, ended: Ended) -> None
     before = history_of(one.symbol, [k for k in stage.known.values() if k.name != one.name], {}, stage.now_us)
     asked_us = ended.receipt.retry_at_us if ended.receipt is not None else 0
     failed = attempt - one.held
-    next_us = next_try_us(one, attempt, before.failures + failed, ended.finished_us, asked_us, stage.before.policy)
+    if ended.zone_lost:
+        next_us = ended.finished_us
+    else:
+        next_us = next_try_us(one, attempt, before.failures + failed, ended.finished_us, asked_us, stage.before.policy)
     if one.dry_run or failed >= stage.before.policy.tries_max:
         stage.write(one.name, finished(one, "Failed", ended, next_us))
         stage.emit(one, "Warning", EventReason.REANCHOR_FAILED, _failure_message(attempt, ended), both=True)

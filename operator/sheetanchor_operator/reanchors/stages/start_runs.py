@@ -10,7 +10,7 @@ from sheetanchor.policy import reanchor_scheduler
 from sheetanchor.policy.reanchor_object import ReAnchorRequest, digest, object_name
 from sheetanchor_operator.api.timestamps import text_of
 from sheetanchor_operator.children.object_meta import Manifest
-from sheetanchor_operator.names import EventReason, Reason
+from sheetanchor_operator.names import EventReason, Reason, ZoneHealth
 from sheetanchor_operator.reanchors.durable_record import comparisons
 from sheetanchor_operator.reanchors.history import history_of, rebuilds_of
 from sheetanchor_operator.reanchors.job import RunParameters, job
@@ -222,6 +222,7 @@ def _start(stage: Stage, lead: ReAnchor, merged: Sequence[ReAnchor], ended_run: 
         validate_only=lead.validates,
         dry_run=lead.dry_run,
         answers=tuple(one.name for one in merged),
+        lost_zones=tuple(sorted(stage.before.observed.zones_that_are(ZoneHealth.SILENT, ZoneHealth.FAILED))),
     )
     manifest = job(stage.pipeline, stage.before.defaults, order)
     stage.start.append(JobStart(lead.name, lead.symbol, manifest))
