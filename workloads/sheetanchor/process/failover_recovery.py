@@ -18,7 +18,7 @@ from sheetanchor.policy.restatement import GATHER_MAX_US, RestateFacts, RestateS
 from sheetanchor.process.market.market_follower import Follower
 from sheetanchor.process.replication_history import Failover, ReplicationHistory
 from sheetanchor.runtime import metrics
-from sheetanchor.store.hot_records import Restatement, RestateReply, RestateStatus, Vouch
+from sheetanchor.store.hot_records import Anchor, Restatement, RestateReply, RestateStatus, Vouch
 from sheetanchor.store.hot_state import HotState
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,22 @@ class FailoverRecovery:
     def dataset(self) -> str:
         """The pipeline that the memory is of, "" if neither it nor this process says."""
         return self._history.held.dataset or self._dataset
+
+    def begin(self, anchor: Anchor, replication_id: str, now_us: int) -> None:
+        """Begin to deal with a failover.
+
+        Args:
+            anchor: What is stored.
+            replication_id: History that it was read in.
+            now_us: Local monotonic time.
+        """
+        log.warning(
+            "%s: Redis has lost writes that it had acknowledged: it is at epoch %d, this processor at %d",
+            self._symbol,
+            anchor.epoch,
+            self._history.held.epoch,
+        )
+        self._history.begin(anchor, replication_id, now_us)
 
     async def step(self, term: int, read: LinesRead, now_us: int, vouch: Vouch) -> StepResult:
         """Do what is next about the failover.

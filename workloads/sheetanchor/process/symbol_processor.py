@@ -5,9 +5,10 @@ keeps what it holds and connects again by itself; whether its next write is stil
 Redis, never here. A start, a takeover and a finished rebuild are the same: load the stored book, replay the lines.
 
 One module and one class, since role, term and epoch decide at every await whether the next write is still this
-process' own. Modules of their own load a book (`book_loader`), read the lines (`market_reader`), publish a gap
-(`gap_reporter`), judge (`market.market_follower`), know what Redis was last heard to hold (`replication_history`), deal
-with what it has lost of that (`failover_recovery`) and export counters (`processor_metrics`).
+process' own. Other modules load a book (`book_loader`), read the lines (`market_reader`), take and give up write
+ownership (`writer_election`), publish a gap (`gap_reporter`), judge (`market.market_follower`), compose a write
+(`market.hot_write`) and time it (`market.write_timer`), know what Redis was last heard to hold (`replication_history`),
+deal with what it has lost of that (`failover_recovery`) and export counters (`processor_metrics`).
 """
 
 from __future__ import annotations
@@ -16,34 +17,28 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Any, Final
 
 from redis.asyncio import Redis
 
 from sheetanchor._decoder import Market
-from sheetanchor.contract import (
-    BEAT_INTERVAL_US,
-    CHECK_OF_TRADES,
-    TAKEOVER_AFTER_US,
-    Receipt,
-    stream_id_order,
-)
+from sheetanchor.contract import CHECK_OF_TRADES, Receipt, stream_id_order
 from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Finding, Thresholds
-from sheetanchor.policy.restatement import FAILOVER_DOUBT
 from sheetanchor.process.book_loader import load_book
 from sheetanchor.process.failover_recovery import RULE, FailoverRecovery, LinesRead, NextStep
-from sheetanchor.process.gap_reporter import GapReporter, WriteOwnership
+from sheetanchor.process.gap_reporter import GapReporter
 from sheetanchor.process.market.gap_detector import GapDetector
-from sheetanchor.process.market.market_follower import NOTHING, Follower
+from sheetanchor.process.market.hot_write import ResetDetector, compose
+from sheetanchor.process.market.market_follower import Follower
+from sheetanchor.process.market.write_timer import Cadence, WriteTimer
 from sheetanchor.process.market_reader import MarketReader, monotonic_us
 from sheetanchor.process.processor_metrics import ProcessorMetrics
 from sheetanchor.process.replication_history import ReplicationHistory
+from sheetanchor.process.writer_election import ElectionResult, WriterElection, WriteRole
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff
-from sheetanchor.store.hot_records import Anchor, ApplyReply, ApplyStatus, TakeStatus, Vouch
+from sheetanchor.store.hot_records import Anchor, ApplyReply, ApplyStatus, Vouch
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import ServerIdentity, server_identity
 from sheetanchor.store.server_clock import RedisClock
@@ -51,37 +46,10 @@ from sheetanchor.store.server_clock import RedisClock
 log = logging.getLogger(__name__)
 
 IDENTITY_INTERVAL_US: Final = 1_000_000
-STANDBY_POLL_US: Final = 200_000
-"""A standby reads the writer's heartbeat five times within the second after which it takes over."""
-
-STANDBY_READ_US: Final = 20_000
-"""A standby reads the lines this often: it has nothing to write, but must not fall behind."""
-
-MISSING_RANGE_POLL_US: Final = 10_000
-"""While a missing range waits for another line, its time runs out without a message: the loop has to wake for it."""
-
-BEHIND_MAX_US: Final = 3_000_000
-"""A replay is done within this; an update id that is still below the stored one then has been reset by the exchange."""
-
 BLIND_AFTER_S: Final = 2.0
 """The rules are applied ten times a second and more."""
 
 REDIS_BACKOFF: Final = Backoff(initial_s=0.05, max_s=1.0)
-
-
-class WriteRole(Enum):
-    """Whether this process writes."""
-
-    STANDBY = 0
-    WRITER = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Cadence:
-    """How often things are written, in µs."""
-
-    flush_us: int
-    book_us: int
 
 
 class SymbolProcessor:
@@ -119,31 +87,27 @@ class SymbolProcessor:
     ) -> None:
         self.symbol = symbol
         self.name = name
-        self.role = WriteRole.STANDBY
         self.clock = RedisClock()
         self.follower = Follower(Market(symbol), GapDetector(thresholds, 0), self.clock)
-        self.anchor = Anchor()
         self.connected = False
         self.last_write_us = 0
         self._redis = redis
         self._hot = HotState(redis, symbol)
         self._gaps = GapReporter(self._hot, symbol, request_rebuild)
         self._judged_us = 0
-        self._cadence = cadence
+        self._timer = WriteTimer(cadence)
         self._request_rebuild = request_rebuild
         self._request_validation = request_validation
         self._heartbeat = heartbeat
         self._metrics = ProcessorMetrics(symbol)
-        self._term = 0
         self._history = ReplicationHistory()
+        self._election = WriterElection(self._hot, symbol, name, self.clock, self._history)
         self._reader = MarketReader(redis, reading, symbol, self.follower, self._history.mark)
         self._recovery = FailoverRecovery(self._hot, symbol, name, dataset, self._history, self.follower)
-        self._replication_id = ""
         self._identity: ServerIdentity | None = None
         self._loaded = False
-        self._dirty = False
-        self._applied_us = self._booked_us = self._writer_checked_us = self._identified_us = 0
-        self._behind_since_us = 0
+        self._resets = ResetDetector()
+        self._identified_us = 0
 
     # The loop
 
@@ -170,10 +134,10 @@ class SymbolProcessor:
         await self._write_book_at_end()
 
     async def _write_book_at_end(self) -> None:
-        if self.role is not WriteRole.WRITER or not self.market.has_book:
+        if not self._election.writes or not self.market.has_book:
             return
         try:
-            self._booked_us = 0
+            self._timer.booked_us = 0
             await self._write(monotonic_us())
         except (RedisUnavailable, RedisOutOfMemory) as error:
             log.warning("%s: the book was not written at shutdown, the next start replays more: %s", self.symbol, error)
@@ -182,47 +146,39 @@ class SymbolProcessor:
         await self._identify()
         if not self._loaded:
             await self.load()
-        await self._wait_for_batch()
-        asked_us, found = await self._reader.read(self._block_ms(), writes=self.role is WriteRole.WRITER)
-        self._dirty = self._dirty or found
-        now_us = monotonic_us()
-        if self.role is WriteRole.STANDBY and now_us - self._writer_checked_us >= STANDBY_POLL_US:
-            await self._check_writer()
-        await self._judge(asked_us)
-        if self.role is WriteRole.WRITER and self._history.failover is not None:
-            await self._recover(asked_us)
-        if self._due(now_us):
-            await self._write(now_us)
-        await self._recovery.send_records()
-
-    async def _wait_for_batch(self) -> None:
-        """Leave entries where they are while nothing may be written: one read then does the work of many."""
-        if not self._caught_up:
-            return
-        is_writer = self.role is WriteRole.WRITER
-        wait_us = self._applied_us + self._cadence.flush_us - monotonic_us() if is_writer else STANDBY_READ_US
+        writes = self._election.writes
+        wait_us = self._timer.batch_wait_us(monotonic_us(), writes=writes) if self._caught_up else 0
         if wait_us > 0:
             await asyncio.sleep(wait_us / 1e6)
+        asked_us, found = await self._reader.read(self._block_ms(), writes=writes)
+        self._timer.dirty = self._timer.dirty or found
+        now_us = monotonic_us()
+        if self._election.check_due(now_us):
+            await self._check_writer()
+        await self._judge(asked_us)
+        if self._election.writes and self._history.failover is not None:
+            await self._recover(asked_us)
+        if self._election.writes and self._timer.write_due(now_us, caught_up=self._caught_up):
+            await self._write(now_us)
+        await self._recovery.send_records()
 
     def _block_ms(self) -> int:
         if not self._caught_up:
             return 0
-        if self._dirty:  # the timer has fired a little early: what was read must not wait for the next entry
-            return 1
-        longest_us = BEAT_INTERVAL_US
-        if self.role is WriteRole.WRITER:
-            longest_us -= monotonic_us() - self._applied_us
-        if self.market.depth_hole or self.market.trade_hole:
-            longest_us = min(longest_us, MISSING_RANGE_POLL_US)
-        return max(1, longest_us // 1_000)
-
-    def _due(self, now_us: int) -> bool:
-        if self.role is not WriteRole.WRITER or not self._caught_up:
-            return self.role is WriteRole.WRITER and now_us - self._applied_us >= BEAT_INTERVAL_US
-        since_us = now_us - self._applied_us
-        return since_us >= BEAT_INTERVAL_US * 9 // 10 or (self._dirty and since_us >= self._cadence.flush_us)
+        incomplete = self.market.depth_hole is not None or self.market.trade_hole is not None
+        return self._timer.block_ms(monotonic_us(), writes=self._election.writes, incomplete=incomplete)
 
     # Reading
+
+    @property
+    def role(self) -> WriteRole:
+        """Whether this process writes."""
+        return self._election.role
+
+    @property
+    def anchor(self) -> Anchor:
+        """The stored anchor as it was last read, with the state of the last reply."""
+        return self._election.anchor
 
     @property
     def market(self) -> Market:
@@ -245,7 +201,7 @@ class SymbolProcessor:
             RedisError: If Redis does not answer.
         """
         self._loaded = False
-        loaded = await load_book(self._hot, self.symbol, self._read_anchor)
+        loaded = await load_book(self._hot, self.symbol, self._election.read_anchor)
         self._history.load(loaded.anchor)
         self._metrics.begin()
         self._gaps.clear()
@@ -304,14 +260,6 @@ class SymbolProcessor:
         """Name the lines that have long lacked a stream which another line brings, and the streams."""
         return self.follower.lines_behind(monotonic_us())
 
-    async def _read_anchor(self) -> Anchor:
-        sent_us = monotonic_us()
-        read = await self._hot.read()
-        self.clock.learn(sent_us, monotonic_us(), read.now_us)
-        self.anchor, self._replication_id = Anchor.parse(read.anchor), read.replication_id
-        self._term = max(self._term, self.anchor.term)
-        return self.anchor
-
     async def _identify(self) -> None:
         now_us = monotonic_us()
         if self._identified_us and now_us - self._identified_us < IDENTITY_INTERVAL_US:
@@ -333,50 +281,18 @@ class SymbolProcessor:
 
     async def _check_writer(self) -> None:
         """Become the writer if the present one is gone; otherwise load what it has been rebuilt to."""
-        now_us = self._writer_checked_us = monotonic_us()
-        known_term = self._term
-        anchor = await self._read_anchor()
-        alive = anchor.writer not in ("", self.name) and abs(self.now_us - anchor.heartbeat_us) <= TAKEOVER_AFTER_US
-        is_kept = alive and anchor.state == "anchored" and anchor.term >= known_term
-        other = (anchor.epoch, anchor.receipt) != (self._epoch, self._history.held.receipt)
-        if other and (self._history.is_newer(anchor.epoch, anchor.receipt) or is_kept):
+        result = await self._election.check(self._recovery.dataset)
+        if result is ElectionResult.LOAD:
             await self.load()
-            return
-        # A term above the stored one was lost: the writer under the older one does not own it any more.
-        waits = anchor.writer not in ("", self.name) and self._history.leaves_writer_time(now_us)
-        if waits or (alive and anchor.term >= known_term):
-            self._history.hear(anchor, self._replication_id, kept=is_kept)
-            return
-        reply = await self._hot.take(
-            self._term + 1,
-            self.name,
-            anchor.term,
-            anchor.writer,
-            known_term=known_term,
-            dataset=self._recovery.dataset,
-        )
-        if reply.status is TakeStatus.OK:
-            self._term = reply.term
-            await self._begin_writing(anchor)
+        elif result is not ElectionResult.FOLLOW:
+            self._gaps.forget_reported()
+            await (self._begin_recovery() if result is ElectionResult.TAKEN_AFTER_LOSS else self._begin_writing())
 
-    async def _begin_writing(self, before: Anchor) -> None:
-        """Become the writer.
-
-        Args:
-            before: What was stored when this process took.
-        """
-        self.role = WriteRole.WRITER
-        self._gaps.forget_reported()
-        log.info("%s: writing under term %d", self.symbol, self._term)
-        heard = self._history.heard
-        lost = self._history.rightful or (heard is not None and heard.is_lost(before, self._replication_id))
-        self._history.rightful = False
-        if lost or before.doubt.startswith(FAILOVER_DOUBT):
-            await self._begin_recovery()
-            return
-        if not self.market.has_book and before.epoch == self._epoch > 0:
+    async def _begin_writing(self) -> None:
+        """Request what the stored state needs from its new writer."""
+        if not self.market.has_book and self.anchor.epoch == self._epoch > 0:
             await self.load()  # what could not be read at the start may have been written since
-        await self._read_anchor()
+        await self._election.read_anchor()
         if self.anchor.state == "suspect":
             self._request_suspect_rebuild()
         if self.anchor.unvalidated:
@@ -389,17 +305,11 @@ class SymbolProcessor:
         """Redis does not hold what it has acknowledged: find out what it holds, and begin to deal with that."""
         self._identified_us = 0
         await self._identify()
-        anchor = await self._read_anchor()
+        anchor = await self._election.read_anchor()
         if self._history.is_newer(anchor.epoch, anchor.receipt):
             await self._load_newer()
-            return
-        log.warning(
-            "%s: Redis has lost writes that it had acknowledged: it is at epoch %d, this processor at %d",
-            self.symbol,
-            anchor.epoch,
-            self._epoch,
-        )
-        self._history.begin(anchor, self._replication_id, monotonic_us())
+        else:
+            self._recovery.begin(anchor, self._election.replication_id, monotonic_us())
 
     async def _load_newer(self) -> None:
         await self.load()
@@ -414,15 +324,15 @@ class SymbolProcessor:
         read = LinesRead(
             asked_us, self._reader.positions, self._reader.faults, self._gaps.doubt_about(self._history.held.root)
         )
-        result = await self._recovery.step(self._term, read, now_us, self._vouch(now_us, unwritten))
+        result = await self._recovery.step(self._election.term, read, now_us, self._vouch(now_us, unwritten))
         if result.next is NextStep.WRITE and result.reply is not None:
-            self._applied_us = self._booked_us = now_us
+            self._timer.applied_us = self._timer.booked_us = now_us
             self._gaps.forget_reported()
             self._request_rebuild("", "")
             self._request_validation(True)
-            await self._read_anchor()
+            await self._election.read_anchor()
         elif result.next is NextStep.STEP_BACK:
-            self._step_back((await self._read_anchor()).term)
+            self._step_back((await self._election.read_anchor()).term)
         elif result.next is NextStep.OBSERVE:
             await self._begin_recovery()
         elif result.next is NextStep.LOAD:
@@ -446,23 +356,23 @@ class SymbolProcessor:
         self._judged_us = monotonic_us()
         awaits_lines = self._history.awaits_lines(self.follower.live_lines(asked_us), asked_us)
         for finding in self.follower.apply_rules(asked_us, awaits_lines=awaits_lines):
-            if self.role is WriteRole.WRITER or GAP_DETECTION_RULES[finding.rule].suspects:
+            if self._election.writes or GAP_DETECTION_RULES[finding.rule].suspects:
                 self._gaps.add(finding)
         await self._publish_all()
 
     async def _publish_all(self) -> None:
-        while self.role is WriteRole.WRITER and (oldest := self._gaps.next) is not None:
+        while self._election.writes and (oldest := self._gaps.next) is not None:
             await self._publish(oldest)
 
     async def _publish(self, finding: Finding) -> None:
         """Make the state suspect if the rule says so, and publish the gap; Redis may be gone in between."""
-        owner = WriteOwnership(self._term, self.name, self._epoch)
+        owner = self._election.ownership
         reply = await self._gaps.suspect(finding, owner)
         if reply is not None and not reply.ok:
             self._step_back(reply.term)
             return
         if reply is not None:
-            self._note_state(reply.state, finding.reason, reply.now_us)
+            self._election.note_state(reply.state, finding.reason, reply.now_us)
             self._history.acknowledge(reply.now_us)
             # From here on only a rebuild helps: until then what is stored is written on, suspect.
             self._history.adopt(reply.epoch, reply.receipt)
@@ -470,22 +380,8 @@ class SymbolProcessor:
         if await self._gaps.publish(finding, owner, self.now_us) is not None:
             self.detector.count_gap(self.now_us)
 
-    def _note_state(self, state: str, reason: str, now_us: int) -> None:
-        """Record the state that the last reply gives; a doubt keeps its first reason and time."""
-        if state != "suspect":
-            reason, now_us = "", 0
-        elif self.anchor.state == "suspect" and self.anchor.suspect_at:
-            reason, now_us = self.anchor.reason, self.anchor.suspect_at
-        self.anchor = replace(self.anchor, state=state, reason=reason, suspect_at=now_us)
-
     def _step_back(self, term: int) -> None:
-        if self.role is WriteRole.WRITER:
-            log.warning("%s: no longer the writer: another processor holds term %d", self.symbol, term)
-        # An older term than its own stands there: Redis has lost that this process took.
-        self._history.rightful = self.role is WriteRole.WRITER and term < self._term
-        self._history.acked_us, self._history.failover = 0, None
-        self.role = WriteRole.STANDBY
-        self._writer_checked_us = 0
+        self._election.step_back(term)
         # What it doubted is its successor's to judge: a rebuild that it still wanted would come again and again.
         self._request_rebuild("", "")
         self._request_validation(False)
@@ -495,30 +391,25 @@ class SymbolProcessor:
     async def _write(self, now_us: int) -> None:
         """Write the hot keys, or only the heartbeat while there is nothing to write."""
         if self._history.failover is not None:
-            await self._write_heartbeat(self._history.failover.stored, now_us)
+            reply = await self._election.write_heartbeat(self._history.failover.stored)
+            self._timer.applied_us = now_us
+            if reply.status not in {ApplyStatus.OK, ApplyStatus.BEHIND}:
+                await self._on_refused(reply)
             return
-        behind = self.market.update_id < self.anchor.update_id
-        sound = self.market.has_book and not behind
-        lists, unwritten = (
-            self.follower.hot(now_us) if sound else (NOTHING, "the book has not caught up with what is stored")
-        )
-        vouch = self._vouch(now_us, unwritten)
+        write = compose(self.follower, self.anchor.update_id, now_us)
+        vouch = self._vouch(now_us, write.unwritten)
         book = b""
-        # While frames wait beyond a missing range, the lines have been read further than the book goes.
-        whole = self.market.depth_hole is None and self.market.trade_hole is None
-        if sound and whole and now_us - self._booked_us >= self._cadence.book_us:
+        if write.has_book and self._timer.book_due(now_us):
             book = self.market.pack_book(self._epoch, self._reader.positions)
-        update_id = self.anchor.update_id if behind else self.market.update_id
-        stamp_us = 0 if unwritten else self.follower.event_redis_us()
         sent_us = monotonic_us()
-        self._dirty = False
+        self._timer.dirty = False
         reply = await self._hot.apply(
-            self._term,
+            self._election.term,
             self.name,
             self._epoch,
-            update_id,
-            stamp_us,
-            *lists,
+            write.update_id,
+            write.stamp_us,
+            *write.lists,
             book=book,
             vouch=vouch,
             receipt=self._history.held.receipt,
@@ -527,29 +418,11 @@ class SymbolProcessor:
         )
         self.clock.learn(sent_us, monotonic_us(), reply.now_us)
         metrics.HOT_WRITES.labels(self.symbol, reply.status).inc()
-        self._applied_us = now_us
+        self._timer.applied_us = now_us
         if reply.status is ApplyStatus.OK:
-            self._booked_us = now_us if book else self._booked_us
-            self._on_written(reply, behind, hot=not unwritten)
+            self._timer.booked_us = now_us if book else self._timer.booked_us
+            self._on_written(reply, hot=not write.unwritten)
         else:
-            await self._on_refused(reply)
-
-    async def _write_heartbeat(self, stored: Anchor, now_us: int) -> None:
-        """Stay the writer of what is stored, and leave it as it is."""
-        reply = await self._hot.apply(
-            self._term,
-            self.name,
-            stored.epoch,
-            stored.update_id,
-            0,
-            vouch=Vouch(0, 0, ""),
-            receipt=stored.receipt,
-            acked_us=self._history.acked_us,
-        )
-        self._applied_us = now_us
-        if reply.status is ApplyStatus.OK:
-            self._history.acknowledge(reply.now_us)
-        elif reply.status is not ApplyStatus.BEHIND:
             await self._on_refused(reply)
 
     def _vouch(self, now_us: int, unwritten: str) -> Vouch:
@@ -561,13 +434,13 @@ class SymbolProcessor:
         until_us = max(self.clock.steady_us(now_us), verdict.until_us)
         return Vouch(self.clock.of_steady(until_us), until_us - self.clock.steady_us(now_us))
 
-    def _on_written(self, reply: ApplyReply, behind: bool, hot: bool) -> None:
+    def _on_written(self, reply: ApplyReply, *, hot: bool) -> None:
         self.last_write_us = reply.now_us
         self._history.hear_reply(reply.term, reply.state, reply.now_us)
         for delay_s in self._reader.delays.written(reply.now_us) if hot else ():
             metrics.FRAME_TO_HOT.labels(self.symbol).observe(delay_s)
         if reply.state != self.anchor.state:
-            self._note_state(reply.state, "another process has marked the state suspect", reply.now_us)
+            self._election.note_state(reply.state, "another process has marked the state suspect", reply.now_us)
             if reply.state == "suspect":
                 self._request_rebuild("suspect", "another process has marked the state suspect")
         metrics.ANCHORED.labels(self.symbol).set(reply.state == "anchored")
@@ -575,13 +448,11 @@ class SymbolProcessor:
             self._gaps.forget_reported()
             self._gaps.repeat_doubts_about(reply.root or reply.receipt)
             self._request_rebuild("", "")
-        now_us = monotonic_us()
-        if not behind or self._behind_since_us == 0:
-            self._behind_since_us = now_us if behind else 0
-        elif now_us - self._behind_since_us > BEHIND_MAX_US and self._caught_up:
-            self._behind_since_us = now_us
-            reason = f"the lines end at update {self.market.update_id}, the stored state at {self.anchor.update_id}"
-            self._gaps.add(Finding("sequence_reset", reason))
+        reset = self._resets.observe(
+            self.market.update_id, self.anchor.update_id, monotonic_us(), caught_up=self._caught_up
+        )
+        if reset is not None:
+            self._gaps.add(reset)
 
     async def _on_refused(self, reply: ApplyReply) -> None:
         if reply.status is ApplyStatus.FENCED:
@@ -592,9 +463,9 @@ class SymbolProcessor:
         elif reply.status in {ApplyStatus.EPOCH, ApplyStatus.ROLLED_BACK}:
             await self._begin_recovery()
         else:
-            await self._read_anchor()
+            await self._election.read_anchor()
 
     def _export(self) -> None:
         self._metrics.count(self.market.counters(), self.clock.jumps)
-        self._metrics.show_ownership(self._epoch, self._term, writes=self.role is WriteRole.WRITER)
+        self._metrics.show_ownership(self._epoch, self._election.term, writes=self._election.writes)
         self._metrics.show_lines(self.follower.lines, self.lines_behind())

@@ -1,1 +1,1 @@
-"""What a processor knows of one symbol and how it is judged. Pure: no I/O, time is an argument."""
+"""What a processor knows of one symbol, how it is judged, what is written of it and when. Pure: time is an argument."""
