@@ -21,8 +21,8 @@ from sheetanchor._decoder import Market
 from sheetanchor.contract import line_stream, pack_frames
 from sheetanchor.policy.gap_rules import Thresholds
 from sheetanchor.process.market.write_timer import Cadence
+from sheetanchor.process.ownership.writer_election import WriteRole
 from sheetanchor.process.symbol_processor import SymbolProcessor
-from sheetanchor.process.writer_election import WriteRole
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
 from support.reanchor_parts import KEYS, SYMBOL, reanchor

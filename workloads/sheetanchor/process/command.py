@@ -25,11 +25,11 @@ from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Thresholds
 from sheetanchor.policy.reanchor_scheduler import Seen
 from sheetanchor.policy.restatement import rebuild_due_us
 from sheetanchor.process.market.write_timer import Cadence
+from sheetanchor.process.ownership.writer_election import WriteRole
 from sheetanchor.process.rest_health import RestHealth
 from sheetanchor.process.self_reanchor import RebuildRequest, SelfReanchor, newest_receipt
 from sheetanchor.process.state_endpoint import state_route
 from sheetanchor.process.symbol_processor import SymbolProcessor
-from sheetanchor.process.writer_election import WriteRole
 from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy
 from sheetanchor.runtime.settings import ProcessSettings
 from sheetanchor.runtime.stop_signals import stop_event

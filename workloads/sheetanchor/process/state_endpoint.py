@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from sheetanchor.policy.restatement import rebuild_due_us
+from sheetanchor.process.ownership.writer_election import WriteRole
 from sheetanchor.process.symbol_processor import SymbolProcessor
-from sheetanchor.process.writer_election import WriteRole
 
 
 def symbol_state(processor: SymbolProcessor, lock_holder: str) -> dict[str, Any]:

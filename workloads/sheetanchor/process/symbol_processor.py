@@ -5,10 +5,9 @@ keeps what it holds and connects again by itself; whether its next write is stil
 Redis, never here. A start, a takeover and a finished rebuild are the same: load the stored book, replay the lines.
 
 One module and one class, since role, term and epoch decide at every await whether the next write is still this
-process' own. Other modules load a book (`book_loader`), read the lines (`market_reader`), take and give up write
-ownership (`writer_election`), publish a gap (`gap_reporter`), judge (`market.market_follower`), compose a write
-(`market.hot_write`) and time it (`market.write_timer`), know what Redis was last heard to hold (`replication_history`),
-deal with what it has lost of that (`failover_recovery`) and export counters (`processor_metrics`).
+process' own. Other modules load a book (`book_loader`), read the lines (`market_reader`), publish a gap
+(`gap_reporter`) and export counters (`processor_metrics`). `market/` judges, composes a write and times it;
+`ownership/` takes and gives up write ownership, and deals with acknowledged writes that Redis has lost.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from sheetanchor.contract import CHECK_OF_TRADES, Receipt, stream_id_order
 from sheetanchor.errors import RedisOutOfMemory, RedisUnavailable
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Finding, Thresholds
 from sheetanchor.process.book_loader import load_book
-from sheetanchor.process.failover_recovery import RULE, FailoverRecovery, LinesRead, NextStep
 from sheetanchor.process.gap_reporter import GapReporter
 from sheetanchor.process.market.gap_detector import GapDetector
 from sheetanchor.process.market.hot_write import ResetDetector, compose
 from sheetanchor.process.market.market_follower import Follower
 from sheetanchor.process.market.write_timer import Cadence, WriteTimer
 from sheetanchor.process.market_reader import MarketReader, monotonic_us
+from sheetanchor.process.ownership.failover_recovery import RULE, FailoverRecovery, LinesRead, NextStep
+from sheetanchor.process.ownership.replication_history import ReplicationHistory
+from sheetanchor.process.ownership.writer_election import ElectionResult, WriterElection, WriteRole
 from sheetanchor.process.processor_metrics import ProcessorMetrics
-from sheetanchor.process.replication_history import ReplicationHistory
-from sheetanchor.process.writer_election import ElectionResult, WriterElection, WriteRole
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import Backoff
 from sheetanchor.store.hot_records import Anchor, ApplyReply, ApplyStatus, Vouch

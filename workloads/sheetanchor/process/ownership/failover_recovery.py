@@ -16,7 +16,7 @@ from sheetanchor.contract import Gap, Receipt
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, VALIDATION
 from sheetanchor.policy.restatement import GATHER_MAX_US, RestateFacts, RestateStep, may_restate
 from sheetanchor.process.market.market_follower import Follower
-from sheetanchor.process.replication_history import Failover, ReplicationHistory
+from sheetanchor.process.ownership.replication_history import Failover, ReplicationHistory
 from sheetanchor.runtime import metrics
 from sheetanchor.store.hot_records import Anchor, Restatement, RestateReply, RestateStatus, Vouch
 from sheetanchor.store.hot_state import HotState

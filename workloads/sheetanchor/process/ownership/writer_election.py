@@ -16,7 +16,7 @@ from sheetanchor.contract import TAKEOVER_AFTER_US
 from sheetanchor.policy.restatement import FAILOVER_DOUBT
 from sheetanchor.process.gap_reporter import WriteOwnership
 from sheetanchor.process.market_reader import monotonic_us
-from sheetanchor.process.replication_history import ReplicationHistory
+from sheetanchor.process.ownership.replication_history import ReplicationHistory
 from sheetanchor.store.hot_records import Anchor, ApplyReply, ApplyStatus, TakeStatus, Vouch
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.server_clock import RedisClock

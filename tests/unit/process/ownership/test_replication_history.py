@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 
 from sheetanchor.policy.restatement import MARKS_WAIT_US
-from sheetanchor.process.replication_history import QUEUE_US, STANDBY_WAIT_US, HeldState, LastHeard, ReplicationHistory
+from sheetanchor.process.ownership.replication_history import (
+    QUEUE_US,
+    STANDBY_WAIT_US,
+    HeldState,
+    LastHeard,
+    ReplicationHistory,
+)
 from sheetanchor.store.hot_records import Anchor
 
 STORED = Anchor(
