@@ -97,6 +97,24 @@ def test_a_sound_prediction_has_no_reason() -> None:
     assert NOW - 1_000 == record.feature_ts
 
 
+@pytest.mark.parametrize(
+    ("ob", "expected"),
+    [
+        ({"update_id": "7", "bba_id": "9"}, 9),
+        ({"update_id": "7", "bba_id": "5"}, 7),
+        ({"update_id": "7"}, 7),
+        ({"update_id": "seven"}, None),
+        ({}, None),
+    ],
+)
+def test_a_prediction_names_the_update_that_its_price_is_of(ob: dict[str, str], expected: int | None) -> None:
+    """Whoever has the exchange's messages can say whether the price is right; the name survives Redis."""
+    record = build(SLOT, replace(SOUND, hashes={"ob": ob}), ANSWER, "a")
+    stored = Prediction.parse({**record.fields(), "slot": str(SLOT)})
+
+    assert (expected, expected) == (record.update_id, stored.update_id)
+
+
 def test_every_doubt_is_a_reason() -> None:
     """Doubts of the state come first, then those of the answer; the text is bounded."""
     state = replace(SOUND, anchored=False, suspect_reason="depth: expected 5; found 9" + "!" * 500)

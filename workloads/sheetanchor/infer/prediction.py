@@ -99,6 +99,15 @@ class SlotState:
         return mid_of(self.hashes.get("ob", {}))
 
     @property
+    def update_id(self) -> int | None:
+        """The exchange's update that the best bid and ask are of; None if the book could not be read."""
+        ob = self.hashes.get("ob", {})
+        try:
+            return max(int(ob["update_id"]), int(ob.get("bba_id", "0")))
+        except (KeyError, ValueError):
+            return None
+
+    @property
     def age_us(self) -> int | None:
         """Time since the last market event; None if there was none."""
         return max(0, self.now_us - self.stamp_us) if self.stamp_us else None
@@ -236,6 +245,7 @@ class Prediction:
         latency_ms: From the slot's time to its commit; None while it is not committed.
         committed: Whether Redis holds it.
         receipt: Receipt of the state that it was made from: after a failover an epoch's number can come twice.
+        update_id: The exchange's update that the price is of; None if it is not known.
     """
 
     slot: int
@@ -255,6 +265,7 @@ class Prediction:
     latency_ms: float | None = None
     committed: bool = False
     receipt: str = ""
+    update_id: int | None = None
 
     def fields(self) -> dict[str, str]:
         """Render for Redis; `slot` and `latency_ms` are written there."""
@@ -270,6 +281,7 @@ class Prediction:
             "model": self.model,
             "epoch": str(self.epoch),
             "receipt": self.receipt,
+            "update_id": "" if self.update_id is None else str(self.update_id),
             "degraded": str(int(self.degraded)),
             "reason": self.reason,
             "replica": self.replica,
@@ -302,6 +314,7 @@ class Prediction:
             latency_ms=_number(fields.get("latency_ms", "")),
             committed=True,
             receipt=fields.get("receipt", ""),
+            update_id=int(fields["update_id"]) if fields.get("update_id") else None,
         )
 
     @property
@@ -357,6 +370,7 @@ def build(slot: int, state: SlotState, answer: ModelAnswer, replica: str) -> Pre
         reason=reason_of(doubts),
         replica=replica,
         receipt=state.receipt,
+        update_id=state.update_id,
     )
 
 
