@@ -37,7 +37,7 @@ class NodeRun:
         """Start the process, as a container would be."""
         command = [sys.executable, "-m", "sheetanchor", "redis", *(["--sentinel"] if self.sentinel else [])]
         command += [word for node in self.members.nodes for word in ("--nodes", node)]
-        command += ["--node", self.members.nodes[self.index], "--bind", "127.0.0.1"]
+        command += ["--node", self.members.nodes[self.index], "--bind", self.members.bind]
         command += ["--data-dir", str(self.folder), "--password-dir", str(self.members.password_dir)]
         command += ["--http-host", "127.0.0.1", "--http-port", str(self.http_port), *self.members.flags]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("SHEETANCHOR_")}
@@ -88,10 +88,17 @@ class NodeRun:
 
 
 class RedisSet:
-    """Three servers and three Sentinels on free ports of this machine."""
+    """Three servers and three Sentinels on free ports of this machine.
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    Args:
+        folder: Where they write to.
+        flags: Further flags of every node.
+        bind: Where they listen; whoever stands before them, listening on localhost, has them listen elsewhere.
+    """
+
+    def __init__(self, folder: Path, *flags: str, bind: str = "127.0.0.1") -> None:
         self.folder = folder
+        self.bind = bind
         self.flags = flags
         self.password_dir = folder / "passwords"
         self.password_dir.mkdir()
@@ -132,7 +139,7 @@ class RedisSet:
     def info(self, index: int) -> dict[str, Any]:
         """Ask a server how its replication stands; empty when it does not answer."""
         timeouts: Any = {"socket_timeout": 1, "socket_connect_timeout": 1}
-        client: Any = sync_redis.Redis(port=self.port(index), **timeouts, **self.login("sentinel"))
+        client: Any = sync_redis.Redis(self.bind, self.port(index), **timeouts, **self.login("sentinel"))
         try:
             return dict(client.info())
         except sync_redis.RedisError:
