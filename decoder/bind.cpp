@@ -278,15 +278,15 @@ void seed_trades(Market& market, const TradeList& trades, int price_exponent, in
 }
 
 // `(count, id, event_us, stamp_us, [stamp per line])` of each stream.
-nb::dict pulses(const Market& market) {
+nb::dict newest_messages(const Market& market) {
   using sheetanchor::Stream;
   nb::dict out;
   for (const auto& [name, stream] : {std::pair{"trade", Stream::trade}, std::pair{"bestBidAsk", Stream::best},
                                      std::pair{"depth", Stream::depth}}) {
-    const auto& pulse = market.pulse(stream);
+    const auto& message = market.message(stream);
     nb::list lines;
-    for (const auto stamp_us : pulse.line_stamp_us) lines.append(stamp_us);
-    out[name] = nb::make_tuple(pulse.count, pulse.id, pulse.event_us, pulse.stamp_us, lines);
+    for (const auto stamp_us : message.line_stamp_us) lines.append(stamp_us);
+    out[name] = nb::make_tuple(message.count, message.id, message.event_us, message.stamp_us, lines);
   }
   return out;
 }
@@ -348,8 +348,8 @@ void bind_market(nb::module_& m) {
             return market.load_book({static_cast<const char*>(blob.data()), blob.size()});
           },
           "blob"_a)
-      .def("skip_depth_hole", &Market::skip_missing_depth)
-      .def("skip_trade_hole", &Market::skip_missing_trade_ids)
+      .def("skip_depth_gap", &Market::skip_missing_depth)
+      .def("skip_trade_gap", &Market::skip_missing_trade_ids)
       .def(
           "hot_state",
           [](const Market& market, std::int64_t now_us) {
@@ -362,15 +362,15 @@ void bind_market(nb::module_& m) {
       .def("known_levels", &Market::known_levels, "depth"_a)
       .def("volume_between", &Market::volume_between, "start_event_us"_a, "end_event_us"_a)
       .def("counters", &counters)
-      .def("pulses", &pulses)
-      .def_prop_ro("told_best", &last_best)
-      .def_prop_ro("clock_sets", &Market::clock_sets)
-      .def_prop_ro("odd_trades", &Market::odd_trades)
-      .def_prop_ro("clock_doubted", &Market::clock_doubted)
-      .def_prop_ro("best_agreed", &Market::best_agreed)
+      .def("newest_messages", &newest_messages)
+      .def_prop_ro("quoted_best", &last_best)
+      .def_prop_ro("clock_steps", &Market::clock_steps)
+      .def_prop_ro("misdated_trades", &Market::misdated_trades)
+      .def_prop_ro("clock_untrusted", &Market::clock_untrusted)
+      .def_prop_ro("best_confirmed", &Market::best_confirmed)
       .def("missing_trades", &Market::missing_trades, "now_us"_a, "span_us"_a)
-      .def_prop_ro("depth_hole", [](const Market& market) { return to_tuple(market.missing_depth()); })
-      .def_prop_ro("trade_hole", [](const Market& market) { return to_tuple(market.missing_trade_ids()); })
+      .def_prop_ro("depth_gap", [](const Market& market) { return to_tuple(market.missing_depth()); })
+      .def_prop_ro("trade_gap", [](const Market& market) { return to_tuple(market.missing_trade_ids()); })
       .def_prop_ro("symbol", &Market::symbol)
       .def_prop_ro("price_exponent", &Market::price_exponent)
       .def_prop_ro("qty_exponent", &Market::qty_exponent)

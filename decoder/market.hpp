@@ -56,7 +56,7 @@ struct MissingRange {
 };
 
 // The newest message of one stream, by id: what came again or late is not it.
-struct Pulse {
+struct NewestMessage {
   std::int64_t count = 0;  // messages that brought a new highest id
   std::int64_t id = -1;
   std::int64_t event_us = -1;
@@ -256,11 +256,11 @@ class Market {
     return scaled(best->first.price + best->second.price, price_exponent_) / 2;
   }
   // How often the exchange's clock was found to have been set, and whether that is in question now.
-  std::int64_t clock_sets() const { return clock_sets_; }
-  std::int64_t odd_trades() const { return odd_trades_; }
-  bool clock_doubted() const { return clock_.doubts(); }
+  std::int64_t clock_steps() const { return clock_steps_; }
+  std::int64_t misdated_trades() const { return misdated_trades_; }
+  bool clock_untrusted() const { return clock_.doubts(); }
   // How many bestBidAsk the book has come to agree with, each looked at once: when the book reaches its update.
-  std::int64_t best_agreed() const { return best_agreed_; }
+  std::int64_t best_confirmed() const { return best_confirmed_; }
   // How many trades a window of so long, ending now, lacks or holds too many of: its ids have to be consecutive up to the
   // newest, or some were lost, or dated by a clock that was wrong.
   std::int64_t missing_trades(std::int64_t now_us, std::int64_t span_us) const {
@@ -290,7 +290,7 @@ class Market {
     const bool lost_before = trades.front().id < first && !history_.holds(first - 1);
     return last - first + 1 - count + (lost_before ? 1 : 0);
   }
-  const Pulse& pulse(Stream stream) const { return pulses_[static_cast<std::size_t>(stream)]; }
+  const NewestMessage& message(Stream stream) const { return newest_messages_[static_cast<std::size_t>(stream)]; }
   // Best bid and ask as the newest bestBidAsk has them, whatever the book has; zeros for a side without orders.
   std::optional<std::pair<Level, Level>> last_best() const {
     if (best_id_ < 0) return std::nullopt;
@@ -364,27 +364,27 @@ class Market {
   // Whether a frame with a new id shows that the clock was set back: its own stream's times have gone back. A stream that
   // is merely late brings times before those of other streams, but never before its own.
   bool goes_back(Stream stream, std::int64_t time_us) {
-    auto& pulse = pulses_[static_cast<std::size_t>(stream)];
-    if (pulse.event_us >= 0 && time_us < pulse.event_us - FeedClock::SLACK_US) pulse.set_back = true;
-    else if (time_us >= event_us() - FeedClock::SLACK_US) pulse.set_back = false;
-    return pulse.set_back;
+    auto& message = newest_messages_[static_cast<std::size_t>(stream)];
+    if (message.event_us >= 0 && time_us < message.event_us - FeedClock::SLACK_US) message.set_back = true;
+    else if (time_us >= event_us() - FeedClock::SLACK_US) message.set_back = false;
+    return message.set_back;
   }
 
   void note_event(std::int64_t time_us, bool is_news, bool goes_back) {
     const auto before_us = clock_.at(source_.stamp_us);
     if (const auto set_by_us = clock_.note(time_us, source_.stamp_us, is_news, goes_back); set_by_us != 0)
-      follow_clock(before_us, before_us + set_by_us), ++clock_sets_;
+      follow_clock(before_us, before_us + set_by_us), ++clock_steps_;
     if (clock_.begins_to_doubt()) undoubted_trade_id_ = trade_id_;
   }
 
   void note_pulse(Stream stream, std::int64_t id, std::int64_t event_us) {
-    auto& pulse = pulses_[static_cast<std::size_t>(stream)];
-    pulse.line_stamp_us[std::countr_zero(source_.lines)] = source_.stamp_us;  // a frame comes by one line
-    if (id <= pulse.id) return;
-    ++pulse.count;
-    pulse.id = id;
-    pulse.event_us = event_us;
-    pulse.stamp_us = source_.stamp_us;
+    auto& message = newest_messages_[static_cast<std::size_t>(stream)];
+    message.line_stamp_us[std::countr_zero(source_.lines)] = source_.stamp_us;  // a frame comes by one line
+    if (id <= message.id) return;
+    ++message.count;
+    message.id = id;
+    message.event_us = event_us;
+    message.stamp_us = source_.stamp_us;
   }
 
   // The exchange's clock was set: all that is dated by its old reading moves along.
@@ -411,11 +411,11 @@ class Market {
     std::int64_t newest_id = -1;
     for (const auto& trade : scratch_trades_) newest_id = std::max(newest_id, trade.id);
     // Not `trade_id_`: behind a missing range a late line brings ids beyond it, and older times than the other line.
-    const bool is_news = newest_id > std::max(trade_id_, pulse(Stream::trade).id);
+    const bool is_news = newest_id > std::max(trade_id_, message(Stream::trade).id);
     note_event(frame.event_time_us, is_news, is_news && goes_back(Stream::trade, frame.event_time_us));
     // Windows hold a trade by its own time: one that is far off is in none, and nothing else shows that it is missing.
     const auto off_us = std::abs(frame.transact_time_us - clock_.at(source_.stamp_us));
-    if (is_news && off_us > 2 * FeedClock::SLACK_US) ++odd_trades_;
+    if (is_news && off_us > 2 * FeedClock::SLACK_US) ++misdated_trades_;
     if (newest_id >= 0) note_pulse(Stream::trade, newest_id, frame.event_time_us);
     for (const auto& trade : scratch_trades_) take_trade(trade);
     return true;
@@ -543,7 +543,7 @@ class Market {
   void check_best() {
     if (best_checked_ || best_id_ < 0 || !has_book_ || best_id_ > update_id_ || !book_.has_both_sides()) return;
     best_checked_ = true;
-    if (book_.bids.best().price == bid_.price && book_.asks.best().price == ask_.price) ++best_agreed_;
+    if (book_.bids.best().price == bid_.price && book_.asks.best().price == ask_.price) ++best_confirmed_;
   }
 
   void hold_diff(std::int64_t first, std::int64_t last, std::int64_t time_us) {
@@ -651,7 +651,7 @@ class Market {
   std::int64_t best_id_ = -1, refill_best_id_ = -1;
   Level bid_{}, ask_{};
   bool best_checked_ = false;
-  std::int64_t best_agreed_ = 0;
+  std::int64_t best_confirmed_ = 0;
 
   std::int64_t trade_id_ = -1;
   std::map<std::int64_t, PendingTrade> pending_trades_;
@@ -659,11 +659,11 @@ class Market {
   MidHistory mids_;
 
   FeedClock clock_;
-  std::int64_t clock_sets_ = 0, odd_trades_ = 0;
+  std::int64_t clock_steps_ = 0, misdated_trades_ = 0;
   std::int64_t undoubted_trade_id_ = -1;  // newest trade when event times began to say that the clock was set
   std::int64_t book_event_us_ = -1;  // event time of the last change of book or best prices
   Source source_;
-  Pulse pulses_[STREAM_COUNT];
+  NewestMessage newest_messages_[STREAM_COUNT];
   Counters counters_;
   sbe::Frame frame_;  // kept, since clearing it would cost more than reading a frame
   std::vector<Level> scratch_bids_, scratch_asks_;

@@ -19,13 +19,13 @@ from support.reference_windows import (
     Agreement,
     Facts,
     FeedClock,
+    NewestMessage,
     Past,
-    Pulse,
     decimal,
     fits,
     flat,
-    hole,
     levels_of,
+    missing_range,
     scaled,
 )
 
@@ -39,7 +39,7 @@ Pair = tuple[int, int]
 
 @dataclass(slots=True)
 class Waiting:
-    """What lies beyond a hole, with the stamp of its first arrival and the lines that brought it."""
+    """What lies beyond a missing range, with the stamp of its first arrival and the lines that brought it."""
 
     content: sbe.DepthDiff | Past
     stamp_us: int
@@ -84,7 +84,7 @@ class Market(Facts):
     entry_stamp_us: int = 0
     stop_at: int = -1
     agreement: Agreement = field(default_factory=Agreement)
-    streams: dict[str, Pulse] = field(default_factory=lambda: {name: Pulse() for name in STREAM_TYPES})
+    streams: dict[str, NewestMessage] = field(default_factory=lambda: {name: NewestMessage() for name in STREAM_TYPES})
 
     # --- feeding
 
@@ -446,24 +446,24 @@ class Market(Facts):
         if not self.pending_diffs:
             self.overflow_lines = 0
 
-    # --- holes
+    # --- missing ranges
 
     @property
-    def depth_hole(self) -> tuple[int, int, int, int] | None:
+    def depth_gap(self) -> tuple[int, int, int, int] | None:
         if not self.pending_diffs or min(self.pending_diffs) <= self.update_id + 1:
             return None
-        return hole(self.update_id, self.pending_diffs, self.overflow_lines)
+        return missing_range(self.update_id, self.pending_diffs, self.overflow_lines)
 
     @property
-    def trade_hole(self) -> tuple[int, int, int, int] | None:
-        return hole(self.trade_id, self.pending_trades, 0) if self.pending_trades else None
+    def trade_gap(self) -> tuple[int, int, int, int] | None:
+        return missing_range(self.trade_id, self.pending_trades, 0) if self.pending_trades else None
 
-    def skip_depth_hole(self) -> None:
+    def skip_depth_gap(self) -> None:
         if self.pending_diffs:
             self.update_id = max(self.update_id, min(self.pending_diffs) - 1)
             self.drain_diffs()
 
-    def skip_trade_hole(self) -> None:
+    def skip_trade_gap(self) -> None:
         if self.pending_trades:
             self.trade_id = min(self.pending_trades) - 1
             self.drain_trades()

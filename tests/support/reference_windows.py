@@ -14,7 +14,7 @@ PRODUCT_MAX = 2**119 - 1
 
 
 @dataclass(slots=True)
-class Pulse:
+class NewestMessage:
     """The newest message of a stream by id."""
 
     count: int = 0
@@ -233,7 +233,7 @@ def best_sides(message: sbe.BestBidAsk) -> tuple[tuple[int, int], tuple[int, int
     return (message.bid_price, message.bid_qty), (message.ask_price, message.ask_qty)
 
 
-def hole(at: int, pending: dict[int, Any], lines: int) -> tuple[int, int, int, int]:
+def missing_range(at: int, pending: dict[int, Any], lines: int) -> tuple[int, int, int, int]:
     for waiting in pending.values():
         lines |= waiting.lines
     return at + 1, min(pending), min(waiting.stamp_us for waiting in pending.values()), lines
@@ -254,7 +254,7 @@ def levels_of(diff: sbe.DepthDiff | Past) -> int:
 class Facts:
     """What a market says of its streams, beside what it holds."""
 
-    streams: dict[str, Pulse]
+    streams: dict[str, NewestMessage]
     agreement: Agreement
     clock: FeedClock
     trades: list[Past]
@@ -274,26 +274,26 @@ class Facts:
         return missing(self.trades, self.clock.at(now_us), span_us)
 
     @property
-    def clock_sets(self) -> int:
+    def clock_steps(self) -> int:
         return self.clock.sets
 
     @property
-    def odd_trades(self) -> int:
+    def misdated_trades(self) -> int:
         return self.clock.odd
 
     @property
-    def clock_doubted(self) -> bool:
+    def clock_untrusted(self) -> bool:
         return bool(self.clock.doubted)
 
     @property
-    def best_agreed(self) -> int:
+    def best_confirmed(self) -> int:
         return self.agreement.count
 
-    def pulses(self) -> dict[str, tuple[int, int, int, int, list[int]]]:
-        return {name: pulse.as_tuple() for name, pulse in self.streams.items()}
+    def newest_messages(self) -> dict[str, tuple[int, int, int, int, list[int]]]:
+        return {name: message.as_tuple() for name, message in self.streams.items()}
 
     @property
-    def told_best(self) -> tuple[int, int] | None:
+    def quoted_best(self) -> tuple[int, int] | None:
         return (self.bba[0][0], self.bba[1][0]) if self.bba_id >= 0 else None
 
     def known_levels(self, depth: int) -> int:

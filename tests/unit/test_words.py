@@ -42,6 +42,8 @@ NAMES = {
     "outboxes": "send_buffers",
     "pen": "write_ownership",
     "predictor": "model_fallback",
+    "pulse": "newest_message",
+    "pulses": "newest_messages",
     "reign": "term",
     "scene": "context",
     "sender": "stream_publisher",
@@ -251,15 +253,12 @@ PROSE = {
 }
 """Words within comments and docstrings: the subject is the part that acts, not a person who might."""
 
-BOUND = re.compile(r"(?:depth|trade)_holes?\b")
-"""Names of the native decoder."""
-
 
 def prose_in(source: str) -> Iterator[tuple[int, str]]:
     """Give comments and docstrings of a module, each with its line."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string.startswith('"""')):
-            yield token.start[0], BOUND.sub("", token.string)
+            yield token.start[0], token.string
 
 
 def test_comments_have_no_word_that_was_replaced() -> None:

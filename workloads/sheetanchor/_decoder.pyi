@@ -21,9 +21,9 @@ def validate_frame(frame: bytes | bytearray | memoryview) -> tuple[int, str, int
         sheetanchor.sbe.DecodeError: The frame is none of the four messages.
     """
 
-Hole = tuple[int, int, int, int]
+IdGap = tuple[int, int, int, int]
 Levels = list[tuple[int, int]]
-PulseTuple = tuple[int, int, int, int, list[int]]
+NewestMessageTuple = tuple[int, int, int, int, list[int]]
 
 class Market:
     """One symbol's market: lines of frames merged by id into an order book, trade windows and the hot state.
@@ -94,7 +94,7 @@ class Market:
         """Take over a packed book; everything but the counters starts afresh.
 
         Replayed trades up to the packed trade id and best prices up to the packed id fill the windows again; the first
-        trade beyond them has to be the next id, or there is a hole.
+        trade beyond them has to be the next id, or one is missing.
 
         Returns:
             Epoch and stream id per line, as packed.
@@ -104,17 +104,17 @@ class Market:
         """
 
     @property
-    def depth_hole(self) -> Hole | None:
+    def depth_gap(self) -> IdGap | None:
         """`(expected id, id found, stamp of the first frame beyond, bit per line that has gone beyond)`."""
 
     @property
-    def trade_hole(self) -> Hole | None:
+    def trade_gap(self) -> IdGap | None:
         """The same for trade ids."""
 
-    def skip_depth_hole(self) -> None:
+    def skip_depth_gap(self) -> None:
         """Go on with the diffs that wait; the caller has declared the gap."""
 
-    def skip_trade_hole(self) -> None:
+    def skip_trade_gap(self) -> None:
         """Go on with the trades that wait; the caller has declared the gap."""
 
     def hot_state(self, now_us: int) -> tuple[list[str], list[str], list[str], list[str]]:
@@ -141,32 +141,32 @@ class Market:
     def counters(self) -> dict[str, int]:
         """Return what has been counted since the market was made."""
 
-    def pulses(self) -> dict[str, PulseTuple]:
+    def newest_messages(self) -> dict[str, NewestMessageTuple]:
         """Return the newest message by id of `trade`, `bestBidAsk` and `depth`.
 
         Each is `(messages that brought a new highest id, id, event time, stamp of its entry, [per line the stamp of its
-        last message, new or not; 0 for none])`; id and event time are -1 before the first. A load begins anew.
+        last message, new or not; 0 for none])`; id and event time are -1 before the first. A load begins again.
         """
 
     @property
-    def told_best(self) -> tuple[int, int] | None:
-        """Best bid and ask as the newest bestBidAsk tells them, as mantissas; None before the first."""
+    def quoted_best(self) -> tuple[int, int] | None:
+        """Best bid and ask of the newest bestBidAsk, as mantissas; None before the first."""
 
     @property
-    def clock_sets(self) -> int:
+    def clock_steps(self) -> int:
         """How often the exchange's clock was found to have been set."""
 
     @property
-    def odd_trades(self) -> int:
+    def misdated_trades(self) -> int:
         """Frames of new trades whose time is over two seconds from the feed's: windows hold them where that time is."""
 
     @property
-    def clock_doubted(self) -> bool:
+    def clock_untrusted(self) -> bool:
         """Whether the newest event times are not believed, yet or at all."""
 
     @property
-    def best_agreed(self) -> int:
-        """How many bestBidAsk the book has agreed with, each looked at once: when the book reaches its update."""
+    def best_confirmed(self) -> int:
+        """How many bestBidAsk the book has agreed with, each compared once, when the book reaches its update."""
 
     def missing_trades(self, now_us: int, span_us: int) -> int:
         """Return how many trades a window of so long, ending now, lacks, or holds though others are nearer; 0 if whole.
@@ -190,7 +190,7 @@ class Market:
 
     @property
     def trade_id(self) -> int:
-        """Newest trade without a hole before it; -1 before the first."""
+        """Newest trade without a missing one before it; -1 before the first."""
 
     @property
     def last_seen_update_id(self) -> int:

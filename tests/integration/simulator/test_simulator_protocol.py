@@ -249,7 +249,7 @@ async def test_the_pipelines_market_equals_the_exchanges_over_many_seams(short_r
             ]
 
             assert tuple(levels) == market.levels()
-            assert (None, None, False) == (market.depth_hole, market.trade_hole, market.crossed)
+            assert (None, None, False) == (market.depth_gap, market.trade_gap, market.crossed)
 
     assert running.server.venue.markets["BTCUSDT"].script.id_shift * 2 < market.update_id - snapshot["lastUpdateId"]
 

@@ -154,7 +154,7 @@ def test_a_wrong_time_is_not_kept_for_ever(kind: Any, off_us: int) -> None:
         now_us = T0 + number * STEP_US
         market.feed(0, batch(message("diff", number - 29, now_us - 3_000, 0)), now_us)
 
-    assert (T0 + 99 * STEP_US - 3_000, False) == (market.event_us, market.clock_doubted)
+    assert (T0 + 99 * STEP_US - 3_000, False) == (market.event_us, market.clock_untrusted)
 
 
 @pytest.mark.parametrize("kind", [_decoder.Market, reference_market.Market])
@@ -164,13 +164,13 @@ def test_a_doubt_that_nothing_agrees_with_is_forgotten(kind: Any) -> None:
     play(market, 50, lambda number, of: 0)
     at_us = T0 + 51 * STEP_US
     market.feed(0, batch(message("diff", 51, at_us + HOUR_US, 0)), at_us)
-    assert market.clock_doubted
+    assert market.clock_untrusted
 
     for number in range(52, 170):
         now_us = T0 + number * STEP_US
         market.feed(0, batch(message("best", number, now_us - 3_000 - (number - 50) * STEP_US, 0)), now_us)
 
-    assert not market.clock_doubted
+    assert not market.clock_untrusted
 
 
 @pytest.mark.parametrize("off_us", [HOUR_US, -HOUR_US])
@@ -212,7 +212,7 @@ def test_windows_take_what_belongs_in_them(ages: list[int], order: random.Random
 
     for number, at_us in trades:
         market.feed(0, batch(message("trades", number, end_us, at_us)), end_us)
-    market.skip_trade_hole()
+    market.skip_trade_gap()
     found = windows(market, end_us + later_us)
 
     ends = end_us + later_us

@@ -34,26 +34,26 @@ def test_first_diff_after_a_snapshot(market: Market, first: int, last: int, appl
 
     assert applied == market.counters()["diffs_applied"]
     assert 1 - applied == market.counters()["diffs_duplicate"]
-    assert market.depth_hole is None
+    assert market.depth_gap is None
 
 
-def test_a_hole_in_the_diffs(market: Market) -> None:
-    """A diff beyond the next id waits, and the hole says what is missing, since when, and who has passed it."""
+def test_a_gap_in_the_diffs(market: Market) -> None:
+    """A diff beyond the next id waits, and the gap says what is missing, since when, and which lines have passed it."""
     market.feed(3, batch(diff(105, 106)), 1000)
     market.feed(1, batch(diff(107, 108)), 2000)
 
-    assert (101, 105, 1000, 0b1010) == market.depth_hole
+    assert (101, 105, 1000, 0b1010) == market.depth_gap
     assert 100 == market.update_id
     assert 108 == market.last_seen_update_id
 
 
-def test_any_line_fills_the_hole(market: Market) -> None:
+def test_any_line_fills_the_gap(market: Market) -> None:
     """Waiting diffs are applied as soon as another line brings what is missing."""
     market.feed(0, batch(diff(105, 106, [(5978655, 5)])), 1000)
 
     market.feed(1, batch(diff(101, 104, [(5978655, 4)])), 1100)
 
-    assert (106, None) == (market.update_id, market.depth_hole)
+    assert (106, None) == (market.update_id, market.depth_gap)
     assert (5978655, 5) == market.top(1)[0][0]
 
 
@@ -64,38 +64,38 @@ def test_the_second_line_repeats(market: Market) -> None:
     for line in (0, 1, 2):
         market.feed(line, frames, 1000)
 
-    assert (101 + 2, 105, 1000, 0b111) == market.depth_hole
+    assert (101 + 2, 105, 1000, 0b111) == market.depth_gap
     assert {"frames": 6, "diffs_applied": 1, "diffs_duplicate": 4} == counted(market)
 
 
-def test_a_later_hole_keeps_its_own_lines(market: Market) -> None:
-    """When the first of two holes is filled, the second one's time and lines are those of its own frames."""
+def test_a_later_gap_keeps_its_own_lines(market: Market) -> None:
+    """When the first of two gaps is filled, the second one's time and lines are those of its own frames."""
     market.feed(0, batch(diff(103, 103)), 1000)
     market.feed(1, batch(diff(106, 106)), 2000)
 
     market.feed(2, batch(diff(101, 102)), 3000)
 
-    assert (104, 106, 2000, 0b10) == market.depth_hole
+    assert (104, 106, 2000, 0b10) == market.depth_gap
 
 
-def test_giving_up_on_a_hole(market: Market) -> None:
+def test_giving_up_on_a_gap(market: Market) -> None:
     """After a declared gap the market goes on with what waits."""
     market.feed(0, batch(diff(105, 106, [(5978655, 5)]), diff(109, 110)), 1000)
 
-    market.skip_depth_hole()
+    market.skip_depth_gap()
 
-    assert (106, (107, 109, 1000, 1)) == (market.update_id, market.depth_hole)
+    assert (106, (107, 109, 1000, 1)) == (market.update_id, market.depth_gap)
 
 
 def test_waiting_diffs_are_bounded(market: Market) -> None:
-    """At most 4,096 diffs wait; the rest are counted, and their lines still count as past the hole."""
+    """At most 4,096 diffs wait; the rest are counted, and their lines still count as past the gap."""
     frames = [diff(200 + 2 * n, 200 + 2 * n) for n in range(4097)]
 
     market.feed(0, batch(*frames[:4096]), 1000)
     market.feed(1, batch(frames[4096]), 1000)
 
     assert 1 == market.counters()["pending_overflow"]
-    assert (101, 200, 1000, 0b11) == market.depth_hole
+    assert (101, 200, 1000, 0b11) == market.depth_gap
 
 
 def test_waiting_levels_are_bounded() -> None:
@@ -108,7 +108,7 @@ def test_waiting_levels_are_bounded() -> None:
         market.feed(0, frame, 1000)
 
     assert 1 == market.counters()["pending_overflow"]
-    market.skip_depth_hole()
+    market.skip_depth_gap()
     assert (200, 214) == (market.update_id, market.last_seen_update_id - 2)
 
 
@@ -129,7 +129,7 @@ def test_stopping_among_waiting_diffs(market: Market) -> None:
 
     market.feed(1, batch(diff(101, 102)), 1000, 104)
 
-    assert (104, None) == (market.update_id, market.depth_hole)
+    assert (104, None) == (market.update_id, market.depth_gap)
     market.feed(1, b"", 1000)
     assert 106 == market.update_id
 
@@ -139,9 +139,9 @@ def test_giving_up_never_goes_back(market: Market) -> None:
     market.feed(0, batch(diff(103, 110), diff(104, 112)), 1000)
     market.feed(1, batch(diff(101, 102)), 1000, 110)
 
-    market.skip_depth_hole()
+    market.skip_depth_gap()
 
-    assert (112, None) == (market.update_id, market.depth_hole)
+    assert (112, None) == (market.update_id, market.depth_gap)
 
 
 def test_before_the_book(make: Any) -> None:
@@ -201,23 +201,23 @@ def test_a_frame_may_be_half_known(market: Market) -> None:
     assert {"frames": 2, "trades_applied": 3, "trades_duplicate": 1} == counted(market)
 
 
-def test_a_hole_in_the_trades(market: Market) -> None:
+def test_a_gap_in_the_trades(market: Market) -> None:
     """Trades beyond the next id wait until another line brings what is missing."""
     market.feed(0, batch(trades((1, 5, 6, True))), 1000)
     market.feed(0, batch(trades((4, 5, 6, True))), 1100)
     market.feed(1, batch(trades((5, 5, 6, True))), 1200)
-    hole = market.trade_hole
+    gap = market.trade_gap
 
     market.feed(1, batch(trades((2, 5, 6, True), (3, 5, 6, True))), 1300)
 
-    assert (2, 4, 1100, 0b11) == hole
-    assert (5, None) == (market.trade_id, market.trade_hole)
+    assert (2, 4, 1100, 0b11) == gap
+    assert (5, None) == (market.trade_id, market.trade_gap)
 
 
 def test_late_trades_still_enter_the_windows(market: Market) -> None:
-    """A trade that comes after its hole was given up counts in the windows, once."""
+    """A trade that comes after its gap was given up counts in the windows, once."""
     market.feed(0, batch(trades((1, 5, 1, True)), trades((3, 5, 4, True))), 1000)
-    market.skip_trade_hole()
+    market.skip_trade_gap()
 
     market.feed(1, batch(trades((2, 5, 2, True)), trades((2, 5, 2, True))), 1000)
 
@@ -231,7 +231,7 @@ def test_trades_from_elsewhere(market: Market) -> None:
 
     market.seed_trades([(n, 1000, 1000, T0 + n, n % 2 == 0) for n in (7, 3, 4, 5, 6)], -4, -6)
 
-    assert (7, None) == (market.trade_id, market.trade_hole)
+    assert (7, None) == (market.trade_id, market.trade_gap)
     assert 5e-3 == market.volume_between(0, T0 + 10)
 
 
@@ -293,7 +293,7 @@ def test_best_prices_of_an_empty_side(market: Market, gone: int) -> None:
 
     market.feed(0, batch(sbe.BestBidAsk(T0, "BTCUSDT", -2, -5, 101, *sides[0], *sides[1])), 1000)
 
-    assert (101, tuple(price for price, _ in sides)) == (market.bba_id, market.told_best)
+    assert (101, tuple(price for price, _ in sides)) == (market.bba_id, market.quoted_best)
     assert market.mid is None
     with pytest.raises(ValueError, match="Empty order book data"):
         market.hot_state(1000)
@@ -308,7 +308,7 @@ def test_an_empty_side_is_not_packed(market: Market, make: Any) -> None:
 
     other.load_book(market.pack_book(7, {}))
 
-    assert (-1, None) == (other.bba_id, other.told_best)
+    assert (-1, None) == (other.bba_id, other.quoted_best)
     assert 59786.775 == other.mid
 
 
@@ -422,7 +422,7 @@ def test_coarser_and_finer_frames(market: Market) -> None:
 
 
 def test_waiting_frames_follow_the_exponents(market: Market) -> None:
-    """What waits beyond a hole is brought to finer exponents too."""
+    """What waits beyond a gap is brought to finer exponents too."""
     market.feed(0, batch(diff(103, 103, [(5978655, 9)]), trades((1, 5, 6, True)), trades((3, 7, 8, True))), 1000)
 
     market.feed(1, batch(sbe.DepthDiff(T0, "BTCUSDT", -3, -6, 101, 102, (), ()), trades((2, 5, 6, True))), 1000)

@@ -28,18 +28,18 @@ READABLE = [
     "mid",
     "last_trade_price",
     "crossed",
-    "depth_hole",
-    "trade_hole",
+    "depth_gap",
+    "trade_gap",
     "cut_off",
     "bid_edge",
     "ask_edge",
     "price_exponent",
     "qty_exponent",
-    "told_best",
-    "best_agreed",
-    "clock_sets",
-    "clock_doubted",
-    "odd_trades",
+    "quoted_best",
+    "best_confirmed",
+    "clock_steps",
+    "clock_untrusted",
+    "misdated_trades",
 ]
 Market = Any
 Step = Callable[[Market], object]
@@ -53,7 +53,7 @@ def state(market: Market) -> dict[str, object]:
     """Everything that can be read off a market."""
     out: dict[str, object] = {name: getattr(market, name) for name in READABLE}
     out |= {"levels": market.levels(), "counters": market.counters(), "known": market.known_levels(4)}
-    out["pulses"] = market.pulses()
+    out["newest_messages"] = market.newest_messages()
     out["missing"] = [
         market.missing_trades(market.stamp_us + 700_000, span_us) for span_us in (0, 1_000_000, 5_000_000)
     ]
@@ -86,7 +86,7 @@ EXPONENTS = st.sampled_from([(-2, -3), (-2, -3), (-2, -3), (-2, -3), (-1, -3), (
 
 @st.composite
 def feeds(draw: st.DrawFn) -> list[bytes]:
-    """A feed as the exchange sends it: diffs without holes, consecutive trades, best prices in between."""
+    """A feed as the exchange sends it: diffs without gaps, consecutive trades, best prices in between."""
     frames = []
     best: dict[int, tuple[tuple[int, int], list[int]]] = {}
     update, trade, at = 100, 500, T0
@@ -140,7 +140,7 @@ def test_both_markets_agree(arrivals: list[tuple[int, bytes]], skips: set[int], 
         if place == loaded_at % (len(arrivals) + 3):
             steps.insert(0, lambda m: m.load_snapshot(102, -2, -3, *SNAPSHOT, 5, cut_off))
         if place in skips:
-            steps += [lambda m: m.skip_depth_hole(), lambda m: m.skip_trade_hole()]
+            steps += [lambda m: m.skip_depth_gap(), lambda m: m.skip_trade_gap()]
         for step in steps:
             native, plain = (run(step, market) for market in markets)
 
@@ -166,7 +166,7 @@ def test_two_lines_lose_nothing(feed: list[bytes], homes: list[int], data: st.Da
                 merged.feed(1, batch([feed[index]]), 0)
     merged.feed(1, batch(feed), 0)
 
-    assert (None, None) == (merged.depth_hole, merged.trade_hole)
+    assert (None, None) == (merged.depth_gap, merged.trade_gap)
     assert (whole.levels(), whole.update_id, whole.trade_id) == (merged.levels(), merged.update_id, merged.trade_id)
     assert whole.hot_state(0)[1:3] == merged.hot_state(0)[1:3]
 

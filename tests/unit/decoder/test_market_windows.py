@@ -92,7 +92,7 @@ def test_book_features(market: Market) -> None:
 
 
 def test_at_most_ten_levels(make: Any) -> None:
-    """The hot book has ten levels a side, numbered without holes, and sums over just these."""
+    """The hot book has ten levels a side, numbered without gaps, and sums over just these."""
     market = make("BTCUSDT")
     market.load_snapshot(1, 0, 0, [(100 - n, 1) for n in range(15)], [(101 + n, 1) for n in range(3)], 0)
 
@@ -206,13 +206,13 @@ def test_a_replay_fills_the_windows_again(market: Market, make: Any) -> None:
 
 
 def test_a_trade_gap_after_loading(market: Market, make: Any) -> None:
-    """The first trade after a loaded book has to be the next id, or there is a hole."""
+    """The first trade after a loaded book has to be the next id, or there is a gap."""
     other = make("BTCUSDT")
     other.load_book(full(market).pack_book(7, {}))
 
     other.feed(0, batch(trades((4, 5, 6, True))), 3000)
 
-    assert (3, 4, 3000, 1) == other.trade_hole
+    assert (3, 4, 3000, 1) == other.trade_gap
 
 
 @pytest.mark.parametrize(("age_us", "missing"), [(5_500_000, 1), (4_500_000, 2), (6_000_001, 0)])
@@ -220,7 +220,7 @@ def test_a_trade_lost_at_the_edge_of_a_window_is_missed(market: Market, age_us: 
     """Number 2 happened between 1 and 3, and so perhaps within the window though 1 did not."""
     market.feed(0, batch(trades((1, 10000, 5, False), at=T0)), 1000)
     market.feed(0, batch(trades((3, 10000, 5, False), at=T0 + 1_000_000)), 1_001_000)
-    market.skip_trade_hole()
+    market.skip_trade_gap()
     market.feed(0, batch(trades((4, 10000, 5, False), at=T0 + age_us)), 1000 + age_us)
 
     assert min(missing, 1) == market.missing_trades(1000 + age_us, 5_000_000)

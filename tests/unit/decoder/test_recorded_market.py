@@ -72,7 +72,7 @@ def observed(market: Any, entry: bytes, stamp_us: int) -> dict[str, object]:
         "hot": market.hot_state(stamp_us),
         "packed": market.pack_book(1, {"a": "1-0"}),
         "counters": market.counters(),
-        "pulses": market.pulses(),
+        "newest_messages": market.newest_messages(),
         "known": market.known_levels(2000),
-        "best": (market.told_best, market.best_agreed, market.mid, market.crossed),
+        "best": (market.quoted_best, market.best_confirmed, market.mid, market.crossed),
     }

@@ -9,7 +9,15 @@ import pytest
 
 from sheetanchor.contract import STALE_AFTER_US, STREAM_TYPES
 from sheetanchor.policy import soundness
-from sheetanchor.policy.soundness import MarketObservation, Memory, Pulse, judge, levels_fault, observe, shown_in_time
+from sheetanchor.policy.soundness import (
+    MarketObservation,
+    Memory,
+    NewestMessage,
+    judge,
+    levels_fault,
+    observe,
+    shown_in_time,
+)
 from sheetanchor.process.market.arrival_clock import Arrivals
 from sheetanchor.store.server_clock import RedisClock
 
@@ -27,7 +35,7 @@ class Feed:
         self.now_us = T0
         self.event_off_us = -OFF
         self.ids = {"trade": 500, "bestBidAsk": 1_000, "depth": 1_000}
-        self.pulses = dict.fromkeys(STREAM_TYPES, Pulse())
+        self.newest_messages = dict.fromkeys(STREAM_TYPES, NewestMessage())
         self.sent_us = dict.fromkeys(STREAM_TYPES, 0)
         self.agreed = 0
         self.best = (100.0, 101.0)
@@ -38,13 +46,13 @@ class Feed:
     def observed(self, **other: object) -> MarketObservation:
         seen = MarketObservation(
             now_us=self.now_us,
-            pulses=dict(self.pulses),
+            newest_messages=dict(self.newest_messages),
             update_id=self.ids["depth"],
             bba_id=self.ids["bestBidAsk"],
             trade_id=self.ids["trade"],
             book_best=self.best,
             streamed_best=self.told,
-            best_agreed=self.agreed,
+            best_confirmed=self.agreed,
             end_us=self.end_us(),
             trade_price=100.0,
             read_us=self.now_us,
@@ -52,7 +60,7 @@ class Feed:
         return replace(seen, **other)
 
     def end_us(self) -> int:
-        newest = max(self.pulses.values(), key=lambda pulse: pulse.arrival_us)
+        newest = max(self.newest_messages.values(), key=lambda message: message.arrival_us)
         return newest.event_us + self.now_us - newest.arrival_us
 
     def run(self, seconds: float, without: tuple[str, ...] = (), late_us: int = 0, **other: object) -> Feed:
@@ -62,10 +70,12 @@ class Feed:
             for name in STREAM_TYPES:
                 if name not in without:
                     self.ids[name] = max(self.ids[name] + 3, self.ids["bestBidAsk"] if name == "depth" else 0)
-                    before = self.pulses[name]
+                    before = self.newest_messages[name]
                     self.sent_us[name] = max(self.sent_us[name], self.now_us - late_us)
                     event_us = self.sent_us[name] + self.event_off_us
-                    self.pulses[name] = Pulse(before.count + 1, self.ids[name], event_us, self.now_us - 5 * MS)
+                    self.newest_messages[name] = NewestMessage(
+                        before.count + 1, self.ids[name], event_us, self.now_us - 5 * MS
+                    )
             self.agreed += "bestBidAsk" not in without and self.told == self.best
             self.memory = observe(self.memory, self.observed(**other))
         return self
@@ -181,7 +191,7 @@ def test_what_came_during_a_pause_of_the_processor_is_no_jump() -> None:
     feed = sound()
     asked_us = feed.now_us
     feed.run(6)
-    newest = max(feed.pulses.values(), key=lambda pulse: pulse.arrival_us)
+    newest = max(feed.newest_messages.values(), key=lambda message: message.arrival_us)
 
     memory = observe(sound().memory, feed.observed(now_us=asked_us, read_us=asked_us, end_us=newest.event_us))
 

@@ -85,7 +85,7 @@ def rows(recording: Recording) -> Iterator[Row]:
 
 
 def _has_missing_range(market: Market, now_us: int) -> bool:
-    missing = (market.depth_hole, market.trade_hole)
+    missing = (market.depth_gap, market.trade_gap)
     return any(found is not None and now_us - found[2] > MISSING_MAX_US for found in missing)
 
 

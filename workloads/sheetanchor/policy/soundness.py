@@ -82,7 +82,7 @@ AHEAD_EVERY_US: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class NewestMessage:
     """The newest message of a stream by id.
 
     Attributes:
@@ -104,19 +104,19 @@ class MarketObservation:
 
     Attributes:
         now_us: The moment.
-        pulses: Newest message per stream type.
+        newest_messages: Newest message per stream type.
         update_id: Update of the book.
         bba_id: Update of the newest bestBidAsk; -1 for none.
         book_best: The book's own best bid and ask; None while a side is empty.
         streamed_best: Best bid and ask of the newest bestBidAsk, 0 for a side without orders; None before the first.
         levels: What is wrong with the best levels, "" if nothing.
-        best_agreed: How many bestBidAsk the book has come to agree with.
+        best_confirmed: How many bestBidAsk the book has come to agree with.
         trade_id: Newest trade with no missing range before it.
         trades_missing: Trades that the longest window lacks, or holds though they are not of it.
         end_us: The event time that windows end at; None before a loaded market was fed anything.
-        clock_sets: How often the market has found the exchange's clock to have been set, and followed it.
-        clock_doubted: Whether it does not believe the newest event times.
-        odd_trades: How many frames of trades had a time that is far off, and so are in the wrong window or in none.
+        clock_steps: How often the market has found the exchange's clock to have been set, and followed it.
+        clock_untrusted: Whether it does not believe the newest event times.
+        misdated_trades: Frames of trades whose time was far off: they are in the wrong window or in none.
         trade_price: Price of the last trade; None before the first.
         has_book: Whether there is a book at all.
         read_us: Until when all that had been appended has been read.
@@ -125,19 +125,19 @@ class MarketObservation:
     """
 
     now_us: int
-    pulses: Mapping[str, Pulse]
+    newest_messages: Mapping[str, NewestMessage]
     update_id: int = 0
     bba_id: int = -1
     book_best: tuple[float, float] | None = None
     streamed_best: tuple[float, float] | None = None
     levels: str = ""
-    best_agreed: int = 0
+    best_confirmed: int = 0
     trade_id: int = -1
     trades_missing: int = 0
     end_us: int | None = 0
-    clock_sets: int = 0
-    clock_doubted: bool = False
-    odd_trades: int = 0
+    clock_steps: int = 0
+    clock_untrusted: bool = False
+    misdated_trades: int = 0
     trade_price: float | None = None
     has_book: bool = True
     read_us: int = 0
@@ -150,7 +150,7 @@ class StreamPace:
     """How a stream keeps time.
 
     Attributes:
-        pulse: Its newest message.
+        message: Its newest message.
         baseline_us: Smallest arrival less event time, let rise by what clocks drift; None before the first message.
         late_us: How far the newest message is above the baseline.
         jumped_us: When its event time last jumped; 0 for never.
@@ -161,7 +161,7 @@ class StreamPace:
         resumed: Ids begin again, as after a load: the next message is not compared with the one before.
     """
 
-    pulse: Pulse = Pulse()
+    message: NewestMessage = NewestMessage()
     baseline_us: int | None = None
     late_us: int = 0
     jumped_us: int = 0
@@ -287,7 +287,9 @@ def reloaded(memory: Memory, trade_id: int, now_us: int) -> Memory:
         trade_id: Newest trade that the market was loaded with.
         now_us: The moment.
     """
-    if 0 <= memory.paces["trade"].pulse.id < trade_id:  # no line has brought those: windows are made of what they bring
+    if (
+        0 <= memory.paces["trade"].message.id < trade_id
+    ):  # no line has brought those: windows are made of what they bring
         memory = trades_lost(memory, now_us)
     paces = {name: replace(pace, resumed=True) for name, pace in memory.paces.items()}
     return replace(
@@ -319,12 +321,12 @@ def observe(memory: Memory, seen: MarketObservation) -> Memory:
     """Take in an observation."""
     if seen.undated:  # what is not known to be new must not pass for it, nor for something that came late
         return replace(memory, began_us=memory.began_us or seen.now_us, latest=seen)
-    paces = {name: follow(pace, seen.pulses[name], seen.now_us) for name, pace in memory.paces.items()}
-    newest_us = max(pace.pulse.arrival_us for pace in paces.values())
+    paces = {name: follow(pace, seen.newest_messages[name], seen.now_us) for name, pace in memory.paces.items()}
+    newest_us = max(pace.message.arrival_us for pace in paces.values())
     resumed = memory.heard_us > 0 and newest_us - memory.heard_us > STALE_AFTER_US
     ahead, owed_us = _ahead(memory.ahead, paces, seen), _owed(memory, paces)
-    known_us = paces["depth"].pulse.arrival_us if ahead or owed_us else newest_us
-    if seen.update_id < paces["depth"].pulse.id or seen.trade_id < paces["trade"].pulse.id:
+    known_us = paces["depth"].message.arrival_us if ahead or owed_us else newest_us
+    if seen.update_id < paces["depth"].message.id or seen.trade_id < paces["trade"].message.id:
         known_us = memory.moved_us  # what has come waits beyond a missing range
     after = replace(
         memory,
@@ -349,23 +351,23 @@ def observe(memory: Memory, seen: MarketObservation) -> Memory:
 
 def _follows(before: MarketObservation | None, seen: MarketObservation) -> bool:
     """Say whether the clock that trades are dated by has moved, or may have to, or a trade is not dated by it."""
-    known = (before.clock_sets, before.odd_trades) if before else (0, 0)
-    return seen.clock_doubted or (seen.clock_sets, seen.odd_trades) != known
+    known = (before.clock_steps, before.misdated_trades) if before else (0, 0)
+    return seen.clock_untrusted or (seen.clock_steps, seen.misdated_trades) != known
 
 
-def follow(pace: StreamPace, pulse: Pulse, now_us: int) -> StreamPace:
+def follow(pace: StreamPace, message: NewestMessage, now_us: int) -> StreamPace:
     """Take in the newest message of a stream."""
-    if pulse.id < 0 or (pulse == pace.pulse and not pace.resumed):
+    if message.id < 0 or (message == pace.message and not pace.resumed):
         return pace
-    lag_us = pulse.arrival_us - pulse.event_us
-    after = _rhythm(replace(pace, pulse=pulse, resumed=False), pulse.arrival_us)
+    lag_us = message.arrival_us - message.event_us
+    after = _rhythm(replace(pace, message=message, resumed=False), message.arrival_us)
     if pace.baseline_us is None:
         return replace(after, baseline_us=lag_us, late_us=0)
-    passed_us = max(0, pulse.arrival_us - pace.pulse.arrival_us)
+    passed_us = max(0, message.arrival_us - pace.message.arrival_us)
     baseline_us = pace.baseline_us + passed_us * DRIFT_PPM // 1_000_000
     # Of messages with rising ids a later one has a later time, or their clock was set back; and none comes before it
     # was sent, or their clock was set ahead. What the stream was late by before it is late by still.
-    back = not pace.resumed and pulse.id > pace.pulse.id and pulse.event_us < pace.pulse.event_us - STEP_US
+    back = not pace.resumed and message.id > pace.message.id and message.event_us < pace.message.event_us - STEP_US
     if back or lag_us < baseline_us - STEP_US:
         rebased_us = lag_us - pace.late_us
         return replace(after, baseline_us=rebased_us, jumped_us=now_us, jump_us=baseline_us - rebased_us)
@@ -395,8 +397,8 @@ def _ahead(
 ) -> tuple[tuple[int, int], ...]:
     """Keep the best prices that are beyond the book, so that the age of the earliest one is known."""
     left = tuple(entry for entry in ahead if entry[0] > seen.update_id)
-    arrival_us = paces["bestBidAsk"].pulse.arrival_us
-    if paces["bestBidAsk"].pulse.id != seen.bba_id:
+    arrival_us = paces["bestBidAsk"].message.arrival_us
+    if paces["bestBidAsk"].message.id != seen.bba_id:
         arrival_us = seen.now_us  # it came with a loaded book: nothing says when it was sent
     if not seen.has_book or seen.bba_id <= seen.update_id or len(left) >= AHEAD_MAX:
         return left
@@ -407,7 +409,7 @@ def _ahead(
 
 def _owed(memory: Memory, paces: Mapping[str, StreamPace]) -> int:
     """Give the arrival of the first trade since the last diff."""
-    trade_us, depth_us = paces["trade"].pulse.arrival_us, paces["depth"].pulse.arrival_us
+    trade_us, depth_us = paces["trade"].message.arrival_us, paces["depth"].message.arrival_us
     if trade_us <= depth_us:
         return 0
     before_us = memory.owed_us
@@ -419,7 +421,7 @@ def _stray(memory: Memory, first_best: tuple[float, float] | None, seen: MarketO
 
     Only a bestBidAsk that the book agrees with ends it: prices may come back, the message that said so has not come.
     """
-    agreed = memory.latest is not None and seen.best_agreed > memory.latest.best_agreed
+    agreed = memory.latest is not None and seen.best_confirmed > memory.latest.best_confirmed
     since_us = 0 if agreed else memory.stray_us
     if since_us or seen.book_best is None or seen.bba_id > seen.update_id:
         return since_us
@@ -431,7 +433,9 @@ def _unheard(unheard: Mapping[str, int], paces: Mapping[str, StreamPace], seen: 
     """Note what is known from elsewhere of a stream that no line has brought."""
     held = {"depth": seen.update_id, "trade": seen.trade_id}
     return {
-        name: unheard.get(name, seen.now_us) for name, known_id in held.items() if 0 <= paces[name].pulse.id < known_id
+        name: unheard.get(name, seen.now_us)
+        for name, known_id in held.items()
+        if 0 <= paces[name].message.id < known_id
     }
 
 
@@ -527,12 +531,12 @@ def _late(memory: Memory, seen: MarketObservation, now_us: int) -> list[UnsoundR
             )
     if memory.followed_us and now_us - memory.followed_us < REFILL_US:
         reasons.append(UnsoundReason("clock", "event times are not believed, or were not until lately: windows refill"))
-    newest = max(memory.paces.values(), key=lambda pace: pace.pulse.arrival_us)
+    newest = max(memory.paces.values(), key=lambda pace: pace.message.arrival_us)
     # What came while this process was stopped in its read may be newer than the moment that it judges.
-    passed_us = max(0, seen.now_us - newest.pulse.arrival_us)
-    ahead_us = 0 if seen.end_us is None else seen.end_us - newest.pulse.event_us - passed_us
+    passed_us = max(0, seen.now_us - newest.message.arrival_us)
+    ahead_us = 0 if seen.end_us is None else seen.end_us - newest.message.event_us - passed_us
     # Windows may end ahead of a message that is late, by as much; all the rest is a clock that they should not go by.
-    in_time = newest.pulse.event_us >= 0 and newest.late_us <= LATE_US
+    in_time = newest.message.event_us >= 0 and newest.late_us <= LATE_US
     if in_time and not -LATE_US - STEP_US <= ahead_us <= newest.late_us + STEP_US:
         ahead_s = ahead_us / 1e6
         reasons.append(UnsoundReason("clock", f"windows end {ahead_s:+.1f} s from the newest message"))
@@ -549,7 +553,7 @@ def _disagreeing(memory: Memory, seen: MarketObservation, now_us: int) -> list[U
             reasons.append(UnsoundReason("disagree", "the newest bestBidAsk says that a side of the book is empty"))
         elif bid >= ask:
             reasons.append(UnsoundReason("disagree", f"best bid {bid} at or above best ask {ask}"))
-    trade_us = memory.paces["trade"].pulse.arrival_us
+    trade_us = memory.paces["trade"].message.arrival_us
     if seen.trade_price is not None and memory.ranges and now_us - trade_us <= WINDOW_US:
         low = min(entry[1] for entry in memory.ranges) * (1 - RANGE_MARGIN)
         high = max(entry[2] for entry in memory.ranges) * (1 + RANGE_MARGIN)
@@ -562,7 +566,7 @@ def _disagreeing(memory: Memory, seen: MarketObservation, now_us: int) -> list[U
 def _quiet(memory: Memory, seen: MarketObservation, now_us: int) -> tuple[str, str, int]:
     """Give what is reported of trades that stay away, why to validate it, and when that becomes a doubt."""
     pace = memory.paces["trade"]
-    last_us = max(pace.pulse.arrival_us, memory.resumed_us, memory.began_us if pace.pulse.id < 0 else 0)
+    last_us = max(pace.message.arrival_us, memory.resumed_us, memory.began_us if pace.message.id < 0 else 0)
     quiet_us, ask_us = last_us + pace.quiet_after_us, last_us + pace.ask_after_us
     confirmed = seen.validated_us > last_us
     lasted_us = min(seen.validated_us - last_us, QUIET_MAX_US)

@@ -164,7 +164,7 @@ class SymbolProcessor:
     def _block_ms(self) -> int:
         if not self._caught_up:
             return 0
-        incomplete = self.market.depth_hole is not None or self.market.trade_hole is not None
+        incomplete = self.market.depth_gap is not None or self.market.trade_gap is not None
         return self._timer.block_ms(monotonic_us(), writes=self._election.writes, incomplete=incomplete)
 
     # Reading

@@ -317,7 +317,7 @@ class ReanchorRun:
                 log.debug("Temporary state built for %s", self.order.symbol)
             async with self._phase("catch_up"):
                 reached = await replay.catch_up()
-                if reached is Reached.MISSING_RANGE and attempt == FETCHES_MAX and replay.market.depth_hole is None:
+                if reached is Reached.MISSING_RANGE and attempt == FETCHES_MAX and replay.market.depth_gap is None:
                     self.progress.notes.append(f"some trades are missing: {_missing_range(replay.market)}")
                     reached = await replay.catch_up(forgive_trades=True)
             if reached is not Reached.MISSING_RANGE:
@@ -503,8 +503,8 @@ class ReanchorRun:
 
 
 def _missing_range(market: Market) -> str:
-    found = market.depth_hole or market.trade_hole
-    what = "update" if market.depth_hole else "trade"
+    found = market.depth_gap or market.trade_gap
+    what = "update" if market.depth_gap else "trade"
     return f"expected {what} {found[0]}, found {found[1]}" if found else "none is missing any more"
 
 

@@ -104,7 +104,7 @@ class Replay:
 
     @property
     def _has_missing_range(self) -> bool:
-        return self.market.depth_hole is not None or self.market.trade_hole is not None
+        return self.market.depth_gap is not None or self.market.trade_gap is not None
 
     async def _begin(self) -> bool:
         """Find the entry of each line to read from; false if there is no line.
@@ -173,8 +173,8 @@ class Replay:
             return False  # unread entries may still fill it
         if self._missing_s is None:
             self._missing_s = now_s
-        if forgive_trades and self.market.trade_hole is not None and now_s - self._missing_s > MISSING_WAIT_S / 2:
-            self.market.skip_trade_hole()
+        if forgive_trades and self.market.trade_gap is not None and now_s - self._missing_s > MISSING_WAIT_S / 2:
+            self.market.skip_trade_gap()
         return now_s - self._missing_s > MISSING_WAIT_S
 
     def _on_timeout(self) -> Reached:

@@ -141,8 +141,8 @@ def build(snapshot: Snapshot) -> Market:
         market.seed_trades(list(trades), EXPONENT, EXPONENT)
     except ValueError as error:
         raise ExchangeError(f"Invalid depth or trades data received: {error}") from error
-    while market.trade_hole is not None:  # ids that the exchange's own answer skips are not missing
-        market.skip_trade_hole()
+    while market.trade_gap is not None:  # ids that the exchange's own answer skips are not missing
+        market.skip_trade_gap()
     return market
 
 

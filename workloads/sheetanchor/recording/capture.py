@@ -162,7 +162,7 @@ def missing_range_in(recording: Recording) -> str:
         recording.snapshot_us,
     )
     market.feed(0, pack_frames(recording.events), recording.snapshot_us)
-    for name, found in (("update", market.depth_hole), ("trade", market.trade_hole)):
+    for name, found in (("update", market.depth_gap), ("trade", market.trade_gap)):
         if found is not None:
             return f"{name} {found[0]} is missing, {found[1]} follows"
     return ""

@@ -64,26 +64,28 @@ class DetectorContext:
 
 def observed(market: Market, context: DetectorContext) -> soundness.MarketObservation:
     """Give what the soundness of a market is judged by."""
-    pulses = {name: soundness.Pulse(*pulse[:4]) for name, pulse in market.pulses().items()}
+    newest_messages = {
+        name: soundness.NewestMessage(*message[:4]) for name, message in market.newest_messages().items()
+    }
     bids, asks = market.top(LEVELS_CHECKED)
     unit = 10.0**market.price_exponent
-    reported = market.told_best
+    reported = market.quoted_best
     return soundness.MarketObservation(
         now_us=context.now_us,
-        pulses=pulses,
+        newest_messages=newest_messages,
         update_id=market.update_id,
         bba_id=market.bba_id,
         book_best=(bids[0][0] * unit, asks[0][0] * unit) if bids and asks else None,
         streamed_best=(reported[0] * unit, reported[1] * unit) if reported else None,
         levels=soundness.levels_fault(bids, asks),
-        best_agreed=market.best_agreed,
+        best_confirmed=market.best_confirmed,
         trade_id=market.trade_id,
         trades_missing=market.missing_trades(context.now_us, soundness.WINDOW_US),
         # A market that was loaded and has been fed nothing since has no windows whose end could be compared.
         end_us=market.event_us + max(0, context.now_us - market.stamp_us) if market.stamp_us else None,
-        clock_sets=market.clock_sets,
-        clock_doubted=market.clock_doubted,
-        odd_trades=market.odd_trades,
+        clock_steps=market.clock_steps,
+        clock_untrusted=market.clock_untrusted,
+        misdated_trades=market.misdated_trades,
         trade_price=market.last_trade_price,
         has_book=market.has_book,
         read_us=context.now_us,
@@ -189,15 +191,15 @@ class GapDetector:
     ) -> Sequence:
         """Skip every final missing range of a stream; behind one there may be another."""
         passed = False
-        while missing := market.depth_hole if stream == "depth" else market.trade_hole:
+        while missing := market.depth_gap if stream == "depth" else market.trade_gap:
             if not is_final(missing, context.live_lines, context.now_us, self.thresholds.gap_wait_us):
                 return sequence
             sequence, finding = sequence.missing(stream, missing, self.thresholds.gap_threshold)
             found.append(finding)
             if stream == "depth":
-                market.skip_depth_hole()
+                market.skip_depth_gap()
             else:
-                market.skip_trade_hole()
+                market.skip_trade_gap()
                 self.memory = soundness.trades_lost(self.memory, context.now_us)
             passed = True
             self.passed += 1
@@ -309,9 +311,11 @@ class GapDetector:
 
     def _check_lines(self, market: Market, now_us: int) -> None:
         """Note since when a line has brought nothing of a stream that has moved on another line."""
-        pulses = market.pulses()
-        self._lines |= {line for *_, stamps in pulses.values() for line, stamp_us in enumerate(stamps) if stamp_us}
-        for name, (_, _, _, newest_us, stamps) in pulses.items():
+        newest_messages = market.newest_messages()
+        self._lines |= {
+            line for *_, stamps in newest_messages.values() for line, stamp_us in enumerate(stamps) if stamp_us
+        }
+        for name, (_, _, _, newest_us, stamps) in newest_messages.items():
             for line in self._lines:
                 place = (line, name)
                 if stamps[line] >= newest_us:

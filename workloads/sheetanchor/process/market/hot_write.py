@@ -52,7 +52,7 @@ def compose(follower: Follower, stored_id: int, now_us: int) -> HotWrite:
         update_id=stored_id if behind else market.update_id,
         stamp_us=0 if unwritten else follower.event_redis_us(),
         # While frames wait beyond a missing range, the lines have been read further than the book goes.
-        has_book=sound and market.depth_hole is None and market.trade_hole is None,
+        has_book=sound and market.depth_gap is None and market.trade_gap is None,
     )
 
 

@@ -133,8 +133,8 @@ class Follower:
     @property
     def missing(self) -> str:
         """What the market waits for that no line has brought yet, "" if nothing."""
-        found = self.market.depth_hole or self.market.trade_hole
-        what = "update" if self.market.depth_hole else "trade"
+        found = self.market.depth_gap or self.market.trade_gap
+        what = "update" if self.market.depth_gap else "trade"
         return f"expected {what} {found[0]}, found {found[1]}" if found else ""
 
     def apply_rules(self, asked_us: int, *, awaits_lines: bool = False) -> list[Finding]:
