@@ -29,16 +29,17 @@ class HotPath:
         """Start everything and wait for the first sound prediction."""
         port = free_port_number()
         origin = f"127.0.0.1:{port}"
-        self._role("exchange", "exchange", port, "--loop")
+        self.role("exchange", "exchange", port, "--loop")
         wait_until(lambda: answers(f"http://{origin}/api/v3/time"), within_s=30, what="the exchange answers")
         for line in "ab":
-            self._role(f"ingest-{line}", "ingest", 0, "--line", line, "--ws-url", f"ws://{origin}")
-        self._role("process", "process", 0, "--rest-url", f"http://{origin}", "--self-reanchor-after-s", "1")
+            self.role(f"ingest-{line}", "ingest", 0, "--line", line, "--ws-url", f"ws://{origin}")
+        self.role("process", "process", 0, "--rest-url", f"http://{origin}", "--self-reanchor-after-s", "1")
         for number, replica in enumerate(self.replicas):
-            self._role(f"infer-{number}", "infer", replica)
+            self.role(f"infer-{number}", "infer", replica)
         self.sound_for(2, "the first predictions")
 
-    def _role(self, name: str, role: str, port: int, *flags: str) -> None:
+    def role(self, name: str, role: str, port: int, *flags: str) -> None:
+        """Start a role; port 0 is a free one."""
         command = [*SHEETANCHOR, role, "--http-host", "127.0.0.1", "--http-port", str(port), *flags]
         if role != "exchange":
             command += ["--redis-url", self.members.url(role)]
@@ -54,6 +55,11 @@ class HotPath:
                     if record["slot"] not in self.records or record["committed"]:
                         self.records[record["slot"]] = record
 
+    def is_sound(self, slot: int) -> bool:
+        """Say whether a slot was seen committed, and not degraded."""
+        record = self.records.get(slot)
+        return record is not None and record["committed"] and not record["degraded"]
+
     @property
     def last_slot(self) -> int:
         """Newest slot that was seen."""
@@ -64,8 +70,7 @@ class HotPath:
 
         def sound() -> bool:
             self.look()
-            latest = [self.records.get(self.last_slot - back) for back in range(slots)]
-            good = all(record and record["committed"] and not record["degraded"] for record in latest)
+            good = all(self.is_sound(self.last_slot - back) for back in range(slots))
             return good and self.last_slot - slots >= after
 
         self.members.wait(sound, 60, f"{what}; {list(self.records.values())[-3:]}")

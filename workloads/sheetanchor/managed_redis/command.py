@@ -18,8 +18,9 @@ import signal
 import socket
 import time
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -53,6 +54,7 @@ from sheetanchor.runtime.stop_signals import stop_event
 from sheetanchor.store.function_library import LibraryCheck, execute, keep_library
 from sheetanchor.store.redis_client import client_of, redis_client
 from sheetanchor.store.sentinel_pool import Master, ask_master
+from sheetanchor.web.control import ControlGate, ControlRefused, add_control, password_in
 from sheetanchor.web.server import Check, CheckResult, Health, create_app, serve
 
 log = logging.getLogger(__name__)
@@ -65,12 +67,17 @@ SENTINEL_EVERY_S: Final = 0.5
 ASK_TIMEOUT_S: Final = 1.0
 END_TIMEOUT_S: Final = 8.0
 HEALTH_INTERVAL_S: Final = 1.0
+HAND_OVER_NOW_S: Final = 8.0
+"""A promotion takes a second or two; writes are paused for four at most."""
+
 FAILOVER_EVERY_S: Final = 3.0
 """A Sentinel refuses a second failover at the same time; an earlier request would be refused."""
 
 INFO_PERIOD_MS: Final = 500
 """How often a Sentinel reads each server's INFO. With the default of ten seconds it may know no eligible replica when
 the master fails, and sees a promotion half a second later."""
+
+HAND_OVER: Final = "hand-over"
 
 BUSY: Final = ("BUSY", "UNKILLABLE")
 """A server's answers begin so while a function or a script has been running for five seconds."""
@@ -141,6 +148,7 @@ class NodeProcess:
         self._health = health
         self._peers = Peers(self._own, self._nodes, self._passwords["sentinel"], settings.service)
         self._child: Process | None = None
+        self._handing_over = False
         self.state = NodeState()
 
     # --- start
@@ -398,6 +406,30 @@ class NodeProcess:
                 await child.wait()
         await self._peers.aclose()
 
+    async def hand_over_now(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Hand the master role over and stay, as the action behind `POST /control/hand-over`.
+
+        Raises:
+            ControlRefused: Another node is meant, this one is not the master, or no other could be promoted.
+        """
+        if body.get("node") != self._name:
+            raise ControlRefused(f"node = {body.get('node')!r}: expected {self._name}")
+        if self._handing_over:
+            raise ControlRefused("it is handing over already")
+        self._handing_over = True
+        try:
+            async with self._client() as local:
+                found = await replication_of(local)
+                if found.role != "master":
+                    raise ControlRefused(f"{self._name} is not the master")
+                if not await self._peers.hand_over(local, min(HAND_OVER_NOW_S, self._settings.hand_over_s)):
+                    raise ControlRefused("no other node was promoted; the log of this node says why")
+        except (exceptions.RedisError, OSError) as error:
+            raise ControlRefused(f"the server does not answer: {type(error).__name__}") from error
+        finally:
+            self._handing_over = False
+        return {"node": self._name}
+
     async def _hand_over(self) -> None:
         async with self._client() as local:
             try:
@@ -465,6 +497,10 @@ async def run(settings: RedisSettings) -> int:
     app = create_app(health)
     if settings.sentinel:
         app.add_api_route("/peers", peers_route(node))
+    else:
+        # The user of Sentinels may fail over anyway, and no workload has its password.
+        gate = ControlGate(partial(password_in, settings.password_dir / "sentinel"))
+        add_control(app, gate, {HAND_OVER: node.hand_over_now})
     async with serve(app, health, settings.http_host, settings.http_port, settings.probe_port):
         try:
             if not await _unless(stop, node.start()):

@@ -25,6 +25,7 @@ from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, Thresholds
 from sheetanchor.policy.reanchor_scheduler import Seen
 from sheetanchor.policy.restatement import rebuild_due_us
 from sheetanchor.process.market.write_timer import Cadence
+from sheetanchor.process.ownership.take_action import TAKE, take_action
 from sheetanchor.process.ownership.writer_election import WriteRole
 from sheetanchor.process.rest_health import RestHealth
 from sheetanchor.process.self_reanchor import RebuildRequest, SelfReanchor, newest_receipt
@@ -36,6 +37,7 @@ from sheetanchor.runtime.stop_signals import stop_event
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import check_connection, redis_client
 from sheetanchor.web.background_task import RestartedTasks
+from sheetanchor.web.control import ControlGate, add_control, password_in
 from sheetanchor.web.server import Check, CheckResult, Health, Status, create_app, serve
 
 if TYPE_CHECKING:
@@ -269,6 +271,9 @@ async def run(settings: ProcessSettings) -> int:
     lock_holders: dict[str, str] = {}
     app = create_app(health)
     app.add_api_route("/state", state_route(processors[0].name, processors, lock_holders))
+    if settings.redis_password_file is not None:
+        gate = ControlGate(partial(password_in, settings.redis_password_file))
+        add_control(app, gate, {TAKE: take_action(processors[0].name, processors)})
     try:
         async with (
             serve(app, health, settings.http_host, settings.http_port, settings.probe_port),

@@ -33,6 +33,7 @@ from sheetanchor.process.market.write_timer import Cadence, WriteTimer
 from sheetanchor.process.market_reader import MarketReader, monotonic_us
 from sheetanchor.process.ownership.failover_recovery import RULE, FailoverRecovery, LinesRead, NextStep
 from sheetanchor.process.ownership.replication_history import ReplicationHistory
+from sheetanchor.process.ownership.requested_term import RequestedTerm
 from sheetanchor.process.ownership.writer_election import ElectionResult, WriterElection, WriteRole
 from sheetanchor.process.processor_metrics import ProcessorMetrics
 from sheetanchor.runtime import metrics
@@ -89,6 +90,7 @@ class SymbolProcessor:
         self.clock = RedisClock()
         self.follower = Follower(Market(symbol), GapDetector(thresholds, 0), self.clock)
         self.connected = False
+        self.requested = RequestedTerm()
         self.last_write_us = 0
         self._redis = redis
         self._hot = HotState(redis, symbol)
@@ -154,6 +156,11 @@ class SymbolProcessor:
         now_us = monotonic_us()
         if self._election.check_due(now_us):
             await self._check_writer()
+        if term := self.requested.term:
+            caught_up = self._caught_up and self.market.has_book
+            result, refusal = await self._election.take(term, self._recovery.dataset, caught_up=caught_up)
+            await self._follow(result)
+            self.requested.answer(term, refusal)
         await self._judge(asked_us)
         if self._election.writes and self._history.failover is not None:
             await self._recover(asked_us)
@@ -280,7 +287,10 @@ class SymbolProcessor:
 
     async def _check_writer(self) -> None:
         """Become the writer if the present one is gone; otherwise load what it has been rebuilt to."""
-        result = await self._election.check(self._recovery.dataset)
+        await self._follow(await self._election.check(self._recovery.dataset))
+
+    async def _follow(self, result: ElectionResult) -> None:
+        """Do what an election's result leads to."""
         if result is ElectionResult.LOAD:
             await self.load()
         elif result is not ElectionResult.FOLLOW:

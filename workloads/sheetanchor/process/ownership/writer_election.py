@@ -17,6 +17,7 @@ from sheetanchor.policy.restatement import FAILOVER_DOUBT
 from sheetanchor.process.gap_reporter import WriteOwnership
 from sheetanchor.process.market_reader import monotonic_us
 from sheetanchor.process.ownership.replication_history import ReplicationHistory
+from sheetanchor.process.ownership.requested_term import refusal_of
 from sheetanchor.store.hot_records import Anchor, ApplyReply, ApplyStatus, TakeStatus, Vouch
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.server_clock import RedisClock
@@ -130,6 +131,34 @@ class WriterElection:
         if reply.status is not TakeStatus.OK:
             return ElectionResult.FOLLOW
         return self._begin_term(reply.term, anchor)
+
+    async def take(self, term: int, dataset: str, *, caught_up: bool) -> tuple[ElectionResult, str]:
+        """Become the writer in place of one that writes, under a term that the operator names.
+
+        Args:
+            term: The term; it has to be above the stored one, unless this process holds it already.
+            dataset: As in `check`.
+            caught_up: Whether this process has a book and has read the lines to their end.
+
+        Returns:
+            What follows for this process, and why it did not take, "" if it did.
+
+        Raises:
+            RedisError: If Redis does not answer.
+        """
+        anchor, held = await self.read_anchor(), self._history.held
+        refusal = refusal_of(anchor, held.epoch, held.receipt, caught_up=caught_up)
+        if refusal:
+            return ElectionResult.FOLLOW, refusal
+        seen = (anchor.term, anchor.writer)
+        reply = await self._hot.take(term, self._name, *seen, force=True, dataset=dataset)
+        if reply.status is not TakeStatus.OK:
+            return ElectionResult.FOLLOW, f"term {term} is not above the stored {reply.term}"
+        if self.writes:
+            self.term = reply.term
+            await self.read_anchor()
+            return ElectionResult.FOLLOW, ""
+        return self._begin_term(reply.term, anchor), ""
 
     def _begin_term(self, term: int, before: Anchor) -> ElectionResult:
         """Become the writer of what was stored before."""
