@@ -76,6 +76,15 @@ READERS_WITHDRAWN: Final = Counter(
 )
 for _result in ("withdrawn", "stale", "conflict", "failed", "disputed"):
     READERS_WITHDRAWN.labels(_result)
+FAILOVER_SECONDS: Final = Histogram(
+    "sheetanchor_failover_duration_seconds",
+    "Duration of the steps of moves of pipelines out of a zone.",
+    ["step"],
+    buckets=(0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900),
+    registry=REGISTRY,
+)
+for _step in ("Intent", "Fence", "Redis", "Readers", "Verify"):
+    FAILOVER_SECONDS.labels(_step)
 WATCH_AGE: Final = Gauge(
     "sheetanchor_operator_watch_age_seconds",
     "How long the watch of a kind has been behind the API server.",

@@ -31,6 +31,10 @@ HOSTNAME: Final = "kubernetes.io/hostname"
 REANCHOR_ANNOTATION: Final = f"{GROUP}/reanchor"
 PAUSED_ANNOTATION: Final = f"{GROUP}/paused"
 OPERATOR_ANNOTATION: Final = f"{GROUP}/operator"
+SWITCHOVER_ANNOTATION: Final = f"{GROUP}/switchover"
+EVACUATE_ANNOTATION: Final = f"{GROUP}/evacuate-zone"
+ANY_ZONE: Final = "any"
+"""In the annotation for a switchover: to whichever zone has a standby."""
 SETTINGS_HASH: Final = f"{GROUP}/settings-hash"
 
 ZONE_UNREACHABLE: Final = "ZoneUnreachable"
@@ -102,6 +106,7 @@ class Condition(StrEnum):
     REANCHOR_THROTTLED = "ReanchorThrottled"
     PAUSED = "Paused"
     TOPOLOGY_SATISFIED = "TopologySatisfied"
+    FAILOVER_IN_PROGRESS = "FailoverInProgress"
 
 
 class ZoneHealth(StrEnum):
@@ -123,6 +128,32 @@ class ZoneReason(StrEnum):
     UNCONFIRMED = "Unconfirmed"
 
 
+class FailoverKind(StrEnum):
+    """What a move of a pipeline is."""
+
+    SWITCHOVER = "Switchover"
+    EVACUATION = "Evacuation"
+
+
+class FailoverPhase(StrEnum):
+    """`status.failover.phase` of a pipeline."""
+
+    RUNNING = "Running"
+    DONE = "Done"
+    ABORTED = "Aborted"
+    REFUSED = "Refused"
+
+
+class FailoverStep(StrEnum):
+    """Steps of a move, in their order."""
+
+    INTENT = "Intent"
+    FENCE = "Fence"
+    REDIS = "Redis"
+    READERS = "Readers"
+    VERIFY = "Verify"
+
+
 class Reason(StrEnum):
     """Reasons of a pipeline's conditions."""
 
@@ -139,6 +170,7 @@ class Reason(StrEnum):
     AWAITING_FIRST_ANCHOR = "AwaitingFirstAnchor"
     REANCHOR_PENDING = "ReanchorPending"
     REANCHOR_RUNNING = "ReanchorRunning"
+    FAILOVER_RUNNING = "FailoverRunning"
     # As a user specified
     SUSPENDED = "Suspended"
     MAINTENANCE = "Maintenance"
@@ -173,6 +205,8 @@ class Reason(StrEnum):
     ZONE_LOST = "ZoneLost"
     NOT_SPREAD = "NotSpread"
     SINGLE_ZONE = "SingleZone"
+    FAILOVER_ABORTED = "FailoverAborted"
+    FAILOVER_REFUSED = "FailoverRefused"
     UNKNOWN = "Unknown"
     # Why a re-anchor is throttled
     BACKING_OFF = "BackingOff"
@@ -229,6 +263,13 @@ class EventReason(StrEnum):
     ZONE_DISPUTED = "ZoneDisputed"
     READERS_WITHDRAWN = "ReadersWithdrawn"
     POD_MOVED = "PodMoved"
+    FAILOVER_STARTED = "FailoverStarted"
+    FAILOVER_STEP = "FailoverStep"
+    FAILOVER_DONE = "FailoverDone"
+    FAILOVER_ABORTED = "FailoverAborted"
+    FAILOVER_REFUSED = "FailoverRefused"
+    ZONE_EVACUATED = "ZoneEvacuated"
+    ZONE_READMITTED = "ZoneReadmitted"
 
 
 def child_name(pipeline: str, component: Component | str, zone: str = "") -> str:

@@ -26,6 +26,7 @@ SOUND = [
         (Condition.REANCHOR_THROTTLED, "False"),
         (Condition.PAUSED, "False"),
         (Condition.TOPOLOGY_SATISFIED, "True"),
+        (Condition.FAILOVER_IN_PROGRESS, "False"),
     )
 ]
 ANCHORED = {"name": "BTCUSDT", "state": "anchored", "epoch": 4, "term": 2}

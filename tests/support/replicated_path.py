@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,11 @@ class HotPath:
                 for record in request(f"http://127.0.0.1:{port}/predictions/{SYMBOL}?limit=20")["predictions"]:
                     if record["slot"] not in self.records or record["committed"]:
                         self.records[record["slot"]] = record
+
+    def port_of(self, name: str) -> int:
+        """Give the port that a role listens on, as its log says."""
+        found = [json.loads(line) for line in (self.folder / f"{name}.log").read_text().splitlines() if line[:1] == "{"]
+        return next(int(line["http_port"]) for line in found if "http_port" in line)
 
     def is_sound(self, slot: int) -> bool:
         """Say whether a slot was seen committed, and not degraded."""

@@ -57,6 +57,11 @@ class Pipeline:
         return self.spec.redis.managed or ManagedRedis()
 
     @property
+    def evacuated_zone(self) -> str:
+        """The zone that processors and inference are kept out of, "" for none."""
+        return str(self.status.get("evacuatedZone") or "")
+
+    @property
     def reanchor_request(self) -> str:
         """The value of the annotation that asks for a re-anchor, "" if there is none."""
         return self.annotations.get(REANCHOR_ANNOTATION, "")

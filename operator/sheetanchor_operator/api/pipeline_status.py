@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 from sheetanchor_operator.api.fields import Block, field, map_by, rule, ruled
-from sheetanchor_operator.names import Condition, Phase, Reason, ZoneHealth, ZoneReason
+from sheetanchor_operator.names import (
+    Condition,
+    FailoverKind,
+    FailoverPhase,
+    FailoverStep,
+    Phase,
+    Reason,
+    ZoneHealth,
+    ZoneReason,
+)
 
 TIME: Final[dict[str, Any]] = {"format": "date-time"}
 MESSAGE_LENGTH_MAX: Final = 1024
@@ -96,6 +105,39 @@ class ZoneStatus(Block):
     since: str | None = field(None, "Since when `health` is what it is.", schema=TIME)
 
 
+class FailoverStepStatus(Block):
+    """One step of a move that was begun."""
+
+    name: FailoverStep = field(..., "The step.")
+    started_at: str = field(..., "When it began.", schema=TIME)
+    finished_at: str | None = field(None, "When it ended; absent while it goes on.", schema=TIME)
+    message: str | None = field(None, "What came of it.", max_length=512)
+
+
+class FailoverStatus(Block):
+    """The newest move of the pipeline out of a zone; any replica of the operator can go on with it from here."""
+
+    request: str = field(..., "Value of the annotation that asked for it.", max_length=253)
+    kind: FailoverKind = field(
+        ..., "Switchover: writer and Redis master move. Evacuation: readers too, and all stay out."
+    )
+    phase: FailoverPhase = field(..., "Whether it goes on, or how it has ended.")
+    step: FailoverStep = field(..., "The step that it is at, or has ended at.")
+    from_zone: str | None = field(None, "Zone that is left.", max_length=200)
+    to_zone: str | None = field(None, "Zone that was asked for; absent for any other.", max_length=200)
+    term: int | None = field(None, "Term that the standby is asked to take; written before it is asked.", ge=0)
+    target: str | None = field(None, "Pod of the standby that is to write.", max_length=253)
+    attempts: int | None = field(None, "How often the present step has failed.", ge=0)
+    rounds: int | None = field(None, "How often it was begun again, since writer or master had gone back.", ge=0)
+    after_slot: int | None = field(
+        None, "Newest slot when verifying began: sound predictions of later ones count.", ge=0
+    )
+    message: str | None = field(None, "What is the case, or why it has ended.", max_length=512)
+    steps: tuple[FailoverStepStatus, ...] = field(
+        (), "Steps that were begun, in their order.", schema={"maxItems": 20, "x-kubernetes-list-type": "atomic"}
+    )
+
+
 class ComponentStatus(Block):
     """Pods of one component."""
 
@@ -165,6 +207,13 @@ class PipelineStatus(Block):
     )
     symbols: tuple[SymbolStatus, ...] = field((), "State of each trading pair.", schema=map_by(10, "name"))
     zones: tuple[ZoneStatus, ...] = field((), "State of each line.", schema=map_by(10, "name"))
+    failover: FailoverStatus | None = field(None, "The newest move of the pipeline out of a zone.")
+    last_switchover_request: str | None = field(
+        None, "Last value of the annotation sheetanchor.dev/switchover that was acted on.", max_length=253
+    )
+    evacuated_zone: str | None = field(
+        None, "Zone that processors and inference are kept out of, as an annotation asks for.", max_length=63
+    )
     ingestion: ComponentStatus | None = field(None, "Pods of the ingestors.")
     processor: ComponentStatus | None = field(None, "Pods of the processors.")
     inference: InferenceStatus | None = field(None, "Pods of inference.")

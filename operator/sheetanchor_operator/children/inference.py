@@ -9,8 +9,8 @@ from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.object_meta import Defaults, Manifest, disruption_budget, http_service, metadata_of
 from sheetanchor_operator.children.pod_template import (
     WorkloadRole,
-    apart_on_nodes,
     deployment_spec,
+    placed,
     pod_template,
     spread_over_zones,
 )
@@ -53,7 +53,7 @@ def inference(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> lis
         volumes=_model_volume(pipeline),
     )
     template = pod_template(pipeline, observed, defaults, role)
-    template["spec"]["affinity"] = apart_on_nodes(pipeline, Component.INFER)
+    template["spec"]["affinity"] = placed(pipeline, Component.INFER)
     template["spec"]["topologySpreadConstraints"] = spread_over_zones(pipeline, Component.INFER)
     replicas = 0 if pipeline.scaled_to_zero else pipeline.spec.inference.replicas
     deployment = {

@@ -324,6 +324,16 @@ def apart_on_nodes(pipeline: Pipeline, component: Component) -> Manifest:
     }
 
 
+def placed(pipeline: Pipeline, component: Component) -> Manifest:
+    """Render where pods of a component that is not bound to a zone may run: apart, and not in an evacuated zone."""
+    affinity = apart_on_nodes(pipeline, component)
+    if pipeline.evacuated_zone:
+        away = {"key": TOPOLOGY_ZONE, "operator": "NotIn", "values": [pipeline.evacuated_zone]}
+        terms = {"nodeSelectorTerms": [{"matchExpressions": [away]}]}
+        affinity["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": terms}
+    return affinity
+
+
 def deployment_spec(replicas: int, selector: dict[str, str], template: Manifest, min_ready_s: int) -> Manifest:
     """Render a Deployment's spec: a new pod serves before an old one goes.
 

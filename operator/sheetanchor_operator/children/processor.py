@@ -8,8 +8,8 @@ from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.children.object_meta import Defaults, Manifest, disruption_budget, http_service, metadata_of
 from sheetanchor_operator.children.pod_template import (
     WorkloadRole,
-    apart_on_nodes,
     deployment_spec,
+    placed,
     pod_template,
     spread_over_zones,
 )
@@ -43,7 +43,7 @@ def processor(pipeline: Pipeline, observed: Observed, defaults: Defaults) -> lis
     name = child_name(pipeline.name, Component.PROCESS)
     role = WorkloadRole(Component.PROCESS, pipeline.spec.processor.resources, volumes=(TOKEN,))
     template = pod_template(pipeline, observed, defaults, role)
-    template["spec"]["affinity"] = apart_on_nodes(pipeline, Component.PROCESS)
+    template["spec"]["affinity"] = placed(pipeline, Component.PROCESS)
     template["spec"]["topologySpreadConstraints"] = spread_over_zones(pipeline, Component.PROCESS)
     replicas = 0 if pipeline.scaled_to_zero else pipeline.spec.processor.replicas
     deployment = {

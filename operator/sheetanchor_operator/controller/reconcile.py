@@ -26,6 +26,7 @@ from sheetanchor_operator.controller.plan_writes import PlanWriter
 from sheetanchor_operator.controller.processor_wait import processor_wait_s
 from sheetanchor_operator.controller.respread import Respread
 from sheetanchor_operator.controller.seen_requests import SeenRequests
+from sheetanchor_operator.controller.zones.mover import Mover
 from sheetanchor_operator.events import Event
 from sheetanchor_operator.kube.api_client import (
     PIPELINE,
@@ -43,13 +44,18 @@ from sheetanchor_operator.observation import Observed, Refusal
 from sheetanchor_operator.reanchors.decide import plan
 from sheetanchor_operator.reanchors.plan import ReanchorPlan
 from sheetanchor_operator.status.conditions import PLANNED_FROM
+from sheetanchor_operator.status.failover import FailoverPlan, finished_steps, plan_failover
 from sheetanchor_operator.status.summary import NO_PLAN, refused_status, status_of, transitions
+from sheetanchor_operator.status.workload_health import workload_health_of
 from sheetanchor_operator.zones.judge import Bounds, bounds_of
 
 log = logging.getLogger(__name__)
 
 UNSOUND_S: Final = 3.0
 """How soon a pipeline with a problem is reconciled again."""
+
+MOVING_S: Final = 0.3
+"""How soon a pipeline that is being moved is reconciled again: its steps follow one another."""
 
 PER_PIPELINE_S: Final = 0.05
 """With many pipelines each is reconciled less often: at most twenty a second, whatever their number."""
@@ -91,6 +97,7 @@ class Reconciler:
     _observer: Observer = field(init=False, repr=False)
     _writer: PlanWriter = field(init=False, repr=False)
     _respread: Respread = field(init=False, repr=False)
+    _mover: Mover = field(init=False, repr=False)
     _claims: dict[Key, ObservedClaim] = field(default_factory=dict)
     _kept_off: dict[Key, str] = field(default_factory=dict)
     """Pipelines that another installation manages, each with its name."""
@@ -101,6 +108,7 @@ class Reconciler:
         self._observer = Observer(self.cluster, self.cache, self.workloads)
         self._applier = ChildApplier(self.cluster, self.cache, self.defaults)
         self._respread = Respread(self.cluster)
+        self._mover = Mover(self.cluster)
         self._writer = PlanWriter(self.cluster, self.cache, self.pipeline_metrics)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -224,9 +232,12 @@ class Reconciler:
         observed = replace(observed, refusals=(*observed.refusals, *refusals))
         # The ReAnchors are written by now: a later reconcile would not see these changes as new, so report them here.
         self._publish(pipeline.namespace, decided.events)
-        status = status_of(pipeline, observed, decided)
+        moves = self._move(key, pipeline, observed)
+        status = status_of(pipeline, observed, decided, moves)
         events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
         if await self._write_status(body, status):
+            for step, seconds in finished_steps(pipeline.status, status):
+                metrics.FAILOVER_SECONDS.labels(step).observe(seconds)
             moved = await self._respread.move(pipeline, observed, status, time.monotonic())
             self._publish(pipeline.namespace, (*events, *((moved,) if moved else ())))
             if not refusals and decided is not NO_PLAN and not pipeline.paused:
@@ -234,7 +245,19 @@ class Reconciler:
         # With a plan the status holds how runs have ended; without one only the existing objects do.
         counted = observed.reanchors if decided.outcomes is None else ()
         self.pipeline_metrics.take(key, status, counted, announced=pipeline.spec.maintenance.enabled)
-        return self._next_reconcile_s(key, decided, status, refused=bool(refusals))
+        wait_s = self._next_reconcile_s(key, decided, status, refused=bool(refusals))
+        return min(wait_s, MOVING_S) if moves is not None and moves.running and not pipeline.paused else wait_s
+
+    def _move(self, key: Key, pipeline: Pipeline, observed: Observed) -> FailoverPlan | None:
+        """Go on with a move of the pipeline, or begin one; None where it is not known what there is to move."""
+        if PLANNED_FROM & observed.unwatchable.keys():
+            return None
+        health, failed = workload_health_of(pipeline, observed), self._mover.outcome(key)
+        moves = plan_failover(pipeline, observed, health, failed)
+        if moves.action is not None:
+            # Its record is in the status already: what is asked for now another replica would ask for again.
+            self._mover.begin(key, pipeline, observed, moves.action)
+        return moves
 
     async def _plan(self, pipeline: Pipeline, observed: Observed, timer: ReconcileTimer) -> ReanchorPlan:
         """Decide about re-anchors; many of them in a thread, since a blocked event loop could not renew the Lease."""
@@ -293,6 +316,7 @@ class Reconciler:
         self._applier.forget(key)
         self._observer.forget(key)
         self._respread.forget(key)
+        self._mover.forget(key)
         self._writer.refusals.forget(key)
         self._unsound.discard(key)
 

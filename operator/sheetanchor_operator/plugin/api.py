@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ ANONYMOUS: Final = "system:anonymous"
 OWN_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 ROLE: Final = "sheetanchor-reanchor"
+MOVING_ROLE: Final = "sheetanchor-move"
 """ClusterRole of the chart that allows what this command does."""
 
 Object = dict[str, Any]
@@ -158,6 +159,24 @@ class Api:
         except _Exists:
             return None
 
+    def annotate(
+        self, pipeline: str, notes: Mapping[str, str | None], version: str, *, dry_run: bool = False
+    ) -> Object:
+        """Set annotations of a pipeline, or take them away.
+
+        Args:
+            pipeline: Its name.
+            notes: Value of each annotation, None to take it away.
+            version: Resource version that it must have: another user's change is not overwritten unseen.
+            dry_run: Have the API server check it only.
+
+        Raises:
+            PluginError: It may not be written, or has changed meanwhile.
+        """
+        change = {"metadata": {"resourceVersion": version, "annotations": dict(notes)}}
+        options = {"_content_type": "application/merge-patch+json", **({"dry_run": "All"} if dry_run else {})}
+        return self._call("patch", PIPELINES, "patch_namespaced_custom_object", pipeline, change, **options)
+
     def read(self, path: str, bytes_max: int, timeout_s: float = TIMEOUT_S[1]) -> Answer:
         """Read a path with GET, whatever its status is; redirects are not followed.
 
@@ -194,21 +213,21 @@ class Api:
             return ""
         return str(answer.status.user_info.username or "")
 
-    def _call(self, verb: str, plural: str, method: str, *arguments: Any) -> Object:
+    def _call(self, verb: str, plural: str, method: str, *arguments: Any, **options: Any) -> Object:
         try:
-            return self._send(plural, method, *arguments)
+            return self._send(plural, method, *arguments, **options)
         except ApiException as error:
             if error.status == UNAUTHORIZED and self._log_in_again():
                 try:
-                    return self._send(plural, method, *arguments)
+                    return self._send(plural, method, *arguments, **options)
                 except ApiException as second:
                     error = second
             raise self._explain(error, verb, plural) from error
 
-    def _send(self, plural: str, method: str, *arguments: Any) -> Object:
+    def _send(self, plural: str, method: str, *arguments: Any, **options: Any) -> Object:
         send: Callable[..., Any] = getattr(self._objects, method)
         try:
-            return dict(send(GROUP, VERSION, self.namespace, plural, *arguments, _request_timeout=TIMEOUT_S))
+            return dict(send(GROUP, VERSION, self.namespace, plural, *arguments, _request_timeout=TIMEOUT_S, **options))
         except HTTPError as error:
             server = self._client.configuration.host
             raise PluginError(f"the API server {server} does not answer: {_root(error)}", EXIT_UNREACHABLE) from error
@@ -242,11 +261,11 @@ class Api:
     def _forbidden(self, verb: str, plural: str, detail: str) -> str:
         if "is forbidden: User " not in detail:  # the message of a quota or a policy: binding a role would not help
             return f"the API server refuses to {verb} {plural} in namespace {self.namespace}: {detail or 'forbidden'}"
-        you = self.whoami()
+        you, role = self.whoami(), MOVING_ROLE if verb == "patch" else ROLE
         return (
             f"you may not {verb} {plural}.{GROUP} in namespace {self.namespace}: "
-            f"the ClusterRole {ROLE} of the chart allows it, ask an administrator to bind it with "
-            f"kubectl create rolebinding {ROLE} --clusterrole={ROLE} {_subject(you)} -n {self.namespace}"
+            f"the ClusterRole {role} of the chart allows it, ask an administrator to bind it with "
+            f"kubectl create rolebinding {role} --clusterrole={role} {_subject(you)} -n {self.namespace}"
             f"{f' ({detail})' if detail else ''}"
         )
 

@@ -16,12 +16,17 @@ from sheetanchor_operator.plugin.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOT_
 from sheetanchor_operator.plugin.explain.explanation import NOT_KNOWN, SOUND, explain, to_json
 from sheetanchor_operator.plugin.explain.observe import observe
 from sheetanchor_operator.plugin.explain.text import text_of_explanation
+from sheetanchor_operator.plugin.move import MoveOptions, confirm, prepare
+from sheetanchor_operator.plugin.move import exit_code_of as exit_code_of_move
+from sheetanchor_operator.plugin.move import submit as submit_move
+from sheetanchor_operator.plugin.move import wait as wait_for_move
 from sheetanchor_operator.plugin.request import RequestOptions, exit_code_of, submit, wait
 from sheetanchor_operator.plugin.words import escaped, history, overview, print_line, row_of, summary, table
 
 __all__ = ["main"]
 
-COMMANDS: Final = ("status", "history", "explain")
+COMMANDS: Final = ("status", "history", "explain", "switchover", "evacuate", "return")
+MOVES: Final = ("switchover", "evacuate", "return")
 PREFIXES: Final = ("pp/", "predictionpipeline/", "predictionpipelines/")
 REASON_LENGTH_MAX: Final = 500
 INTERRUPTED: Final = 130
@@ -30,7 +35,10 @@ INTERRUPTED: Final = 130
 USAGE: Final = """kubectl reanchor NAME [options]           request a re-anchor of a pipeline
        kubectl reanchor status [NAME] [options]  show the state of pipelines
        kubectl reanchor explain NAME [options]   say why a pipeline is not sound, what is done, what you can do
-       kubectl reanchor history NAME [options]   list a pipeline's re-anchors"""
+       kubectl reanchor history NAME [options]   list a pipeline's re-anchors
+       kubectl reanchor switchover NAME [--to ZONE]   have another zone's processor write
+       kubectl reanchor evacuate NAME ZONE       have a pipeline leave a zone, and stay out
+       kubectl reanchor return NAME ZONE         let it into that zone again"""
 
 EPILOG: Final = """A pipeline that is named like a command, for instance status, is written pp/status.
 
@@ -59,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     request.add_argument("--reason", default="", help="reason in one line; kept in the receipt")
     request.add_argument("--wait", action="store_true", help="wait until it is done, and exit with its result")
     request.add_argument("--timeout", type=float, default=180.0, metavar="S", help="seconds to wait (default 180)")
-    request.add_argument("--dry-run", action="store_true", help="do everything but the swap")
+    request.add_argument("--dry-run", action="store_true", help="do everything but the swap; of a move: check it only")
     request.add_argument(
         "--force",
         action="store_true",
@@ -68,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     request.add_argument(
         "--request-id", default="", metavar="ID", help="id of the request: the same id twice is one request"
     )
+    moves = parser.add_argument_group("moving a pipeline")
+    moves.add_argument("--to", default="", metavar="ZONE", help="zone to go to; default any that has a standby")
+    moves.add_argument("-y", "--yes", action="store_true", help="do not ask before it is moved")
     return parser
 
 
@@ -85,6 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = given.words[0] if given.words and given.words[0] in COMMANDS else "request"
     names = given.words[1:] if command in COMMANDS else given.words
     names = [_bare(name) for name in names]
+    if command in ("evacuate", "return") and len(names) != 2:
+        print_line(f"kubectl reanchor: {command} needs the names of a pipeline and of a zone", sys.stderr)
+        return EXIT_USAGE
+    zone = names.pop() if command in ("evacuate", "return") else given.to
+    if given.to and command != "switchover":
+        print_line("kubectl reanchor: --to belongs to switchover", sys.stderr)
+        return EXIT_USAGE
     if len(names) > 1 or (not names and command != "status"):
         print_line(f"usage: {USAGE}", sys.stderr)
         found = f"{len(names)} names" if names else "none"
@@ -96,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _status(api, names[0] if names else "", given)
         if command == "explain":
             return _explain(api, names[0], given)
+        if command in MOVES:
+            return _move(api, MoveOptions(command, names[0], zone, given.request_id, given.dry_run), given)
         if command == "history":
             return _history(api, names[0], given)
         return _request(api, names[0], given)
@@ -160,6 +180,28 @@ def _request(api: Api, name: str, given: argparse.Namespace) -> int:
     else:
         _print(_list_of(done), given.output)
     return exit_code_of(done)
+
+
+def _move(api: Api, options: MoveOptions, given: argparse.Namespace) -> int:
+    if given.timeout <= 0:
+        raise PluginError(f"--timeout = {given.timeout:g}: expected more than 0 seconds", EXIT_USAGE)
+    move = prepare(api, options)
+    if not given.yes and not options.dry_run:
+        if not sys.stdin.isatty():
+            raise PluginError(f"{move.text}: use --yes where nobody can be asked", EXIT_USAGE)
+        confirm(move)
+    submit_move(api, move)
+    done: dict[str, Any] = {}
+    if given.wait and not options.dry_run:
+        done = wait_for_move(api, move, given.timeout)
+    if given.output != "text":
+        asked = {"pipeline": options.name, "namespace": api.namespace, "command": options.command}
+        _print({**asked, "request": move.value, "dryRun": options.dry_run, "failover": done or None}, given.output)
+    elif done:
+        print_line(f"{options.command} {done.get('phase', 'Done')}: {done.get('message') or move.text}")
+    else:
+        print_line(f"{'would be requested' if options.dry_run else 'requested'}: {move.text}")
+    return exit_code_of_move(move, done) if given.wait and not options.dry_run else EXIT_DONE
 
 
 def _status(api: Api, name: str, given: argparse.Namespace) -> int:

@@ -15,7 +15,12 @@ MESSAGE_LENGTH_MAX: Final = 70
 LAST_SHOWN: Final = 5
 ROWS: Final = ("NAME", "PHASE", "RESULT", "TRIGGER", "AGE", "TOOK", "EPOCH", "MESSAGE")
 
-BAD_WHEN: Final = {"ReanchorInProgress": "", "ReanchorThrottled": "True", "Paused": "True"}
+BAD_WHEN: Final = {
+    "ReanchorInProgress": "",
+    "FailoverInProgress": "True",
+    "ReanchorThrottled": "True",
+    "Paused": "True",
+}
 """Conditions that report no problem when they are not True; of the others every value but True is shown."""
 
 

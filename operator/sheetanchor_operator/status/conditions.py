@@ -7,7 +7,7 @@ cause another write of the status.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from sheetanchor.errors import shortened
@@ -19,6 +19,7 @@ from sheetanchor_operator.names import (
     REANCHOR_KIND,
     Component,
     Condition,
+    FailoverPhase,
     Reason,
 )
 from sheetanchor_operator.observation import Live, Observed, PodResponse
@@ -53,6 +54,7 @@ class Facts:
 
     Attributes:
         lost_zones: Zones that count as silent or failed.
+        failover: `status.failover` as it will be written; empty for none.
     """
 
     pipeline: Pipeline
@@ -61,6 +63,7 @@ class Facts:
     problems: tuple[Problem, ...]
     plan: ReanchorPlan
     lost_zones: tuple[str, ...] = ()
+    failover: Mapping[str, Any] = field(default_factory=dict)
 
 
 def evaluated_conditions(facts: Facts) -> tuple[EvaluatedCondition, ...]:
@@ -73,6 +76,7 @@ def evaluated_conditions(facts: Facts) -> tuple[EvaluatedCondition, ...]:
         _reanchor_throttled(facts),
         _paused(facts),
         _topology(facts),
+        _failover(facts),
     )
 
 
@@ -371,3 +375,17 @@ def _topology(facts: Facts) -> EvaluatedCondition:
         return EvaluatedCondition(Condition.TOPOLOGY_SATISFIED, "Unknown", *paused_reason)
     spread = topology(facts.pipeline, facts.observed, facts.workload_health, facts.lost_zones)
     return EvaluatedCondition(Condition.TOPOLOGY_SATISFIED, *spread)
+
+
+def _failover(facts: Facts) -> EvaluatedCondition:
+    found = facts.failover
+    phase, message = found.get("phase"), str(found.get("message", ""))
+    what = f"{found.get('kind')} {found.get('request')!r}"
+    if phase == FailoverPhase.RUNNING:
+        text = f"{what}, step {found.get('step')}: {message}"
+        return EvaluatedCondition(Condition.FAILOVER_IN_PROGRESS, "True", Reason.FAILOVER_RUNNING, text)
+    ended = {FailoverPhase.ABORTED: Reason.FAILOVER_ABORTED, FailoverPhase.REFUSED: Reason.FAILOVER_REFUSED}
+    if phase in ended:
+        reason = ended[FailoverPhase(str(phase))]
+        return EvaluatedCondition(Condition.FAILOVER_IN_PROGRESS, "False", reason, f"{what}: {message}")
+    return EvaluatedCondition(Condition.FAILOVER_IN_PROGRESS, "False", Reason.IDLE, "nothing is being moved")

@@ -107,10 +107,14 @@ def problems_of(pipeline: Pipeline, observed: Observed) -> tuple[Problem, ...]:
     return tuple(sorted(found, key=lambda one: (ORDER.index(one.reason), one.component, one.message)))
 
 
+def is_finished(pod: Live) -> bool:
+    """Say whether none of a pod's containers runs any more."""
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
 def is_current(pod: Live) -> bool:
     """Say whether a pod counts: not terminating, and no finished run of a Job."""
-    phase = pod.get("status", {}).get("phase")
-    return "deletionTimestamp" not in pod["metadata"] and phase not in ("Succeeded", "Failed")
+    return "deletionTimestamp" not in pod["metadata"] and not is_finished(pod)
 
 
 def is_ready(pod: Live) -> bool:

@@ -13,6 +13,7 @@ from sheetanchor_operator.names import PIPELINE_KIND, Component, Condition, Even
 from sheetanchor_operator.observation import Observed
 from sheetanchor_operator.reanchors.plan import ReanchorPlan
 from sheetanchor_operator.status.conditions import MESSAGE_MAX, EvaluatedCondition, Facts, evaluated_conditions
+from sheetanchor_operator.status.failover import FailoverPlan, failover_events
 from sheetanchor_operator.status.problems import Problem, is_current, problems_of
 from sheetanchor_operator.status.workload_health import Count, WorkloadHealth, workload_health_of
 from sheetanchor_operator.status.zone_report import lost_zones, with_health, zone_events
@@ -22,22 +23,30 @@ PREDICTION_WRITE_US: Final = 15_000_000
 
 SECOND_US: Final = 1_000_000
 NO_PLAN: Final = ReanchorPlan()
+MOVES: Final = tuple(FailoverPlan().fields())
+"""Fields of the status that say something of moves."""
 
 Status = dict[str, Any]
 
 
-def status_of(pipeline: Pipeline, observed: Observed, plan: ReanchorPlan = NO_PLAN) -> Status:
+def status_of(
+    pipeline: Pipeline, observed: Observed, plan: ReanchorPlan = NO_PLAN, moves: FailoverPlan | None = None
+) -> Status:
     """Compute the status of a pipeline.
 
     Args:
         pipeline: The pipeline with its specification and present status.
         observed: The observation.
         plan: The plan about its re-anchors.
+        moves: The plan about moves; None leaves what is written about them.
     """
     workload_health, problems = workload_health_of(pipeline, observed), problems_of(pipeline, observed)
     before = pipeline.status
     zones = _zones(pipeline, observed, workload_health)
-    judged = evaluated_conditions(Facts(pipeline, observed, workload_health, problems, plan, tuple(lost_zones(zones))))
+    moved = {name: before.get(name) for name in MOVES} if moves is None else moves.fields()
+    judged = evaluated_conditions(
+        Facts(pipeline, observed, workload_health, problems, plan, tuple(lost_zones(zones)), moved["failover"] or {})
+    )
     total = workload_health.total
     status: Status = {
         "operator": before.get("operator"),
@@ -47,7 +56,12 @@ def status_of(pipeline: Pipeline, observed: Observed, plan: ReanchorPlan = NO_PL
         "conditions": [_condition(evaluated, pipeline, observed.now_us) for evaluated in judged],
         "activeZone": workload_health.active_zone or before.get("activeZone"),
         "epoch": min((symbol.epoch for symbol in workload_health.symbols if symbol.term), default=before.get("epoch")),
-        "term": max((before.get("term", 0), *(symbol.term for symbol in workload_health.symbols))),
+        "term": max(
+            before.get("term", 0),
+            *(symbol.term for symbol in workload_health.symbols),
+            # Written before a standby is asked to take it: no other one is asked to take the same.
+            (moved["failover"] or {}).get("term", 0),
+        ),
         "model": next((one.model for one in workload_health.predictions if one.model), before.get("model")),
         "lastPredictionAt": _last_prediction(workload_health, before),
         "lastReanchor": plan.last_reanchor or before.get("lastReanchor"),
@@ -56,6 +70,7 @@ def status_of(pipeline: Pipeline, observed: Observed, plan: ReanchorPlan = NO_PL
         "reanchorRuns": _runs(plan, before),
         "symbols": _symbols(workload_health, plan, before),
         "zones": zones,
+        **moved,
         **_components(pipeline, workload_health),
     }
     return {name: value for name, value in status.items() if value is not None}
@@ -268,6 +283,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any], name: str, uid: 
         *_of_ready(old, new),
         *_of_throttle(old, new),
         *zone_events(old.get("zones", ()), new.get("zones", ())),
+        *failover_events(old, new),
     ]
     return tuple(
         Event(PIPELINE_KIND, name, uid, "Warning" if warns else "Normal", reason, message)

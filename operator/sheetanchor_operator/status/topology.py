@@ -34,7 +34,7 @@ def topology(
             "slots; check the zone's nodes"
         )
         return "False", Reason.ZONE_LOST, text
-    usable = observed.usable_zones or ()
+    usable = _usable(pipeline, observed)
     if len(usable) < 2:
         return "Unknown", Reason.SINGLE_ZONE, "pods can run in fewer than two zones: there is nothing to spread over"
     crowded = [(component, zones) for component in SPREAD if (zones := _shared(pipeline, observed, health, component))]
@@ -56,7 +56,7 @@ def pod_to_move(pipeline: Pipeline, observed: Observed, health: WorkloadHealth) 
     After a zone's return the pods that were made elsewhere meanwhile stay there: no scheduler moves them back.
     Something has to answer in every zone first, so that there is a place to go; a processor that writes is left alone.
     """
-    usable = observed.usable_zones or ()
+    usable = _usable(pipeline, observed)
     verdicts = observed.zone_verdicts or {}
     if len(usable) < 2 or any(verdicts.get(zone, ("",))[0] != ZoneHealth.HEALTHY for zone in usable):
         return None
@@ -76,6 +76,11 @@ def pod_to_move(pipeline: Pipeline, observed: Observed, health: WorkloadHealth) 
     return None
 
 
+def _usable(pipeline: Pipeline, observed: Observed) -> tuple[str, ...]:
+    """Name the zones over which pods are to be spread."""
+    return tuple(zone for zone in observed.usable_zones or () if zone != pipeline.evacuated_zone)
+
+
 def _shared(pipeline: Pipeline, observed: Observed, health: WorkloadHealth, component: Component) -> Counter[str]:
     """Count a component's pods by zone, if they are in fewer zones than they could be; else nothing."""
     count = health.counts[component]
@@ -86,4 +91,4 @@ def _shared(pipeline: Pipeline, observed: Observed, health: WorkloadHealth, comp
     )
     # While pods are missing it is not decided where they will be.
     complete = count.ready == count.wanted
-    return zones if complete and 0 < len(zones) < min(count.wanted, len(observed.usable_zones or ())) else Counter()
+    return zones if complete and 0 < len(zones) < min(count.wanted, len(_usable(pipeline, observed))) else Counter()

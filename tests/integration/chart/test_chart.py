@@ -42,6 +42,7 @@ KINDS = (
     "customresourcedefinition",
 )
 VERBS = {"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"}
+VERBS |= {"move"}  # of this group only: what the policy about annotations looks for
 
 
 def helm(
@@ -316,6 +317,15 @@ def test_who_is_on_call_may_do_what_the_plugin_does_and_no_more() -> None:
         *(("sheetanchor.dev", "reanchors", verb) for verb in ("get", "list", "watch", "create")),
         ("", "events", "list"),
     }
+
+
+def test_who_moves_pipelines_may_patch_them_where_the_policy_holds_only() -> None:
+    """Without it `patch` would be a right to the whole of a pipeline, so the role is not there."""
+    roles = named(rendered_chart({}), "ClusterRole")
+    rule = {"apiGroups": ["sheetanchor.dev"], "resources": ["predictionpipelines"], "verbs": ["get", "patch", "move"]}
+    assert [rule] == roles["sheetanchor-move"]["rules"]
+    unprotected = named(rendered_chart({"admissionPolicy": {"enabled": False}}), "ClusterRole")
+    assert "sheetanchor-move" not in unprotected
 
 
 def test_what_is_never_deleted_may_not_be() -> None:

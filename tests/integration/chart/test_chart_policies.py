@@ -112,6 +112,7 @@ def test_whoever_may_only_patch_changes_nothing_but_the_annotation(apiserver: Ap
     resource = "predictionpipelines.sheetanchor.dev"
     let(apiserver, where, "bot", "get,patch", resource)
     let(apiserver, where, "editor", "get,patch,update", resource)
+    let(apiserver, where, "mover", "get,patch,move", resource)
 
     def refusal(user: str, change: dict[str, Any]) -> str:
         patch = ["patch", "pp/btc", "-n", where, "--type=merge", "-p", json.dumps(change), f"--as={user}"]
@@ -125,6 +126,13 @@ def test_whoever_may_only_patch_changes_nothing_but_the_annotation(apiserver: Ap
     assert [True] * len(CHANGES) == [reported in refusal("bot", change) for change in CHANGES]
     for value in ("now", "again", None):
         assert reported not in refusal("bot", {"metadata": {"annotations": {"sheetanchor.dev/reanchor": value}}})
+    for name in ("switchover", "evacuate-zone"):
+        for value in ("b/1", None):
+            move = {"metadata": {"annotations": {f"sheetanchor.dev/{name}": value}}}
+            assert "" == refusal("mover", move)
+            other = {"metadata": {"annotations": {f"sheetanchor.dev/{name}": "a/of a bot"}}}
+            assert reported in refusal("bot", other)
+    assert [True] * len(CHANGES) == [reported in refusal("mover", change) for change in CHANGES]
     assert "" == refusal("editor", CHANGES[-1])
 
 

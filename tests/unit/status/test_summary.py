@@ -59,6 +59,7 @@ def test_a_sound_pipeline_is_running() -> None:
         Condition.REANCHOR_THROTTLED: ("False", "NotThrottled"),
         Condition.PAUSED: ("False", "NotPaused"),
         Condition.TOPOLOGY_SATISFIED: ("Unknown", "SingleZone"),
+        Condition.FAILOVER_IN_PROGRESS: ("False", "Idle"),
     }
     assert expected == {kind: told(status, kind) for kind in Condition}
     assert {3} == {one["observedGeneration"] for one in status["conditions"]}

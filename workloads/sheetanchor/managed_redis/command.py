@@ -412,7 +412,7 @@ class NodeProcess:
         Raises:
             ControlRefused: Another node is meant, this one is not the master, or no other could be promoted.
         """
-        if body.get("node") != self._name:
+        if body.get("node") not in (self._name, self._name.partition(".")[0]):
             raise ControlRefused(f"node = {body.get('node')!r}: expected {self._name}")
         if self._handing_over:
             raise ControlRefused("it is handing over already")

@@ -58,6 +58,9 @@ NOTHING_WRONG: Final[frozenset[str]] = frozenset(
         Reason.REANCHOR_PENDING,
         Reason.REANCHOR_RUNNING,
         Reason.SINGLE_ZONE,
+        Reason.FAILOVER_RUNNING,
+        Reason.FAILOVER_ABORTED,
+        Reason.FAILOVER_REFUSED,
     }
 )
 """Reasons that explain no degradation. What is under way is reported as such."""
@@ -168,11 +171,14 @@ PROBLEM_STATUSES: Final[Mapping[str, frozenset[str]]] = {
     Condition.REANCHOR_IN_PROGRESS: frozenset({"Unknown"}),
     Condition.REANCHOR_THROTTLED: frozenset({"Unknown"}),
     Condition.PAUSED: frozenset({"True", "Unknown"}),
+    Condition.FAILOVER_IN_PROGRESS: frozenset(),  # a move that goes on or was given up costs nothing
     Condition.TOPOLOGY_SATISFIED: frozenset({"False"}),  # Unknown where there is nothing to spread over
 }
 """The values of a condition that report a problem."""
 
-ABOUT_WORK: Final[frozenset[str]] = frozenset({Condition.REANCHOR_IN_PROGRESS, Condition.REANCHOR_THROTTLED})
+ABOUT_WORK: Final[frozenset[str]] = frozenset(
+    {Condition.REANCHOR_IN_PROGRESS, Condition.REANCHOR_THROTTLED, Condition.FAILOVER_IN_PROGRESS}
+)
 """Conditions whose reasons say what is done about a problem, or why it waits; others' may name one by themselves."""
 
 
