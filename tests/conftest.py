@@ -14,36 +14,34 @@ from hypothesis import HealthCheck, settings
 
 from support.apiserver import apiserver, pytest_collection_modifyitems, pytest_report_header
 from support.exchange_fixture import exchange, fast_exchange, short_recording
+from support.patience import free_port_number, limit_s
 
 __all__ = [
     "apiserver",
     "exchange",
     "fast_exchange",
+    "free_port_number",
     "pytest_collection_modifyitems",
     "pytest_report_header",
     "short_recording",
 ]
 
 
-# How long an example takes says how busy the machine is; speed is compared elsewhere.
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")
+# How long an example takes says how busy the machine is; speed is compared elsewhere. The same code is tried with the
+# same examples: whether a change is taken does not depend on luck. `--hypothesis-profile=search` looks for others.
+QUIET = [HealthCheck.too_slow]
+settings.register_profile("same", deadline=None, suppress_health_check=QUIET, derandomize=True)
+settings.register_profile("search", deadline=None, suppress_health_check=QUIET)
+settings.load_profile("same")
 
 
 def wait_until(condition: Callable[[], bool], *, within_s: float, what: str) -> None:
-    """Poll a condition until it holds; fail with what was awaited when the deadline passes."""
-    deadline = time.monotonic() + within_s
+    """Poll a condition until it holds; fail with what was awaited when it has had more time than even that takes."""
+    began_s = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {within_s:g} s: {what}")
+        if (waited_s := time.monotonic() - began_s) > limit_s(within_s):
+            raise AssertionError(f"not within {waited_s:.0f} s: {what}")
         time.sleep(0.02)
-
-
-def free_port_number() -> int:
-    """Ask the kernel for a port that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def server_binary() -> str:
@@ -76,6 +74,8 @@ class RedisServer:
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
         def answers() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, f"{' '.join(command)} ended with {self.process.returncode}"
             try:
                 with socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:
                     probe.sendall(b"PING\r\n")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -25,16 +24,10 @@ import yaml
 
 from cluster.bed.host import reason_against_tools
 from cluster.bed.tools import api_programs, api_programs_there
+from support.patience import free_port_number, limit_s
 
 ADMIN_TOKEN = "admin-of-a-test"  # of a server on loopback, for as long as a test runs
-READY_WITHIN_S = 60  # three seconds when nothing else runs
-
-
-def free_port() -> int:
-    """Ask the kernel for a port that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+READY_WITHIN_S = 180  # three seconds when nothing else runs
 
 
 @contextmanager
@@ -56,7 +49,7 @@ class ApiServer:
         self.folder = folder
         self.options = options
         self.programs = api_programs()
-        self.port = free_port()
+        self.port = free_port_number()
         self.processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -71,10 +64,10 @@ class ApiServer:
         """Start both programs and wait until the server says that it is ready."""
         key = self.folder / "service-accounts.key"
         command = ["openssl", "genrsa", "-out", str(key), "2048"]
-        subprocess.run(command, check=True, capture_output=True, timeout=30)
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
         with (self.folder / "tokens.csv").open("w") as file:
             csv.writer(file).writerow([ADMIN_TOKEN, "admin", "admin", "system:masters"])
-        etcd, peers = free_port(), free_port()
+        etcd, peers = free_port_number(), free_port_number()
         self._run(
             "etcd",
             *("--data-dir", self.folder / "etcd", "--unsafe-no-fsync", "--log-level", "error"),
@@ -109,7 +102,7 @@ class ApiServer:
         for process in reversed(self.processes):
             process.terminate()
             try:
-                process.wait(timeout=5)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -136,7 +129,9 @@ class ApiServer:
         """Run kubectl as administrator, whatever comes of it."""
         command = [str(self.programs / "kubectl"), "--kubeconfig", str(self.kubeconfig), *map(str, arguments)]
         home = {"HOME": str(self.folder), "PATH": "/usr/bin:/bin"}  # its discovery cache goes with the folder
-        return subprocess.run(command, input=text_in, capture_output=True, text=True, timeout=60, check=False, env=home)
+        return subprocess.run(
+            command, input=text_in, capture_output=True, text=True, timeout=120, check=False, env=home
+        )
 
     def apply(self, *manifests: dict[str, Any], namespace: str | None = None) -> None:
         """Apply manifests server-side."""
@@ -160,7 +155,7 @@ class ApiServer:
 
     def wait(self, condition: Callable[[], bool], *, within_s: float, what: str) -> None:
         """Poll a condition until it holds; fail with what was awaited when the deadline passes."""
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + limit_s(within_s)
         while not condition():
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {within_s:g} s: {what}")

@@ -149,7 +149,7 @@ class Reader:
     def close(self) -> None:
         """Stop reading."""
         self._stop.set()
-        self._thread.join(15)
+        self._thread.join(60)
 
 
 @contextlib.contextmanager

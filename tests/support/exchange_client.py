@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from sheetanchor import sbe
 from support.exchange_fixture import KEY_HEADER, LocalExchange
+from support.patience import PATIENCE_S, patience
 
 ALL = "/stream?streams=btcusdt@trade/btcusdt@bestBidAsk/btcusdt@depth"
 
@@ -39,7 +40,7 @@ async def messages(socket: ClientConnection, count: int) -> list[sbe.Message]:
     """Receive so many binary messages."""
     found: list[sbe.Message] = []
     while len(found) < count:
-        frame = await asyncio.wait_for(socket.recv(), 10)
+        frame = await asyncio.wait_for(socket.recv(), PATIENCE_S)
         if isinstance(frame, bytes):
             found.append(sbe.decode(frame))
     return found
@@ -59,7 +60,7 @@ async def until(
 async def ended(socket: ClientConnection) -> None:
     """Receive until the connection has ended."""
     with contextlib.suppress(ConnectionClosed):
-        async with asyncio.timeout(10):
+        async with patience():
             async for _ in socket:
                 pass
     await socket.wait_closed()
@@ -69,7 +70,7 @@ async def ask(socket: ClientConnection, **request: Any) -> Any:
     """Send a control message and give the next text message."""
     await socket.send(json.dumps(request))
     while True:
-        reply = await asyncio.wait_for(socket.recv(), 10)
+        reply = await asyncio.wait_for(socket.recv(), PATIENCE_S)
         if isinstance(reply, str):
             return json.loads(reply)
 

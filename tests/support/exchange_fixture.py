@@ -16,6 +16,7 @@ from sheetanchor.recording import recording_file
 from sheetanchor.runtime.settings import ExchangeSettings
 from sheetanchor.simulator.app import ExchangeSimulator, serving
 from sheetanchor.simulator.sessions import Terms
+from support.patience import limit_s
 
 API_KEY = "test-key"
 KEY_HEADER = {"X-MBX-APIKEY": API_KEY}
@@ -69,7 +70,7 @@ class LocalExchange:
 
 async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float, what: str) -> None:
     """Poll a condition until it holds; fail with what was awaited when the deadline passes."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + limit_s(within_s)
     while not await condition():
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
         await asyncio.sleep(0.02)

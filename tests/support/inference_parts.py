@@ -75,7 +75,7 @@ class Market:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(60)
 
     def do(self, wish: Callable[[HotState, Redis], Any]) -> None:
         """Have something done by the market's own thread, between two of its writes."""
@@ -224,7 +224,7 @@ class Replica:
         """Send a signal, wait, and give the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(15)
+        return self.process.wait(60)
 
 
 @contextlib.contextmanager

@@ -22,14 +22,14 @@ CRDS = Path(__file__).resolve().parents[2] / "crds"
 def define(server: ApiServer) -> None:
     """Install the custom resource definitions and wait until they are served."""
     server.kubectl("apply", "--server-side", "--force-conflicts", "-f", CRDS)
-    server.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", CRDS)
+    server.kubectl("wait", "--for=condition=Established", "--timeout=90s", "-f", CRDS)
     for plural in ("reanchors", "predictionpipelines"):
         _served(server, plural)
 
 
 def _served(server: ApiServer, plural: str) -> None:
     """Wait for the objects: the server answers 429 while it prepares the storage of a definition that it knows."""
-    until_s = time.monotonic() + 30
+    until_s = time.monotonic() + 90
     while True:
         try:
             server.ask(f"/apis/{API_VERSION}/{plural}")

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.apiserver import ApiServer, free_port
+from support.apiserver import ApiServer
 from support.operator_parts import define
+from support.patience import free_port_number, limit_s
 
 LEASE = "sheetanchor-operator"
 CHILDREN = (
@@ -41,7 +42,7 @@ class OperatorProcess:
 
     def __init__(self, server: ApiServer, namespace: str, folder: Path, name: str = "one", *flags: str) -> None:
         self.server, self.namespace, self.name = server, namespace, name
-        self.port = free_port()
+        self.port = free_port_number()
         self.log = folder / f"operator-{name}-{uuid.uuid4().hex[:4]}.log"
         self.kubeconfig = server.kubeconfig
         self.flags = flags
@@ -63,7 +64,7 @@ class OperatorProcess:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            return self.process.wait(timeout=15)
+            return self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -117,7 +118,7 @@ def until(condition: Any, *, within_s: float, what: str, operator: OperatorProce
     """Poll until a condition holds; gives the seconds that it took. A failure shows the end of the operator's log."""
     started_s = time.monotonic()
     while not condition():
-        if time.monotonic() - started_s > within_s:
+        if time.monotonic() - started_s > limit_s(within_s):
             tail = operator.said()[-3000:] if operator is not None else ""
             raise AssertionError(f"not within {within_s:g} s: {what}\n{tail}")
         time.sleep(0.1)

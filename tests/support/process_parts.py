@@ -26,6 +26,7 @@ from sheetanchor.sbe import BestBidAsk, DepthDiff, Trades, encode
 from sheetanchor.store.frame_streams import LineWriter
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
+from support.patience import limit_s
 
 SYMBOL = "BTCUSDT"
 KEYS = keys(SYMBOL)
@@ -132,8 +133,9 @@ class Processor:
             self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What it has logged."""
-        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+        """What it has logged, without a line that it is just writing."""
+        lines = self._log.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
     def said(self, text: str) -> bool:
         """Whether a log line contains a text."""
@@ -141,6 +143,7 @@ class Processor:
 
     def get(self, path: str) -> bytes:
         """Ask its HTTP server."""
+        wait_until(lambda: self.said('"http_port"'), within_s=20, what="it says where it listens")
         port = next(line["http_port"] for line in self.lines() if "http_port" in line)
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
@@ -160,7 +163,7 @@ class Processor:
     def stop(self) -> int:
         """Ask it to end; gives its exit code."""
         self.process.terminate()
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=60)
 
 
 class Stage:
@@ -255,7 +258,7 @@ class Stage:
 
 async def until(condition: Callable[[], Awaitable[bool]], within_s: float, what: str) -> None:
     """Wait for a condition; fail with what was awaited."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + limit_s(within_s)
     while not await condition():
         assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
         await asyncio.sleep(0.01)

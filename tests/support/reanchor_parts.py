@@ -23,6 +23,7 @@ from sheetanchor.reanchor.phases import Hook, ReanchorRun
 from sheetanchor.reanchor.receipts import RunOrder
 from sheetanchor.runtime.reliability import Backoff, RetryPolicy
 from sheetanchor.store.frame_streams import LineWriter
+from support.patience import patience
 
 SYMBOL = "BTCUSDT"
 KEYS = keys(SYMBOL)
@@ -81,7 +82,7 @@ class ExchangeProcess:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=60)
 
 
 @contextmanager
@@ -112,7 +113,7 @@ async def fed_line(redis: Redis, ws_url: str, line: str = "a") -> AsyncIterator[
 
     task = asyncio.create_task(feed())
     try:
-        async with asyncio.timeout(10):
+        async with patience():
             await ready.wait()
         yield
     finally:

@@ -123,7 +123,7 @@ def rendered_chart(values: dict[str, Any], *flags: str) -> list[Manifest]:
         "1.34.0",
         *flags,
     ]
-    done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return [one for one in yaml.safe_load_all(done.stdout) if one]
 

@@ -87,7 +87,7 @@ class HotPath:
             process.terminate()
         for process in self.processes:
             try:
-                process.wait(15)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -103,7 +103,7 @@ def running(role: str, redis_url: str, folder: Path, *flags: str) -> Iterator[Ru
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(30)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

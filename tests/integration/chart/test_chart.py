@@ -23,8 +23,6 @@ from support.operator_parts import CRDS, create, namespace, reanchors, token_of
 from support.operator_process import OperatorProcess, apply_pipeline, children_of, condition_of, settled, until
 from support.rendered_parts import CHART, CHARTS, Manifest, rendered_chart
 
-pytestmark = pytest.mark.timeout(180)
-
 ROOT = CHART.parents[1]
 RELEASE = "sheetanchor"
 KINDS = (

@@ -17,8 +17,6 @@ from support.operator_parts import set_status
 from support.operator_process import apply_pipeline
 from support.rendered_parts import Manifest, rendered_chart
 
-pytestmark = pytest.mark.timeout(180)
-
 
 def named(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
     """Give the manifests of a kind by name."""

@@ -61,7 +61,7 @@ def at(path: tuple[str, ...], value: Any) -> dict[str, Any]:
 def template(chart: Path, values: dict[str, Any], release: str = "sheetanchor") -> subprocess.CompletedProcess[str]:
     command = [program("helm"), "template", release, chart, "-n", "sys", "--kube-version", "1.34.0", "-f", "-"]
     text = json.dumps(values)
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
 
 
 def manifests_of(done: subprocess.CompletedProcess[str]) -> list[Manifest]:
@@ -317,7 +317,7 @@ def test_cluster_wide_names_of_two_installations_differ() -> None:
     for where, release in places:
         command = [program("helm"), "template", release, CHART, "-n", where, "--kube-version", "1.34.0"]
         command += ["--set", "crds.install=false,rbac.userRoles=false"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         names += [name for name in by_name(manifests_of(done)) if name.startswith(("Cluster", "Validating"))]
 
     assert len(names) == len(set(names)) >= 4 * len(places)
@@ -386,6 +386,6 @@ def test_a_group_is_not_taken_for_its_kinds(there: tuple[str, ...]) -> None:
     command = [program("helm"), "template", "x", CHART, "--kube-version", "1.34.0"]
     for api in ("monitoring.coreos.com/v1", *(f"monitoring.coreos.com/v1/{kind}" for kind in there)):
         command += ["--api-versions", api]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert set(there) & set(KINDS) == {one["kind"] for one in manifests_of(done)} & set(KINDS)

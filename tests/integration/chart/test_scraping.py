@@ -43,7 +43,7 @@ def watched(tmp_path: Path, redis_url: str) -> Iterator[Prometheus]:
             pytest.skip(str(reason))
         yield running
         running.process.terminate()
-        running.process.wait(timeout=20)
+        running.process.wait(timeout=60)
 
 
 def test_a_pod_is_scraped_under_the_labels_that_rules_ask_for(watched: Prometheus) -> None:
@@ -136,7 +136,7 @@ def shared(tmp_path: Path) -> Iterator[Prometheus]:
             pytest.skip(str(reason))
         yield running
         running.process.terminate()
-        running.process.wait(timeout=20)
+        running.process.wait(timeout=60)
 
 
 def test_a_tenants_pod_speaks_for_itself_only(shared: Prometheus) -> None:

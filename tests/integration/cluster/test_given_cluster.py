@@ -13,7 +13,7 @@ from support.operator_parts import define
 from support.operator_process import apply_pipeline
 
 # The shared server is used for being skipped where no server can be built.
-pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("apiserver")]
+pytestmark = pytest.mark.usefixtures("apiserver")
 
 
 @pytest.fixture

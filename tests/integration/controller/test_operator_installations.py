@@ -21,7 +21,6 @@ from support.operator_process import (
     versions_of,
 )
 
-pytestmark = pytest.mark.timeout(180)
 WITHIN_S = 40
 
 

@@ -14,7 +14,6 @@ from support.operator_looks import Looker, Manifest, create, pipeline_in, render
 from support.operator_parts import make_pipeline, reanchors
 from support.operator_process import children_of, condition_of
 
-pytestmark = pytest.mark.timeout(120)
 MINE = {"app": "mine"}
 
 

@@ -26,7 +26,6 @@ from support.operator_process import (
 )
 from support.rights import give_rights, take_rights
 
-pytestmark = pytest.mark.timeout(300)
 WITHIN_S = 40
 AUDITED_S = 75
 """A right that goes is seen by the next check, at the latest, and a place that is refused is tried every 15 s."""

@@ -13,7 +13,6 @@ from support.operator_looks import Looker, connected, pipeline_in, there
 from support.operator_parts import define, namespace
 from support.operator_process import apply_pipeline, children_of, condition_of
 
-pytestmark = pytest.mark.timeout(180)
 ADMISSION = "admissionregistration.k8s.io"
 MERGE = "application/merge-patch+json"
 WORKLOADS = ("btc-ingest-a", "btc-ingest-b", "btc-process", "btc-infer")

@@ -28,7 +28,6 @@ from support.operator_process import (
     versions_of,
 )
 
-pytestmark = pytest.mark.timeout(180)
 WITHIN_S = 30
 MERGE = "application/merge-patch+json"
 EVERYTHING = ["get", "list", "watch", "create", "update", "patch", "delete"]

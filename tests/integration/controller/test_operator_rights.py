@@ -15,7 +15,6 @@ from support.operator_parts import token_of
 from support.operator_process import apply_pipeline, children_of, condition_of, pipeline_of
 from support.rights import give_rights, rules
 
-pytestmark = pytest.mark.timeout(120)
 SEEN_BY_WATCHES = {"list", "watch"}
 """These are tried in test_operator_places.py."""
 

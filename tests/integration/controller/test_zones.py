@@ -28,8 +28,6 @@ from support.operator_process import LEASE, OperatorProcess, operating
 from support.rights import give_rights
 from support.zone_pods import ZonePods, zone_pods
 
-pytestmark = pytest.mark.timeout(90)
-
 INSTALLATION = "sheetanchor-system/sheetanchor"
 BOUNDS = Bounds()
 

@@ -32,6 +32,7 @@ from sheetanchor.store.redis_client import redis_client
 from support.exchange_client import ALL, client
 from support.exchange_fixture import API_KEY, LocalExchange, eventually, local_exchange
 from support.line import Line, best, holes, line, peer
+from support.patience import PATIENCE_S
 
 QUICK = {"reconnect_delay_s": 0.05, "reconnect_delay_max_s": 0.2}
 
@@ -56,7 +57,7 @@ async def test_frames_arrive_as_they_were_sent(brisk: LocalExchange, redis_url: 
     async with line(redis_url, brisk.ws_url) as running:
         await running.connected()
         async with client(brisk) as socket:
-            received = [await asyncio.wait_for(socket.recv(), 10) for _ in range(300)]
+            received = [await asyncio.wait_for(socket.recv(), PATIENCE_S) for _ in range(300)]
         await running.more(100)
         stored = await running.frames()
 
@@ -487,9 +488,9 @@ async def test_sigterm_sends_what_waits(redis_url: str) -> None:
             env=clean(BINANCE_API_KEY=API_KEY),
             stderr=subprocess.PIPE,
         )
-        await asyncio.wait_for(received.wait(), 20)
+        await asyncio.wait_for(received.wait(), PATIENCE_S)
         process.send_signal(signal.SIGTERM)
-        _, log = await asyncio.wait_for(process.communicate(), 20)
+        _, log = await asyncio.wait_for(process.communicate(), PATIENCE_S)
 
     redis = redis_client(redis_url)
     entries = await redis.xrange(line_stream("BTCUSDT", "a"))
@@ -562,7 +563,7 @@ async def test_a_peer_that_answers_no_ping_is_noticed(brisk: LocalExchange) -> N
 
 def test_a_missing_key_is_one_clear_error() -> None:
     """Without an API key the role ends with 2 and one line that says where to put it."""
-    ended = subprocess.run(command(), env=clean(), capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(command(), env=clean(), capture_output=True, text=True, timeout=120, check=False)
 
     assert 2 == ended.returncode
     [reported] = ended.stderr.splitlines()

@@ -26,8 +26,7 @@ from conftest import RedisServer
 from sheetanchor.contract import keys, line_stream, unpack_frames
 from support.exchange_client import client
 from support.exchange_fixture import API_KEY, LocalExchange, eventually, local_exchange
-
-pytestmark = pytest.mark.timeout(90)
+from support.patience import PATIENCE_S, patience
 
 SYMBOL = "BTCUSDT"
 STREAM = line_stream(SYMBOL, "a")
@@ -49,8 +48,8 @@ class Line:
     @property
     def log(self) -> list[dict[str, Any]]:
         """Its log lines."""
-        lines = self.log_path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        lines = self.log_path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
 
     def logged(self, text: str) -> bool:
         """Say whether a line with this text was logged."""
@@ -67,6 +66,7 @@ class Line:
 
     async def get(self, path: str) -> str:
         """Fetch a page of its HTTP."""
+        await eventually(lambda: _true(any("http_port" in line for line in self.log)), within_s=20, what="its port")
         port = next(line["http_port"] for line in self.log if "http_port" in line)
         async with self.exchange.http.get(f"http://127.0.0.1:{port}{path}") as response:
             return str(await response.text())
@@ -97,13 +97,17 @@ class Line:
     async def end(self) -> int:
         """Stop it and give its exit code."""
         self.process.terminate()
-        return await asyncio.to_thread(self.process.wait, 30)
+        return await asyncio.to_thread(self.process.wait, 60)
 
     async def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         await asyncio.to_thread(self.process.wait)
         await self.redis.aclose()
+
+
+async def _true(value: bool) -> bool:
+    return value
 
 
 @pytest.fixture
@@ -266,7 +270,7 @@ async def test_what_comes_again_stands_before_what_is_new(
     def marked(entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[int]:
         return [at for at, (_, fields) in enumerate(entries) if fields.get(b"again") == here]
 
-    async with asyncio.timeout(20):
+    async with patience():
         while not (marks := marked(entries := await line.redis.xrange(line_stream("BTCUSDT", "a")))):
             await asyncio.sleep(0.05)
         while len(entries) < marks[0] + 50:
@@ -343,7 +347,7 @@ async def test_what_waits_is_sent_at_the_end(
         received = len(witness)
         line.process.terminate()
         await asyncio.sleep(0.5)
-    code = await asyncio.to_thread(line.process.wait, 30)
+    code = await asyncio.to_thread(line.process.wait, 60)
 
     frames = without_repeats(await line.frames())
     assert 0 == code
@@ -361,7 +365,7 @@ async def test_a_redis_that_stays_away_does_not_hold_the_end_up(
 
     redis_server.stop()
     await line.until_logged("frames are queued until Redis accepts them")
-    code = await asyncio.wait_for(line.end(), 15)
+    code = await asyncio.wait_for(line.end(), PATIENCE_S)
 
     assert 1 == code
     assert any(text["level"].lower() == "error" and "frames" in text["message"] for text in line.log)
@@ -376,7 +380,7 @@ async def test_a_wrong_password_is_one_clear_error(market: LocalExchange, tmp_pa
     secret.write_text("wrong\n", encoding="utf-8")
     line = Line(market, server, tmp_path, "--redis-password-file", str(secret))
 
-    code = await asyncio.to_thread(line.process.wait, 30)
+    code = await asyncio.to_thread(line.process.wait, 60)
 
     plain = [text for text in line.log_path.read_text(encoding="utf-8").splitlines() if not text.startswith("{")]
     await line.close()

@@ -22,8 +22,6 @@ from support.operator_process import (
     versions_of,
 )
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.fixture
 def where(apiserver: ApiServer, where: str) -> str:
@@ -102,7 +100,7 @@ def test_one_that_was_stopped_writes_nothing_when_it_goes_on(apiserver: ApiServe
 
             one.process.send_signal(signal.SIGCONT)
             try:
-                code = one.process.wait(timeout=20)
+                code = one.process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 raise AssertionError(f"it goes on\n{one.said()[-2000:]}") from None
 
@@ -121,5 +119,5 @@ def test_one_whose_lease_is_taken_ends(apiserver: ApiServer, where: str, tmp_pat
         apiserver.ask(path, method="PATCH", body=taken, content_type="application/merge-patch+json")
 
         assert one.process is not None
-        assert 1 == one.process.wait(timeout=20)
+        assert 1 == one.process.wait(timeout=60)
         assert "somebody-else" == holder(apiserver, where)

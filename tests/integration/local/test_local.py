@@ -23,7 +23,7 @@ from sheetanchor.contract import keys
 from sheetanchor.local.redis_server import process_start
 from support.pipeline import SHEETANCHOR, environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.slow
 
 SUMMARY_KEYS = [
     "slots",
@@ -129,7 +129,7 @@ class Local:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -148,7 +148,7 @@ def local(folder: Path, *flags: str) -> Iterator[Local]:
 def run(*flags: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a supervisor that is to end by itself soon."""
     command = [*SHEETANCHOR, "local", *flags]
-    return subprocess.run(command, env=env or environment(), capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=env or environment(), capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_runs_its_time_and_leaves_nothing(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ class Exchange:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
 
 
 def test_other_peoples_redis_and_exchange_are_used_whatever_was_left(

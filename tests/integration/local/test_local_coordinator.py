@@ -19,6 +19,7 @@ from sheetanchor.local.processes import Spec
 from sheetanchor.local.relay import Relay
 from sheetanchor.policy import reanchor_scheduler
 from sheetanchor.store.redis_client import redis_client
+from support.patience import limit_s
 
 KEY = keys("BTCUSDT")
 
@@ -58,7 +59,7 @@ async def coordinating(redis: Redis, url: str, trace: Path) -> AsyncIterator[Coo
 
 
 async def eventually(condition: Callable[[], bool], within_s: float = 20) -> None:
-    async with asyncio.timeout(within_s):
+    async with asyncio.timeout(limit_s(within_s)):
         while not condition():
             await asyncio.sleep(0.02)
 

@@ -13,7 +13,7 @@ import pytest
 from sheetanchor.contract import STALE_AFTER_US
 from support.pipeline import Pipeline, missing_slots, pipeline, quiet_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from sheetanchor.contract import keys
 from sheetanchor.store.redis_client import redis_client
 from support.replicated_path import SYMBOL, HotPath, hot_path
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 PREDS = keys(SYMBOL).preds
 

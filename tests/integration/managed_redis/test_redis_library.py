@@ -31,6 +31,7 @@ from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
 from sheetanchor.web.server import Health
 from support.hot_state_cases import anchored
+from support.patience import limit_s, patience
 
 VERSION = f"local VERSION = {library_version()}"
 HEAD = "#!lua name=sheetanchor\n"
@@ -137,7 +138,7 @@ async def node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[t
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], what: str, within_s: float = 15) -> None:
-    async with asyncio.timeout(within_s):
+    async with asyncio.timeout(limit_s(within_s)):
         while not await condition():
             await asyncio.sleep(0.1)
 
@@ -202,7 +203,7 @@ async def test_one_that_cannot_be_ended_ends_the_server(tmp_path: Path, monkeypa
         await client.function_load(ENDLESS.format(write="redis.call('SET', keys[1], 'x')"))
         call = asyncio.create_task(client.execute_command("FCALL", "endless", 1, "k"))
 
-        async with asyncio.timeout(30):
+        async with patience():
             assert -9 == await process.ended()
 
         await asyncio.gather(call, return_exceptions=True)

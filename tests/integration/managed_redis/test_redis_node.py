@@ -18,6 +18,7 @@ from sheetanchor.store.function_library import ensure_library, library_version
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import client_of, redis_client, server_identity
 from sheetanchor.store.redis_connection import translate_errors
+from support.patience import limit_s, patience
 from support.redis_set_parts import RedisSet, redis_set
 
 pytestmark = pytest.mark.slow
@@ -79,7 +80,7 @@ class Writer:
     async def goes_on(self, within_s: float = WRITABLE_WITHIN_S) -> None:
         """Wait for twenty more acknowledgements."""
         wanted = len(self.acknowledged) + 20
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(limit_s(within_s)):
             while len(self.acknowledged) < wanted:
                 await asyncio.sleep(0.02)
 
@@ -151,7 +152,7 @@ async def test_without_any_sentinel_a_call_fails_soon(tmp_path: object, free_por
     """With an error that is worth another try."""
     nowhere = redis_client(f"sentinel://infer@localhost:{free_port}/sheetanchor")
 
-    async with asyncio.timeout(5):
+    async with patience():
         with pytest.raises(RedisUnavailable, match="no Sentinel names the master"), translate_errors("PING"):
             await nowhere.ping()
 
@@ -171,7 +172,7 @@ async def test_a_master_that_ends_hands_over_first(members: RedisSet, client: Re
     assert code == 0
     assert members.masters() not in ([], [old])
     assert await missing(client, writer.until(float("inf"))) == []
-    await asyncio.to_thread(sentinel.wait, 20)
+    await asyncio.to_thread(sentinel.wait, 60)
     for run in (members.servers[old], members.sentinels[old]):
         run.forget()
         run.start()
@@ -238,7 +239,7 @@ async def test_a_reader_leaves_a_master_that_was_replaced_while_it_still_answers
     before = (await client.info("server"))["tcp_port"]
 
     await sentinel.execute_command("SENTINEL", "FAILOVER", "sheetanchor")
-    async with asyncio.timeout(WRITABLE_WITHIN_S):
+    async with asyncio.timeout(limit_s(WRITABLE_WITHIN_S)):
         while (await client.info("server"))["tcp_port"] == before:
             await asyncio.sleep(0.05)
 

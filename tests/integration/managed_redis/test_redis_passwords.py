@@ -12,6 +12,7 @@ from sheetanchor.managed_redis.command import NodeProcess
 from sheetanchor.managed_redis.topology import SentinelReport
 from sheetanchor.runtime.settings import REDIS_USERS, RedisSettings
 from sheetanchor.web.server import Health
+from support.patience import patience
 
 
 @pytest.mark.parametrize("sentinel", [False, True], ids=["server", "sentinel"])
@@ -41,7 +42,7 @@ async def test_no_password_is_on_the_volume(tmp_path: Path, sentinel: bool) -> N
     process = NodeProcess(settings, Health("test", []))
     await process.start()
     watch = asyncio.create_task(process.watch())
-    async with asyncio.timeout(20):
+    async with patience():
         while process.state.watched is None and process.state.replication is None:
             await asyncio.sleep(0.1)
     watch.cancel()

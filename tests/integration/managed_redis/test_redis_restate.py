@@ -17,10 +17,11 @@ from sheetanchor.contract import Receipt, keys
 from sheetanchor.errors import RedisError
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
+from support.patience import patience
 from support.redis_set_parts import RedisSet
 from support.replicated_path import SYMBOL, HotPath, hot_path
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 KEYS = keys(SYMBOL)
 LOST_S = 1.2
@@ -83,7 +84,7 @@ async def test_what_the_master_took_with_it_is_restated_once(path: HotPath) -> N
         await asyncio.to_thread(cut_off, members, first)
         await asyncio.to_thread(path.sound_for, 2, "sound predictions after the loss", killed + 2)
 
-        async with asyncio.timeout(30):
+        async with patience():
             while "validated" not in [receipt.result for receipt in await receipts(client)]:
                 await asyncio.sleep(0.2)
         after, told = await hot.anchor(), await receipts(client)

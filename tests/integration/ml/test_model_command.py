@@ -27,7 +27,7 @@ def bring(folder: Path, onnx_bytes: bytes, **changes: Any) -> Path:
 
 def sheetanchor_model(root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sheetanchor", "model", "--models", str(root), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_a_model_is_brought_put_in_use_and_taken_back(tmp_path: Path) -> None:

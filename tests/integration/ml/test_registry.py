@@ -234,7 +234,7 @@ def test_of_many_processes_that_promote_at_once_exactly_one_wins(tmp_path: Path)
         assert child.stdin
         child.stdin.write(b"go\n")
         child.stdin.close()
-    codes = sorted(child.wait(30) for child in children)
+    codes = sorted(child.wait(60) for child in children)
 
     assert [0, 7, 7, 7] == codes
     assert seen + 1 == ModelRegistry(tmp_path).pointer().number

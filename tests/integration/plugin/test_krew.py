@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with archive and manifest."""
     folder = tmp_path_factory.mktemp("krew")
-    subprocess.run([*BUILD, str(folder)], check=True, capture_output=True, timeout=60)
+    subprocess.run([*BUILD, str(folder)], check=True, capture_output=True, timeout=120)
     return folder
 
 
@@ -44,7 +44,7 @@ def test_manifest_speaks_of_the_archive(built: Path) -> None:
 
 def test_same_sources_give_the_same_archive(built: Path, tmp_path: Path) -> None:
     """A checksum can be checked by building again."""
-    subprocess.run([*BUILD, str(tmp_path), "https://localhost/archive"], check=True, capture_output=True, timeout=60)
+    subprocess.run([*BUILD, str(tmp_path), "https://localhost/archive"], check=True, capture_output=True, timeout=120)
 
     name = "kubectl-reanchor.tar.gz"
     assert (built / name).read_bytes() == (tmp_path / name).read_bytes()
@@ -65,7 +65,7 @@ def test_it_runs_without_any_package_installed(built: Path, tmp_path: Path) -> N
     env = {"PATH": f"{tmp_path / 'bare' / 'bin'}:/usr/bin:/bin"}
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([str(link), *words], capture_output=True, text=True, timeout=60, check=False, env=env)
+        return subprocess.run([str(link), *words], capture_output=True, text=True, timeout=120, check=False, env=env)
 
     shown, lost = run("--help"), run("btc", "--kubeconfig", str(tmp_path / "none"))
 

@@ -51,7 +51,7 @@ class Place:
         """Run the plugin as its user does."""
         command = [sys.executable, "-m", "sheetanchor_operator.plugin", *words, "-n", self.name]
         env = {"KUBECONFIG": str(kubeconfig or self.server.kubeconfig), "PATH": "/usr/bin:/bin", **options}
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
 
     def asked(self) -> dict[str, dict[str, Any]]:
         """The ReAnchors there are, by name."""

@@ -116,7 +116,7 @@ class Place:
         """Run the plugin as its user does."""
         command = [sys.executable, "-m", "sheetanchor_operator.plugin", "explain", *words, "-n", self.name]
         env = {"KUBECONFIG": str(kubeconfig or self.server.kubeconfig), "PATH": "/usr/bin:/bin"}
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
 
     def status(self, **changes: Any) -> None:
         """Write the status of a sound pipeline, as the operator makes it, but for some fields."""

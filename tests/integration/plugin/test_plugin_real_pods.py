@@ -20,7 +20,7 @@ from sheetanchor_operator.plugin.explain.text import text_of_explanation
 from support.explain_parts import OLD, body, why
 from support.pipeline import Pipeline, pipeline, request
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 PATHS = {
     Component.PROCESS: ("/state",),

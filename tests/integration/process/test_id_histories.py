@@ -25,6 +25,7 @@ from sheetanchor.process.ownership.writer_election import WriteRole
 from sheetanchor.process.symbol_processor import SymbolProcessor
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
+from support.patience import patience
 from support.reanchor_parts import KEYS, SYMBOL, reanchor
 from support.venue import Venue, running_venue
 
@@ -242,7 +243,7 @@ async def heals(server: RedisServer, history: History) -> None:
 
 async def takes_over(processor: SymbolProcessor) -> None:
     """Wait until it writes: it leaves a writer a second that may only have lost its connection."""
-    async with asyncio.timeout(10):
+    async with patience():
         while processor.role is not WriteRole.WRITER:
             await asyncio.sleep(0.01)
 

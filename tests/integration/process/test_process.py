@@ -503,7 +503,7 @@ def test_an_unknown_rule_is_a_bad_setting(redis_url: str, tmp_path: Path) -> Non
     """One line that names the setting, the value and what was expected; exit code 2."""
     processor = Processor(redis_url, tmp_path / "log", "--suppress-rules", "sequence_gpa")
 
-    code = processor.process.wait(timeout=30)
+    code = processor.process.wait(timeout=60)
 
     assert 2 == code
     assert processor.said("suppress_rules = sequence_gpa: expected some of")

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import RedisServer
 from sheetanchor.contract import Receipt
-from support.process_parts import KEYS, SYMBOL, Lines, Stage, said, staged, until
+from support.process_parts import KEYS, SYMBOL, Lines, Stage, moving, said, staged, until
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,8 @@ async def test_an_emptied_redis_is_filled_again(stage: Stage, redis_server: Redi
 
     redis_server.start()
     stage.lines = Lines(stage.redis)
-    gap = await stage.told("redis_failover")
+    async with moving(stage.lines, stage.feed):  # a memory of a market that has stood still is not restated
+        gap = await stage.told("redis_failover")
     await stage.follows()
 
     restated = await stage.hot.anchor()
@@ -74,13 +75,15 @@ async def test_a_master_that_is_demoted_is_waited_for(stage: Stage, redis_server
         await stage.redis.execute_command("REPLICAOF", "NO", "ONE")
         stage.lines = Lines(stage.redis)
 
-        await stage.told("redis_failover", within_s=20)
+        async with moving(stage.lines, stage.feed):
+            await stage.told("redis_failover")
         await stage.follows()
     finally:
         other.stop()
 
     restated = await stage.hot.anchor()
-    assert ("anchored", 2, None) == (restated.state, restated.epoch, processor.process.poll())
+    found = (restated.state, restated.epoch, processor.process.poll())
+    assert ("anchored", 2, None) == found, await stage.gaps()
 
 
 async def test_a_hand_over_is_no_doubt(stage: Stage) -> None:
@@ -102,18 +105,16 @@ async def test_a_hand_over_is_no_doubt(stage: Stage) -> None:
 
 async def test_a_writer_that_was_replaced_wants_no_rebuild(stage: Stage) -> None:
     """It was waiting for one when another took: what it doubted is that one's to judge, and it starts nothing."""
-    processor = await stage.started("--self-reanchor-after-s", "1")
+    processor = await stage.started("--self-reanchor-after-s", "4")
     await stage.hot.suspect(0, "", 1, 0, "somebody doubts it")
-    await asyncio.sleep(0.3)  # less than it waits, and it has heard by then
+    await asyncio.sleep(0.3)  # much less than it waits, and it has heard by then
     assert (await stage.hot.take(9, "another", 0, "", force=True)).ok
     await said(processor, "no longer the writer")
 
-    async def stays_written() -> bool:
+    for _ in range(65):  # for longer than it would have waited, the other one writes
         await stage.hot.apply(9, "another", 1, 10**9, 0)
-        return processor.said("running it here")
-
-    with pytest.raises(AssertionError, match="a run"):
-        await until(stays_written, 3.5, "a run")
+        assert not processor.said("running it here")
+        await asyncio.sleep(0.1)
 
 
 async def test_a_full_redis_is_waited_for(stage: Stage) -> None:

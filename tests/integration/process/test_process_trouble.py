@@ -18,7 +18,7 @@ from sheetanchor.store.redis_client import redis_client
 from support.process_parts import KEYS, SYMBOL, Processor, Stage, ended, moving, until
 from support.reference_market import Market as ReferenceMarket
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.slow
 
 TROUBLES = ("kill", "pause one", "pause both", "hang redis", "rebuild", "kill", "pause one", "rebuild")
 

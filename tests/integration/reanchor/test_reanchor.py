@@ -22,6 +22,7 @@ from sheetanchor.errors import ExchangeError
 from sheetanchor.reanchor.receipts import new_id
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
+from support.patience import patience
 from support.reanchor_parts import (
     HOT_KEYS,
     KEYS,
@@ -258,7 +259,7 @@ async def test_live_state_never_steps_back(redis: Redis, server: RedisServer, ex
         async with fed_line(redis, exchange.ws_url):
             await asyncio.sleep(0.3)
             await reanchor(redis, exchange.rest_url)
-            async with asyncio.timeout(20):
+            async with patience():
                 while not (await hot.anchor()).writer:
                     await asyncio.sleep(0.05)
             watcher = asyncio.create_task(watch())

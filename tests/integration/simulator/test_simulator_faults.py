@@ -25,6 +25,7 @@ from support.exchange_client import (
     until,
 )
 from support.exchange_fixture import LocalExchange, eventually, local_exchange
+from support.patience import PATIENCE_S
 
 
 async def test_dropped_diffs_leave_a_missing_range_and_stay_in_the_book(fast_exchange: LocalExchange) -> None:
@@ -84,7 +85,7 @@ async def test_garbage_is_sent_between_good_frames(fast_exchange: LocalExchange)
         await fast_exchange.fault("garbage", n=6)
         good, bad = [], 0
         while len(good) < 400:
-            frame = await asyncio.wait_for(socket.recv(), 10)
+            frame = await asyncio.wait_for(socket.recv(), PATIENCE_S)
             assert isinstance(frame, bytes)
             try:
                 good.append(sbe.decode(frame))
@@ -158,7 +159,7 @@ async def test_a_shutdown_is_announced(fast_exchange: LocalExchange) -> None:
     """`serverShutdown` comes as a bare text frame, and the connection ends soon after."""
     async with client(fast_exchange, "/ws") as socket:
         await fast_exchange.fault("shutdown", seconds=0.2)
-        announced = json.loads(await asyncio.wait_for(socket.recv(), 5))
+        announced = json.loads(await asyncio.wait_for(socket.recv(), PATIENCE_S))
         await ended(socket)
 
     assert ("serverShutdown", 1001) == (announced["e"], socket.close_code)

@@ -34,6 +34,7 @@ from support.exchange_client import (
     until,
 )
 from support.exchange_fixture import KEY_HEADER, LocalExchange, eventually, local_exchange
+from support.patience import PATIENCE_S
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ async def test_a_silent_client_is_pinged_and_closed(short_recording: Path) -> No
     async with local_exchange(recording=[short_recording], warmup_s=5, ping_interval_s=0.2) as running:
         reader, writer = await raw_client(running, "/ws")
 
-        opcodes = await asyncio.wait_for(frames_until_close(reader), 10)
+        opcodes = await asyncio.wait_for(frames_until_close(reader), PATIENCE_S)
 
         assert [0x9] * (len(opcodes) - 1) + [0x8] == [opcode for opcode, _ in opcodes]
         assert len(opcodes) >= 3
@@ -257,7 +258,7 @@ async def test_the_pipelines_market_equals_the_exchanges_over_many_seams(short_r
 async def feed(socket: ClientConnection, market: Market, count: int, *, stop_at: int = 0) -> None:
     """Hand so many frames to a market as an ingestor would."""
     for _ in range(count):
-        frame = await asyncio.wait_for(socket.recv(), 10)
+        frame = await asyncio.wait_for(socket.recv(), PATIENCE_S)
         assert isinstance(frame, bytes)
         assert 1 == market.feed(0, pack_frames([(1, frame)]), 1, stop_at)
 
@@ -354,14 +355,14 @@ async def test_the_process_says_where_it_listens_and_ends_when_asked(short_recor
     try:
         port = 0
         while not port:
-            line = json.loads(await asyncio.wait_for(process.stderr.readline(), 20))
+            line = json.loads(await asyncio.wait_for(process.stderr.readline(), PATIENCE_S))
             if "exchange listening on http://127.0.0.1:" in line["message"]:
                 port = int(line["message"].rpartition(":")[2])
         async with websockets.connect(f"ws://127.0.0.1:{port}{ALL}", additional_headers=KEY_HEADER) as opened:
             await messages(opened, 3)
             process.send_signal(signal.SIGTERM)
 
-            assert 0 == await asyncio.wait_for(process.wait(), 10)
+            assert 0 == await asyncio.wait_for(process.wait(), PATIENCE_S)
     finally:
         if process.returncode is None:
             process.kill()

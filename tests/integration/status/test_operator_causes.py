@@ -20,7 +20,6 @@ from support.apiserver import ADMIN_TOKEN, ApiServer
 from support.operator_parts import token_of
 from support.pipeline_parts import DEFAULTS, pipeline, rendered, templates
 
-pytestmark = pytest.mark.timeout(120)
 Manifest = dict[str, Any]
 ADMISSION = "admissionregistration.k8s.io/v1"
 

@@ -15,6 +15,7 @@ from sheetanchor.contract import line_stream, unpack_frames
 from sheetanchor.store.frame_streams import LineReader, LineWriter
 from sheetanchor.store.redis_client import redis_client, server_identity
 from support.bad_entries import BAD_IDS, MALFORMED, spoil, spoil_lines
+from support.patience import patience
 
 STREAM = line_stream("BTCUSDT", "a")
 DECODE_ERRORS = "sheetanchor_processor_decode_errors_total"
@@ -221,7 +222,7 @@ async def test_a_line_registers_again_after_a_loss_of_data(redis: Redis) -> None
     await writer.append([(1, b"x")])
     await redis.flushall()
 
-    async with asyncio.timeout(10):
+    async with patience():
         while not await redis.smembers("lines:{BTCUSDT}"):
             await writer.append([(2, b"y")])
             await asyncio.sleep(0.05)

@@ -12,6 +12,7 @@ from sheetanchor.contract import Gap, Receipt
 from sheetanchor.store.hot_records import Anchor
 from sheetanchor.store.hot_state import HotState
 from support.hot_state_cases import BOOK, anchored, apply, feat, fingerprint, ob, rebuild, stage, window
+from support.patience import patience
 
 # --- lock, stage, unlock ------------------------------------------------------------------------------------------
 
@@ -29,7 +30,7 @@ async def test_a_lock_that_ran_out_can_be_taken(hot: HotState, redis: Redis) -> 
     """A crashed holder does not block rebuilds for ever."""
     await hot.lock("crashed", ttl_s=1)
     await redis.pexpire("reanchor:{BTCUSDT}", 1)
-    async with asyncio.timeout(5):
+    async with patience():
         while await hot.lock_holder():
             await asyncio.sleep(0.01)
 

@@ -21,6 +21,7 @@ from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import check_connection, redis_client, server_identity
 from sheetanchor.store.redis_connection import translated_error
 from support.hot_state_cases import anchored, apply, fingerprint, rebuild, stage
+from support.patience import patience
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "hot-state.md"
 
@@ -158,7 +159,7 @@ async def test_a_replica_reads_and_refuses_writes(own_server: Callable[..., Redi
     writer, reader = redis_client(master.url), redis_client(replica.url)
     await anchored(HotState(writer, "BTCUSDT"))
     there = HotState(reader, "BTCUSDT")
-    async with asyncio.timeout(15):
+    async with patience():
         while not await reader.exists("anchor:{BTCUSDT}"):
             await asyncio.sleep(0.05)
 
@@ -236,7 +237,7 @@ async def test_nobody_listening_is_unavailable_soon() -> None:
     """A refused connection is reported after a bounded number of tries."""
     client = redis_client(f"redis://127.0.0.1:{free_port_number()}/0")
 
-    async with asyncio.timeout(10):
+    async with patience():
         with pytest.raises(errors.RedisUnavailable):
             await HotState(client, "BTCUSDT").read()
     await client.aclose()
@@ -251,7 +252,7 @@ async def test_a_server_that_hangs_is_unavailable_soon(own_server: Callable[...,
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
 
-    async with asyncio.timeout(10):
+    async with patience():
         with pytest.raises(errors.RedisUnavailable):
             await hot.read()
 
@@ -384,7 +385,7 @@ async def test_all_keys_of_a_symbol_share_a_cluster_slot(own_server: Callable[..
     server = own_server("--cluster-enabled", "yes", "--cluster-port", str(free_port_number()))
     client = redis_client(server.url)
     await client.execute_command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-    async with asyncio.timeout(15):
+    async with patience():
         while b"cluster_state:ok" not in await _cluster_info(client):
             await asyncio.sleep(0.05)
     hot = HotState(client, "BTCUSDT")

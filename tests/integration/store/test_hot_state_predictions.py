@@ -9,11 +9,12 @@ from redis.asyncio import Redis
 
 from sheetanchor.contract import SLOT_MS, slot_of
 from sheetanchor.store.hot_state import HotState
+from support.patience import patience
 
 
 async def _slot_with_time_left(redis: Redis, *, at_least_ms: int = 800, begun_ms: int = 0) -> int:
     """Give Redis' current slot when so much of it is left and gone; waits for one at most once per slot."""
-    async with asyncio.timeout(10):
+    async with patience():
         while True:
             seconds, microseconds = await redis.time()
             gone_ms = (seconds * 1000 + microseconds // 1000) % SLOT_MS

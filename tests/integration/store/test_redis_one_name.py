@@ -17,6 +17,7 @@ from sheetanchor.errors import RedisUnavailable
 from sheetanchor.store.frame_streams import LineReader, LineWriter
 from sheetanchor.store.redis_client import redis_client
 from sheetanchor.store.redis_connection import translate_errors, translated_error, wrong_server
+from support.patience import limit_s, patience
 from support.pipeline import Pipeline
 
 
@@ -80,10 +81,9 @@ async def moving(tmp_path: Path) -> AsyncIterator[Moving]:
     first = RedisServer(tmp_path / "one", binary=server_binary()).start()
     second = RedisServer(tmp_path / "two", "--replicaof", f"127.0.0.1 {first.port}", binary=server_binary()).start()
     name = Name(first)
-    async with Redis(port=second.port) as client:
-        async with asyncio.timeout(15):
-            while (await client.info("replication"))["master_link_status"] != "up":
-                await asyncio.sleep(0.05)
+    async with Redis(port=second.port) as client, patience():
+        while (await client.info("replication"))["master_link_status"] != "up":
+            await asyncio.sleep(0.05)
     async with name.served() as url:
         yield Moving(name, url, first, second)
     first.stop()
@@ -118,7 +118,7 @@ async def test_lines_are_written_and_read_on(moving: Moving) -> None:
     await moving.move()
     entry = await line.append([(2, b"two")])
     found = await waiting
-    async with asyncio.timeout(5):
+    async with patience():
         while not found:
             found = await lines.read(200)
 
@@ -213,6 +213,6 @@ async def _predicts_soundly(client: Redis, since_s: int) -> bool:
 
 
 async def _within(seconds: float, condition, what: str) -> None:  # type: ignore[no-untyped-def]
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(limit_s(seconds)):
         while not await condition():
             await asyncio.sleep(0.25)

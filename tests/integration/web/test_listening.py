@@ -27,6 +27,7 @@ from sheetanchor.runtime import metrics
 from sheetanchor.web import answers as web_answers
 from sheetanchor.web.listeners import PROBES, READERS, Bounds, is_local, open_listeners, serving
 from sheetanchor.web.server import Health, create_app, serve
+from support.patience import patience
 from support.role_parts import ROLES, Running, ask, running
 
 TESTS = Path(__file__).resolve().parents[2]
@@ -212,7 +213,7 @@ async def served(route: Any = None, **bounds: float) -> AsyncIterator[int]:
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
     """Read until the other side has closed, within two seconds."""
-    async with asyncio.timeout(2):
+    async with patience():
         try:
             return await reader.read()
         except ConnectionError:

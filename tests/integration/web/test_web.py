@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from sheetanchor.web.server import LOOP_STALL_MAX_S, Check, CheckResult, Health, create_app, overall, serve
+from support.patience import patience
 
 
 async def fine() -> CheckResult:
@@ -54,7 +55,7 @@ async def get(client: aiohttp.ClientSession, path: str, **headers: str) -> Answe
 
 
 async def until(client: aiohttp.ClientSession, path: str, status: str) -> Answer:
-    async with asyncio.timeout(5):
+    async with patience():
         while (answer := await get(client, path)).body["status"] != status:
             await asyncio.sleep(0.01)
     return answer

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sheetanchor.infer.dry_runs import LONGEST_S, SHORTEST_S, WARM_BEFORE_S, DryRuns, UsualLength
+from support.patience import PATIENCE_S
 
 LENGTHS_S = st.floats(0, 1, allow_nan=False)
 
@@ -87,7 +88,7 @@ async def test_a_slot_does_not_wait_for_a_dry_run_that_hangs() -> None:
         finally:
             ended.append(True)
 
-    await asyncio.wait_for(DryRuns(rehearse, 3).until(slot.left_s), 5)
+    await asyncio.wait_for(DryRuns(rehearse, 3).until(slot.left_s), PATIENCE_S)
     await asyncio.sleep(0)
 
     assert 0 == slot.left_s()

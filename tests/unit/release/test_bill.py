@@ -139,7 +139,7 @@ def test_it_is_cyclonedx_and_the_same_twice(tmp_path: Path) -> None:
     path = image(tmp_path, BASE, OWN, config={"Labels": labels})
     texts = []
     for _ in range(2):
-        done = subprocess.run([sys.executable, SCRIPT, path], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run([sys.executable, SCRIPT, path], capture_output=True, text=True, timeout=120, check=True)
         texts.append(done.stdout)
     reported = json.loads(texts[0])
     with tarfile.open(path) as archive:
@@ -175,7 +175,7 @@ def schema() -> Draft7Validator:
 def test_an_image_without_packages_is_an_error(tmp_path: Path, layers: tuple[dict[str, str], ...], word: str) -> None:
     """An empty bill would pass as an image with nothing in it."""
     command = [sys.executable, SCRIPT, image(tmp_path, *layers)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert (1, "") == (done.returncode, done.stdout)
     assert word in done.stderr
@@ -187,7 +187,7 @@ def test_what_is_no_image_is_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "image.tar"
     path.write_bytes(content)
 
-    done = subprocess.run([sys.executable, SCRIPT, path], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, SCRIPT, path], capture_output=True, text=True, timeout=120, check=False)
 
     assert (1, 1) == (done.returncode, len(done.stderr.splitlines()))
     assert str(path) in done.stderr

@@ -34,7 +34,7 @@ def run(folder: Path, commands: str, **variables: str) -> subprocess.CompletedPr
     """
     environment = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin:/usr/sbin:/sbin", **variables}
     command = ["bash", "-c", setting + functions() + commands]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 def tool(folder: Path, name: str, text: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from sheetanchor.runtime.stop_signals import STOP_SIGNALS, stop_event
+from support.patience import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ async def test_either_signal_sets_the_event(number: signal.Signals) -> None:
 
     os.kill(os.getpid(), number)
 
-    await asyncio.wait_for(stop.wait(), 5)
+    await asyncio.wait_for(stop.wait(), PATIENCE_S)
 
 
 async def test_the_event_is_not_set_before() -> None:

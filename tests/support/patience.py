@@ -1,0 +1,60 @@
+"""How long tests wait for what has to happen, and where they listen: whatever the machine and its other work."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+PATIENCE_S: Final = 45.0
+"""The least time that anything gets to happen: how long it takes says how busy the machine is."""
+
+FIRST_PORT: Final = 10_000
+
+
+def limit_s(within_s: float) -> float:
+    """Give the time to wait for a condition that an idle machine fulfils within a time."""
+    return max(within_s, PATIENCE_S)
+
+
+def patience() -> asyncio.Timeout:
+    """Make a block fail that does not end at all."""
+    return asyncio.timeout(PATIENCE_S)
+
+
+def _ports() -> Iterator[int]:
+    """Give ports that no other worker of this run gives, and that no connection is given by the kernel.
+
+    Whoever asks the kernel for any free port, closes it and has a program listen on it later may find that another
+    has got it meanwhile; the kernel gives them from a range that begins above these.
+    """
+    ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = (int(ephemeral[0]) - FIRST_PORT) // workers
+    first = FIRST_PORT + worker * share
+    # Another run on this machine begins elsewhere.
+    at = random.SystemRandom().randrange(share)
+    while True:
+        yield first + at
+        at = (at + 1) % share
+
+
+_given = _ports()
+
+
+def free_port_number() -> int:
+    """Give a port on which nobody listens, and that nobody else is given before it is used."""
+    for port in _given:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("unreachable: the ports go round")
