@@ -28,6 +28,7 @@ from sheetanchor.store.hot_records import Vouch
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
 from support import onnx_models
+from support.patience import PATIENCE_S
 
 RETURN = 0.0005
 
@@ -83,7 +84,8 @@ class Market:
         wait_until(lambda: self.wish is None, within_s=10, what="the wish is done")
 
     async def _run(self) -> None:
-        redis = redis_client(self._url, socket_timeout_s=0.3, connect_timeout_s=0.3)
+        # Patient: whoever gives a busy server up anchors anew, and tests count epochs.
+        redis = redis_client(self._url, socket_timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S)
         try:
             while not self._stop.is_set():
                 await self._turn(HotState(redis, self._symbol), redis)
@@ -169,7 +171,9 @@ LoopWorldT = TypeVar("LoopWorldT", bound=LoopWorld)
 @contextlib.asynccontextmanager
 async def loop_world(kind: type[LoopWorldT], redis_url: str, models: Path) -> AsyncIterator[LoopWorldT]:
     """Make one with a sound model; its connections end with the block."""
-    redis = redis_client(redis_url, socket_timeout_s=0.4, connect_timeout_s=0.4)
+    redis = redis_client(
+        redis_url, socket_timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S
+    )  # a slot has its own limits
     onnx_models.promote(models, onnx_models.model(RETURN))
     made = kind(redis, models)
     yield made
