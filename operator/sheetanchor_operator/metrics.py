@@ -158,6 +158,12 @@ SUCCESS_RATE: Final = Gauge(
     _PIPELINE,
     registry=REGISTRY,
 )
+FAILOVERS: Final = Counter(
+    "sheetanchor_failovers_total",
+    "Moves of pipelines that have ended.",
+    [*_PIPELINE, "kind", "result"],
+    registry=REGISTRY,
+)
 RECOVERIES: Final = Counter(
     "recovery_attempts_total", "Attempts at recovery.", [*_PIPELINE, "mechanism", "result"], registry=REGISTRY
 )

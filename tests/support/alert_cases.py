@@ -287,6 +287,12 @@ CASES: list[Case] = [
         "1m30s",
     ),
     *both(
+        "SheetAnchorMoveGivenUp",
+        "11m",
+        pipe("sheetanchor_failovers_total", "0x20 1x40", 'kind="Evacuation",result="Aborted"'),
+        pipe("sheetanchor_failovers_total", "0x20 1x40", 'kind="Evacuation",result="Done"'),
+    ),
+    *both(
         "SheetAnchorZoneLost",
         "45s",
         op("sheetanchor_zone_healthy", "0x40", 'zone="zone-c"'),

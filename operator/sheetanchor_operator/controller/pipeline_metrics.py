@@ -11,9 +11,10 @@ from sheetanchor.contract import Receipt
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES
 from sheetanchor_operator import metrics
 from sheetanchor_operator.kube.cache import Key
-from sheetanchor_operator.names import Component, Condition, Phase
+from sheetanchor_operator.names import Component, Condition, FailoverKind, FailoverPhase, Phase
 from sheetanchor_operator.reanchors.durable_record import outcomes_of
 from sheetanchor_operator.reanchors.runs import read_reanchor
+from sheetanchor_operator.status.failover import finished_steps
 
 FINAL: Final = ("Succeeded", "Failed", "Skipped")
 _RUN: Final = ("Succeeded", "Failed")
@@ -24,6 +25,7 @@ TRIGGERS: Final = frozenset({*GAP_DETECTION_RULES, "start", "suspect", "annotati
 
 OTHER: Final = "other"
 LOCK_HELD: Final = "lock_held"
+FAILOVER_RESULTS: Final = (FailoverPhase.DONE, FailoverPhase.ABORTED)
 ALERT_FAILED: Final = "REANCHOR_FAILED"
 """Code of the alert about a failed run, as dashboards of such pipelines expect it."""
 
@@ -83,6 +85,9 @@ class PipelineMetrics:
             metrics.READY_REPLICAS.labels(*key, str(component)).set(counts.get("ready", 0))
         self._success_rate(key, status, reanchors)
         self._counter(metrics.ALERTS, key, ALERT_FAILED)
+        for kind in FailoverKind:
+            for result in FAILOVER_RESULTS:
+                self._counter(metrics.FAILOVERS, key, str(kind), str(result))
 
     def _phase(self, key: Key, phase: str) -> None:
         now_s = time.monotonic()
@@ -104,6 +109,20 @@ class PipelineMetrics:
             metrics.SUCCESS_RATE.labels(*key).set(good / (good + bad))
         else:
             _remove(metrics.SUCCESS_RATE, *key)
+
+    def moved(self, key: Key, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+        """Count a move that has ended, and the steps that have.
+
+        Args:
+            key: The pipeline.
+            before: Its status before.
+            after: Its status as it is written now.
+        """
+        for step, seconds in finished_steps(before, after):
+            metrics.FAILOVER_SECONDS.labels(step).observe(seconds)
+        was, now = before.get("failover") or {}, after.get("failover") or {}
+        if was.get("phase") == FailoverPhase.RUNNING and now.get("phase") in FAILOVER_RESULTS:
+            self._counter(metrics.FAILOVERS, key, str(now["kind"]), str(now["phase"])).inc()
 
     def count(self, key: Key, receipt: Receipt) -> None:
         """Count what a receipt says of its run, once: when its end is recorded.

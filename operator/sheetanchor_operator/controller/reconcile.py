@@ -44,7 +44,7 @@ from sheetanchor_operator.observation import Observed, Refusal
 from sheetanchor_operator.reanchors.decide import plan
 from sheetanchor_operator.reanchors.plan import ReanchorPlan
 from sheetanchor_operator.status.conditions import PLANNED_FROM
-from sheetanchor_operator.status.failover import FailoverPlan, finished_steps, plan_failover
+from sheetanchor_operator.status.failover import FailoverPlan, plan_failover
 from sheetanchor_operator.status.summary import NO_PLAN, refused_status, status_of, transitions
 from sheetanchor_operator.status.workload_health import workload_health_of
 from sheetanchor_operator.zones.judge import Bounds, bounds_of
@@ -236,8 +236,7 @@ class Reconciler:
         status = status_of(pipeline, observed, decided, moves)
         events = transitions(pipeline.status, status, pipeline.name, pipeline.uid)
         if await self._write_status(body, status):
-            for step, seconds in finished_steps(pipeline.status, status):
-                metrics.FAILOVER_SECONDS.labels(step).observe(seconds)
+            self.pipeline_metrics.moved(key, pipeline.status, status)
             moved = await self._respread.move(pipeline, observed, status, time.monotonic())
             self._publish(pipeline.namespace, (*events, *((moved,) if moved else ())))
             if not refusals and decided is not NO_PLAN and not pipeline.paused:

@@ -122,7 +122,7 @@ async def test_a_pipeline_goes_to_a_zone_leaves_it_and_may_come_back(moved: Move
 
     await moved.annotate(EVACUATE_ANNOTATION, c)
     begun = await until(moved, lambda status: status.get("evacuatedZone") == c, "pods are kept out of the zone")
-    assert (b, "Running", "Readers") == (begun["activeZone"], begun["failover"]["phase"], begun["failover"]["step"])
+    assert ("Running", "Readers") == (begun["failover"]["phase"], begun["failover"]["step"])
     await moved.another_leads()
     await until(moved, lambda _: {c} == {*kept_out(moved, "btc-process"), *kept_out(moved, "btc-infer")}, "templates")
     for name, component, port in (
@@ -133,7 +133,9 @@ async def test_a_pipeline_goes_to_a_zone_leaves_it_and_may_come_back(moved: Move
     for name in ("btc-process-2", "btc-infer-1"):
         await moved.remove_pod(name)
     status = await until(moved, ended(c), "the evacuation")
-    assert (b, c) == (status["activeZone"], status["evacuatedZone"])
+    # Either of the two may write: while writes were paused they were equally free to take over.
+    assert c == status["evacuatedZone"]
+    assert c != status["activeZone"]
     assert status["failover"]["term"] > failover["term"]
     assert [] == [f"btc-redis-{one}" for one in path.members.masters() if await zone_of(moved, f"btc-redis-{one}") == c]
 

@@ -550,3 +550,25 @@ def test_a_cluster_that_gives_ids_is_left_to_do_so() -> None:
         assert not ids & set(json.dumps(template["spec"]).split('"')), name
         assert ids == set(given) - set(left), name
         assert left["runAsNonRoot"], name
+
+
+def test_an_evacuated_zone_is_left_by_what_is_not_bound_to_it() -> None:
+    """Processors and inference are kept out; the zone's line and Redis stay; without an evacuation nobody is."""
+
+    def kept_out(status: dict[str, Any]) -> dict[str, list[str]]:
+        made = children(pipeline(status=status), Observed(NOW_US, zones=ZONES), DEFAULTS, password)
+        return {
+            name: [
+                zone
+                for term in affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+                for one in term["matchExpressions"]
+                if one["operator"] == "NotIn"
+                for zone in one["values"]
+            ]
+            for name, template in templates(made).items()
+            if (affinity := template["spec"]["affinity"].get("nodeAffinity"))
+        }
+
+    lines = {f"btc-ingest-{zone}": [] for zone in ZONES}
+    assert lines == kept_out({})
+    assert {**lines, "btc-process": ["zone-b"], "btc-infer": ["zone-b"]} == kept_out({"evacuatedZone": "zone-b"})

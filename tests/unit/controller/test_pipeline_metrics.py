@@ -219,3 +219,26 @@ def test_each_receipt_is_counted_once(world: World) -> None:
 
     assert [["one"], [], ["one"], []] == [list(made.receipts) for made in (first, second, third, fourth)]
     assert {patch.name for patch in first.patch} >= {"one"}
+
+
+def test_a_move_that_ends_is_counted_once_with_its_steps() -> None:
+    """From what the status said before: a leader that has taken over in between counts it too."""
+    key = ("moves", "btc")
+    fence = {"name": "Fence", "startedAt": "2026-01-01T00:00:00Z"}
+    going = {"failover": {"kind": "Evacuation", "phase": "Running", "steps": [fence]}}
+    ended = {**fence, "finishedAt": "2026-01-01T00:00:02Z"}
+    given_up = {"failover": {"kind": "Evacuation", "phase": "Aborted", "steps": [ended]}}
+
+    def counts() -> tuple[float, float]:
+        labels = {"namespace": "moves", "name": "btc", "kind": "Evacuation", "result": "Aborted"}
+        steps = REGISTRY.get_sample_value("sheetanchor_failover_duration_seconds_sum", {"step": "Fence"})
+        return REGISTRY.get_sample_value("sheetanchor_failovers_total", labels) or 0.0, steps or 0.0
+
+    measures = PipelineMetrics()
+    measures.take(key, going, [], announced=False)
+    before = counts()
+    for was, now in ((going, going), (going, given_up), (given_up, given_up)):
+        measures.moved(key, was, now)
+    assert (0.0, before[1]) == before
+    assert (1.0, before[1] + 2.0) == counts()
+    measures.forget(key)

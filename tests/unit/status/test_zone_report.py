@@ -77,6 +77,17 @@ def test_the_spread_of_pods(expected: tuple[str, str], nodes: dict[str, str]) ->
         assert "infer: only in zone-a" in message(status, Condition.TOPOLOGY_SATISFIED)
 
 
+def test_an_evacuated_zone_is_nothing_to_spread_over() -> None:
+    """Three replicas in the two zones that are left are spread; all in one of them are not."""
+    zones = {f"node-{zone}": zone for zone in ZONES}
+    both = {**zones, "node-0": "zone-a", "node-1": "zone-b", "node-2": "zone-b"}
+    one = {**zones, "node-0": "zone-a", "node-1": "zone-a", "node-2": "zone-a"}
+    for nodes, expected in ((both, "AsExpected"), (one, "NotSpread")):
+        seen = sound(node_zones=nodes, usable_zones=ZONES, zone_verdicts=WELL)
+        status = judged(seen, status={"evacuatedZone": "zone-c"})
+        assert expected == told(status, Condition.TOPOLOGY_SATISFIED)[1]
+
+
 def test_pods_that_are_missing_do_not_share_a_zone() -> None:
     """While a component is not complete it is not decided where its pods will be."""
     one = (pod(Component.INFER, 0),)
