@@ -147,7 +147,7 @@ class Market {
     packed.qty_exponent = qty_exponent_;
     packed.epoch = epoch;
     packed.update_id = update_id_;
-    if (best_has_both_sides()) {  // that a side is empty is of use to nobody who takes the book over later
+    if (best_has_both_sides()) {  // an empty side is of no use to a process that loads the book later
       packed.best_id = best_id_;
       packed.bid = bid_;
       packed.ask = ask_;

@@ -79,7 +79,7 @@ struct PastTrade {
 // Long enough to compare a whole minute's volume with the one before it.
 inline constexpr std::int64_t TRADE_HISTORY_US = 120'000'000;
 inline constexpr std::size_t TRADES_KEPT_MAX = std::size_t{1} << 18;
-// Trades that came late are put in their places when somebody reads, or when so many wait: moving all behind the place
+// Trades that came late are put in their places at a read, or when so many wait: moving all behind the place
 // of each at once would let a few frames of them hold everything up for seconds.
 inline constexpr std::size_t LATE_TRADES_MAX = 4096;
 // A trade may be this much ahead of the end of a window and belong to it: streams are not in step to the millisecond.

@@ -66,7 +66,7 @@ public_base() { # the base by its digest, so that what is built is what the bill
     local known=$cache/base-$(printf '%s' "$base" | sha256sum | cut -c1-12).digest name=${base##*/} repository=$base
     case $base in *@sha256:*) here "$base" || timeout 300 "$engine" pull -q "$base" >/dev/null 2>&1; return ;; esac
     if ! fresh "$known"; then
-        # What no registry answers for is taken only if it was made here: an old copy of a public one is what nobody mends.
+        # What no registry answers for is taken only if it was made here: an old copy of a public one is never fixed.
         timeout 300 "$engine" pull -q "$base" >/dev/null 2>&1 || { here "$base" && [ -z "$(digest_of "$base")" ]; } || return 1
         digest_of "$base" >"$known" || true
     fi
@@ -81,7 +81,7 @@ debian_base() { # a minimal Debian with Python, from Debian's packages alone
     packed=$cache/base-$key.tar
     if ! fresh "$packed"; then
         command -v debootstrap >/dev/null || fail "no registry answers and debootstrap is missing: apt-get install debootstrap"
-        [ -s "$keyring" ] || fail "$keyring is missing, without which nobody knows whose packages these are: apt-get install debian-archive-keyring"
+        [ -s "$keyring" ] || fail "$keyring is missing, without which packages cannot be verified: apt-get install debian-archive-keyring"
         say "installing a Debian root for the base (a minute or two)"
         root=$(mktemp -d "$cache/root.XXXXXX")
         debootstrap --force-check-gpg "--keyring=$keyring" --variant=minbase --include=python3-minimal,python3,libstdc++6,ca-certificates \

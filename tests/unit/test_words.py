@@ -88,6 +88,7 @@ WHOLE_NAMES = {
 }
 
 TEXTS = {
+    "anew": "again",
     "beat": "heartbeat, deadline, slot",
     "company": "others to join it",
     "deaf": "receives nothing",
@@ -103,8 +104,13 @@ TEXTS = {
     "last words": "termination message, last log line",
     "let gather": "debounced",
     "lookout": "gap detector",
+    "mend": "fix, repair",
+    "mends": "fixes, repairs, recovers",
+    "nobody": "no client, no user, or the passive",
     "pen": "write ownership",
     "scene": "context",
+    "somebody": "a user, another client",
+    "speaks": "is about, reports, uses",
     "strangers": "unknown clients",
     "told": "reported, recorded, shown",
     "tell": "report, show, say",
@@ -113,6 +119,7 @@ TEXTS = {
     "troubles": "problems",
     "wish": "request",
     "wishes": "requests",
+    "whoever": "the client, the user who",
 }
 """Words within messages, help, status texts, alerts and pages."""
 

@@ -221,7 +221,7 @@ def _abstention(seen: Round) -> str:
     if not 2 * len(heard) > len(inhabited):
         return "fewer than a majority of the zones answer: this operator may be the one that is cut off"
     if seen.own_zone in inhabited and seen.own_zone not in heard:
-        return "nobody answers in the zone of this operator"
+        return "no pod answers in the zone of this operator"
     return ""
 
 

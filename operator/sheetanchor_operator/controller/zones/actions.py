@@ -129,10 +129,10 @@ class ZoneActions:
             asked_s, zones, answered = observer.asked_s, observer.zones, observer.answered
             for zone in observer.unreachable(pipeline.bounds):
                 decided = withdrawal(pipeline.place, zone, zones, answered, self._left_alone_until_s)
-                if decided is not None and await self._somebody_remains(decided):
+                if decided is not None and await self._reader_remains(decided):
                     await self._withdraw(pipeline, decided, asked_s)
 
-    async def _somebody_remains(self, decided: Withdrawal) -> bool:
+    async def _reader_remains(self, decided: Withdrawal) -> bool:
         """Ask now: at least one has to be there for the readers that are sent away. The first one suffices."""
         questions = [asyncio.ensure_future(self._probe.is_ready(pod)) for pod in decided.remaining]
         try:
