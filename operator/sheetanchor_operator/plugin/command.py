@@ -188,7 +188,7 @@ def _move(api: Api, options: MoveOptions, given: argparse.Namespace) -> int:
     move = prepare(api, options)
     if not given.yes and not options.dry_run:
         if not sys.stdin.isatty():
-            raise PluginError(f"{move.text}: use --yes where nobody can be asked", EXIT_USAGE)
+            raise PluginError(f"{move.text}: use --yes without a terminal", EXIT_USAGE)
         confirm(move)
     submit_move(api, move)
     done: dict[str, Any] = {}

@@ -32,7 +32,7 @@ class Place:
     name: str
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run the plugin where nobody can be asked."""
+        """Run the plugin without a terminal."""
         command = [sys.executable, "-m", "sheetanchor_operator.plugin", *words, "-n", self.name]
         env = {"KUBECONFIG": str(self.server.kubeconfig), "PATH": "/usr/bin:/bin"}
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 60}
@@ -123,11 +123,11 @@ def test_a_zone_is_evacuated_and_given_back(place: Place) -> None:
 
 
 def test_nothing_is_changed_by_a_dry_run_or_without_a_yes(place: Place) -> None:
-    """It says what it would do; where nobody can be asked it wants the flag."""
+    """It reports what it would do; without a terminal it needs the flag."""
     tried = place.run("evacuate", "btc", "a", "--dry-run")
     assert (0, True) == (tried.returncode, tried.stdout.startswith("would be requested: writer, Redis master"))
     unasked = place.run("switchover", "btc")
-    assert (2, True) == (unasked.returncode, "use --yes where nobody can be asked" in unasked.stderr)
+    assert (2, True) == (unasked.returncode, "use --yes without a terminal" in unasked.stderr)
     assert {} == place.notes()
 
 
