@@ -1,6 +1,6 @@
 """A contract for import-linter that its own types cannot say: what a package may import, all else being refused.
 
-`forbidden` lists what is wrong, so whatever is new is allowed until it is added to the list. Here the list is of what is
+`forbidden` lists what is wrong, so what is new is allowed until it is added to the list. Here the list is of what is
 right: a new package, or a new library, needs a line in pyproject.toml before code under a contract can import it.
 """
 
