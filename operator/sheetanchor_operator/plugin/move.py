@@ -86,6 +86,10 @@ def prepare(api: Api, options: MoveOptions) -> Move:
         return Move(options, EVACUATE_ANNOTATION, None, version, text)
     _check_zone(options, status)
     if options.command == "evacuate":
+        if status.get("evacuatedZone") == options.zone:
+            raise PluginError(
+                f"zone {options.zone} of pipeline {options.name} is evacuated already", EXIT_CHANGED_NOTHING
+            )
         if evacuated and evacuated != options.zone:
             message = f"zone {evacuated} is evacuated already: kubectl reanchor return {options.name} {evacuated} first"
             raise PluginError(message, EXIT_CHANGED_NOTHING)

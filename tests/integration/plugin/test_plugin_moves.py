@@ -151,6 +151,13 @@ def test_what_cannot_be_done_is_said_at_once(place: Place, words: tuple[str, ...
     assert {} == place.notes()
 
 
+def test_a_zone_that_is_evacuated_is_not_asked_for_again(place: Place) -> None:
+    """The operator would have nothing to do, and the wait for it no end."""
+    place.say(evacuatedZone="b")
+    done = place.run("evacuate", "btc", "b", "--yes", "--wait")
+    assert (6, "kubectl reanchor: zone b of pipeline btc is evacuated already\n") == (done.returncode, done.stderr)
+
+
 def test_a_paused_pipeline_is_left_alone(place: Place) -> None:
     """It says so."""
     change = {"metadata": {"annotations": {"sheetanchor.dev/paused": "true"}}}
