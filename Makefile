@@ -14,7 +14,7 @@ CLUSTER_TESTS = $(if $(filter tests,$(TESTS)),tests/cluster,$(filter tests/clust
 BED := PYTHONPATH=tests $(PYTHON) -m cluster.bed
 SOURCES := pyproject.toml requirements.lock .ci/locked.py $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
-.PHONY: help setup run test check format bench bench-check soak-feeds fuzz model crds lock image cluster cluster-down krew dist clean
+.PHONY: help setup run test check format bench bench-check soak-feeds faults fuzz model crds lock image cluster cluster-down krew dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ bench-check: .venv/.dev-ready ## compare the speed of the hot path with its budg
 
 soak-feeds: .venv/.dev-ready ## COUNT random feeds (default 10000) from SEED on, and an hour of the recorded market, against the exchange's own state
 	cd tests && ../$(BIN)/python -m support.soak_feeds --count $(or $(COUNT),10000) --seed $(or $(SEED),0) $(ARGS)
+
+faults: .venv/.dev-ready ## scenarios of failure on a pipeline of this machine; one of them, several times with ARGS="--only NAME --runs N"
+	@cd tests && ../$(BIN)/python -m faults $(ARGS)
 
 fuzz: ## fuzz the decoder for SECONDS (default 60)
 	@bash decoder/fuzz.sh $(SECONDS)

@@ -134,7 +134,15 @@ def slots_rise(history: History, _: Truth) -> Iterator[Violation]:
 
 
 def terms_rise(history: History, _: Truth) -> Iterator[Violation]:
-    """No server accepts a write of a term after any has accepted one of a later term, and a term has one writer."""
+    """No server accepts a write of a term after one of a later term was kept, and a term that is kept has one writer.
+
+    Kept is what a second server has: what a master that was cut off has taken alone is lost with its next resync.
+    """
+    servers: defaultdict[tuple[int, str], set[str]] = defaultdict(set)
+    for look in history.written:
+        servers[look.term, look.writer].add(look.server)
+    alone = len({look.server for look in history.written}) == 1
+    kept = {who for who, seen in servers.items() if alone or len(seen) > 1}
     newest: Look | None = None
     writers: dict[int, str] = {}
     for look in history.written:
@@ -142,6 +150,8 @@ def terms_rise(history: History, _: Truth) -> Iterator[Violation]:
             late_ms = (look.beat_us - newest.beat_us) / 1000
             text = f"{look.server}: {look.writer} of term {look.term} wrote {late_ms:.0f} ms after term {newest.term}"
             yield Violation("terms_rise", look.at_us, text)
+        if (look.term, look.writer) not in kept:
+            continue
         if newest is None or look.term > newest.term:
             newest = look
         if writers.setdefault(look.term, look.writer) != look.writer:

@@ -79,7 +79,7 @@ class RecordedTruth:
 
 
 def _scaled(mantissa: int, exponent: int) -> float:
-    return round(mantissa * 10.0**exponent, 12)
+    return float(f"{mantissa}e{exponent}")  # as whoever reads the decimal number has it
 
 
 def shipped_truth() -> RecordedTruth:

@@ -84,6 +84,8 @@ def good() -> list[Record]:
         records.append(
             look(slot, term=term, writer=writer, epoch=epoch, receipt=receipt, root=root, server=str(int(at >= 10)))
         )
+        # A replica has the same a moment later.
+        records.append(replace(records[-1], server="2", at_us=slot_start_us(slot) + 20_000))
         records.append(Played(slot_start_us(slot) - 1_000, update_at(slot)))
         records.append(Request(slot_start_us(slot) + 250_000, 3_000, "a"))
         doubted = at in (10, 11)
@@ -170,8 +172,8 @@ CONTROLS: dict[str, list[Callable[[list[Record]], list[Record]]]] = {
     "terms_rise": [
         # The old master takes a write of the old term, after the new one has taken one of the new.
         added(look(FIRST + 14, epoch=2, receipt="m2", beat_us=slot_start_us(FIRST + 14) + 500_000)),
-        # Two writers think that the term is theirs.
-        changed(15, Look, writer="p"),
+        # Two writers think that the term is theirs, and both are believed.
+        added(*(look(FIRST + 15, term=2, writer="p", epoch=2, receipt="m2", server=one) for one in "12")),
     ],
     "epochs_chain": [
         # A lower epoch is written again: a state of before the failover has come back to stay.
@@ -213,6 +215,13 @@ CONTROLS: dict[str, list[Callable[[list[Record]], list[Record]]]] = {
         doubted_to_the_end,
     ],
 }
+
+
+def test_what_a_server_took_alone_was_never_kept() -> None:
+    """A master that is cut off takes a standby's term, and loses it: the old term goes on."""
+    alone = look(FIRST + 5, term=2, writer="x", server="0", beat_us=slot_start_us(FIRST + 5) + 1)
+
+    assert set() == found([*good(), alone])
 
 
 def test_every_invariant_has_a_control() -> None:
