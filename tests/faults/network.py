@@ -325,8 +325,10 @@ class Network:
     def place_of_client(self, client: tuple[str, int], server_port: int) -> str:
         """Ask the kernel whose socket a connection to a port comes from, and give its place."""
         inode = _inode_of(client, server_port)
-        if inode not in self._owners:
-            self._owners = {
+        if inode and inode not in self._owners:
+            self._owners = dict.fromkeys(_inodes(os.getpid()), OUTSIDE)
+        if inode and inode not in self._owners:
+            self._owners |= {
                 found: place
                 for root, place in list(self.roots.items())
                 for pid in [root, *descendants(root)]
