@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-PATIENCE_S: Final = 45.0
+PATIENCE_S: Final = 90.0
 """The least time that anything gets to happen: how long it takes says how busy the machine is."""
 
 FIRST_PORT: Final = 10_000

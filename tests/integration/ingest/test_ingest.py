@@ -25,14 +25,14 @@ from websockets.exceptions import ConnectionClosed
 
 from conftest import free_port_number
 from sheetanchor import sbe
-from sheetanchor.binance.websocket import CLOSE_TIMEOUT_S, Connection, stream_url
+from sheetanchor.binance.websocket import Connection, stream_url
 from sheetanchor.contract import line_stream, unpack_frames
 from sheetanchor.simulator.sessions import Terms
 from sheetanchor.store.redis_client import redis_client
 from support.exchange_client import ALL, client
 from support.exchange_fixture import API_KEY, LocalExchange, eventually, local_exchange
 from support.line import Line, best, holes, line, peer
-from support.patience import PATIENCE_S
+from support.patience import PATIENCE_S, patience
 
 QUICK = {"reconnect_delay_s": 0.05, "reconnect_delay_max_s": 0.2}
 
@@ -198,7 +198,7 @@ async def test_silence_counts_as_a_loss(brisk: LocalExchange, redis_url: str) ->
     async with line(redis_url, brisk.ws_url, silence_s=0.5) as running:
         await running.connected()
         [before] = await numbers_of(brisk)
-        await brisk.fault("silence", seconds=1.5)
+        await brisk.fault("silence", seconds=4)
         await running.shows("sbe_websocket", "status", lambda status: status == "disconnected", within_s=5)
         await running.shows("sbe_websocket", "reconnect_count", lambda count: count == 1, within_s=5)
         after = await numbers_of(brisk)
@@ -214,7 +214,7 @@ async def test_an_outage_is_reported_once_while_tries_go_on(
     settings = QUICK | {"reconnect_backoff_tries": 3, "connection_loss_s": 0.8}
     async with line(redis_url, brisk.ws_url, **settings) as running:
         await running.connected()
-        await brisk.fault("disconnect", seconds=3)
+        await brisk.fault("disconnect", seconds=6)
         await running.shows("sbe_websocket", "status", lambda status: status == "degraded", within_s=5)
         await running.shows("sbe_websocket", "reconnect_count", lambda count: count == 1, within_s=10)
         await running.more(50)
@@ -331,7 +331,7 @@ async def test_rotation_loses_nothing(brisk: LocalExchange, redis_url: str, capl
     caplog.set_level(logging.INFO)
     async with line(redis_url, brisk.ws_url, rotate_after_s=0.5) as running:
         await running.connected()
-        [first] = await numbers_of(brisk)
+        first = max(await numbers_of(brisk))  # two, if the first rotation is under way already
 
         async def moved() -> bool:
             return all(number > first + 1 for number in await numbers_of(brisk))
@@ -384,14 +384,14 @@ async def test_a_scheduled_end_is_no_alarm(
 
 async def test_pings_are_answered(short_recording: Path, redis_url: str) -> None:
     """The exchange keeps a connection only if pongs copy the pings' payload; it does keep it."""
-    terms = Terms(ping_interval_s=0.25)
+    terms = Terms(ping_interval_s=0.5)
     async with (
         local_exchange(recording=[short_recording], warmup_s=5, rate=300, terms=terms) as exchange,
         line(redis_url, exchange.ws_url) as running,
     ):
         await running.connected()
         before = await numbers_of(exchange)
-        await running.more(600)  # two seconds, eight pings
+        await running.more(1_200)  # four seconds, eight pings
         after = await numbers_of(exchange)
 
     assert before == after
@@ -400,19 +400,25 @@ async def test_pings_are_answered(short_recording: Path, redis_url: str) -> None
 async def test_five_messages_a_second_are_not_exceeded(redis_url: str) -> None:
     """Of twenty pings within a moment three are answered: with what may follow, five within any second."""
     answered: list[int] = []
+    allowed: list[int] = []
 
     async def speak(socket: ServerConnection) -> None:
+        began_s = time.monotonic()
         pongs = [await socket.ping(f"ping {number}") for number in range(20)]
         await socket.send(best(1))
-        await asyncio.wait(pongs, timeout=0.15)
+        async with patience():
+            while sum(pong.done() for pong in pongs) < 3:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.15)
         answered.append(sum(pong.done() for pong in pongs))
+        allowed.append(3 + 5 * int(time.monotonic() - began_s))
         await socket.wait_closed()
 
     async with peer(speak) as origin, line(redis_url, origin) as running:
         await running.connected()
-        await eventually(lambda: _true(bool(answered)), within_s=5, what="pongs are counted")
+        await eventually(lambda: _true(bool(allowed)), within_s=5, what="pongs are counted")
 
-    assert [3] == answered
+    assert 3 <= answered[0] <= allowed[0]
 
 
 async def _true(value: bool) -> bool:
@@ -529,13 +535,9 @@ async def deaf_peer() -> AsyncIterator[str]:
 
 async def test_a_peer_that_ignores_close_does_not_hold_up_the_end(redis_url: str) -> None:
     """A server that goes on sending after our CLOSE is left after two seconds."""
-    async with deaf_peer() as origin:
-        async with line(redis_url, origin) as running:
-            await running.connected()
-            began_s = time.monotonic()
-        took_s = time.monotonic() - began_s
-
-    assert took_s < CLOSE_TIMEOUT_S + 5  # generous: the machine may be busy, but a hang would be endless
+    # Without the limit of two seconds it would be endless.
+    async with deaf_peer() as origin, patience(), line(redis_url, origin) as running:
+        await running.connected()
 
 
 async def test_a_peer_that_answers_no_ping_is_noticed(brisk: LocalExchange) -> None:
@@ -547,17 +549,18 @@ async def test_a_peer_that_answers_no_ping_is_noticed(brisk: LocalExchange) -> N
         task = asyncio.create_task(connection.run())
         await eventually(lambda: _true(connection.state.healthy), within_s=5, what="the first message")
         deadline_s = time.monotonic() + within_s
-        pinged_s = 0.0
-        while time.monotonic() < deadline_s and pinged_s < 0.25:
-            since_s = connection.state.unanswered_s
-            pinged_s = 0.0 if since_s is None else time.monotonic() - since_s
+        looks, since_s = 0, None
+        # Looks are counted, not time: where the loop stands still for a while, so does the answer.
+        while time.monotonic() < deadline_s and looks < 25:
+            before_s, since_s = since_s, connection.state.unanswered_s
+            looks = looks + 1 if since_s is not None and since_s == before_s else 0
             await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        return pinged_s >= 0.25
+        return looks >= 25
 
     async with deaf_peer() as origin:
-        assert await unanswered(origin, within_s=10)
+        assert await unanswered(origin, within_s=PATIENCE_S)
     assert not await unanswered(brisk.ws_url, within_s=1.5)
 
 

@@ -60,10 +60,10 @@ def test_one_that_is_terminated_hands_over_at_once(apiserver: ApiServer, where: 
         until(lambda: settled(apiserver, where), within_s=30, what="children", operator=leader)
 
         code = leader.end(signal.SIGTERM)
-        took_s = until(lambda: other.leads, within_s=20, what="the other leads", operator=other)
+        until(lambda: other.leads, within_s=20, what="the other leads", operator=other)
 
         assert 0 == code
-        assert took_s < DURATION_S / 2
+        assert "the Lease is released" in leader.said()  # so nobody waits for its end
         assert holder(apiserver, where).startswith(other.name)
         acts_within(apiserver, where, other, 15)
 

@@ -23,6 +23,7 @@ from sheetanchor_operator.names import API_VERSION, PIPELINE_KIND, REANCHOR_ANNO
 from sheetanchor_operator.reanchors.requests import read_request, requests_of_annotation
 from support.apiserver import ApiServer
 from support.operator_parts import create, make_pipeline, namespace, reanchors, set_status, token_of
+from support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
@@ -78,13 +79,13 @@ class Place:
         """Act on the next requests as an operator does: so many ReAnchors go through these statuses."""
 
         def work() -> None:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE_S
             while len(names := self.asked()) < count and time.monotonic() < deadline:
                 time.sleep(0.1)
             for status in statuses:
                 for name in names:
                     set_status(self.server, self.name, REANCHOR_KIND, name, status)
-                time.sleep(0.6)
+                time.sleep(3)  # several looks of the plugin
 
         thread = threading.Thread(target=work)
         thread.start()

@@ -74,9 +74,14 @@ def test_real_answers_are_understood(running: Pipeline) -> None:
     components = {component for component, _, _ in roles(running)}
 
     running.exchange.terminate()
-    running.wait(lambda: "stale" in [reason for _, reason in why(explained(running))], 40, "the feed is stale")
+    looks: list[Explanation] = []
 
-    one = explained(running)
+    def is_stale() -> bool:
+        looks.append(explained(running))
+        return "stale" in [reason for _, reason in why(looks[-1])]
+
+    running.wait(is_stale, 40, "the feed is stale")
+    one = looks[-1]  # not another one: what it says changes while lines try to connect
     stale = next(cause for cause in one.causes if cause.reason == "stale")
     assert set(PATHS) == components
     assert ("degraded", False) == (one.verdict, one.predictions_sound)

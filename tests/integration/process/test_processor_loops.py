@@ -24,7 +24,7 @@ from support.process_parts import until
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 SECOND = 1_000_000
 TOOK_US = 3 * SECOND
-CLOSE_US = 200_000
+CLOSE_US = 1_000_000
 """How far Redis' clock is known, and what an entry's id rounds."""
 
 

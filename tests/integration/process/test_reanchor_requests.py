@@ -108,8 +108,8 @@ async def test_state_is_told_over_http(redis_server: RedisServer, client: Redis,
     assert "somebody:run-1" == warm["lock_holder"]
     assert "Sequence gap" in active["reason"]
     assert 0 < active["suspect_since_us"] <= active["now_us"]
-    assert 0 <= active["event_age_ms"] < 10_000
-    assert 0 <= warm["beat_age_ms"] < 1_000
+    assert 0 <= active["event_age_ms"] < 300_000
+    assert 0 <= warm["beat_age_ms"] < 300_000
 
 
 async def test_the_account_may_create_and_nothing_else(server: ApiServer, place: str, tmp_path: Path) -> None:

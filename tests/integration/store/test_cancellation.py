@@ -7,6 +7,7 @@ import asyncio
 from redis.asyncio import Redis
 
 from sheetanchor.store.frame_streams import LineWriter
+from support.patience import PATIENCE_S
 
 
 async def test_busy_writer_can_be_cancelled(redis: Redis) -> None:
@@ -22,7 +23,7 @@ async def test_busy_writer_can_be_cancelled(redis: Redis) -> None:
         task = asyncio.create_task(write())
         await asyncio.sleep(0.002 + trial * 0.0001)
         task.cancel()
-        done, _ = await asyncio.wait([task], timeout=2)
+        done, _ = await asyncio.wait([task], timeout=PATIENCE_S)
         lost += not done
         task.cancel()
 

@@ -94,7 +94,7 @@ async def test_reading_waits_for_the_next_entry(redis: Redis, each_server: Redis
     await _fill(redis, 1)
     reader = LineReader(redis, "BTCUSDT")
     await reader.read(0)
-    waiting = asyncio.create_task(reader.read(1000))
+    waiting = asyncio.create_task(reader.read(60_000))
     await asyncio.sleep(0.05)
 
     await LineWriter(redis, "BTCUSDT", "a").append([(9, b"next")])

@@ -200,7 +200,7 @@ async def test_a_pipeline_goes_on_where_the_name_leads(moving: Moving, tmp_path:
 
         heartbeat_us = int(await second.hget("anchor:{BTCUSDT}", "beat_us"))
         now_s, _ = await second.time()
-        assert now_s - heartbeat_us // 1_000_000 <= 3
+        assert now_s - heartbeat_us // 1_000_000 <= 30
         assert b"master" == await moving.role(moving.second)
     finally:
         await second.aclose()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -115,13 +114,10 @@ async def test_a_critical_failure_is_503_and_not_ready_but_live() -> None:
 
 async def test_a_hanging_dependency_does_not_hang_health() -> None:
     """Answers come from cached results."""
-    async with served(Check("redis", hanging)) as (client, _):
-        started = time.monotonic()
-
+    async with served(Check("redis", hanging)) as (client, _), patience():
         answer = await get(client, "/health")
 
     assert 503 == answer.status
-    assert time.monotonic() - started < 1.0
 
 
 async def test_nothing_is_ready_before_it_was_checked() -> None:
