@@ -92,12 +92,14 @@ class Lines:
 
     def __init__(self, redis: Redis) -> None:
         self._writers = {line: LineWriter(redis, SYMBOL, line) for line in "ab"}
+        self.ids: dict[str, str] = {}
         self.carried: list[bytes] = []
 
     async def carry(self, frames: list[bytes], lines: str = "ab") -> int:
         """Append a batch to lines; gives the stamp of its first entry in µs."""
         batch = [(now_us(), frame) for frame in frames]
         stamps = [await self._writers[line].append(batch) for line in lines]
+        self.ids |= dict(zip(lines, stamps, strict=True))
         self.carried += frames
         return int(stamps[0].partition("-")[0]) * 1_000
 
@@ -199,10 +201,18 @@ class Stage:
         reply = await self.hot.swap("test", epoch, market.update_id, market.stamp_us, f"receipt-{epoch}")
         assert reply.ok, reply
 
+    async def anchored(self, market: Market) -> None:
+        """Anchor a market with its places on both lines, and let them go on.
+
+        From a place a processor reads on however long its start takes; without one it begins some seconds before now.
+        """
+        await self.lines.carry([self.feed.best()])
+        await self.rebuild(market, line_ids=dict(self.lines.ids))
+        await self.lines.carry([self.feed.diff()])
+
     async def started(self, *flags: str) -> Processor:
         """Anchor the market where it stands, and wait until a processor writes it."""
-        await self.rebuild(self.feed.starting_market())
-        await self.lines.carry([self.feed.diff()])  # a line that has never spoken is found only seconds later
+        await self.anchored(self.feed.starting_market())
         processor = self.start(*flags)
         await self.follows()
         return processor

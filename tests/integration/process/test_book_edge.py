@@ -29,8 +29,7 @@ async def falls(stage: Stage, best: int) -> None:
 
 async def test_it_asks_before_it_doubts_and_a_new_snapshot_ends_it(stage: Stage) -> None:
     """A new snapshot is asked for while the state is right; it is suspect once hot levels may be missing."""
-    await stage.rebuild(stage.feed.starting_market(LEVELS))
-    await stage.lines.carry([stage.feed.diff()])
+    await stage.anchored(stage.feed.starting_market(LEVELS))
     first = stage.start()
     await stage.holds(stage.feed.update_id, 30)
 
