@@ -25,6 +25,7 @@ from support.apiserver import ApiServer
 from support.operator_looks import connected
 from support.operator_parts import define, token_of
 from support.operator_process import LEASE, OperatorProcess, operating
+from support.patience import limit_s
 from support.rights import give_rights
 from support.zone_pods import ZonePods, zone_pods
 
@@ -67,7 +68,7 @@ async def until(condition: Callable[[], Awaitable[bool]], within_s: float, what:
     clock = asyncio.get_running_loop().time
     started_s = clock()
     while not await condition():
-        assert clock() - started_s < within_s, f"not within {within_s:g} s: {what}"
+        assert clock() - started_s < limit_s(within_s), f"not within {within_s:g} s: {what}"
         await asyncio.sleep(0.1)
     return clock() - started_s
 
