@@ -238,16 +238,20 @@ def _next(zone: str, known: Mapping[str, Evidence], seen: Round, elapsed_s: floa
     down, up = _voices(zone, seen)
     if up:
         return _alive(replace(now, misses=0, unheard_s=0.0), seen.at_s, elapsed_s)
-    if not now.heard or zone not in silent_zones(seen):
-        # There is no pod that could be missed: what was concluded stays.
-        return replace(now, alive_s=0.0)
-    if abstains:
-        # Silence that proves nothing is not added to silence that does: the count begins again.
-        kept_s = now.confirmed_s
-        return replace(now, misses=0 if not kept_s else now.misses, unheard_s=kept_s, alive_s=0.0)
+    if abstains or not now.heard or zone not in silent_zones(seen):
+        return _proves_nothing(now)
     now = replace(now, misses=now.misses + 1, unheard_s=now.unheard_s + elapsed_s, alive_s=0.0)
     agreed = now.misses >= MISSES_MIN and down and not _another_is_out(zone, known, seen)
     return replace(now, confirmed=True, confirmed_s=now.unheard_s) if agreed else now
+
+
+def _proves_nothing(now: Evidence) -> Evidence:
+    """Keep what was concluded; silence that proves nothing is not added to silence that does: the count begins again.
+
+    Otherwise two misses of pods that were then replaced, and the first of a new one, would be three in a row.
+    """
+    kept_s = now.confirmed_s
+    return replace(now, misses=now.misses if kept_s else 0, unheard_s=kept_s, alive_s=0.0)
 
 
 def _voices(zone: str, seen: Round) -> tuple[bool, bool]:

@@ -136,6 +136,15 @@ def test_a_pod_that_is_replaced_is_no_loss() -> None:
     assert HEALTHY is history.now()["c"]
 
 
+@pytest.mark.parametrize("between", [Second(gone=frozenset("c")), Second(part=frozenset("c"), cut=frozenset("c"))])
+def test_misses_before_a_round_that_proves_nothing_do_not_count(between: Second) -> None:
+    """Pods that missed two rounds and were replaced are no evidence against those that came after them."""
+    missed = [lost("c")] * 2
+    history = Replay().live(CALM, *missed, between, *missed, between, *missed)
+
+    assert not {*LOST} & {*history.health["c"]}
+
+
 def test_a_lost_zone_whose_pods_are_removed_stays_lost() -> None:
     """After a minute Kubernetes marks the pods as ending: nobody is left to be missed, and nothing has returned."""
     history = Replay().live(CALM, *[lost("c")] * 12, *[Second(gone=frozenset("c"), cut=frozenset("c"))] * 600)
