@@ -34,6 +34,5 @@ def test_the_page_says_what_a_return_compares_with_when_history_is_short() -> No
     text = " ".join(PAGE.read_text(encoding="utf-8").split())
 
     assert (
-        "the price of the last trade at or before x replaces it; without such a trade either, the return is 0"
-        in text
+        "the price of the last trade at or before x replaces it; without such a trade either, the return is 0" in text
     )
