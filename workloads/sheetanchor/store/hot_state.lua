@@ -3,14 +3,14 @@
 -- touches more than one key. Works on Redis >= 7.0 and Valkey >= 8.
 --
 -- Two rules hold for every function that writes:
---   1. All checks (arguments, key types, the caller's permissions, fences) come before the first write, so that no path
---      can stop half-way. A function that needs memory has no `allow-oom` flag: under memory pressure the server refuses
---      it as a whole.
---   2. Time is the server's.
+--   1. All checks (arguments, key types, the caller's permissions, fences) come before the first write, so that no call
+--      leaves only some of its writes. A function that needs memory has no `allow-oom` flag: under memory pressure the
+--      server refuses it as a whole.
+--   2. Every time is the server's clock, never the caller's.
 --
--- A function whose arguments have changed has a new name (`apply2`); the one of the old name does the same for callers of
--- the version before, which meet this library during a roll-out. An epoch's number can be used twice after the server
--- has gone back in time, a receipt cannot: whoever builds on a state names both.
+-- A function whose arguments have changed has a new name (`apply2`). The old name does the same for processes of the
+-- previous version, which call this library during a roll-out. A failover that loses acknowledged writes can make an
+-- epoch number be used twice; a receipt is never used twice. A caller that builds on a state therefore names both.
 
 local VERSION = 3
 
@@ -20,24 +20,25 @@ local STAGING_TTL_S = 600
 local PREDICTION_TTL_S = 120
 local TAKEOVER_AFTER_US = 1000000
 local SLOT_US = 2000000
--- As long as a writer may be silent before a reader doubts it.
+-- A swapped state counts as sound for this long, which is also how long a writer may be silent before readers doubt it.
 local SWAP_SOUND_FOR_US = 2000000
--- Replicas that are degraded for reasons of their own wait 600 ms; a tenth of a second of it is left to clock error.
+-- Replicas that are degraded for reasons of their own wait 600 ms; this limit is 100 ms lower to allow for clock error.
 local OWN_DEGRADED_NOT_BEFORE_US = 500000
--- Only two slots are ever open, and each is committed once, so a slot's entry is among the last three of the stream.
--- The rest is margin for a server clock that was set back.
+-- At most two slots are open, and each is committed once, so a slot's entry is among the last three of the stream.
+-- The other five are a margin for a server clock that was set back.
 local SLOTS_LOOKED_BACK = 8
 -- `unpack` puts its values on Lua's C stack, which holds about 8000; a hot hash has fewer than 60 fields.
 local VALUES_MAX = 1024
-local INTEGER_MAX = 9007199254740992 -- 2^53: beyond it doubles skip integers
--- A restated state is as fresh as the lines were when they were last read, and as readers want a state to be.
+local INTEGER_MAX = 9007199254740992 -- 2^53: above it a double cannot represent every integer
+-- A state is restated only if the lines were read this recently, and if its last market event is no older than readers
+-- accept.
 local RESTATE_READ_MAX_US = 1000000
 local RESTATE_STAMP_MAX_US = 5000000
--- Stands for a receipt where the caller builds on whatever is stored: those of the version before name none.
+-- Matches every receipt: callers of the previous version name none.
 local ANY_RECEIPT = '*'
--- A doubt that says only that the server has gone back in time; whoever finds one of another kind replaces it.
+-- A doubt that says only that a failover lost acknowledged writes; a doubt of any other kind replaces it.
 local FAILOVER_DOUBT = '^failover:'
--- The doubt of an anchor that has never held anything.
+-- The doubt of an anchor that has never held a state.
 local NOTHING_DOUBT = 'nothing'
 
 local function fail(message)
@@ -68,7 +69,7 @@ local function check_counts(keys, key_count, args, args_min)
   end
 end
 
--- Fails unless each key is absent or of its type. Pairs of key, type.
+-- Fails unless each key is absent or of its type. The arguments are pairs of key and type.
 local function check_types(...)
   local pairs_given = {...}
   for i = 1, #pairs_given, 2 do
@@ -79,7 +80,8 @@ local function check_types(...)
   end
 end
 
--- Functions run with the caller's permissions: a user who may HSET but not RENAME would stop a swap in the middle.
+-- Functions run with the caller's permissions: without this check a swap by a user that may HSET but not RENAME would
+-- stop in the middle.
 local function check_permissions(commands)
   for _, command in ipairs(commands) do
     if not redis.acl_check_cmd(unpack(command)) then
@@ -115,7 +117,7 @@ local function reply(status, anchor, now, detail)
     anchor.doubt}
 end
 
--- Names the replication history that the server is in, '' where it may not be asked.
+-- Returns the id of the server's replication history, '' if the caller may not run INFO.
 local function replication_id()
   local info = redis.pcall('INFO', 'replication')
   if type(info) ~= 'string' then
@@ -124,13 +126,13 @@ local function replication_id()
   return string.match(info, 'master_replid:(%x+)') or ''
 end
 
--- Says whether what a caller builds on is what is stored.
+-- Returns whether the stored state has the epoch and receipt that the caller builds on.
 local function builds_on(anchor, epoch, receipt)
   return anchor.epoch == epoch and (receipt == ANY_RECEIPT or anchor.receipt == receipt)
 end
 
--- Gives the arguments of a function of the version before in the order of the present one: those up to `last`, the
--- added ones, and the rest.
+-- Returns the arguments of a call of the previous version in the order of the present one: those up to `last`, then the
+-- added ones, then the rest.
 local function with_added(args, last, added)
   local result = {}
   for i = 1, last do
@@ -145,7 +147,7 @@ local function with_added(args, last, added)
   return result
 end
 
--- Gives the place of each flat field list in the arguments; `counts_at` is where their lengths stand.
+-- Returns where each flat field list is in the arguments; their lengths begin at index `counts_at`.
 local function field_lists(args, counts_at, first)
   local lists = {}
   for i = 1, 4 do
@@ -162,8 +164,8 @@ local function field_lists(args, counts_at, first)
   return lists
 end
 
--- A hash is replaced as a whole: fields that the new one lacks (a tenth level, say) must not outlive it.
--- The epoch stands last, so that a caller's own field of that name cannot win.
+-- A hash is replaced as a whole: a field that the new one lacks (for example a tenth level) must not remain.
+-- `epoch` is the last field, so that a field of that name among the caller's cannot override it.
 local function replace_hash(key, args, list, ttl_s, epoch)
   local values = {unpack(args, list.first, list.first + list.count - 1)}
   if epoch then
@@ -180,7 +182,7 @@ local function version(keys, args)
   return VERSION
 end
 
--- Takes the clause `vouch sound_until_us sound_for_us unsound` out of the arguments, if it stands at a place.
+-- Removes the clause `vouch sound_until_us sound_for_us unsound` from the arguments if it begins at index `at`.
 local function take_vouch(args, at)
   if args[at] ~= 'vouch' then
     return args, nil
@@ -200,8 +202,8 @@ end
 
 -- KEYS anchor ob tr:1s tr:5s feat book
 -- ARGV term writer epoch receipt acked_us update_id trade_id stamp_us [vouch sound_until_us sound_for_us unsound] n_ob
--- n_tr_1s n_tr_5s n_feat book, then the four flat field lists. Without `vouch` nothing is said of the state, and readers
--- take it for unsound. `acked_us` is the last heartbeat that the server has acknowledged to this writer, 0 for none.
+-- n_tr_1s n_tr_5s n_feat book, then the four flat field lists. Without `vouch` the state has no `sound_until_us`, and
+-- readers treat it as unsound. `acked_us` is the last heartbeat that the server acknowledged to this writer, 0 for none.
 local function apply2(keys, args)
   local vouch
   args, vouch = take_vouch(args, 9)
@@ -211,13 +213,13 @@ local function apply2(keys, args)
   integer(args[7], 'trade_id')
   local lists = field_lists(args, 9, 14)
   local book = args[13]
-  -- The other keys are replaced as wholes: whatever stands there by mistake gives way.
+  -- The other keys are replaced as a whole, so a key of a wrong type there is overwritten.
   check_types(keys[1], 'hash')
   local anchor, now = read_anchor(keys[1]), now_us()
   if anchor.term ~= term or anchor.writer ~= args[2] or term == 0 then
     return reply('FENCED', anchor, now)
   end
-  -- Replication is one ordered stream: where the last acknowledged write is, all before it are too, and only there.
+  -- Replication is one ordered stream: a server that holds the last acknowledged write holds every earlier one too.
   if anchor.beat_us < acked_us then
     return reply('ROLLED_BACK', anchor, now, 'beat_us ' .. text(anchor.beat_us) .. ' is below ' .. args[5])
   end
@@ -235,7 +237,7 @@ local function apply2(keys, args)
       table.insert(permissions, {'EXPIRE', keys[i + 1], '1'})
     end
   end
-  -- While the state is suspect `book` stays what it was: a start must not load a book that may be wrong.
+  -- `book` is not written while the state is suspect: a processor that starts must not load a book that may be wrong.
   local writes_book = book ~= '' and anchor.state == 'anchored'
   if writes_book then
     table.insert(permissions, {'SET', keys[6], ''})
@@ -263,7 +265,7 @@ local function apply2(keys, args)
     table.insert(standing, args[7])
   end
   if vouch then
-    -- The writer's idea of this clock may be off, or old by the time it has spent on the way: both bounds hold.
+    -- The writer's estimate of this clock may be wrong, or the call may have been delayed: the earlier bound applies.
     table.insert(standing, 'sound_until_us')
     table.insert(standing, text(math.min(vouch.until_us, now + vouch.for_us)))
     table.insert(standing, 'unsound')
@@ -276,7 +278,7 @@ local function apply2(keys, args)
 end
 
 -- KEYS anchor ob tr:1s tr:5s feat book
--- ARGV term writer epoch update_id stamp_us [vouch ...] and on as in apply2
+-- ARGV term writer epoch update_id stamp_us [vouch ...], then as in apply2
 local function apply(keys, args)
   check_counts(keys, 6, args, 10)
   local shifted = with_added(args, 4, {'0'})
@@ -296,7 +298,7 @@ local function take2(keys, args)
   check_types(keys[1], 'hash')
   local anchor, now = read_anchor(keys[1]), now_us()
   if anchor.term == term and anchor.writer == writer then
-    -- Written again, so that replicas can be waited for by a caller whose reply was lost.
+    -- Written again, so that a caller whose reply was lost can wait until replicas have it.
     check_permissions({{'HSET', keys[1], 'term', '0'}})
     redis.call('HSET', keys[1], 'beat_us', text(now))
     return reply('OK', anchor, now, 'held already')
@@ -308,9 +310,9 @@ local function take2(keys, args)
     if anchor.term ~= seen_term or anchor.writer ~= args[4] then
       return reply('SEEN', anchor, now)
     end
-    -- The age's sign does not matter: a beat far in the future was written before the server's clock was set back.
+    -- The absolute value, since a heartbeat far in the future was written before the server's clock was set back.
     local alive = math.abs(now - anchor.beat_us) <= TAKEOVER_AFTER_US
-    -- A term above the stored one has existed: the server has gone back in time, and whoever writes now is not its owner.
+    -- A term above the stored one has existed, so a failover has lost writes, and the stored writer was replaced before.
     local rolled_back = known_term > anchor.term and (anchor.dataset == '' or anchor.dataset == dataset)
     if alive and not rolled_back and anchor.writer ~= '' and anchor.writer ~= writer then
       return reply('ALIVE', anchor, now)
@@ -320,7 +322,8 @@ local function take2(keys, args)
   check_permissions({{'HSET', keys[1], 'term', '0'}, {'HDEL', keys[1], 'suspect_id'}})
 
   redis.call('HSET', keys[1], 'term', args[1], 'writer', writer, 'beat_us', text(now))
-  -- The bar for a cure was its predecessor's; a new writer has watched the lines too and sets its own.
+  -- `suspect_id`, the update that a rebuild has to reach, was set by the previous writer. The new writer has read the
+  -- lines too and sets its own.
   redis.call('HDEL', keys[1], 'suspect_id', 'suspect_by')
   if fresh then
     redis.call('HSET', keys[1], 'epoch', '0', 'state', 'suspect', 'reason', 'nothing anchored yet', 'suspect_at', text(now),
@@ -341,8 +344,9 @@ local function take(keys, args)
   return take2(keys, with_added(args, 5, {'0', ''}))
 end
 
--- Names the doubt that a state stands under when one more is raised: that of a failover gives way to every other kind,
--- and takes the place only of none, of its caller's own earlier one, and of that of an anchor that never held anything.
+-- Returns the doubt to store when another one is raised. A doubt of any other kind replaces the stored one. A failover's
+-- doubt replaces only none, the one that its caller raised before (`replaces`), and that of an anchor that has never
+-- held a state.
 local function doubt_of(anchor, given, replaces)
   local stands = anchor.state == 'suspect' and not anchor.absent and anchor.doubt ~= NOTHING_DOUBT
   if stands and string.match(given, FAILOVER_DOUBT) and anchor.doubt ~= replaces then
@@ -363,7 +367,7 @@ local function suspect2(keys, args)
   if not observer and (anchor.term ~= term or anchor.writer ~= writer) then
     return reply('FENCED', anchor, now)
   end
-  -- What an observer saw in an older rebuild says nothing about the present one; the writer is believed.
+  -- What an observer saw in an older rebuild says nothing about the present one. The writer is always accepted.
   if observer and epoch < anchor.epoch then
     return reply('EPOCH', anchor, now)
   end
@@ -371,7 +375,7 @@ local function suspect2(keys, args)
   check_permissions({{'HSET', keys[1], 'state', 'suspect'}})
 
   local epoch_now = math.max(anchor.epoch, epoch)
-  -- Within one reign and epoch the bar for a cure only rises; a new writer or epoch may live in a world of lower ids.
+  -- Within one term and epoch `suspect_id` only rises; a new writer or epoch may follow a feed with lower ids.
   local suspect_by = observer and anchor.suspect_by or text(term) .. ':' .. text(epoch_now)
   local suspect_id = update_id
   if anchor.state == 'suspect' and suspect_by == anchor.suspect_by then
@@ -384,7 +388,7 @@ local function suspect2(keys, args)
   redis.call('HSET', keys[1], 'epoch', text(epoch_now), 'state', 'suspect', 'reason', args[5], 'suspect_id',
     text(suspect_id), 'suspect_by', suspect_by, 'suspect_at', suspect_at, 'doubt', doubt)
   if not observer then
-    -- A doubt that the writer was acknowledged is a link of its chain: if it is lost, the next write shows it.
+    -- The writer takes this reply as an acknowledged heartbeat: if a failover loses the doubt, its next write shows it.
     redis.call('HSET', keys[1], 'beat_us', text(now))
   end
   anchor.epoch, anchor.state, anchor.doubt = epoch_now, 'suspect', doubt
@@ -416,7 +420,7 @@ local function lock(keys, args)
   end
   check_permissions({{'DEL', unpack(keys, 2)}, {'SET', keys[1], '', 'EX', '1'}})
 
-  -- Staging that is still here belongs to a run that lost its lock: it must never pass for this owner's.
+  -- Staging that still exists belongs to a run that lost its lock: it must never be taken for this owner's.
   redis.call('DEL', unpack(keys, 2))
   redis.call('SET', keys[1], args[1], 'EX', args[2])
   return {'LOCKED', args[1], now}
@@ -433,7 +437,7 @@ local function unlock(keys, args)
   end
   check_permissions({{'DEL', unpack(keys)}})
 
-  -- Without a lock, staging is nobody's and goes too.
+  -- Without a lock no run owns the staging, so it is deleted too.
   redis.call('DEL', unpack(keys))
   return {holder and 'UNLOCKED' or 'ABSENT', '', now}
 end
@@ -498,7 +502,7 @@ local function swap2(keys, args)
   check_types(keys[1], 'hash', keys[2], 'string', keys[3], 'hash')
   local anchor, now = read_anchor(keys[1]), now_us()
   if args[7] ~= '' and anchor.receipt == args[7] and anchor.epoch == expected + 1 then
-    -- The reply to this very swap was lost and the caller asks again; written again for the replicas it waits for.
+    -- The reply to this swap was lost and the caller repeats it. Written again, so that it can wait for replicas.
     check_permissions({{'HSET', keys[1], 'epoch', '0'}})
     redis.call('HSET', keys[1], 'receipt', args[7])
     return reply('SWAPPED', anchor, now, 'swapped already')
@@ -537,18 +541,18 @@ local function swap2(keys, args)
     end
     redis.call('RENAME', keys[i + 5], keys[i])
   end
-  -- RENAME carries the staging's life over to the hot key.
+  -- RENAME keeps the staging key's time to live, so that of each hot key is set here.
   redis.call('PERSIST', keys[3])
   redis.call('PERSIST', keys[4])
   redis.call('EXPIRE', keys[5], TRADES_TTL_S)
   redis.call('EXPIRE', keys[6], TRADES_TTL_S)
   redis.call('EXPIRE', keys[7], FEATURES_TTL_S)
-  -- A rebuild has been validated: that holds until the writer, who loads it at its next write, has to speak for it.
+  -- A rebuild has been validated and counts as sound until the writer, which loads it at its next write, vouches for it.
   redis.call('HSET', keys[1], 'epoch', epoch, 'update_id', args[4], 'trade_id', args[5], 'stamp_us', args[6],
     'receipt', args[7], 'root', args[7], 'unvalidated', '0', 'anchored_at', text(now),
     'sound_until_us', text(now + SWAP_SOUND_FOR_US), 'unsound', '')
   anchor.epoch, anchor.receipt, anchor.root = expected + 1, args[7], args[7]
-  -- A doubt that was raised since the run looked has another id: it still counts.
+  -- A doubt that was raised after the run read the anchor has another `suspect_id`: it still counts.
   if anchor.state == 'suspect' and update_id < anchor.suspect_id and answered ~= anchor.suspect_id then
     redis.call('HSET', keys[1], 'state', 'suspect')
   else
@@ -568,14 +572,14 @@ local function swap(keys, args)
   return swap2(keys, with_added(shifted, 2, {ANY_RECEIPT}))
 end
 
--- The writer's memory becomes the hot state after the server has gone back in time, all of it or nothing.
+-- Writes the writer's memory as the hot state after a failover that lost acknowledged writes: all of it or nothing.
 --
 -- KEYS anchor ob tr:1s tr:5s feat book
 -- ARGV term writer seen_epoch seen_receipt known_epoch held_receipt doubt replication_id read_us update_id trade_id
 -- stamp_us receipt root dataset unvalidated [vouch sound_until_us sound_for_us unsound] n_ob n_tr_1s n_tr_5s n_feat book,
 -- then the four flat field lists. `seen_…` is what the caller has read since the failover, `known_epoch` the highest
--- epoch that it knows of, `held_receipt` what its memory was built on, `unvalidated` the restatements since the exchange
--- was last asked. A lock is no fence: the new epoch makes the swap of whoever holds it fail.
+-- epoch that it knows of, `held_receipt` the receipt that its memory was built on, `unvalidated` the restatements since
+-- the last comparison with the exchange. A lock is no fence: the new epoch makes the swap of the run that holds it fail.
 local function restate(keys, args)
   local vouch
   args, vouch = take_vouch(args, 17)
@@ -610,7 +614,7 @@ local function restate(keys, args)
   }) do
     if fence[2] then
       if fence[1] == 'DONE' then
-        -- Written again for the replicas that a caller waits for whose reply was lost.
+        -- Written again, so that a caller whose reply was lost can wait until replicas have it.
         check_permissions({{'HSET', keys[1], 'epoch', '0'}})
         redis.call('HSET', keys[1], 'receipt', receipt)
       end
@@ -647,7 +651,7 @@ local function restate(keys, args)
   return reply('RESTATED', anchor, now)
 end
 
--- The exchange was asked, and says what is stored.
+-- Records that a comparison with the exchange has confirmed the stored state.
 --
 -- KEYS anchor
 -- ARGV epoch receipt
@@ -679,7 +683,7 @@ local function read(keys, args)
     local fields = redis.pcall('HGETALL', keys[i + 1])
     local found = redis.pcall('HGET', keys[i + 1], 'epoch')
     if fields.err then
-      -- Somebody else has written there; the next `apply` replaces it, and until then it is as good as missing.
+      -- A key of another type is in its place. It counts as missing until the next `apply` replaces it.
       table.insert(incomplete, names[i] .. ': ' .. fields.err)
       fields = {}
     elseif not found then
@@ -734,7 +738,7 @@ local function commit_prediction(keys, args)
   for _, value in ipairs({'slot', args[1], 'latency_ms', string.format('%.3f', late_us / 1000)}) do
     table.insert(record, value)
   end
-  -- A slot ahead of the clock can only stand there since before the clock was set back.
+  -- A slot ahead of the clock was written before the clock was set back.
   local is_latest = latest < slot or latest > current
   check_permissions({
     {'XADD', keys[2], '*', 'slot', '0'}, {'XTRIM', keys[2], 'MINID', '~', '0'},
@@ -758,7 +762,7 @@ redis.register_function('sheetanchor_take', take)
 redis.register_function('sheetanchor_take2', take2)
 redis.register_function('sheetanchor_restate', restate)
 redis.register_function('sheetanchor_validated', validated)
--- The next run under memory pressure too: one frees memory, the others change a few bytes that must not be lost.
+-- The next three run under memory pressure too: `unlock` frees memory, `suspect` changes a few bytes that must not be lost.
 redis.register_function{function_name = 'sheetanchor_unlock', callback = unlock, flags = {'allow-oom'}}
 redis.register_function{function_name = 'sheetanchor_suspect', callback = suspect, flags = {'allow-oom'}}
 redis.register_function{function_name = 'sheetanchor_suspect2', callback = suspect2, flags = {'allow-oom'}}
