@@ -14,7 +14,7 @@ CLUSTER_TESTS = $(if $(filter tests,$(TESTS)),tests/cluster,$(filter tests/clust
 BED := PYTHONPATH=tests $(PYTHON) -m cluster.bed
 SOURCES := pyproject.toml requirements.lock .ci/locked.py $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
-.PHONY: help setup run test check format bench bench-check soak-feeds faults fuzz model crds lock image cluster cluster-down krew dist clean
+.PHONY: help setup run test check format bench bench-check soak-feeds faults faults-check fuzz model crds lock image cluster cluster-down krew dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,7 +33,7 @@ run: .venv/.run-ready ## the whole pipeline on this machine; flags with ARGS="â€
 test: check ## everything that this machine can host; part of it with TESTS="â€¦"
 	@bash .ci/hosts
 	@$(BED) tools || [ $$? = 2 ]
-	$(if $(OTHER_TESTS),$(BIN)/python -m pytest $(OTHER_TESTS) --ignore=tests/cluster -m "not performance" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS))
+	$(if $(OTHER_TESTS),$(BIN)/python -m pytest $(OTHER_TESTS) --ignore=tests/cluster -m "not performance and not quiet_machine" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS))
 	$(if $(CLUSTER_TESTS),@if $(BED) hosts; then $(BED) prepare && $(BIN)/python -m pytest $(CLUSTER_TESTS) -m "not performance" $(ARGS); fi)
 
 check: .venv/.dev-ready ## format, lint, types and import contracts
@@ -57,6 +57,9 @@ soak-feeds: .venv/.dev-ready ## COUNT random feeds (default 10000) from SEED on,
 
 faults: .venv/.dev-ready ## scenarios of failure on a pipeline of this machine; one of them, several times with ARGS="--only NAME --runs N"
 	@cd tests && ../$(BIN)/python -m faults $(ARGS)
+
+faults-check: .venv/.dev-ready ## the scenarios that have to keep every invariant, and a control that has to break one, on a machine with nothing else running
+	@$(BIN)/python -m pytest tests/integration/faults -m quiet_machine $(ARGS)
 
 fuzz: ## fuzz the decoder for SECONDS (default 60)
 	@bash decoder/fuzz.sh $(SECONDS)

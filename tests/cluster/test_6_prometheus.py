@@ -96,6 +96,8 @@ QUIET = {
     "sheetanchor_alerts_total",
     "sheetanchor_clock_jumps_total",
     "sheetanchor_degraded_predictions_total",
+    "sheetanchor_failover_duration_seconds_count",
+    "sheetanchor_failovers_total",
     "sheetanchor_gaps_total",
     "sheetanchor_model_failures_total",
     "sheetanchor_operator_api_errors_total",

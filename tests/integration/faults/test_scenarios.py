@@ -16,7 +16,7 @@ from faults.places import Pipeline, running
 from faults.scenarios import SCENARIOS, Step
 from faults.truth import shipped_truth
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.quiet_machine, pytest.mark.timeout(300)]
 
 SOUND_WITHIN_S = 90.0
 
