@@ -137,7 +137,10 @@ async def test_a_pipeline_goes_to_a_zone_leaves_it_and_may_come_back(moved: Move
     assert c == status["evacuatedZone"]
     assert c != status["activeZone"]
     assert status["failover"]["term"] > failover["term"]
-    assert [] == [f"btc-redis-{one}" for one in path.members.masters() if await zone_of(moved, f"btc-redis-{one}") == c]
+    # Sentinels may promote the one there once more: that is moved again, once a minute.
+    async with asyncio.timeout(240):
+        while any([await zone_of(moved, f"btc-redis-{one}") == c for one in path.members.masters()]):
+            await asyncio.sleep(0.2)
 
     await moved.annotate(EVACUATE_ANNOTATION, None)
     await until(moved, lambda status: "evacuatedZone" not in status, "the zone is readmitted")

@@ -202,10 +202,8 @@ def test_a_run_that_cannot_begin_is_not_recorded_as_running(apiserver: ApiServer
         assert "ReanchorStarted" not in events()
         assert "lastReanchor" not in pipeline_of(apiserver, where)["status"]
         assert "False" == condition_of(apiserver, where, "ReanchorInProgress")["status"]
-        assert (before, written) == (
-            errors(operator, 403),
-            pipeline_of(apiserver, where)["metadata"]["resourceVersion"],
-        )
+        assert errors(operator, 403) - before < looks(operator) - seen
+        assert written == pipeline_of(apiserver, where)["metadata"]["resourceVersion"]
 
         limit(apiserver, where, "count/jobs.batch", 9)
         until(lambda: one().get("phase") == "Running", within_s=60, what="it runs", operator=operator)
@@ -227,7 +225,8 @@ def test_a_missing_permission_is_reported(apiserver: ApiServer, where: str, tmp_
 
         assert "networkpolicies" in condition["message"]
         assert "Deployment/btc-infer" in children_of(apiserver, where)
-        assert before == errors(operator, 403)
+        # Three writes are refused in a try: a loop without pauses would try at each look.
+        assert errors(operator, 403) - before < 3 * (looks(operator) - seen)
     finally:
         operator.end(signal.SIGKILL)
 
