@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import socket
 import subprocess
@@ -33,6 +34,16 @@ QUIET = [HealthCheck.too_slow]
 settings.register_profile("same", deadline=None, suppress_health_check=QUIET, derandomize=True)
 settings.register_profile("search", deadline=None, suppress_health_check=QUIET)
 settings.load_profile("same")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_open() -> Iterator[None]:
+    """Collect what a module's tests have left, so that an unclosed file or socket fails them.
+
+    Garbage is else collected at any time: the warning would fail whichever test runs then.
+    """
+    yield
+    gc.collect()
 
 
 def wait_until(condition: Callable[[], bool], *, within_s: float, what: str) -> None:

@@ -34,6 +34,11 @@ PRICE = 60_000_00
 """Bids stand at or below this, asks above, in hundredths."""
 
 
+OF_TIME = frozenset({"feed_late", "stream_missing", "time_gap", "trades_quiet"})
+"""Rules that judge how long nothing has come: a test's market moves only when the test moves it, and how long that
+takes is the machine's affair."""
+
+
 def now_us() -> int:
     return time.time_ns() // 1_000
 
@@ -93,14 +98,14 @@ class Lines:
     def __init__(self, redis: Redis) -> None:
         self._writers = {line: LineWriter(redis, SYMBOL, line) for line in "ab"}
         self.ids: dict[str, str] = {}
-        self.carried: list[bytes] = []
+        self.carried: list[tuple[int, bytes]] = []
 
     async def carry(self, frames: list[bytes], lines: str = "ab") -> int:
         """Append a batch to lines; gives the stamp of its first entry in µs."""
         batch = [(now_us(), frame) for frame in frames]
         stamps = [await self._writers[line].append(batch) for line in lines]
         self.ids |= dict(zip(lines, stamps, strict=True))
-        self.carried += frames
+        self.carried += batch
         return int(stamps[0].partition("-")[0]) * 1_000
 
 
@@ -231,22 +236,26 @@ class Stage:
         await until(held, within_s, f"update {update_id} in the hot keys")
 
     async def gaps(self) -> list[Gap]:
+        """All gap events but those that say how long nothing has come."""
+        return [gap for gap in await self.all_gaps() if gap.rule not in OF_TIME]
+
+    async def rules(self) -> list[str]:
+        """The rules of all gap events but those that say how long nothing has come."""
+        return [gap.rule for gap in await self.gaps()]
+
+    async def all_gaps(self) -> list[Gap]:
         """All gap events."""
         entries = await self.redis.xrange(KEYS.gaps)
         return [Gap.parse({name.decode(): value.decode() for name, value in fields.items()}) for _, fields in entries]
-
-    async def rules(self) -> list[str]:
-        """The rules of all gap events."""
-        return [gap.rule for gap in await self.gaps()]
 
     async def told(self, rule: str, within_s: float = 10) -> Gap:
         """Wait for a gap event."""
 
         async def is_told() -> bool:
-            return rule in await self.rules()
+            return rule in [gap.rule for gap in await self.all_gaps()]
 
         await until(is_told, within_s, f"a gap event {rule}")
-        return next(gap for gap in await self.gaps() if gap.rule == rule)
+        return next(gap for gap in await self.all_gaps() if gap.rule == rule)
 
     async def is_state(self, state: str, within_s: float = 10) -> None:
         """Wait for a state."""

@@ -39,10 +39,6 @@ BY_ORDER_OF_ARRIVAL = {"ret_1s", "ret_5s"}
 """Past mid prices are those that were known at their time: a message that came late by the other line is none."""
 
 
-OF_TIME = {"feed_late", "stream_missing", "time_gap"}
-"""Rules that may speak where a busy machine delays what is sent in real time."""
-
-
 def pairs(flat: list[str]) -> dict[str, str]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -88,7 +84,7 @@ async def test_hot_keys_equal_an_independent_recomputation(
     moments = (twin.hot_state(read.now_us - ago_us) for ago_us in range(0, 2_000_000, 500))
     assert any(written == [without(pairs(flat), ignored) for flat in expected] for expected in moments)
     # Played at another pace than recorded, event times run ahead of arrival: rules of time may speak, no other.
-    rules = {gap.rule for gap in await stage.gaps()} - {"clock_jump", "feed_late", "stream_missing"}
+    rules = {gap.rule for gap in await stage.gaps()} - {"clock_jump"}
     assert ("1", "sbe", set()) == (read.ob["epoch"], read.ob["source"], rules)
     assert 0 == processor.stop()
 
@@ -256,7 +252,7 @@ async def test_a_restart_goes_on_where_the_killed_one_was(stage: Stage) -> None:
         writer = await stage.has_writer(other_than=before.writer)
     await stage.follows()
 
-    twin.feed(0, pack_frames([(0, frame) for frame in stage.lines.carried]), 1)
+    twin.feed(0, pack_frames(stage.lines.carried), 1)
     packed = await stage.redis.get(KEYS.book)
     loaded = Market(SYMBOL)
     assert packed is not None
@@ -300,7 +296,7 @@ async def test_a_warm_processor_takes_over(stage: Stage) -> None:
         watcher.cancel()
 
     assert sorted(seen) == seen
-    assert ("anchored", set()) == ((await stage.hot.anchor()).state, {*await stage.rules()} - OF_TIME)
+    assert ("anchored", set()) == ((await stage.hot.anchor()).state, {*await stage.rules()})
 
 
 async def _true(value: bool) -> bool:
@@ -489,7 +485,7 @@ async def test_nobody_comes_so_it_anchors_by_itself(stage: Stage) -> None:
                 return read.ob.get("source") == "sbe" and not read.incomplete
 
             await until(is_followed, 10, "the processor writes the new epoch")
-    assert (1, set()) == ((await stage.hot.anchor()).epoch, {*await stage.rules()} - OF_TIME)
+    assert (1, set()) == ((await stage.hot.anchor()).epoch, {*await stage.rules()})
 
 
 async def test_where_somebody_takes_care_it_does_not_interfere(stage: Stage, free_port: int) -> None:

@@ -24,8 +24,9 @@ TROUBLES = ("kill", "pause one", "pause both", "hang redis", "rebuild", "kill", 
 
 
 def everything(stage: Stage, market: Market | ReferenceMarket) -> None:
-    """Feed a market all that the lines have carried."""
-    market.feed(0, pack_frames([(0, frame) for frame in stage.lines.carried]), 1)
+    """Feed a market all that the lines have carried, with the time of each entry as a re-anchor does."""
+    for at_us, frame in stage.lines.carried:
+        market.feed(0, pack_frames([(at_us, frame)]), at_us)
 
 
 async def rebuild(stage: Stage, start: Market) -> None:
