@@ -14,7 +14,7 @@ CLUSTER_TESTS = $(if $(filter tests,$(TESTS)),tests/cluster,$(filter tests/clust
 BED := PYTHONPATH=tests $(PYTHON) -m cluster.bed
 SOURCES := pyproject.toml requirements.lock .ci/locked.py $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
-.PHONY: help setup run test check format bench bench-check soak-feeds faults faults-check fuzz model crds lock image cluster cluster-down krew dist clean
+.PHONY: help setup run test test-paused check format bench bench-check soak-feeds faults faults-check fuzz model crds lock image cluster cluster-down krew dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ test: check ## everything that this machine can host; part of it with TESTS="…
 	@$(BED) tools || [ $$? = 2 ]
 	$(if $(OTHER_TESTS),$(BIN)/python -m pytest $(OTHER_TESTS) --ignore=tests/cluster -m "not performance and not quiet_machine" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS))
 	$(if $(CLUSTER_TESTS),@if $(BED) hosts; then $(BED) prepare && $(BIN)/python -m pytest $(CLUSTER_TESTS) -m "not performance" $(ARGS); fi)
+
+test-paused: .venv/.dev-ready ## tests whose own process is stopped now and then: one that is right only when quick fails; SEED=…
+	@cd tests && ../$(BIN)/python -m support.pauses --seed $(or $(SEED),0) $(patsubst tests%,.%,$(OTHER_TESTS)) --ignore=cluster -m "not performance and not quiet_machine" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.dev-ready ## format, lint, types and import contracts
 	$(BIN)/ruff format --check .
