@@ -14,7 +14,7 @@ CLUSTER_TESTS = $(if $(filter tests,$(TESTS)),tests/cluster,$(filter tests/clust
 BED := PYTHONPATH=tests $(PYTHON) -m cluster.bed
 SOURCES := pyproject.toml requirements.lock .ci/locked.py $(wildcard decoder/*.cpp decoder/*.hpp decoder/CMakeLists.txt)
 
-.PHONY: help setup run test test-paused check format bench bench-check soak-feeds faults faults-check fuzz model crds lock image cluster cluster-down krew dist clean
+.PHONY: help setup run test test-paused check format bench bench-check soak-feeds faults faults-check fuzz model crds modules lock image cluster cluster-down krew dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -74,6 +74,9 @@ crds: .venv/.dev-ready ## write the definitions anew from the operator's models,
 	$(BIN)/python -m sheetanchor_operator.api.schema crds
 	cp crds/*.yaml charts/sheetanchor/files/crds/
 	cp charts/sheetanchor/values.yaml charts/sheetanchor/files/values.yaml
+
+modules: ## write docs/modules.md, every module in one line
+	@$(PYTHON) tests/support/module_map.py > docs/modules.md
 
 lock: ## write requirements.lock anew after a change of pyproject.toml; UPGRADE=1 or UPGRADE="NAME…" for newer versions
 	@PYTHON="$(PYTHON)" UPGRADE="$(UPGRADE)" bash .ci/lock

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from support import module_map
+
 ROOT = Path(__file__).parents[2]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 SOURCES = ("charts", "decoder", "docs", "operator", "tests", "workloads")
@@ -24,6 +26,14 @@ def test_every_page_can_be_found() -> None:
     assert set() == {page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")} - {
         page.relative_to(ROOT).as_posix() for page in found
     }
+
+
+def test_the_list_of_modules_is_that_of_the_tree() -> None:
+    """`docs/modules.md` is what `make modules` writes, and no module is without a first line."""
+    written = (ROOT / "docs" / "modules.md").read_text(encoding="utf-8")
+
+    assert module_map.page() == written, "run make modules"
+    assert [] == re.findall(r"\| \|$", written, re.MULTILINE)
 
 
 NAMED = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|md|yaml|toml|lua)|(?:[\w.-]+/)+)`")

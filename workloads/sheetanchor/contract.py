@@ -1,4 +1,4 @@
-"""What processes share: key names, stream entries, records, and the numbers that more than one role must agree on.
+"""What processes share: names of keys, records, and numbers that roles agree on: slot length, take-over time.
 
 Nothing here does I/O. Times are integers in microseconds unless a name says otherwise; Redis' clock is the one
 that ages and slots are measured with.

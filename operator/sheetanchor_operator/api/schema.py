@@ -1,4 +1,7 @@
-"""The custom resource definitions, rendered from the models: `python -m sheetanchor_operator.api.schema crds`."""
+"""The custom resource definitions with their printer columns, rendered from the models of this package.
+
+`make crds` runs it: `python -m sheetanchor_operator.api.schema crds`.
+"""
 
 from __future__ import annotations
 

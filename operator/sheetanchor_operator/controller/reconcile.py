@@ -1,5 +1,4 @@
-"""One reconcile of one pipeline: observe, decide, apply, report. Decisions are pure and elsewhere; this is the
-order."""
+"""One reconcile of one pipeline: observe, decide, apply, report. Here is the order; decisions are elsewhere, pure."""
 
 from __future__ import annotations
 

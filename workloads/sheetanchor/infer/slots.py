@@ -1,8 +1,8 @@
-"""When to predict: which slot is next, and whether there is still time for it. Pure; all times are Redis' clock.
+"""When to predict: which slot is next, how late it may be served, and how late it may be committed. Pure.
 
 Slot `s` is read at `s * SLOT_MS` and open for a commit until the slot after it ends. A replica that starts or wakes in
 the middle of a slot still serves it, because a late prediction is better than a missed slot, but not when the slot is
-nearly over: serving it would delay the next one.
+nearly over: serving it would delay the next one. All times are Redis' clock.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`sheetanchor model`: list a model registry, add a model, promote one, roll back.
+"""`sheetanchor model`: list a model registry, add a model if it is sound and fast enough, promote one, roll back.
 
 A running replica uses the new model within about two seconds; nothing has to be restarted.
 """

@@ -1,4 +1,4 @@
-"""When to re-anchor: what was asked for and what is observed become one decision at a time.
+"""When to re-anchor: requests and observations become one decision; budget, cool-down and pauses with their defaults.
 
 Pure: the same rules serve the local supervisor and the operator. The state is a value that the caller keeps:
 
