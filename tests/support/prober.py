@@ -10,9 +10,10 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
-from support.role_parts import ask
+from support.role_parts import asked_closely
 
 EVERY_S = 0.02
 
@@ -32,9 +33,9 @@ def main(port: int, process: str) -> None:
     """Ask until SIGTERM."""
     while True:
         before_s = starved_s(process) + starved_s("self")
-        status, took_s = ask(port)
+        asked = asked_closely(port)
         waited_s = starved_s(process) + starved_s("self") - before_s
-        print(json.dumps({"status": status, "took_s": took_s, "starved_s": waited_s}), flush=True)
+        print(json.dumps({**asdict(asked), "starved_s": waited_s}), flush=True)
         time.sleep(EVERY_S)
 
 

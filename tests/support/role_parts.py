@@ -6,11 +6,13 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from conftest import free_port_number, wait_until
@@ -19,6 +21,9 @@ from sheetanchor.runtime.settings import REDIS_USERS
 ROLES = ("ingest", "process", "infer", "redis", "sentinel", "local", "operator")
 
 NOWHERE = "https://127.0.0.1:9"
+
+RESENT = slice(100, 104)
+"""`tcpi_total_retrans` in the kernel's `struct tcp_info`."""
 
 
 class Running:
@@ -49,20 +54,45 @@ class Running:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What came of a request.
+
+    Attributes:
+        status: The status; 0 for no answer.
+        took_s: How long it took.
+        resent: Segments that the kernel sent again, because a listener's queue had no room for the first.
+    """
+
+    status: int
+    took_s: float
+    resent: int
+
+
 def ask(port: int, path: str = "/health/live", host: str = "127.0.0.1", **headers: str) -> tuple[int, float]:
     """Ask on a connection of one's own; gives the status, 0 for no answer, and how long it took in seconds."""
-    began_s = time.perf_counter()
-    connection = http.client.HTTPConnection(host, port, timeout=5)
+    asked = asked_closely(port, path, host, **headers)
+    return asked.status, asked.took_s
+
+
+def asked_closely(port: int, path: str = "/health/live", host: str = "127.0.0.1", **headers: str) -> Asked:
+    """Ask on a connection of one's own."""
+    began_s, status, resent = time.perf_counter(), 0, 0
+    connection = http.client.HTTPConnection(host, port, timeout=30)
     try:
         connection.request("GET", path, headers=headers)
+        link = connection.sock
         response = connection.getresponse()
+        resent = int.from_bytes(
+            link.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, RESENT.stop)[RESENT], sys.byteorder
+        )
         response.read()
         status = response.status
     except (OSError, http.client.HTTPException):
         status = 0
     finally:
         connection.close()
-    return status, time.perf_counter() - began_s
+    return Asked(status, time.perf_counter() - began_s, resent)
 
 
 def _command(role: str, redis_url: str, folder: Path) -> list[str]:
