@@ -44,7 +44,7 @@ RECONCILES: Final = Counter(
 )
 RECONCILE_SECONDS: Final = Histogram(
     "sheetanchor_operator_reconcile_duration_seconds",
-    "Duration of a reconciliation, questions to the workloads included.",
+    "Duration of a reconciliation, polling the workloads included.",
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )
@@ -52,7 +52,9 @@ QUEUE_DEPTH: Final = Gauge(
     "sheetanchor_operator_queue_depth", "Pipelines that are due and wait for a worker.", registry=REGISTRY
 )
 QUEUE_RETRIES: Final = Counter(
-    "sheetanchor_operator_queue_retries_total", "Reconciliations put off after a failure.", registry=REGISTRY
+    "sheetanchor_operator_queue_retries_total",
+    "Reconciliations that are retried later after a failure.",
+    registry=REGISTRY,
 )
 EVENTS_LEFT_OUT: Final = Counter(
     "sheetanchor_operator_events_left_out_total",
@@ -102,7 +104,7 @@ APPLIES: Final = Counter(
 )
 API_ERRORS: Final = Counter(
     "sheetanchor_operator_api_errors_total",
-    "Requests that the API server did not grant, by status code.",
+    "Requests that the API server answered with an error, by status code, or did not answer: none.",
     ["code"],
     registry=REGISTRY,
 )
@@ -186,7 +188,7 @@ REST_LATENCY: Final = Histogram(
     registry=REGISTRY,
 )
 RETRIES: Final = Counter(
-    "retry_attempts_total", "Tries after the first one.", [*_PIPELINE, "operation"], registry=REGISTRY
+    "retry_attempts_total", "Retries, not counting first attempts.", [*_PIPELINE, "operation"], registry=REGISTRY
 )
 TIMEOUTS: Final = Counter(
     "operation_timeouts_total", "Calls that did not end in time.", [*_PIPELINE, "operation"], registry=REGISTRY

@@ -43,7 +43,7 @@ SBE_CONNECTION_STATUS: Final = Gauge(
 )
 SBE_STREAM_LACKING: Final = Gauge(
     "ingestor_sbe_stream_lacking",
-    "1 while a live connection lacks a stream although others go on.",
+    "1 while a live connection delivers nothing of a stream although it delivers others.",
     ["symbol", "stream"],
 )
 SBE_SEQUENCE_GAPS: Final = Counter("ingestor_sbe_sequence_gaps", "Jumps of ids seen on one line.", ["symbol", "stream"])
@@ -57,7 +57,7 @@ FRAMES_SHED: Final = Counter(
 )
 FOREIGN_FRAMES: Final = Counter("ingestor_foreign_frames", "Frames of symbols that were not subscribed to.")
 QUEUE_BYTES: Final = Gauge("ingestor_queue_bytes", "Bytes of frames waiting for Redis.")
-RECONNECTION_ATTEMPTS: Final = Counter("reconnection_attempts", "Tries to connect again.", ["service", "result"])
+RECONNECTION_ATTEMPTS: Final = Counter("reconnection_attempts", "Attempts to reconnect.", ["service", "result"])
 INGEST_DELAY: Final = Histogram(
     "ingestor_append_delay_seconds",
     "From receiving a frame to Redis having it.",
@@ -83,7 +83,7 @@ UNSOUND: Final = Gauge(
 )
 LINE_BEHIND: Final = Gauge(
     "sheetanchor_line_behind",
-    "1 while a line lacks a stream that another line brings.",
+    "1 while a line delivers nothing of a stream that another line delivers.",
     ["symbol", "line", "stream"],
 )
 CLOCK_JUMPS: Final = Counter("sheetanchor_clock_jumps", "Times that Redis' clock was found to have jumped.", ["symbol"])
@@ -91,7 +91,7 @@ EPOCH: Final = Gauge("sheetanchor_epoch", "Epoch of the hot state.", ["symbol"])
 TERM: Final = Gauge("sheetanchor_term", "Term of the writer of the hot state.", ["symbol"])
 RESTATEMENTS: Final = Counter(
     "sheetanchor_restatements",
-    "Tries to write the hot state from memory after Redis has lost acknowledged writes, by reply.",
+    "Attempts to write the hot state from memory after Redis has lost acknowledged writes, by reply.",
     ["symbol", "status"],
 )
 WRITER: Final = Gauge("sheetanchor_writer", "1 while this process is the writer.", ["symbol"])
@@ -161,8 +161,8 @@ MODEL_INFO: Final = Gauge("sheetanchor_model_info", "1 for the model in use.", [
 REDIS_UP: Final = Gauge("redis_up", "1 while the server answers.", ["node"])
 REDIS_MASTER: Final = Gauge("redis_master", "1 while the server is the master.", ["node"])
 REDIS_LINK_UP: Final = Gauge("redis_master_link_up", "1 while a replica follows its master; 1 on the master.", ["node"])
-REDIS_REPLICAS: Final = Gauge("redis_connected_replicas", "Replicas in reach of a master.", ["node"])
-REDIS_OFFSET: Final = Gauge("redis_replication_offset_bytes", "Place in the stream of writes.", ["node"])
+REDIS_REPLICAS: Final = Gauge("redis_connected_replicas", "Replicas connected to a master.", ["node"])
+REDIS_OFFSET: Final = Gauge("redis_replication_offset_bytes", "Replication offset.", ["node"])
 REDIS_MEMORY: Final = Gauge("redis_memory_used_bytes", "Memory in use.", ["node"])
 REDIS_MEMORY_MAX: Final = Gauge("redis_memory_max_bytes", "Memory that may be used; 0 without limit.", ["node"])
 REDIS_CLIENTS: Final = Gauge("redis_connected_clients", "Connections of clients.", ["node"])
@@ -172,9 +172,11 @@ REDIS_LIBRARY_REPAIRS: Final = Counter(
     ["node"],
 )
 SENTINEL_UP: Final = Gauge("redis_sentinel_up", "1 while the Sentinel answers.", ["node"])
-SENTINEL_MASTER_DOWN: Final = Gauge("redis_sentinel_master_down", "1 while it does not reach the master.", ["node"])
+SENTINEL_MASTER_DOWN: Final = Gauge(
+    "redis_sentinel_master_down", "1 while this Sentinel does not reach the master.", ["node"]
+)
 SENTINEL_EPOCH: Final = Gauge("redis_sentinel_config_epoch", "Rises with every failover.", ["node"])
-SENTINEL_OTHERS: Final = Gauge("redis_sentinel_others", "Other Sentinels that it knows.", ["node"])
+SENTINEL_OTHERS: Final = Gauge("redis_sentinel_others", "Other Sentinels known to this one.", ["node"])
 
 # Re-anchor: its process ends before it can be scraped, so the local supervisor counts from the receipts
 REANCHORS: Final = Counter("ingestor_rest_reanchors", "Re-anchor runs by result.", ["symbol", "result", "reason"])
@@ -200,7 +202,7 @@ TASK_FAULTS: Final = Counter(
     "sheetanchor_task_faults", "Unexpected ends of background tasks, which are restarted.", ["task"]
 )
 CIRCUIT_STATE: Final = Gauge("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", ["dependency"])
-RETRIES: Final = Counter("retry_attempts", "Tries after the first one.", ["operation"])
+RETRIES: Final = Counter("retry_attempts", "Retries, not counting first attempts.", ["operation"])
 TIMEOUTS: Final = Counter("operation_timeouts", "Calls that did not end in time.", ["operation"])
 RECOVERY_ATTEMPTS: Final = Counter("recovery_attempts", "Recoveries by mechanism and result.", ["mechanism", "result"])
 ALERTS: Final = Counter("sheetanchor_alerts", "Conditions that need a person's attention.", ["code"])
