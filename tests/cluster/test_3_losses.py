@@ -89,7 +89,7 @@ CHILDREN = [
 
 @pytest.mark.parametrize("kind", CHILDREN)
 def test_deleted_children_are_back(btc: Running, kind: str) -> None:
-    """Whatever somebody deletes is there again within five seconds, all of a kind at once, owned by the pipeline."""
+    """What is deleted is created again, all of a kind at once, owned by the pipeline; the test prints after how long."""
     selector = f"sheetanchor.dev/pipeline={btc.name},app.kubernetes.io/component!=reanchor"
 
     def there() -> dict[str, dict[str, Any]]:
@@ -125,7 +125,7 @@ def leader(btc: Running) -> str:
 
 @pytest.mark.parametrize("kill", [delete, crash])
 def test_losing_the_leading_operator(btc: Running, kill: Callable[[Running, str], None]) -> None:
-    """However the leader ends, another one acts within twenty seconds."""
+    """However the leader ends, another one acts; the test prints after how long."""
     first = leader(btc)
     assert first
     kill(Running(btc.cluster, OPERATORS), first.partition("_")[0])

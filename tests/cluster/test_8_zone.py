@@ -88,7 +88,8 @@ def test_a_zone_without_power(btc: Running, cluster: Cluster, image: str) -> Non
 
     btc.kubectl("scale", "pp", btc.name, "--replicas=3")
     assert failed_s, "the reader has never asked the pod in the zone: it proves nothing"
-    assert max(failed_s) <= READERS_FREE_S
+    # Readers leave a zone when it is silent, seconds before it counts as failed, however slow the machine is.
+    assert max(failed_s) <= max(READERS_FREE_S, named_s)
     assert named_s >= 7
     assert phase != "Running"
     btc.until_sound(120)

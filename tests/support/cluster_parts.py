@@ -13,6 +13,7 @@ from kubernetes import config
 from urllib3.exceptions import HTTPError
 
 from sheetanchor.contract import SLOT_MS, slot_of
+from support.patience import limit_s
 
 GROUP = "sheetanchor.dev"
 POLL_S = 0.5
@@ -254,8 +255,14 @@ class Running:
             self.api.ask(path, method="DELETE")
 
     def wait(self, condition: Callable[[], bool], within_s: float, what: str) -> float:
-        """Wait for a condition; gives the seconds that it took. A failure tells what the pipeline was like."""
-        started_s = time.monotonic()
+        """Wait for a condition; gives the seconds that it took, which tests print. A failure shows the pipeline's state.
+
+        Args:
+            condition: What has to come true.
+            within_s: The time that it needs on a machine with nothing else to do; it gets `PATIENCE_S` at least.
+            what: The condition in words.
+        """
+        started_s, within_s = time.monotonic(), limit_s(within_s)
         while True:
             with contextlib.suppress(OSError, LookupError):
                 if condition():
