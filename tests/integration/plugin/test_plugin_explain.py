@@ -297,7 +297,7 @@ def test_the_role_for_whoever_is_on_call_is_enough(place: Place) -> None:
     assert (1, "", []) == (done.returncode, done.stderr, place.pods.asked)
     assert f"sequence_gap: {GAP}" in done.stdout
     assert "GapFound" in done.stdout
-    denied = f"not known, so not passed\n  what the pods answer: you may not list pods in namespace {place.name}\n"
+    denied = f"not known\n  what the pods answer: you may not list pods in namespace {place.name}\n"
     assert denied in done.stdout
     assert (0, True) == (sound_now.returncode, "by the operator's report of the last minute" in sound_now.stdout)
     assert denied in sound_now.stdout

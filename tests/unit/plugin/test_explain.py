@@ -141,7 +141,7 @@ def test_what_makes_nothing_worse_yet_is_said_beside_the_verdict() -> None:
         running.predictions_sound,
         why(running),
     )
-    assert "beside that\n  1. TopologySatisfied: NotSpread" in text_of_explanation(running)
+    assert "notes\n  1. TopologySatisfied: NotSpread" in text_of_explanation(running)
     assert ["it may all go: delete one"] == can(running)
     assert ["PodsNotReady", "NotSpread"] == [cause.reason for cause in degraded.causes]
     assert "degraded" == degraded.verdict

@@ -46,7 +46,7 @@ def clock(at_us: int, now_us: int) -> str:
 def _lines(one: Explanation) -> Iterator[str]:
     yield _first(one)
     if one.causes:
-        yield "beside that" if one.verdict == SOUND else "why"
+        yield "notes" if one.verdict == SOUND else "why"
         for at, cause in enumerate(one.causes[:CAUSES_SHOWN], 1):
             yield from _of_cause(one, at, cause)
         yield from _more(len(one.causes) - CAUSES_SHOWN)
@@ -58,7 +58,7 @@ def _lines(one: Explanation) -> Iterator[str]:
         if one.runbooks:
             yield f"  read {', '.join(f'{RUNBOOKS}{name}.md' for name in one.runbooks[:RUNBOOKS_SHOWN])}"
     if one.not_known:
-        yield "not known, so not passed"
+        yield "not known"
         yield from (f"  {missing.what}: {_short(missing.why)}" for missing in one.not_known[:NOT_KNOWN_SHOWN])
         yield from _more(len(one.not_known) - NOT_KNOWN_SHOWN)
     if one.events:
