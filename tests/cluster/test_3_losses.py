@@ -89,7 +89,7 @@ CHILDREN = [
 
 @pytest.mark.parametrize("kind", CHILDREN)
 def test_deleted_children_are_back(btc: Running, kind: str) -> None:
-    """What is deleted is created again, all of a kind at once, owned by the pipeline; the test prints after how long."""
+    """Deleted objects are created again, all of a kind at once, owned by the pipeline; prints after how long."""
     selector = f"sheetanchor.dev/pipeline={btc.name},app.kubernetes.io/component!=reanchor"
 
     def there() -> dict[str, dict[str, Any]]:

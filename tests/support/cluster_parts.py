@@ -255,7 +255,7 @@ class Running:
             self.api.ask(path, method="DELETE")
 
     def wait(self, condition: Callable[[], bool], within_s: float, what: str) -> float:
-        """Wait for a condition; gives the seconds that it took, which tests print. A failure shows the pipeline's state.
+        """Wait for a condition; gives the seconds that it took, which tests print. A failure shows the state.
 
         Args:
             condition: What has to come true.
