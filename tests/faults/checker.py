@@ -21,7 +21,7 @@ READ_SLACK_US = 1_000_000
 """A slot is read up to half a second after it begins; the rest is for a busy machine."""
 
 CURED_WITHIN_US = 60_000_000
-"""A doubt that is older at the end of a history has not been answered: the slowest rebuild is to end within this."""
+"""A state that has been suspect for longer at the end of a history is a violation: the slowest rebuild ends within this."""
 
 SAME_PRICE = 1e-9
 
@@ -93,7 +93,7 @@ def check(history: History, truth: Truth) -> list[Violation]:
 
 
 def one_answer(history: History, _: Truth) -> Iterator[Violation]:
-    """For each slot, whoever is asked, at most one prediction is told as kept."""
+    """For each slot, at most one prediction is shown as kept, over all replicas."""
     kept: dict[int, Answer] = {}
     for answer in history.answers:
         if answer.committed and kept.setdefault(answer.slot, answer).content != answer.content:
@@ -102,7 +102,7 @@ def one_answer(history: History, _: Truth) -> Iterator[Violation]:
 
 
 def never_back(history: History, _: Truth) -> Iterator[Violation]:
-    """What one replica has told as kept it tells again whenever it is asked for that slot."""
+    """A prediction that a replica has shown as kept is its answer to every later request for that slot."""
     kept: dict[tuple[str, int], Answer] = {}
     for answer in history.answers:
         place = answer.source, answer.slot
@@ -114,7 +114,7 @@ def never_back(history: History, _: Truth) -> Iterator[Violation]:
 
 
 def committed_kept(history: History, _: Truth) -> Iterator[Violation]:
-    """What was told as kept is in the store at the end."""
+    """Predictions that were shown as kept are in the store at the end."""
     stored = {answer.slot for answer in history.answers if answer.source == STORE}
     if not stored:
         return
@@ -124,7 +124,7 @@ def committed_kept(history: History, _: Truth) -> Iterator[Violation]:
 
 
 def slots_rise(history: History, _: Truth) -> Iterator[Violation]:
-    """Slots rise strictly in the store, and the newest slot of a replica never falls."""
+    """Slots rise strictly in the store."""
     newest: dict[str, int] = {}
     for answer in history.answers:
         last = newest.get(answer.source, -1)
@@ -192,7 +192,7 @@ def roots_known(history: History, _: Truth) -> Iterator[Violation]:
         if look.receipt == look.root:
             known.add(look.root)
         elif look.root not in known | rebuilt and known:
-            text = f"{look.receipt!r} descends from {look.root!r}, which nobody has seen"
+            text = f"{look.receipt!r} descends from {look.root!r}, which was not observed"
             yield Violation("roots_known", look.at_us, text)
             known.add(look.root)
 
@@ -251,7 +251,7 @@ def predictions_fresh(history: History, _: Truth) -> Iterator[Violation]:
 
 
 def doubts_answered(history: History, _: Truth) -> Iterator[Violation]:
-    """A state that was doubted is sound again only with another receipt, and not never."""
+    """A suspect state becomes anchored again only with another receipt, and within a bounded time."""
     doubted: dict[str, Look] = {}
     told: set[str] = set()
     for look in history.written:
