@@ -21,7 +21,7 @@ READ_SLACK_US = 1_000_000
 """A slot is read up to half a second after it begins; the rest is for a busy machine."""
 
 CURED_WITHIN_US = 60_000_000
-"""A state that has been suspect for longer at the end of a history is a violation: the slowest rebuild ends within this."""
+"""A state that is suspect for longer at the end of a history is a violation: the slowest rebuild ends within this."""
 
 SAME_PRICE = 1e-9
 
