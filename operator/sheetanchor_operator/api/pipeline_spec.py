@@ -143,7 +143,8 @@ class Ingestion(Block):
 
     streams: tuple[Literal["trade", "bestBidAsk", "depth"], ...] = field(
         STREAM_TYPES,
-        "Kinds of messages to subscribe to. All three by default; bestBidAsk may be left out to save bandwidth.",
+        "Kinds of messages to subscribe to; all three by default. Without bestBidAsk predictions are degraded "
+        "(missing) from the first change of the best price on.",
         schema=set_of(len(STREAM_TYPES), enum=list(STREAM_TYPES)),
         rules=[
             rule(
@@ -158,28 +159,29 @@ class Ingestion(Block):
     )
     silence_seconds: int = field(
         5,
-        "Seconds without any sign of life (a message, a ping, or the answer to one of ours) after which a connection "
-        "counts as broken and is replaced. A market without events keeps its connection. Five, since an answer to a "
-        "ping takes a fraction of a second.",
+        "Seconds without receiving anything (a message, a ping, or the answer to a ping of the ingestor) after which a "
+        "connection is replaced. A market without events keeps its connection. Five, since an answer to a ping takes a "
+        "fraction of a second.",
         ge=1,
         le=300,
     )
     connection_loss_seconds: int = field(
         30,
-        "Seconds without a healthy connection after which a line asks for an emergency re-anchor.",
+        "Seconds without a healthy connection after which a line requests an emergency re-anchor.",
         ge=2,
         le=600,
     )
     rotate_after_hours: int = field(
         23,
-        "Hours after which a connection is replaced, overlapping. The exchange itself ends it at 24.",
+        "Hours after which a second connection replaces the first one, without a break. The exchange ends it at 24 "
+        "hours.",
         ge=1,
         le=23,
     )
     queue_megabytes: int = field(
         64,
-        "Mebibytes of frames that a line holds while Redis is away; then the oldest best prices are dropped "
-        "first. It is part of the pod's memory.",
+        "Mebibytes of frames that are queued while Redis cannot be reached; beyond that the oldest best prices are "
+        "dropped first, then the oldest frames of all. The queue is part of the pod's memory.",
         ge=1,
         le=1024,
     )
@@ -187,7 +189,7 @@ class Ingestion(Block):
 
 
 class Gaps(Block):
-    """When something counts as a gap."""
+    """Thresholds of the gap rules."""
 
     model_config = ruled(
         rule(
@@ -199,22 +201,26 @@ class Gaps(Block):
 
     sequence_threshold: int = field(
         1,
-        "Missing messages in a row that make a sequence gap. One, since a book that lacks one is wrong.",
+        "Missing ranges of ids in a row that make a sequence gap. One, since a book that lacks an update is wrong.",
         ge=1,
         le=100,
     )
     wait_milliseconds: int = field(
-        200, "Milliseconds that a missing range may wait for another line to deliver it.", ge=0, le=10_000
+        200, "Milliseconds that a missing range of ids may wait for another line to deliver it.", ge=0, le=10_000
     )
     time_seconds: int = field(5, "Seconds without any event on any line that make a time gap.", ge=1, le=3600)
     volume_sigmas: float = field(
         3.0,
-        "Standard deviations off the mean that make a volume anomaly, which only asks for a comparison.",
+        "Standard deviations from the mean volume that make a volume anomaly, which only requests a comparison with "
+        "the exchange.",
         ge=0.5,
         le=100,
     )
     price_jump: float = field(
-        0.01, "Relative change of the mid price from one event to the next that makes a discontinuity.", ge=0.0001, le=1
+        0.01,
+        "Relative change of the mid price from one event to the next that makes a price discontinuity.",
+        ge=0.0001,
+        le=1,
     )
     suppress: tuple[str, ...] = field(
         (),
@@ -227,12 +233,15 @@ class Processor(Block):
     """The processors: one writes the hot state, the others are on standby and take over within about a second."""
 
     replicas: int = field(
-        2, "Processors, of which one is active. Two, so that one can take over; one alone loses slots.", ge=1, le=3
+        2,
+        "Processors, of which one is active. Two, so that one can take over; without a standby slots are missed.",
+        ge=1,
+        le=3,
     )
     self_reanchor_after_seconds: int = field(
         15,
-        "Seconds after which the active processor runs a requested re-anchor itself, when neither the operator "
-        "nor the API server could start one. 0 means never.",
+        "Seconds after which the active processor runs a requested re-anchor itself if the operator has not started "
+        "it, for instance because it or the API server is down. 0 means never.",
         ge=0,
         le=3600,
     )
@@ -245,7 +254,7 @@ class VolumeClaim(Block):
 
     claim_name: str = field(
         ...,
-        "Name of a PersistentVolumeClaim in the pipeline's namespace that can be mounted by many pods, read-only.",
+        "Name of a PersistentVolumeClaim in the pipeline's namespace. All inference pods mount it, read-only.",
         min_length=1,
         max_length=253,
         pattern=NAME_PATTERN,
@@ -289,8 +298,8 @@ class Inference(Block):
 
     replicas: int = field(
         3,
-        "Replicas. Three, one for each zone of most clusters, since readers are sent to their own zone's and two are "
-        "left when a zone is lost; more add availability, not throughput. `kubectl scale` changes this field.",
+        "Replicas. Three, one for each zone of most clusters: clients are routed to the replica of their zone, and two "
+        "are left if a zone is lost. More add availability, not throughput. `kubectl scale` changes this field.",
         ge=1,
         le=10,
     )
@@ -322,14 +331,12 @@ class Reanchor(Block):
         ),
     )
 
-    enabled: bool = field(
-        True, "False: no automatic re-anchor is started; a request with force still is. For investigations only."
-    )
+    enabled: bool = field(True, "False: only requests with force are run. For investigations only.")
     schedule: Schedule = field(
         "",
-        "When to rebuild although nothing is wrong, as a cron expression in UTC with five fields (minute, hour, "
-        "day, month, weekday), for instance 0 4 * * *. A time that was missed by less than an hour is made up "
-        "for, once. Empty means never: gaps start re-anchors anyway.",
+        "When to rebuild even if the state is sound, as a cron expression in UTC with five fields (minute, hour, "
+        "day, month, weekday), for instance 0 4 * * *. If a time was missed by less than an hour, the re-anchor is "
+        "started late, once. Empty means never: gaps start re-anchors anyway.",
         max_length=100,
         rules=[
             rule(
@@ -340,26 +347,29 @@ class Reanchor(Block):
     )
     depth_limit: int = field(
         5000,
-        "Levels a side of the order book to ask for. 5000, the most that the exchange gives, costs 250 of its "
-        "6,000 units of request weight per minute.",
+        "Levels on each side of the order book to fetch. 5000, the exchange's maximum, costs 250 of its 6,000 units of "
+        "request weight per minute.",
         ge=5,
         le=5000,
     )
     timeout_seconds: int = field(
-        120, "Seconds after which a run ends without a swap. Well inside the 300 s that its lock lives.", ge=10, le=140
+        120,
+        "Seconds after which a run ends without a swap. Well below the 300 s after which its lock expires.",
+        ge=10,
+        le=140,
     )
     cooldown_seconds: int = field(
-        10, "Least seconds between two rebuilds of a state that is not in doubt.", ge=0, le=3600
+        10, "Seconds between two rebuilds of a state that is not suspect, at least.", ge=0, le=3600
     )
     rebuilds_per_hour: int = field(
         60,
-        "Most rebuilds of the pipeline within an hour, all symbols together. Sixty use a twentieth of the exchange's "
-        "request weight; a state in doubt is rebuilt once a minute even beyond.",
+        "Rebuilds of the pipeline within an hour at most, all symbols together. Sixty use a twentieth of the "
+        "exchange's request weight. A suspect state is rebuilt once a minute even if the budget is used up.",
         ge=1,
         le=600,
     )
     backoff_seconds: int = field(1, "Seconds before the first retry of a failed run; doubles each time.", ge=1, le=300)
-    backoff_max_seconds: int = field(30, "Longest seconds between two retries.", ge=1, le=3600)
+    backoff_max_seconds: int = field(30, "Seconds between two retries at most.", ge=1, le=3600)
     history: History = field(History(), "How many finished ReAnchor objects are kept.")
     resources: ReanchorResources = field(ReanchorResources(), "Resources of a re-anchor's pod.")
 
@@ -372,13 +382,14 @@ class Failover(Block):
 
     failure_threshold: int = field(
         3,
-        "Checks in a row without an answer from any pod of a zone. Three, since a lost packet or a pause costs one.",
+        "Checks in a row without an answer from any pod of a zone. Three, since a lost packet or a pause makes one "
+        "check fail.",
         ge=3,
         le=10,
     )
     interval_seconds: int = field(
         1,
-        "Seconds that one check stands for. One: with three of them and a second for a second observer to agree, a "
+        "Seconds that one check covers. One: with three of them and a second for a second observer to agree, a "
         "zone is silent after 4 s, and its pods leave the Services; after 4 s more it has failed. With 30 a zone is "
         "silent after 91 s.",
         ge=1,
@@ -399,20 +410,19 @@ class Failover(Block):
 class Reliability(Block):
     """Retries and breakers of calls to the exchange's REST interface and to the Kubernetes API, and health checks."""
 
-    retry_max_attempts: int = field(3, "Tries after the first one.", ge=1, le=10)
+    retry_max_attempts: int = field(3, "Retries after a failed first attempt.", ge=1, le=10)
     retry_initial_delay_milliseconds: int = field(
-        1000, "Milliseconds before the second try; doubles each time.", ge=100, le=10_000
+        1000, "Milliseconds before the first retry; doubles each time.", ge=100, le=10_000
     )
     circuit_breaker_threshold: int = field(
         10,
-        "Failures in a row, over all runs of a re-anchor, after which no requests are sent to the exchange for a time.",
+        "Failed requests in a row after which the circuit breaker opens: no requests are sent for a time. Those to the "
+        "exchange are counted over all re-anchor runs.",
         ge=5,
         le=50,
     )
-    circuit_breaker_timeout_seconds: int = field(60, "How long no requests are sent then, in seconds.", ge=10, le=300)
-    health_check_interval_seconds: int = field(
-        5, "Seconds between two rounds of a pod's checks of what it depends on.", ge=1, le=60
-    )
+    circuit_breaker_timeout_seconds: int = field(60, "Seconds that the circuit breaker stays open.", ge=10, le=300)
+    health_check_interval_seconds: int = field(5, "Seconds between two rounds of a pod's health checks.", ge=1, le=60)
 
 
 class NetworkPolicy(Block):
@@ -420,7 +430,8 @@ class NetworkPolicy(Block):
 
     enabled: bool = field(
         True,
-        "Deny all traffic of the pipeline's pods but what they need. Takes effect where the network enforces policies.",
+        "Deny all traffic of the pipeline's pods except what they need. Has an effect only if the network plugin "
+        "enforces NetworkPolicies.",
     )
 
 
@@ -434,7 +445,7 @@ class Scheduling(Block):
     )
     tolerations: tuple[Toleration, ...] = field(
         (),
-        "Taints that all pods of the pipeline tolerate, beside those that Kubernetes adds.",
+        "Taints that all pods of the pipeline tolerate, in addition to those that Kubernetes adds.",
         schema={"maxItems": 10, "x-kubernetes-list-type": "atomic"},
     )
     priority_class_name: str = field(
@@ -463,11 +474,12 @@ def _foreign_keys(what: str, *prefixes: str) -> list[dict[str, str]]:
 
 
 class PodMetadata(Block):
-    """What pods carry for others than the operator, for instance for cost reports, log routing or a service mesh."""
+    """Labels and annotations of pods for other programs, for instance cost reports, log routing or a service mesh."""
 
     labels: dict[str, str] = field(
         {},
-        "Labels of all pods of the pipeline, beside the operator's own. A change replaces the pods, one after another.",
+        "Labels of all pods of the pipeline, in addition to the operator's own. A change replaces the pods, one after "
+        "another.",
         schema={
             "maxProperties": 20,
             "additionalProperties": {"type": "string", "maxLength": 63, "pattern": _POD_LABEL_VALUE},
@@ -476,8 +488,8 @@ class PodMetadata(Block):
     )
     annotations: dict[str, str] = field(
         {},
-        "Annotations of all pods of the pipeline, beside the operator's own. A change replaces the pods, one after "
-        "another.",
+        "Annotations of all pods of the pipeline, in addition to the operator's own. A change replaces the pods, one "
+        "after another.",
         schema={"maxProperties": 20, "additionalProperties": {"type": "string", "maxLength": 1024}},
         rules=_foreign_keys("annotations", "sheetanchor.dev/", "prometheus.io/"),
     )
@@ -493,10 +505,10 @@ class Maintenance(Block):
         )
     )
 
-    enabled: bool = field(False, "Scale the workloads to zero and mute alerts; Redis stays. False ends it.")
+    enabled: bool = field(False, "Scale the workloads to zero and mute alerts; Redis keeps running. False ends it.")
     reason: str = field(
         "",
-        "Why, in one line; shown in the condition Paused and in Events.",
+        "Reason in one line; shown in the condition Paused and in Events.",
         max_length=256,
         rules=[one_line_rule("maintenance.reason")],
     )
@@ -531,7 +543,7 @@ class PipelineSpec(Block):
     )
     image: str = field(
         "",
-        "Image of the workloads. Empty means the image that the operator was installed with.",
+        "Image of the workloads. Empty means the one that the chart sets: workloadImage, or the operator's own.",
         max_length=512,
         rules=[
             rule(
@@ -542,12 +554,12 @@ class PipelineSpec(Block):
         ],
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = field(
-        "IfNotPresent", "When nodes pull the image. Use Always only with a tag that moves."
+        "IfNotPresent", "When nodes pull the image. Use Always only with a tag that is reused for new images."
     )
     image_pull_secrets: tuple[NameRef, ...] = field(
         (), "Secrets of the pipeline's namespace that the image is pulled with.", schema=map_by(10, "name")
     )
-    suspend: bool = field(False, "True scales the workloads to zero and keeps Redis with its data.")
+    suspend: bool = field(False, "True scales the workloads to zero; Redis keeps running, with its data.")
     log_level: Literal["debug", "info", "warning", "error"] = field("info", "Least severe line that workloads log.")
     exchange: Exchange = field(Exchange(), "Where market data comes from.")
     zones: tuple[str, ...] = field(

@@ -26,7 +26,7 @@ class ConditionStatus(Block):
     type: Condition = field(..., "The aspect of the pipeline's health.")
     status: Literal["True", "False", "Unknown"] = field(..., "Whether it holds.")
     reason: Reason = field(..., "Why, in one word of a closed list.")
-    message: str = field("", "What is the case and, if something is wrong, what to do.", max_length=MESSAGE_LENGTH_MAX)
+    message: str = field("", "What was observed and, if something is wrong, what to do.", max_length=MESSAGE_LENGTH_MAX)
     last_transition_time: str = field(..., "When `status` last changed.", schema=TIME)
     observed_generation: int = field(0, "Generation of the spec that this was judged by.", ge=0)
 
@@ -48,27 +48,29 @@ class SymbolStatus(Block):
     """The state of one trading pair, as the active processor reports it."""
 
     name: str = field(..., "Trading pair.", max_length=20)
-    state: Literal["anchored", "suspect", "unknown"] = field(..., "Whether its hot state is what the exchange says.")
+    state: Literal["anchored", "suspect", "unknown"] = field(
+        ..., "Whether its hot state is anchored, so agrees with the exchange as far as is known."
+    )
     reason: str | None = field(None, "Why it is suspect.", max_length=512)
     epoch: int | None = field(None, "Which rebuild its state belongs to.", ge=0)
     term: int | None = field(None, "Which processor's writes are accepted: rises with each takeover.", ge=0)
     suspect_since: str | None = field(None, "Since when it is suspect.", schema=TIME)
     rebuilt_micros: tuple[int, ...] = field(
         (),
-        "Ends of the rebuilds of the last hour in microseconds since 1970: what the budget of rebuilds counts, "
-        "also when their ReAnchor objects are deleted.",
+        "Ends of the rebuilds of the last hour in microseconds since 1970, kept even if their ReAnchor objects are "
+        "deleted: the budget of rebuilds counts them.",
         schema={"maxItems": 600, "x-kubernetes-list-type": "atomic"},
     )
     compared_micros: tuple[int, ...] = field(
         (),
-        "Ends of its dry runs and validations of the last hour: they cost the exchange as much as a rebuild, and "
+        "Ends of its dry runs and validations of the last hour: they use as much request weight as a rebuild, and "
         "count against the same budget.",
         schema={"maxItems": 600, "x-kubernetes-list-type": "atomic"},
     )
 
 
 class AnsweredRequest(Block):
-    """A request that had an id, and its answer."""
+    """A request with an id, and its result."""
 
     key: str = field(..., "Hash of symbol and id.", max_length=64)
     name: str = field(..., "Name of its ReAnchor.", max_length=253)
@@ -87,19 +89,19 @@ class ReanchorRuns(Block):
         (), "Of those that succeeded.", schema={"maxItems": 1000, "x-kubernetes-list-type": "atomic"}
     )
     failed_micros: tuple[int, ...] = field(
-        (), "Of those that failed for good.", schema={"maxItems": 1000, "x-kubernetes-list-type": "atomic"}
+        (), "Of those that failed finally.", schema={"maxItems": 1000, "x-kubernetes-list-type": "atomic"}
     )
 
 
 class ZoneStatus(Block):
     """One line of ingestors, and the zone that it is bound to."""
 
-    name: str = field(..., "Zone, or name of the line where lines are not bound to zones.", max_length=31)
+    name: str = field(..., "Zone, or name of the line if lines are not bound to zones.", max_length=31)
     ready: bool = field(..., "Whether a pod of the line is ready, which means connected and appending.")
     pods: int = field(..., "Pods of the pipeline on nodes of the zone, of every component.", ge=0)
     health: ZoneHealth | None = field(
         None,
-        "Whether its pods can be reached, by the operator and a second observer; absent where zones are not judged.",
+        "Whether its pods can be reached, by the operator and a second observer; absent if zones are not judged.",
     )
     reason: ZoneReason | None = field(None, "Why, in one word of a closed list.")
     since: str | None = field(None, "Since when `health` is what it is.", schema=TIME)
@@ -111,37 +113,41 @@ class FailoverStepStatus(Block):
     name: FailoverStep = field(..., "The step.")
     started_at: str = field(..., "When it began.", schema=TIME)
     finished_at: str | None = field(None, "When it ended; absent while it goes on.", schema=TIME)
-    message: str | None = field(None, "What came of it.", max_length=512)
+    message: str | None = field(None, "Its result.", max_length=512)
 
 
 class FailoverStatus(Block):
-    """The newest move of the pipeline out of a zone; any replica of the operator can go on with it from here."""
+    """The newest move of the pipeline out of a zone; a new leader of the operator continues it from here."""
 
-    request: str = field(..., "Value of the annotation that asked for it.", max_length=253)
+    request: str = field(..., "Value of the annotation that requested it.", max_length=253)
     kind: FailoverKind = field(
         ..., "Switchover: writer and Redis master move. Evacuation: readers too, and all stay out."
     )
-    phase: FailoverPhase = field(..., "Whether it goes on, or how it has ended.")
+    phase: FailoverPhase = field(..., "Whether it is running, or how it has ended.")
     step: FailoverStep = field(..., "The step that it is at, or has ended at.")
     from_zone: str | None = field(None, "Zone that is left.", max_length=200)
-    to_zone: str | None = field(None, "Zone that was asked for; absent for any other.", max_length=200)
-    term: int | None = field(None, "Term that the standby is asked to take; written before it is asked.", ge=0)
-    target: str | None = field(None, "Pod of the standby that is to write.", max_length=253)
+    to_zone: str | None = field(None, "Zone that was requested; absent for any other zone.", max_length=200)
+    term: int | None = field(
+        None, "Term that the standby is requested to take; written before the request is sent.", ge=0
+    )
+    target: str | None = field(None, "Pod of the standby that is to become the writer.", max_length=253)
     attempts: int | None = field(None, "How often the present step has failed.", ge=0)
-    rounds: int | None = field(None, "How often it was begun again, since writer or master had gone back.", ge=0)
+    rounds: int | None = field(
+        None, "How often it was restarted because writer or master had returned to the zone.", ge=0
+    )
     after_slot: int | None = field(
         None, "Newest slot when verifying began: sound predictions of later ones count.", ge=0
     )
-    message: str | None = field(None, "What is the case, or why it has ended.", max_length=512)
+    message: str | None = field(None, "Progress, or why it has ended.", max_length=512)
     steps: tuple[FailoverStepStatus, ...] = field(
-        (), "Steps that were begun, in their order.", schema={"maxItems": 20, "x-kubernetes-list-type": "atomic"}
+        (), "Steps that have begun, in order.", schema={"maxItems": 20, "x-kubernetes-list-type": "atomic"}
     )
 
 
 class ComponentStatus(Block):
     """Pods of one component."""
 
-    replicas: int = field(..., "Pods that there should be.", ge=0)
+    replicas: int = field(..., "Desired pods.", ge=0)
     ready: int = field(..., "Pods that are ready.", ge=0)
 
 
@@ -161,7 +167,7 @@ class OperatorStatus(Block):
     """Which installation of the operator manages the pipeline: no other acts on it."""
 
     name: str = field(
-        ..., "Namespace and name of its Lease, for instance sheetanchor-system/sheetanchor.", max_length=512
+        ..., "Namespace and name of its Lease, for instance sheetanchor-system/sheetanchor-operator.", max_length=512
     )
     seen_at: str = field(..., "When it last renewed this claim; it does so every two minutes.", schema=TIME)
 
@@ -178,7 +184,7 @@ class PipelineStatus(Block):
 
     operator: OperatorStatus | None = field(None, "Which installation of the operator manages the pipeline.")
     phase: Phase | None = field(None, "The state of the whole pipeline in one word.")
-    ready: str | None = field(None, "Ready pods of those that there should be, for instance 11/11.")
+    ready: str | None = field(None, "Ready and desired pods, for instance 11/11.")
     observed_generation: int | None = field(None, "Generation of the spec that this status describes.", ge=0)
     conditions: tuple[ConditionStatus, ...] = field(
         (), "Aspects of the pipeline's health, one of each type.", schema=map_by(len(Condition), "type")
@@ -199,11 +205,11 @@ class PipelineStatus(Block):
     )
     reanchor_requests: tuple[AnsweredRequest, ...] = field(
         (),
-        "Requests with an id of the last 24 hours and their answers, also when their ReAnchor objects are deleted.",
+        "Requests with an id of the last 24 hours and their results, kept even if their ReAnchor objects are deleted.",
         schema=map_by(500, "key"),
     )
     reanchor_runs: ReanchorRuns | None = field(
-        None, "How the re-anchors of the last 24 hours have ended: what reanchor_success_rate is made from."
+        None, "Results of the re-anchors of the last 24 hours, from which reanchor_success_rate is computed."
     )
     symbols: tuple[SymbolStatus, ...] = field((), "State of each trading pair.", schema=map_by(10, "name"))
     zones: tuple[ZoneStatus, ...] = field((), "State of each line.", schema=map_by(10, "name"))
@@ -212,7 +218,7 @@ class PipelineStatus(Block):
         None, "Last value of the annotation sheetanchor.dev/switchover that was acted on.", max_length=253
     )
     evacuated_zone: str | None = field(
-        None, "Zone that processors and inference are kept out of, as an annotation asks for.", max_length=63
+        None, "Zone that processors and inference are kept out of, as an annotation requests.", max_length=63
     )
     ingestion: ComponentStatus | None = field(None, "Pods of the ingestors.")
     processor: ComponentStatus | None = field(None, "Pods of the processors.")

@@ -38,42 +38,48 @@ class ReanchorSpec(Block):
     )
     reason: str = field(
         "",
-        "Why, in one line; kept in the receipt.",
+        "Reason in one line; kept in the receipt.",
         max_length=512,
         rules=[one_line_rule("reason")],
     )
     trigger: str = field(
         "manual",
-        "What requests it: a gap rule's name, start, suspect, annotation, schedule, failover or manual.",
+        "What requests it: a gap rule's name, start, suspect, annotation, schedule or manual.",
         max_length=64,
         pattern="^[a-z][a-z0-9_]*$",
     )
     action: Literal["immediate_reanchor", "scheduled_reanchor", "validation_reanchor", "emergency_reanchor"] = field(
         "immediate_reanchor",
-        "How urgent it is: emergency goes before everything, immediate starts now, scheduled waits two seconds "
-        "for others to join it, validation compares with the exchange and rebuilds only on a difference.",
+        "How urgent it is: emergency goes before all others, immediate starts now, scheduled waits two seconds for "
+        "other requests to join it, validation compares the state with the exchange and rebuilds it only if they "
+        "differ.",
     )
     requested_by: str = field(
         "",
-        "Who requests it, as claimed; the chart's admission policy admits only the name that the API server knows.",
+        "Name of the user or program that requests it. With the chart's admission policy a user can set only their "
+        "own name; a processor's is not verified.",
         max_length=253,
         rules=[one_line_rule("requestedBy")],
     )
     request_id: str = field(
         "",
-        "Id of the request: requests of the same id count once in 24 hours, also when history has deleted the first: "
-        "a later one gets its answer. The last 500 ids of a pipeline are remembered.",
+        "Id of the request: requests for a symbol with the same id count once in 24 hours, even if the first ReAnchor "
+        "is already deleted: a later one gets the same result. The last 500 ids of a pipeline are kept.",
         alias="requestID",
         max_length=253,
         rules=[one_line_rule("requestID")],
     )
     dry_run: bool = field(False, "Do everything but the swap.")
-    force: bool = field(False, "Neither cool-down nor budget delay it.")
-    epoch: int = field(0, "Epoch of the state that is in doubt; 0 where that is not known.", ge=0)
+    force: bool = field(
+        False,
+        "Ignore cool-down, budget, suspension, maintenance and reanchor.enabled; a validation rebuilds without "
+        "comparing.",
+    )
+    epoch: int = field(0, "Epoch of the suspect state; 0 if it is not known.", ge=0)
     at_micros: int = field(
         0,
-        "When the gap or doubt that it is about arose, in microseconds since 1970; 0 means when the object was "
-        "created. A rebuild that began later answers it.",
+        "Time of the gap that it is about, in microseconds since 1970; 0 means the time of creation. A rebuild that "
+        "began later answers it.",
         ge=0,
         rules=[
             rule(
@@ -88,7 +94,9 @@ class ReanchorSpec(Block):
 class PhaseDuration(Block):
     """How long one step of the run took."""
 
-    name: str = field(..., "Step: lock, fetch, build, validate, swap, verify.", max_length=40)
+    name: str = field(
+        ..., "Step: lock, probe, fetch, compare, build, catch_up, stage, validate, swap or verify.", max_length=40
+    )
     seconds: float = field(..., "Its duration.", ge=0)
 
 
@@ -98,13 +106,13 @@ class ReanchorCondition(Block):
     type: str = field(..., "The aspect of the re-anchor.", max_length=64, pattern="^[A-Z][A-Za-z]*$")
     status: Literal["True", "False", "Unknown"] = field(..., "Whether it holds.")
     reason: str = field(..., "Why, in one word.", max_length=64, pattern="^[A-Z][A-Za-z]*$")
-    message: str = field("", "What is the case and what to do.", max_length=MESSAGE_LENGTH_MAX)
+    message: str = field("", "What was observed and what to do.", max_length=MESSAGE_LENGTH_MAX)
     last_transition_time: str = field(..., "When `status` last changed.", schema=TIME)
     observed_generation: int = field(0, "Generation of the spec that this was judged by.", ge=0)
 
 
 class ReanchorStatus(Block):
-    """What has become of it: the receipt."""
+    """The result: the receipt."""
 
     model_config = ruled(
         rule(
@@ -119,7 +127,7 @@ class ReanchorStatus(Block):
     )
 
     phase: Literal["Pending", "Running", "Succeeded", "Failed", "Skipped"] | None = field(
-        None, "How far it is; Succeeded, Failed and Skipped are final."
+        None, "Its progress; Succeeded, Failed and Skipped are final."
     )
     result: str | None = field(
         None,
@@ -130,7 +138,7 @@ class ReanchorStatus(Block):
     job_name: str | None = field(None, "Job of the newest run.", max_length=253)
     attempts: int | None = field(None, "Runs that were started.", ge=0)
     attempts_held: int | None = field(
-        None, "Of these, runs that found another one in progress and changed nothing: they are not failures.", ge=0
+        None, "Of these, runs that found the lock held by another run and changed nothing: they are not failures.", ge=0
     )
     started_at: str | None = field(None, "When the newest run began.", schema=TIME)
     finished_at: str | None = field(None, "When it became final.", schema=TIME)
@@ -143,11 +151,11 @@ class ReanchorStatus(Block):
     checks: tuple[str, ...] = field(
         (), "Checks that passed.", schema={"maxItems": 64, "items": {"type": "string", "maxLength": 100}}
     )
-    exit_code: int | None = field(None, "What the run's process exited with; 0 is success.", ge=0, le=255)
+    exit_code: int | None = field(None, "Exit code of the run's process; 0 is success.", ge=0, le=255)
     message: str | None = field(None, "What happened, or why it waits, in one line.", max_length=2048)
     next_attempt_at: str | None = field(None, "When the next run begins at the earliest.", schema=TIME)
     answered_by: str | None = field(
-        None, "ReAnchor whose run answered this request too, when they were merged.", max_length=253
+        None, "ReAnchor whose run answered this request as well, if they were merged.", max_length=253
     )
     observed_generation: int | None = field(None, "Generation of the spec that this status describes.", ge=0)
-    conditions: tuple[ReanchorCondition, ...] = field((), "Aspects of it, one of each type.", schema=map_by(8, "type"))
+    conditions: tuple[ReanchorCondition, ...] = field((), "Conditions, one of each type.", schema=map_by(8, "type"))

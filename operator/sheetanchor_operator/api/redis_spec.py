@@ -83,12 +83,12 @@ class ManagedRedis(Block):
     password_secret: NameRef | None = field(
         None,
         "Secret with the passwords, one entry per user: ingest, process, infer, reanchor, replica, sentinel. "
-        "Absent means that the operator makes one with random passwords and never changes it.",
+        "If absent, the operator creates one with random passwords and never changes it.",
     )
     min_replicas_to_write: int = field(
         1,
-        "Replicas that the master must reach to accept writes, so that a master that was cut off accepts "
-        "none. 0 keeps accepting writes.",
+        "Replicas that the master must be connected to in order to accept writes, so that a master that is cut off "
+        "accepts none. With 0 it accepts writes in any case.",
         ge=0,
         le=2,
     )
@@ -104,7 +104,7 @@ class ManagedRedis(Block):
 
 
 class ExternalRedis(Block):
-    """A server that the operator does not run; Redis 7 or Valkey 8 at least, with functions allowed."""
+    """A server that the operator does not run: Redis 7 or Valkey 8 or newer, with functions allowed."""
 
     model_config = ruled(
         rule(
@@ -155,8 +155,8 @@ class ExternalRedis(Block):
     password_secret: PasswordRef | None = field(None, "Secret with the password.")
     cidrs: tuple[Annotated[str, AfterValidator(block_of)], ...] = field(
         (),
-        "Blocks of addresses of the server, for instance 10.1.2.0/24: network policies let pods reach its port there "
-        "and nowhere else. Empty means any address, since policies cannot name hosts.",
+        "CIDR blocks of the server's addresses, for instance 10.1.2.0/24: NetworkPolicies allow pods to reach its "
+        "port only there. Empty means any address, since NetworkPolicies cannot name hosts.",
         schema=set_of(16, pattern=CIDR_PATTERN, maxLength=43),
     )
     ca_secret: AuthorityRef | None = field(

@@ -34,12 +34,12 @@ QUANTITIES: Final[dict[str, Any]] = {
 Quantities = dict[str, int | str]
 
 _REQUESTS: Final = (
-    "What the scheduler sets aside for each pod, by resource (cpu, memory, ephemeral-storage). Small by "
-    "default, so that a whole pipeline fits on a test machine: raise it to what the pods' metrics show."
+    "What the scheduler reserves for each pod, by resource (cpu, memory, ephemeral-storage). Small by default, so "
+    "that a whole pipeline fits on a test machine: raise it to the usage that the pods' metrics show."
 )
 _LIMITS: Final = (
-    "What each pod may use at most, by resource. There is no CPU limit by default: throttled for a tenth of a "
-    "second, a workload would miss its deadlines."
+    "What each pod may use at most, by resource. There is no CPU limit by default, since a workload that is throttled "
+    "for a tenth of a second misses its deadlines."
 )
 
 

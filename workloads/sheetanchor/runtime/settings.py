@@ -117,11 +117,11 @@ class ReliabilitySettings(Settings):
     """Retries and breakers of calls over HTTP: of the exchange's REST interface, and of the Kubernetes API."""
 
     retry_max_attempts: int = setting(
-        3, "tries after the first one", yaml=("reliability.retry_max_attempts",), ge=1, le=10
+        3, "retries after a failed first attempt", yaml=("reliability.retry_max_attempts",), ge=1, le=10
     )
     retry_initial_delay_ms: int = setting(
         1000,
-        "milliseconds before the second try; doubles",
+        "milliseconds before the first retry; doubles each time",
         yaml=("reliability.retry_initial_delay_ms",),
         ge=100,
         le=10_000,
