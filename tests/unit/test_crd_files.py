@@ -67,7 +67,7 @@ def test_the_schema_is_structural_and_closed(path: Path) -> None:
 
 @each_file
 def test_what_rules_look_at_is_bounded(path: Path) -> None:
-    """Lists and maps of a specification have a largest size, so that the cost of every rule can be told beforehand."""
+    """Lists and maps of a specification are bounded, so that the cost of every rule is known in advance."""
     for place, node in nodes(schema_of(path)["properties"]["spec"], "spec"):
         if node.get("type") == "array":
             assert "maxItems" in node, place
@@ -119,7 +119,7 @@ SPECS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_schema_defaults_as_the_model_does(spec: dict[str, Any]) -> None:
-    """A pipeline means the same whoever fills in what it does not say."""
+    """Defaults are the same whether the API server or the model fills them in."""
     schema = schema_of(ROOT / "crds" / "predictionpipelines.yaml")["properties"]["spec"]
 
     by_schema = defaulted(spec, schema)

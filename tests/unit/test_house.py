@@ -80,7 +80,7 @@ def test_docstrings_explain_names_that_are_there() -> None:
 
 
 def test_folders_stay_small() -> None:
-    """A folder of the product holds at most twelve modules: beyond that nobody sees what it is about."""
+    """A folder of the product has at most twelve modules: beyond that its purpose is not clear at a glance."""
     modules = [path for path in tracked("operator/*.py", "workloads/*.py") if path.name != "__init__.py"]
 
     assert [] == [name for name, count in Counter(str(path.parent) for path in modules).items() if count > 12]

@@ -75,7 +75,7 @@ def test_what_is_listed_may_be_imported(imported: str, contracts: ModuleType) ->
     ],
 )
 def test_what_is_not_listed_may_not(imported: str, contracts: ModuleType) -> None:
-    """Whatever nobody thought of is refused, in our packages and in others'; the root stands for itself only."""
+    """An import that no contract lists is refused, in our packages and in others'; the root stands for itself only."""
     assert [f"{API} imports {imported} (line 7)"] == found(contracts, (API, imported))
 
 

@@ -1,4 +1,4 @@
-"""The page about monitoring, the rules and the code speak of the same metrics."""
+"""The monitoring page, the rules and the code agree on the metrics."""
 
 from __future__ import annotations
 

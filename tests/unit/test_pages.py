@@ -1,4 +1,4 @@
-"""Pages are found by whoever begins with the README."""
+"""All pages can be found from the README."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 
 
 def test_every_page_can_be_found() -> None:
-    """Whoever begins with the README gets to every page by links."""
+    """Links lead from the README to every page."""
     found, waiting = set(), [ROOT / "README.md"]
     while waiting:
         page = waiting.pop()

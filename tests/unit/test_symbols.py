@@ -102,7 +102,7 @@ def test_the_definitions_take_the_same(pattern: str) -> None:
 
 @given(SYMBOLS)
 def test_a_symbol_goes_into_every_name(symbol: str) -> None:
-    """Redis keys, addresses, names and labels of objects: each is what its place allows, and tells symbols apart."""
+    """Redis keys, addresses, names and labels of objects: each is valid in its place, and distinguishes symbols."""
     url = stream_url("wss://host", [symbol], ["trade"])
     ask = ReAnchorRequest(symbol, "s1", "immediate_reanchor", "why", "manual", "test", 1)
     made = reanchor_object(Owner("pipeline", "space"), ask)
@@ -139,7 +139,7 @@ def test_only_a_to_z_have_a_lower_case(symbol: str, expected: str) -> None:
 
 @pytest.mark.parametrize("symbol", FOREIGN)
 def test_a_market_of_such_a_symbol_works(symbol: str) -> None:
-    """Frames, the packed book and what is told of it."""
+    """Frames, the packed book and what is reported about it."""
     market = Market(symbol)
     market.load_snapshot(1, -2, -2, [(100, 1)], [(101, 1)], 1)
     market.feed(0, b"", 1)

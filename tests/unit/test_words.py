@@ -169,7 +169,7 @@ def modules() -> list[tuple[Path, ast.Module]]:
 
 
 def test_no_name_has_a_word_that_was_replaced(modules: list[tuple[Path, ast.Module]]) -> None:
-    """Whoever knows the field knows what a module, a class or a function is about by its name."""
+    """A reader who knows the field knows by its name what a module, a class or a function is about."""
     found = {
         f"{path.relative_to(ROOT)}: {name}: write {replaced[word]}"
         for path, tree in modules
@@ -269,7 +269,7 @@ def prose_in(source: str) -> Iterator[tuple[int, str]]:
 
 
 def test_comments_have_no_word_that_was_replaced() -> None:
-    """Who reads the code at night should not have to find out whom a comment means by a pronoun."""
+    """A reader of the code should not have to find out who is meant by a pronoun."""
     words = re.compile(rf"\b(?:{'|'.join(PROSE)})\b", re.IGNORECASE)
     found = [
         f"{name}:{line}: {match[0]!r}: write {PROSE[match[0].lower()]}"

@@ -33,7 +33,7 @@ def test_symbols_are_all_that_a_pipeline_needs() -> None:
 
 
 def test_defaults_are_those_of_the_workloads() -> None:
-    """What a pipeline does not say means the same as what a role is not told."""
+    """A field that a pipeline leaves out means the same as a setting that a role does not get."""
     spec = pipeline().spec
     ingest, process, reanchor = IngestSettings(), ProcessSettings(), ReanchorSettings()
 

@@ -120,7 +120,7 @@ def test_a_field_of_ours_that_differs_is_drift(path: str, value: Any) -> None:
     ],
 )
 def test_a_field_of_ours_that_is_gone_is_drift(path: str) -> None:
-    """What somebody has removed is written again."""
+    """A removed field is written again."""
     assert needs_apply(DEPLOYMENT, without(DEPLOYMENT, path))
 
 
@@ -198,7 +198,7 @@ TREES = st.recursive(
 
 
 def defaulted(value: Any, extra: Any) -> Any:
-    """Give an object as an API server might: with fields that nobody asked for."""
+    """Give an object as an API server might: with fields that were not in the request."""
     if isinstance(value, dict):
         return {**{"zz-default": extra}, **{key: defaulted(one, extra) for key, one in value.items()}}
     if isinstance(value, list):

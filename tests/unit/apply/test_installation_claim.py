@@ -1,4 +1,4 @@
-"""Of two installations of the operator one looks after a pipeline, whoever stops, returns or is asked to."""
+"""One of two installations of the operator manages a pipeline, also if one stops, returns or is named."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def claim(name: str, age_us: int = 0, since_s: float = 0.0) -> ObservedClaim:
     ],
 )
 def test_who_acts(wanted: str, known: ObservedClaim, now_s: float, expected: str) -> None:
-    """A claim that is renewed is heeded, whatever its clock says; the annotation counts at once and for ever."""
+    """A renewed claim counts, whatever its clock says; the annotation counts at once and permanently."""
     assert expected == decide(OWN, wanted, known, NOW_US, now_s)
 
 
@@ -73,7 +73,7 @@ class Installation:
     downs=st.lists(st.tuples(st.sampled_from([0, 1]), st.integers(0, 3_600), st.integers(10, 1_200)), max_size=6),
 )
 def test_never_two_and_never_nobody_for_long(offs: tuple[int, int], downs: list[tuple[int, int, int]]) -> None:
-    """Whoever goes and comes, with clocks a day apart: one acts at a time, and one acts again within the patience."""
+    """With installations that stop and return, and clocks a day apart, one acts at a time, and one again in time."""
     both = [Installation(OWN, offs[0]), Installation(OTHER, offs[1])]
     status: dict[str, Any] = {}
     for second in range(0, 6_000, 10):

@@ -79,7 +79,7 @@ def test_what_is_new_does_not_wait() -> None:
 
 
 def test_what_is_to_stop_does_not_wait() -> None:
-    """Scaling to zero is nobody's turn."""
+    """Scaling to zero is not part of the order."""
     stopped = [manifest(kind, name, component, 0) for kind, name, component, _ in NAMES]
 
     assert [] == names(deferred_changes(stopped, cluster()))

@@ -1,4 +1,4 @@
-"""What an exchange that has had enough says, in every form that it is told in, and the weight counted before."""
+"""Rate limits and bans of the exchange in all their forms, and the request weight that is counted beforehand."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def complaint(text: str, code: int = -1003) -> str:
     ],
 )
 def test_a_pause_is_requested_in_many_forms(retry_after: str | None, text: str, wait_s: float) -> None:
-    """The longest that header and text tell counts; without either, a default."""
+    """The longest time in header and text counts; without either, a default."""
     assert wait_s == silence_s(retry_after, DATE, text, NOW_S + 1_000, 10.0)
 
 
@@ -113,7 +113,7 @@ def test_parallel_requests_do_not_take_the_same_rest() -> None:
 
 @pytest.mark.parametrize("header", [None, "", "many", "-5", "\u0665"])
 def test_an_exchange_without_the_header_is_limited(header: str | None) -> None:
-    """What is not told is counted."""
+    """Weight that the exchange does not report is counted by the client."""
     weight = Weight(1000)
     for _ in range(3):
         assert 0.0 == weight.take(300, 60.0)
@@ -134,7 +134,7 @@ def test_answers_in_another_order_do_not_free_weight() -> None:
 
 
 def test_what_an_earlier_process_had_left() -> None:
-    """A new process begins with what the last one was told in the same minute."""
+    """A new process starts with the weight that the last one reported in the same minute."""
     weight = Weight(1000)
     weight.recall(40, 60.0)
 
@@ -147,7 +147,7 @@ def test_what_an_earlier_process_had_left() -> None:
     st.booleans(),
 )
 def test_never_more_than_the_share(requests: list[tuple[int, float, bool, int]], tells: bool) -> None:
-    """However requests overlap, the exchange counts no more than our share of a minute, whether it tells or not."""
+    """However requests overlap, the exchange counts no more than our share, whether it reports its count or not."""
     limit = 1_000
     weight, now_s, used = Weight(limit), 60.0, 0
     in_flight: list[int] = []

@@ -114,7 +114,7 @@ def test_trailing_zeros_are_no_decimals() -> None:
 
 @pytest.mark.parametrize(("time", "time_us"), [(1499865549590, 1499865549590000), (1499865549590123, 1499865549590123)])
 def test_times_in_either_unit(time: int, time_us: int) -> None:
-    """Milliseconds and microseconds are told apart by their size."""
+    """Milliseconds and microseconds are distinguished by their size."""
     trade = parse_trades(body([TRADE | {"time": time}]), 10)[0]
 
     assert Trade(28457, 400000100, 1200000000, time_us, True) == trade
@@ -139,7 +139,7 @@ def test_bad_trades_are_named(value: Any, words: str) -> None:
 
 
 def test_kline_and_ticker() -> None:
-    """Candles and the ticker are read; a best price of zero counts as not told."""
+    """Candles and the ticker are read; a best price of zero counts as missing."""
     kline = parse_klines(body([KLINE]), 5)[0]
     ticker = parse_ticker(body(TICKER))
 
@@ -172,7 +172,7 @@ def test_bad_candles_and_tickers_are_named(parse: Any, value: Any, words: str) -
 
 
 def test_complaints_of_the_exchange() -> None:
-    """Code and message are told where there are any, otherwise the beginning of what came."""
+    """Code and message are reported if there are any, otherwise the beginning of the body."""
     assert "-1121 Invalid symbol." == parse_error(b'{"code":-1121,"msg":"Invalid symbol."}')
     assert "'<html>'" == parse_error(b"<html>")
 

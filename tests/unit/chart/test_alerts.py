@@ -1,4 +1,4 @@
-"""The alerts that the chart ships: each fires when it should and not before, and somebody knows what to do then."""
+"""The chart's alerts: each fires when it should and not before, and has a runbook."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_no_case_speaks_of_an_alert_that_is_not_there() -> None:
 def test_maintenance_mutes_a_pipelines_alerts(name: str) -> None:
     """All alerts about a pipeline look whether it rests on purpose."""
     _, rule = ALERTS[name]
-    of_a_service = "sheetanchor:http_errors" in rule["expr"]  # nobody asks a pipeline that rests
+    of_a_service = "sheetanchor:http_errors" in rule["expr"]  # a pipeline at rest gets no requests
 
     muted = "unless on (namespace, pipeline) sheetanchor:pipeline_at_rest" in rule["expr"]
 
@@ -107,7 +107,7 @@ def test_maintenance_mutes_a_pipelines_alerts(name: str) -> None:
 
 @pytest.mark.parametrize("resting", ["maintenance", "suspended"])
 def test_a_muted_alert_does_not_fire(tool: str, tmp_path: Path, resting: str) -> None:
-    """What would be told of a running pipeline is not told of one in maintenance, or of a suspended one."""
+    """An alert about a running pipeline does not fire for one that is in maintenance or suspended."""
     at_rest = {
         "maintenance": pipe("sheetanchor_pipeline_maintenance", "1x500"),
         "suspended": pipe("sheetanchor_pipeline_phase", "1x500", 'phase="Suspended"'),
@@ -189,7 +189,7 @@ ALERTMANAGER = yaml.safe_load((CHART / "examples" / "alertmanager.yml").read_tex
 
 
 def test_alerts_are_routed_by_severity() -> None:
-    """Critical alerts reach the pager, Slack and the daily mail, warnings the last two, the rest nobody."""
+    """Critical alerts go to the pager, Slack and the daily mail, warnings to the last two, all others nowhere."""
     found = [[one["receiver"] for one in taken(severity)] for severity in ("critical", "warning", "info")]
 
     assert [["daily-mail", "pagerduty", "slack"], ["daily-mail", "slack"], ["recorded"]] == found
@@ -207,7 +207,7 @@ def test_the_mail_comes_once_a_day() -> None:
 
 
 def test_the_example_holds_no_secret() -> None:
-    """Whatever somebody could log in with is named as a file; every receiver that is routed to is there."""
+    """All credentials are names of files; every receiver that a route names exists."""
     secrets = re.compile(r"(?:password|secret|token|credentials|api_url|routing_key|service_key)(_file)?$")
     found = [match for key, _ in entries(ALERTMANAGER) if (match := secrets.search(key))]
     names = {one["name"] for one in ALERTMANAGER["receivers"]}

@@ -1,4 +1,4 @@
-"""What the chart says of itself to whoever chooses an operator."""
+"""What the chart's metadata claims about the product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How Prometheus is told to scrape: whose word counts, and that no label of a workload's own is needed for it."""
+"""The scrape configuration: which labels are trusted, and that it needs no label that a workload sets itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_workloads_are_believed_nothing_about_themselves() -> None:
 
 
 def test_the_operator_is_believed_in_its_own_namespace() -> None:
-    """Whose labels count can only be a pod where nobody but the administrator makes any."""
+    """Only pods of a namespace in which nobody but the administrator creates pods have their labels honoured."""
     job = JOBS["sheetanchor-operator"]
     (discovery,) = job["kubernetes_sd_configs"]
 

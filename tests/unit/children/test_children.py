@@ -1,4 +1,4 @@
-"""The children of a pipeline: what is rendered, for whom, and what changes it."""
+"""The children of a pipeline: what is rendered, for which components, and what changes it."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_manifests_are_plain_data(spec: dict[str, Any]) -> None:
 
 @variants
 def test_the_roles_take_their_settings(spec: dict[str, Any], tmp_path: Path) -> None:
-    """Each rendered file is read by the role's own command line without a complaint."""
+    """Each rendered file is read by the role's own command line without an error."""
     files = one_of(rendered(spec), "ConfigMap", "btc-settings")["data"]
 
     read = {}
@@ -180,7 +180,7 @@ def mounted_secrets(template: dict[str, Any]) -> set[tuple[str, str]]:
 
 
 def test_each_pod_mounts_only_its_own_secrets() -> None:
-    """A role sees its own password, ingestors the API key besides, and nobody a whole Secret."""
+    """A role has its own password, ingestors also the API key, and no pod a whole Secret."""
     found = {name: mounted_secrets(one) for name, one in templates(rendered()).items() if "redis" not in name}
 
     key = ("binance-api-key", "api-key")
@@ -317,7 +317,7 @@ def test_changed_content_rolls_the_pods_that_read_it() -> None:
 
 
 def test_what_is_missing_rolls_nothing() -> None:
-    """Pods that could not start anew go on with what they have read; what comes back as it was rolls nothing either."""
+    """Pods that could not restart keep what they have read; if it returns unchanged, nothing is rolled either."""
     given = {**MODEL_MAP, "exchange": {**OWN_EXCHANGE, "apiKeySecret": {"name": "key"}}}
     there: dict[str, Any] = {
         "secrets": {"key": frozenset({"api-key"})},
@@ -450,7 +450,7 @@ def test_pods_go_where_the_pipeline_says() -> None:
 
 
 def test_pods_carry_what_is_asked_for_beside_what_is_ours() -> None:
-    """Selectors, policies and scrapes go by the operator's own labels and annotations: nobody's replace them."""
+    """Selectors, policies and scraping use the operator's labels and annotations, so users cannot replace them."""
     stolen = {PIPELINE_LABEL: "other", "prometheus.io/scrape": "false"}
     labels, annotations = {"team": "markets"}, {"example.com/logs": "json"}
     asked = {"podMetadata": {"labels": labels | stolen, "annotations": annotations | stolen}}
@@ -553,7 +553,7 @@ def test_a_cluster_that_gives_ids_is_left_to_do_so() -> None:
 
 
 def test_an_evacuated_zone_is_left_by_what_is_not_bound_to_it() -> None:
-    """Processors and inference are kept out; the zone's line and Redis stay; without an evacuation nobody is."""
+    """Processors and inference are kept out; the zone's line and Redis stay; without an evacuation none is."""
 
     def kept_out(status: dict[str, Any]) -> dict[str, list[str]]:
         made = children(pipeline(status=status), Observed(NOW_US, zones=ZONES), DEFAULTS, password)

@@ -1,4 +1,4 @@
-"""Whom pods reach: what the table in docs/security.md says, rule by rule."""
+"""Which peers pods can reach: the table in docs/security.md, rule by rule."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_only_the_exchange_and_the_api_server_are_reached_at_any_address(spec: d
 
 @pytest.mark.parametrize("name", ["infer", "ingest", "process", "reanchor", "redis"])
 def test_names_are_asked_of_the_clusters_dns(name: str) -> None:
-    """Port 53 of anybody else is no way out."""
+    """Port 53 of any other server cannot be reached."""
     assert DNS == egress_of({})[name][0]
 
 
@@ -103,7 +103,7 @@ def test_an_external_redis_is_reached_where_it_is() -> None:
     ],
 )
 def test_what_is_no_peer_is_refused(text: str) -> None:
-    """A peer that was misspelt does not become everybody, or nobody."""
+    """A misspelt peer allows neither every peer nor none."""
     with pytest.raises(ValueError, match="expected"):
         peer_of(text)
 

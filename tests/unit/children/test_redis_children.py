@@ -59,7 +59,7 @@ def test_there_are_three_nodes_with_a_sentinel_each_and_one_may_be_away() -> Non
 
 
 def test_the_secret_is_written_once_and_has_a_password_for_each_user() -> None:
-    """Whoever applies it must not make new passwords for running servers."""
+    """Applying it again must not create new passwords for running servers."""
     secret = manifests()["Secret"]
 
     assert secret["metadata"]["annotations"] == {CREATE_ONLY: "true"}
@@ -134,7 +134,7 @@ def test_the_nodes_satisfy_the_restricted_profile_and_mount_all_they_name(spec: 
 
 
 def test_an_external_redis_has_no_children() -> None:
-    """It is somebody else's."""
+    """The operator does not run it."""
     assert redis_children(pipeline(EXTERNAL), Observed(NOW_US), DEFAULTS, str) == ()
 
 

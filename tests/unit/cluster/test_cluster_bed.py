@@ -88,7 +88,7 @@ def test_a_failed_command_says_why() -> None:
 
 
 def test_a_lock_is_free_again() -> None:
-    """Whoever fails while holding a lock leaves it to the next."""
+    """A process that fails while it holds a lock leaves it to the next."""
     with pytest.raises(BedError), locked("thing"):
         raise BedError("broken")
 

@@ -44,7 +44,7 @@ class Counted:
 
 @pytest.fixture
 def world() -> World:
-    """A state in doubt, for which a re-anchor has been asked."""
+    """A suspect state, for which a re-anchor is requested."""
     world = World()
     world.suspect()
     world.add("one")
@@ -133,7 +133,7 @@ def test_a_pipeline_that_is_gone_leaves_no_series() -> None:
 
 
 def test_what_people_invent_as_a_trigger_is_one_series() -> None:
-    """Whoever may create ReAnchors cannot fill Prometheus with them."""
+    """A user who may create ReAnchors cannot fill Prometheus with triggers."""
     pipeline_metrics = PipelineMetrics()
     for number in range(5):
         pipeline_metrics.changed({}, ended("inventive", f"my_{number}"))
@@ -173,7 +173,7 @@ def value(name: str, **labels: str) -> float:
 
 
 def test_what_a_run_says_is_counted() -> None:
-    """Requests, retries, time-outs and the alert: a run's own process ends before anybody asks."""
+    """Requests, retries, time-outs and the alert: a run's own process ends before it can be scraped."""
     pipeline_metrics, key = PipelineMetrics(), ("receipts", "btc")
     pipeline_metrics.take(key, {"phase": "Running"}, [], announced=False)
     assert 0.0 == REGISTRY.get_sample_value(
@@ -195,7 +195,7 @@ def test_what_a_run_says_is_counted() -> None:
 
 
 def test_what_a_foreign_run_invents_fills_nothing() -> None:
-    """Any image may be told to run: its words are a bounded number of series, and its numbers do no harm."""
+    """A Job may run any image: its receipt adds a bounded number of series, and its numbers do no harm."""
     pipeline_metrics, key = PipelineMetrics(), ("receipts", "btc")
     for number in range(50):
         calls = ((f"/odd/{number}", f"x{number}", float("inf")), ("/api/v3/depth", "999999", -1.0))

@@ -92,7 +92,7 @@ class TimelessLoop(asyncio.SelectorEventLoop):
 
 
 async def test_a_refusal_ends_the_writing_and_names_what_is_left() -> None:
-    """What was begun ends, nothing is begun after it, and what was not written is told with the refusal."""
+    """Writes in progress end, no further one starts, and the refusal's message names what was not written."""
     ended = []
 
     async def write(item: int) -> None:
@@ -161,7 +161,7 @@ def test_waiting_for_a_processor_is_counted() -> None:
 
 @given(st.randoms(use_true_random=False))
 def test_what_is_put_off_comes_to_the_same_end(chance: random.Random) -> None:
-    """Whichever statuses a look has time for: phases, runs and what is told are those of looks that have all of it."""
+    """With any time limits, phases, runs and reports are finally those of a reconcile that has time for everything."""
 
     def ended(world: World, share: float) -> tuple[dict[str, str], list[str], Counter[str]]:
         world.suspect()

@@ -1,4 +1,4 @@
-"""What was refused is told again, not asked again, and is not kept for ever."""
+"""A refused write is reported again but not sent again, and is not kept for ever."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUOTA = Refusal(*PLACE, 403, "exceeded quota")
     ],
 )
 def test_it_stands_for_a_while_and_for_the_same_manifest(after_s: float, digest: str, stands: bool) -> None:
-    """Somebody may have raised the quota meanwhile, and another manifest may pass."""
+    """The quota may have been raised meanwhile, and another manifest may be accepted."""
     refusals = Refusals()
     assert QUOTA == refusals.add(BTC, PLACE, "one", QUOTA, 100.0)
     assert (QUOTA if stands else None) == refusals.of(BTC, PLACE, digest, 100.0 + after_s)

@@ -81,7 +81,7 @@ def test_who_waits_longest_is_next() -> None:
 
 
 def test_the_earliest_wish_counts() -> None:
-    """A later wish does not put off an earlier one."""
+    """A later due time does not postpone an earlier one."""
     queue = Queue()
     queue.at("btc", 1.0)
     queue.at("btc", 50.0)

@@ -62,7 +62,7 @@ def variants(message: sbe.Message) -> Iterator[sbe.Message]:
 
 @pytest.mark.parametrize("name", sorted(MESSAGES))
 def test_every_number_at_every_edge(name: str) -> None:
-    """Whatever end of its type a number is at, the frame is taken or counted, and both markets tell the same."""
+    """With numbers at both ends of their type the frame is accepted or counted, and both markets agree."""
     for message in variants(MESSAGES[name]):
         native, plain = made(_decoder.Market), made(reference_market.Market)
         for market in (native, plain):

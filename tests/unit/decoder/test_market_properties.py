@@ -105,7 +105,7 @@ def feeds(draw: st.DrawFn) -> list[bytes]:
             frames.append(sbe.Trades(at, "X", *exponents, at - draw(st.integers(0, 500)), tuple(entries)))
         elif kind == 2:
             told = update + draw(st.integers(-2, 3))
-            # Of one update the exchange tells one pair of prices, however often it does.
+            # For one update the exchange sends one pair of prices, however often it does.
             exponents, (bid, ask) = best.setdefault(told, (exponents, sorted((draw(PRICES), draw(PRICES)))))
             frames.append(sbe.BestBidAsk(at, "X", *exponents, told, bid, 1, ask, 2))
         else:

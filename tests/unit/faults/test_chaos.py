@@ -188,7 +188,7 @@ def test_a_scenario_without_recovery_fails() -> None:
 
 
 def test_a_violated_invariant_scores_0_unless_the_scenario_allows_it() -> None:
-    """A wrong price that is told as sound outweighs everything."""
+    """A wrong price that is reported as sound outweighs everything."""
     wrong = Simulated(Noted(), price=77.0)
     result = engineer(wrong).run_chaos_test(scenario(), 3)
     allowed = engineer(Simulated(Noted(), price=77.0)).run_chaos_test(scenario(allows={"predictions_true": "so"}), 3)
@@ -198,7 +198,7 @@ def test_a_violated_invariant_scores_0_unless_the_scenario_allows_it() -> None:
 
 
 def test_no_fault_is_left_when_monitoring_fails() -> None:
-    """Injection is stopped even if whoever looks raises."""
+    """Faults are undone even if an observer raises."""
     simulated = Simulated(Noted(), fails=True)
     with pytest.raises(RuntimeError, match="monitoring has failed"):
         engineer(simulated).run_chaos_test(scenario(), 3)

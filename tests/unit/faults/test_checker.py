@@ -91,7 +91,7 @@ def good() -> list[Record]:
         doubted = at in (10, 11)
         for source in ("a#1", "b#1", "store"):
             records.append(answer(slot, source, epoch=epoch, receipt=receipt, degraded=doubted))
-    # Between promotion and restatement: the doubt, and an old state that a server shows again.
+    # Between promotion and restatement: the suspect state, and an old state that a server shows again.
     records.append(look(FIRST + 11, term=2, writer="q", state="suspect", server="1", at_us=slot_start_us(FIRST + 12)))
     records.append(look(FIRST + 8, server="1", at_us=slot_start_us(FIRST + 10) + 5_000))
     records.append(Rebuilt(slot_start_us(FIRST), "r1", "swapped"))
@@ -208,7 +208,7 @@ CONTROLS: dict[str, list[Callable[[list[Record]], list[Record]]]] = {
         everywhere(9, feature_us=slot_start_us(FIRST + 5)),
     ],
     "doubts_answered": [
-        # The doubt was lost with the old master, and the writer goes on as if nothing had been.
+        # The write of `suspect` was lost with the old master, and the writer continues as if nothing had happened.
         added(
             look(FIRST + 22, term=2, writer="q", epoch=3, receipt="r3", root="r3", state="suspect", at_us=LATER),
         ),
@@ -243,7 +243,7 @@ def test_a_history_that_violates_one_invariant_is_found_by_it_alone(
 
 @given(st.permutations(range(8)), st.sets(st.integers(0, SLOTS - 1)), st.integers(0, 10))
 def test_order_and_loss_of_observations_invent_no_violation(order: list[int], blind: set[int], repeat: int) -> None:
-    """Whoever has seen less, or twice, or reads files in another order, finds no more."""
+    """Fewer, repeated or reordered observations never add a violation."""
     kept = [
         one
         for one in good()

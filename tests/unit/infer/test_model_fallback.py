@@ -42,7 +42,7 @@ class FakeModel:
 
 @dataclass
 class World:
-    """A registry of names and a loader that does as it is told, in the order in which it is told."""
+    """A registry of names, and a loader that loads in the order that the test gives."""
 
     current: str | None = "m0"
     previous: list[str] = field(default_factory=list)
@@ -113,7 +113,7 @@ async def _turn(times: int = 30) -> None:
 
 
 def _told_truly(chain: ModelFallbackChain) -> None:
-    """What serves is told as what it is, and a lesser one never without trouble, which makes the next look retry."""
+    """The serving model is reported as what it is, and a lesser one with a problem, so that the next check retries."""
     if chain.mode != "model":
         assert chain.problem != ""
     if chain.problem == "":

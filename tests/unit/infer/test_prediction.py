@@ -1,4 +1,4 @@
-"""What is doubted, what is said without a model, and how a record is written down."""
+"""What degrades a prediction, predictions without a model, and how a record is stored."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_sound_prediction_has_no_reason() -> None:
     ],
 )
 def test_a_prediction_names_the_update_that_its_price_is_of(ob: dict[str, str], expected: int | None) -> None:
-    """Whoever has the exchange's messages can say whether the price is right; the name survives Redis."""
+    """With the exchange's messages the price can be verified; the field survives Redis."""
     record = build(SLOT, replace(SOUND, hashes={"ob": ob}), ANSWER, "a")
     stored = Prediction.parse({**record.fields(), "slot": str(SLOT)})
 
@@ -116,7 +116,7 @@ def test_a_prediction_names_the_update_that_its_price_is_of(ob: dict[str, str], 
 
 
 def test_every_doubt_is_a_reason() -> None:
-    """Doubts of the state come first, then those of the answer; the text is bounded."""
+    """Reasons of the state come first, then those of the answer; the text is bounded."""
     state = replace(SOUND, anchored=False, suspect_reason="depth: expected 5; found 9" + "!" * 500)
     record = build(SLOT, state, replace(ANSWER, doubts=(Doubt("symbols", "x"),)), "a")
 
@@ -137,7 +137,7 @@ def test_every_doubt_is_a_reason() -> None:
 def test_a_lesser_model_does_not_touch_the_price(
     state: SlotState, doubts: tuple[Doubt, ...], expected: float | None
 ) -> None:
-    """For scoring, a price counts unless the state itself was in doubt."""
+    """For scoring a price counts unless the state itself was unsound."""
     assert expected == build(SLOT, state, replace(ANSWER, doubts=doubts), "a").sound_price
 
 

@@ -55,7 +55,7 @@ def test_a_clock_set_back_does_not_stop_the_beat() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**16), st.none() | st.integers(0, 5 * 10**9))
 def test_no_turn_waits_longer_than_two_slots_or_begins_too_late(now_us: int, served: int | None) -> None:
-    """Whatever the clock says, the beat goes on within two slots and never takes up one that is over."""
+    """With any clock, the next slot starts within two slots, and a slot that is over is never started."""
     turn = next_turn(now_us, served)
 
     assert 0 <= turn.wait_us <= 2 * SLOT_US

@@ -119,7 +119,7 @@ def test_answers_to_an_upgrade_are_distinguished(status: int, kind: type[Excepti
     ],
 )
 def test_a_rate_limit_says_when_to_come_back(header: str, expected: float) -> None:
-    """A number is heeded up to the longest ban; else a minute is waited, which all limits are counted by."""
+    """A number counts up to the longest ban; otherwise a minute is waited, which all limits are counted by."""
     error = upgrade_error(429, header)
 
     assert isinstance(error, RateLimited)
@@ -143,7 +143,7 @@ def test_an_outage_is_reported_once_and_after_thirty_seconds() -> None:
 
 
 def test_a_lasting_outage_keeps_its_beginning() -> None:
-    """Connections that fail meanwhile do not begin it anew, whether it has been told or not."""
+    """Connections that fail meanwhile do not restart it, whether it has been reported or not."""
     outage = Outage().begin(NOW_S)
 
     again = outage.begin(NOW_S + 29)
@@ -240,7 +240,7 @@ moments = st.none() | st.floats(0, NOW_S)
     now_s=st.floats(NOW_S, 2 * NOW_S),
 )
 def test_nothing_silent_is_kept(state: ConnectionState, now_s: float) -> None:
-    """An open connection that is kept has brought a message of late, or is too young to have to."""
+    """An open connection that is kept has recently delivered a message, or is too young to have to."""
     verdict = judge(state, now_s, POLICY)
 
     if state.opened_s is not None and verdict in (ConnectionAction.KEEP, ConnectionAction.REPLACE):

@@ -113,7 +113,7 @@ def test_zones_follow_the_nodes() -> None:
 
 
 def test_a_secrets_hash_is_of_what_it_holds() -> None:
-    """A label changes nothing; another value does; and without the uid nobody can try values out."""
+    """Labels do not change it, values do; and without the uid a value cannot be guessed by trying."""
     secret = body("Secret", "key", data={"api-key": "a2V5"})
     labelled = body("Secret", "key", version=2, data={"api-key": "a2V5"})
     labelled["metadata"]["labels"]["team"] = "quants"
@@ -183,7 +183,7 @@ def test_what_came_before_its_pipeline_is_asked_for_again() -> None:
 
 
 def test_the_number_of_a_pipelines_objects_is_bounded() -> None:
-    """Whoever may label pods may label without end."""
+    """A user who may label pods may label any number of them."""
     cache = with_pipeline()
     for number in range(3 * PER_PIPELINE_MAX):
         cache.take(of_watch("Pod", f"btc-infer-{number}", ("ReplicaSet", "btc-infer-5c")))
@@ -213,7 +213,7 @@ def test_copies_in_annotations_are_not_kept(kind: str) -> None:
 
 @given(st.integers(0, 2_000_000))
 def test_what_is_larger_than_any_of_ours_is_known_by_name_only(size: int) -> None:
-    """The memory for one object is bounded, whatever somebody writes into it."""
+    """The memory for one object is bounded, whatever it contains."""
     cache = with_pipeline()
     one = body("Deployment", "btc-infer", spec={"template": "x" * size})
 

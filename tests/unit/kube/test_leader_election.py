@@ -16,7 +16,7 @@ def lease(holder: str, version: str, *, duration_s: int = int(DURATION_S), trans
 
 
 def test_nobody_s_lease_is_taken_at_once() -> None:
-    """Where there is no Lease, or one that was given back, nobody waits."""
+    """If there is no Lease, or it was released, no candidate waits."""
     absent = seen(View(), None, 100.0)
     given_back = seen(View(), lease("", "7", duration_s=1), 100.0)
 
@@ -24,7 +24,7 @@ def test_nobody_s_lease_is_taken_at_once() -> None:
 
 
 def test_a_held_lease_is_left_to_its_holder() -> None:
-    """For its whole duration after it was last seen to change, nobody else takes it."""
+    """For its whole duration after its last observed change no other candidate takes it."""
     view = seen(View(), lease("other", "7"), 100.0)
 
     assert ("wait", "wait") == (decide(view, "me", 100.0), decide(view, "me", 100.0 + DURATION_S))
@@ -54,7 +54,7 @@ def test_the_holder_s_own_duration_counts() -> None:
 
 
 def test_one_s_own_lease_is_renewed() -> None:
-    """Who holds it goes on, also if it has not been renewed for long and nobody has taken it."""
+    """The holder continues, also if it has not renewed it for long, as long as no other candidate has taken it."""
     view = seen(View(), lease("me", "7"), 100.0)
 
     assert ("renew", "renew") == (decide(view, "me", 101.0), decide(view, "me", 1000.0))

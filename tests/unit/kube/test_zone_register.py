@@ -40,7 +40,7 @@ def test_what_is_older_changes_nothing() -> None:
 
 
 def test_a_pulse_of_a_node_changes_nothing() -> None:
-    """Whom to ask is chosen anew only when a zone, or what is read of a pod, is another."""
+    """The pods to poll are chosen again only if a zone, or a field of a pod that is used, has changed."""
     register = ZoneRegister()
     register.seen("ADDED", node(1, "a"))
     before = register.revision
@@ -67,7 +67,7 @@ def test_what_a_list_does_not_show_is_gone() -> None:
 
 
 def test_a_kubelet_that_overrules_is_noticed_once() -> None:
-    """Of the same pod; another one of its name has overruled nobody."""
+    """It has to be the same pod; another one of its name does not count."""
     register = ZoneRegister()
     for version, condition in enumerate((READY, WITHDRAWN, READY, READY), 1):
         register.seen("MODIFIED", pod(version, condition))

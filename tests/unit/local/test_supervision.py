@@ -1,4 +1,4 @@
-"""How processes are named, told of each other, restarted and explained; all of it without starting one."""
+"""How processes are named, configured, restarted and explained, without starting one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def plan(**flags: Any) -> LocalPlan:
 
 
 def test_first_death_costs_no_time_and_later_ones_double() -> None:
-    """A single crash is mended at once; a crash loop slows down to a bound."""
+    """A single crash is repaired at once; delays of a crash loop grow up to a bound."""
     delays = [restart_delay_s(deaths, 1.0) for deaths in (1, 2, 3, 4, 20, 10_000)]
 
     assert [0.0, 0.25, 0.5, 1.0, RESTART_DELAY_MAX_S, RESTART_DELAY_MAX_S] == delays
@@ -124,7 +124,7 @@ def test_bad_settings_name_the_setting(flags: dict[str, Any], named: str) -> Non
 
 
 def test_redis_password_is_in_no_command_line() -> None:
-    """Command lines are for everybody to read, so the URL travels in the environment."""
+    """All users of a machine can read command lines, so the URL is passed in the environment."""
     specs = [
         plan().processor(pick_port),
         *plan().replicas(pick_port),
@@ -221,7 +221,7 @@ def test_server_keeps_nothing_on_disk_and_opens_no_port(tmp_path: Path) -> None:
 
 
 def test_folders_of_dead_supervisors_are_removed(tmp_path: Path) -> None:
-    """A folder goes when its process is dead or its number has passed to another process; ours stays."""
+    """A folder is removed if its process has ended or its pid belongs to another process; our own folder stays."""
     own = tmp_path / f"sheetanchor-{os.getpid()}-{process_start(os.getpid())}"
     reused, dead = tmp_path / f"sheetanchor-{os.getpid()}-7", tmp_path / "sheetanchor-4194999-1"
     other = tmp_path / "sheetanchor-notes-old"

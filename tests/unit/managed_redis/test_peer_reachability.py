@@ -1,4 +1,4 @@
-"""What a Sentinel says of its peers, as whoever judges zones reads it."""
+"""What a Sentinel reports about its peers, for the operator's judgement of zones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_down_is_what_the_sentinel_itself_does_not_reach() -> None:
 
 
 def test_a_server_that_has_not_answered_yet_is_neither() -> None:
-    """After a failover all servers are known anew, and the lost one counts as down only some seconds later."""
+    """After a failover a Sentinel starts over with all servers, and the lost one counts as down some seconds later."""
     found = parse_reachability({"sentinel_tilt": 0}, [instance("n0", "slave", waits_ms=900)], [])
 
     assert [None] == [*found.servers.values()]

@@ -117,7 +117,7 @@ def test_a_master_that_lost_its_data_has_another_promoted_first() -> None:
 
 
 def test_a_set_without_a_master_is_not_left_so_for_ever() -> None:
-    """If nobody can be promoted, an empty master is better than none: the state is rebuilt from the exchange."""
+    """If no replica can be promoted, an empty master is better than none: the state is rebuilt from the exchange."""
     seen = TopologyObservation(sentinels(A), {B: FULL, C: EMPTY})
 
     decision = decide_start(A, NODES, seen, own_data=False, waited_s=PROMOTION_WAIT_S)
@@ -202,7 +202,7 @@ def test_a_sentinels_file_is_read_back() -> None:
 
 
 def test_a_sentinel_knows_all_nodes_from_the_start() -> None:
-    """Even with the master gone it can promote somebody, and its own id never changes."""
+    """It can promote a replica even if the master is gone, and its own id never changes."""
     lines = sentinel_config(A, NODES, SentinelReport(B.address, 7), PASSWORDS, TUNING, "/data").splitlines()
 
     replicas = [line for line in lines if line.startswith("sentinel known-replica")]
@@ -213,11 +213,11 @@ def test_a_sentinel_knows_all_nodes_from_the_start() -> None:
     assert len(sentinel_id(A)) == 40
 
 
-# --- what a server is told ----------------------------------------------------------------------------------------
+# --- the configuration of a server --------------------------------------------------------------------------------
 
 
 def test_a_server_keeps_what_is_in_memory_and_refuses_rather_than_evicts() -> None:
-    """What the hot state depends on is in the file, whoever changes its defaults."""
+    """The file sets everything that the hot state depends on, so that changed defaults do not matter."""
     lines = server_config(A, A.address, PASSWORDS, TUNING, "/data", "/config").splitlines()
 
     for line in (
@@ -241,7 +241,7 @@ def test_a_replica_gets_its_master_and_a_disk_is_used() -> None:
 
 
 def test_users_are_listed_with_hashes_and_the_default_one_is_off() -> None:
-    """A file that somebody reads gives no password away."""
+    """Reading the file reveals no password."""
     for lines in (server_users(PASSWORDS), sentinel_users(PASSWORDS)):
         assert lines[0] == "user default reset off"
         assert not any(password in line for password in PASSWORDS.values() for line in lines)
@@ -250,7 +250,7 @@ def test_users_are_listed_with_hashes_and_the_default_one_is_off() -> None:
 
 
 def test_no_workload_may_administrate() -> None:
-    """Neither all commands nor all keys belong to anybody."""
+    """No user has all commands or all keys."""
     for rules in ROLES.values():
         words = rules.split()
         assert words[0] == "-@all"
@@ -302,7 +302,7 @@ def test_a_replica_without_its_master_is_no_use() -> None:
 
 
 def test_most_sentinels_decide_whether_the_master_is_down() -> None:
-    """Of those that speak of the newest failover."""
+    """Of the Sentinels whose configuration is of the newest failover."""
     old, down, up = Master("a", 1, 1, down=True), Master("b", 1, 2, down=True), Master("b", 1, 2)
 
     assert newest([]) is None
@@ -312,7 +312,7 @@ def test_most_sentinels_decide_whether_the_master_is_down() -> None:
 
 
 def test_a_sentinels_answer_is_read() -> None:
-    """Flags tell whether it reaches the master."""
+    """Flags show whether it reaches the master."""
     fields = {"ip": "b", "port": "6379", "config-epoch": "4", "flags": "master,s_down", "num-slaves": "2"}
 
     assert parse_master(fields) == Master("b", 6379, 4, down=True, others=0, replicas=2)

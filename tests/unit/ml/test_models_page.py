@@ -12,7 +12,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 
 
 def test_the_manifest_on_the_page_is_sound() -> None:
-    """Somebody who copies it gets a manifest that a registry takes, once its hash is filled in."""
+    """A copy of it is a manifest that a registry accepts, once its hash is filled in."""
     [block] = re.findall(r"```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
     manifest = parse_manifest(Path("manifest.json"), {**json.loads(block), "sha256": "0" * 64})

@@ -1,4 +1,4 @@
-"""From facts to an explanation: each verdict, each reason and kind of doubt, each health check, alone."""
+"""From facts to an explanation: each verdict, each reason and kind of unsoundness, each health check, alone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_sound_pipeline_is_sound_by_what_was_seen() -> None:
     ],
 )
 def test_what_was_not_seen_has_not_passed(status: dict[str, Any], what: str) -> None:
-    """Conditions that nobody keeps up to date, or predictions that nobody has seen lately, prove nothing."""
+    """Outdated conditions and predictions that were not observed recently prove nothing."""
     one = explained(body(**status))
 
     assert ("not known", ()) == (one.verdict, one.causes)
@@ -100,7 +100,7 @@ def test_a_missing_pod_is_a_cause_where_nothing_else_is() -> None:
     assert "predictions are sound, 9/10 pods are ready" in text_of_explanation(one)
 
 
-# Each reason, each kind of doubt, each check
+# Each reason, each kind of unsoundness, each check
 
 
 KIND_OF = {
@@ -170,7 +170,7 @@ def test_a_lost_zone_comes_before_what_it_takes_with_it() -> None:
 
 @pytest.mark.parametrize("reason", sorted(ONLY_THROTTLES))
 def test_every_throttle_is_what_is_waited_for(reason: str) -> None:
-    """It is no cause of the doubt, but why the cure waits, with what the runbook lets a person do."""
+    """A throttle does not make a state suspect, but delays its rebuild; it comes with the remedy of the runbook."""
     message = "ETHUSDT: other; BTCUSDT: why; kubectl reanchor btc -n trading --force does not wait"
     throttled = condition(Condition.REANCHOR_THROTTLED, "True", reason, message)
     waits = run("btc-1", "Pending", message="waits: why", nextAttemptAt=text_of(NOW_US + 144 * SECOND_US))
@@ -202,7 +202,7 @@ def test_every_doubt_is_explained(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind, one in DOUBTS.items() if one.follows])
 def test_a_doubt_that_a_condition_brings_about_is_its_consequence(kind: str) -> None:
-    """Cause first: the doubt is not another problem."""
+    """The condition is the cause; the degraded prediction is not listed as another problem."""
     broken = condition(DOUBTS[kind].follows[0], "False", "ImageUnavailable", "no image; correct spec.image")
 
     one = explained(body(broken), predicted(f"{kind}: some words"))
@@ -216,7 +216,7 @@ CHECKED = [(component, name) for component, checks in CHECKS.items() for name, o
 
 @pytest.mark.parametrize(("component", "name"), CHECKED)
 def test_a_failing_check_explains_what_rests_on_it(component: Component, name: str) -> None:
-    """It is the evidence of a condition or a doubt; alone it is a cause that costs redundancy only."""
+    """A failing check is evidence for a condition or a degraded state; alone it only costs redundancy."""
     meaning = CHECKS[component][name]
     answer = health(component, name, "unhealthy", "connection refused")
     doubted = explained(body(), predicted(f"{meaning.doubts[0]}: words"), answer)
@@ -234,7 +234,7 @@ def test_a_failing_check_explains_what_rests_on_it(component: Component, name: s
 
 
 def test_what_another_version_reports_is_shown_as_it_is() -> None:
-    """A reason, a condition or a doubt that this version does not know is neither hidden nor an error."""
+    """A reason, condition or kind that this version does not know is neither hidden nor an error."""
     unknown = {**condition(Condition.READY, "False", "Haunted", "by ghosts; call somebody"), "type": "Exorcised"}
 
     one = explained(body(unknown), predicted("spooky: action"))
@@ -245,7 +245,7 @@ def test_what_another_version_reports_is_shown_as_it_is() -> None:
 
 
 def test_a_lost_line_does_not_prove_that_predictions_are_sound() -> None:
-    """Less to spare is all that is known to be wrong, but nobody has seen a sound prediction lately."""
+    """Lost redundancy is the only known problem, but no sound prediction was observed recently."""
     lost = condition(Condition.INGESTION_HEALTHY, "False", "LineLost", "line b is not ready; the others carry")
 
     one = explained(body(lost, lastPredictionAt=OLD))

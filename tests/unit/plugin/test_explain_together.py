@@ -67,7 +67,7 @@ def test_a_gap_in_its_four_lines() -> None:
 
 
 def test_what_blocks_comes_first() -> None:
-    """A person's mistake, then Redis, then the symbols, then doubts about them, then what is only less to spare."""
+    """A user's mistake, then Redis, the symbols, reasons for degraded predictions, and last lost redundancy."""
     eth = {**SUSPECT, "name": "ETHUSDT", "reason": "best bid at or above best ask"}
     one = explained(
         body(
@@ -98,7 +98,7 @@ def test_what_blocks_comes_first() -> None:
 
 
 def test_one_symbol_is_explained_by_what_concerns_it() -> None:
-    """Another symbol's doubt is not its own; what the whole pipeline suffers from is."""
+    """Another symbol's problem is left out; problems of the whole pipeline are included."""
     anchored = condition(Condition.ANCHORED, "False", "Suspect", f"BTCUSDT: {GAP}; until a re-anchor")
     ready = {**anchored, "type": "Ready"}
     pipeline = body(anchored, ready, symbols=[SUSPECT, {**ANCHORED, "name": "ETHUSDT"}])

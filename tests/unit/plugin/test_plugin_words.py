@@ -1,4 +1,4 @@
-"""What `kubectl reanchor` prints holds nothing that acts upon the reader's terminal, whoever has written it."""
+"""Output of `kubectl reanchor` contains nothing that controls the reader's terminal, whatever its source."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def cut_off_at(make: Any, cut_off: int) -> Market:
     [(0, (0, 0)), (LEVELS, (4_941, 5_060)), (LEVELS - 1, (4_941, 5_060)), (LEVELS + 1, (0, 0))],
 )
 def test_a_side_as_long_as_was_asked_for_was_cut_off(make: Any, cut_off: int, edges: tuple[int, int]) -> None:
-    """A shorter one is all that there is, and nothing is said of one of which nobody knows what was asked for."""
+    """A shorter side is known completely; a side has no edge if the requested number of levels is not known."""
     market = cut_off_at(make, cut_off)
 
     assert edges == (market.bid_edge, market.ask_edge)
@@ -112,7 +112,7 @@ def fall(market: Market, levels: range) -> None:
 
 
 def test_it_is_told_before_the_hot_levels_are_unknown() -> None:
-    """While the state is right a new snapshot is asked for; once it may not be, it is suspect. Each is told once."""
+    """`book_edge` requests a snapshot while the state is right, `book_beyond` makes it suspect; each once."""
     market = cut_off_at(_decoder.Market, LEVELS)
     detector = GapDetector(Thresholds(), NOW_US)
     step_us = EDGE_EVERY_US
@@ -134,7 +134,7 @@ def test_it_is_told_before_the_hot_levels_are_unknown() -> None:
 
 
 def test_a_price_that_swings_about_the_edge_is_told_once() -> None:
-    """Each finding asks for a rebuild: one that is told ten times a second would be as many requests."""
+    """Each finding requests a rebuild, so reporting one ten times a second would be as many requests."""
     market = cut_off_at(_decoder.Market, LEVELS)
     detector = GapDetector(Thresholds(), NOW_US)
     fall(market, range(LEVELS - EDGE_LEVELS))
@@ -148,7 +148,7 @@ def test_a_price_that_swings_about_the_edge_is_told_once() -> None:
 
 
 def test_a_rebuilt_book_is_looked_at_anew() -> None:
-    """What was told of the one before is told again of the next."""
+    """Findings about the book before the rebuild are reported again for the rebuilt one."""
     market = cut_off_at(_decoder.Market, LEVELS)
     fall(market, range(LEVELS - 15))
     detector = GapDetector(Thresholds(), NOW_US)
@@ -167,7 +167,7 @@ def test_a_whole_book_has_no_edge() -> None:
 
 
 def test_a_snapshot_of_few_levels_is_always_near_its_edge() -> None:
-    """Whoever rebuilds from twenty levels knows no more after the next rebuild: there is nothing to ask for."""
+    """Another snapshot of twenty levels would not reach further, so neither rule applies."""
     market = _decoder.Market("BTCUSDT")
     market.load_snapshot(100, -2, -5, BIDS[:EDGE_LEVELS], ASKS[:EDGE_LEVELS], NOW_US, EDGE_LEVELS)
     fall(market, range(15))

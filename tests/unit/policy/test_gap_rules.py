@@ -47,7 +47,7 @@ NOW_US = 1_700_000_000_000_000
     ],
 )
 def test_rules_say_how_bad_it_is_and_what_they_ask_for(rule: str, severity: str, action: str, suspects: bool) -> None:
-    """The table is a contract with everybody who reads the stream of gaps."""
+    """Every reader of the stream of gaps depends on this table."""
     found = GAP_DETECTION_RULES[rule]
 
     assert (severity, action, suspects) == (found.severity, found.action, found.suspects)
@@ -57,11 +57,11 @@ def test_rules_say_how_bad_it_is_and_what_they_ask_for(rule: str, severity: str,
     ("lines_past", "live", "age_ms", "final"),
     [
         (0b01, 0b11, 0, False),  # the other line may still have it
-        (0b11, 0b11, 0, True),  # nobody has it
-        (0b01, 0b01, 0, True),  # the only line that speaks has passed it
+        (0b11, 0b11, 0, True),  # no line has it
+        (0b01, 0b01, 0, True),  # the only live line has passed it
         (0b01, 0b11, 199, False),
         (0b01, 0b11, 200, True),  # waited long enough
-        (0b01, 0b00, 0, True),  # nobody speaks who could fill it
+        (0b01, 0b00, 0, True),  # no live line could deliver it
     ],
 )
 def test_a_hole_is_final_when_nobody_can_fill_it(lines_past: int, live: int, age_ms: int, final: bool) -> None:
@@ -80,7 +80,7 @@ def test_a_sequence_gap_names_both_ids_and_what_cures_it() -> None:
 
 
 def test_a_threshold_of_two_wants_two_holes_in_a_row() -> None:
-    """The counter is reset by a message without a hole and by the gap itself, by nothing else."""
+    """Only a message without a missing range before it, and the gap itself, reset the counter."""
     one, first = Sequence().missing("depth", (3, 5, 0, 1), 2)
     _, after_sound = one.sound().missing("depth", (7, 9, 0, 1), 2)
     two, second = one.missing("depth", (7, 9, 0, 1), 2)
@@ -118,7 +118,7 @@ def test_a_price_that_jumps_by_more_than_a_percent_is_a_discontinuity(price: flo
 
 
 def test_a_price_after_a_long_silence_is_no_discontinuity() -> None:
-    """The market has had time to move; the silence was told by its own rule."""
+    """The price may have moved during the silence, which has its own rule."""
     state, _ = Price().check(45_000.0, NOW_US, 0.01)
 
     _, finding = state.check(50_000.0, NOW_US + 60_000_000, 0.01)
@@ -269,7 +269,7 @@ def test_what_any_line_has_is_no_gap_and_what_none_has_is(
 
 
 def test_a_hole_is_not_judged_while_entries_are_unread() -> None:
-    """After a pause one line's backlog comes first; the other's may fill the hole."""
+    """After a pause one line's backlog is read first; the other line's may still contain the missing range."""
     market = market_at(0)
     detector = GapDetector(Thresholds(), NOW_US)
     market.feed(0, pack_frames([(0, diff(3, 3))]), NOW_US - 10_000_000)
@@ -280,7 +280,7 @@ def test_a_hole_is_not_judged_while_entries_are_unread() -> None:
 
 
 def test_a_suppressed_rule_says_nothing_but_the_market_goes_on() -> None:
-    """The hole is passed all the same: otherwise the book would stand still for ever."""
+    """The book continues after the missing range; otherwise it would never change again."""
     market = market_at(0)
     detector = GapDetector(replace(Thresholds(), suppressed=frozenset({"sequence_gap"})), NOW_US)
     for line in (0, 1):
@@ -330,7 +330,7 @@ def test_the_stamp_of_freshness_moves_only_with_the_ids() -> None:
 
 
 def test_gaps_are_counted_by_the_day() -> None:
-    """The count begins anew at midnight UTC, also when nothing happens then."""
+    """The count restarts at midnight UTC, also if nothing happens at that time."""
     midnight_us = 1_700_006_400_000_000
     detector, market = GapDetector(Thresholds(), 0), Market("BTCUSDT")
     told = []

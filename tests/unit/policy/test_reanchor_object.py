@@ -73,7 +73,7 @@ def test_owner_is_left_out_where_it_is_not_known() -> None:
 
 
 def test_pipeline_has_to_be_named() -> None:
-    """Requests for no pipeline would be nobody's."""
+    """A request without a pipeline's name would belong to no pipeline."""
     with pytest.raises(BadSettings, match="pipeline = '': expected the PredictionPipeline's name"):
         load(ProcessSettings, {"reanchor_requests": "kubernetes"}, {})
 

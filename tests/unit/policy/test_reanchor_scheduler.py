@@ -202,7 +202,7 @@ def test_budget_of_an_hour() -> None:
 
 
 def test_other_symbols_spend_of_the_same_budget() -> None:
-    """Whoever has spent it, a sound state waits; a suspect one is repaired at once if it has not been just now."""
+    """All symbols share the budget: a sound state waits; a suspect one is rebuilt at once unless it just was."""
     policy = Policy(rebuilds_per_hour=2)
     state = State(rebuilt_us=(NOW - 600 * SECOND,), others_us=(NOW - 3000 * SECOND, NOW - 5 * SECOND))
     state, _ = ask(state, wish(), policy)
@@ -282,7 +282,7 @@ def test_same_request_id_counts_once_in_a_day() -> None:
 
 
 def test_suspect_state_without_a_request_is_rebuilt_after_a_moment() -> None:
-    """A suspect state is rebuilt even if nobody asks, once its record had time to arrive."""
+    """A suspect state is rebuilt without a request, once its request had time to arrive."""
     _, early = decide(State(), SUSPECT, NOW + SECOND // 2 - 1)
 
     start = start_of(State(), SUSPECT, NOW + SECOND // 2)
@@ -304,7 +304,7 @@ def test_first_anchor_of_all() -> None:
 
 
 def test_foreign_lock_is_waited_for() -> None:
-    """While somebody else rebuilds nothing is started."""
+    """No run starts while another one holds the lock."""
     _, decision = decide(asked(State(), wish()), replace(SUSPECT, lock_held=True), NOW)
 
     assert Wait(NOW + SECOND, "another run holds the lock") == decision
@@ -387,7 +387,7 @@ def test_lock_held_elsewhere_is_no_failure() -> None:
 
 
 def test_superseded_run_is_not_repeated_when_the_state_is_sound() -> None:
-    """Somebody else's rebuild is as good as ours."""
+    """Another run has rebuilt the state, so there is nothing left to do."""
     state = asked(State(), wish(epoch=3))
     state = started(state, start_of(state, SUSPECT, NOW), NOW)
 

@@ -1,4 +1,4 @@
-"""Who may restate its memory after Redis has gone back in time: a row for each fact that speaks against it."""
+"""When a processor may restate its memory after Redis has lost writes: a row for each fact that forbids it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ CHANGES = st.lists(st.sampled_from([*NEVER.values(), *NOT_YET.values(), *NEWER.v
 
 @given(CHANGES, st.integers(0, MARKS_WAIT_US - 1))
 def test_nothing_makes_up_for_another_fact(changes: list[dict[str, object]], waited_us: int) -> None:
-    """However many facts speak against it and however they are mixed: it is not restated."""
+    """With any combination of facts that forbid it, nothing is restated."""
     merged: dict[str, object] = {}
     for change in changes:
         merged.update(change)

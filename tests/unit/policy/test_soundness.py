@@ -29,7 +29,7 @@ OFF = 7 * SECOND
 
 
 class Feed:
-    """A market of which every part moves ten times a second, unless told otherwise."""
+    """A market in which every stream moves ten times a second, unless the test stops one."""
 
     def __init__(self) -> None:
         self.now_us = T0
@@ -153,13 +153,13 @@ def test_a_feed_that_falls_behind_its_own_baseline_is_late_however_fast_it_flows
 
     assert ["late"] * 3 == feed.kinds()
     assert ["late"] * 3 == feed.run(1_200, late_us=3 * SECOND).kinds()  # nor does habit make it good
-    assert {"clock"} == set(feed.run(1).kinds())  # or a clock was set in a silence, and set back: windows tell
+    assert {"clock"} == set(feed.run(1).kinds())  # or a clock was set in a silence, and set back: the windows show it
     assert [] == feed.run(8).kinds()
 
 
 @pytest.mark.parametrize("step_us", [-3_600 * SECOND, -5 * SECOND, 5 * SECOND, 3_600 * SECOND])
 def test_a_clock_that_is_set_moves_the_baseline_and_is_told(step_us: int) -> None:
-    """In doubt while windows refill, sound after that; and lateness is seen as before."""
+    """Unsound while the windows refill, sound after that; lateness is detected as before."""
     feed = sound()
     feed.event_off_us += step_us
 
@@ -209,7 +209,7 @@ def test_one_odd_time_passes_by() -> None:
 
 
 def test_trades_that_stay_away_are_quiet_then_asked_about_then_doubted() -> None:
-    """Quiet is told as quiet; a check that was not made has not passed; one that was holds for a minute."""
+    """A silence is reported; without a validation it degrades the state; a validation holds for a minute."""
     feed = sound()
     limit_s = feed.memory.paces["trade"].quiet_after_us / SECOND
     feed.run(limit_s + 0.1, ("trade",))
@@ -230,7 +230,7 @@ def test_trades_that_stay_away_are_quiet_then_asked_about_then_doubted() -> None
 
 
 def test_a_silence_soon_after_the_start_is_asked_about() -> None:
-    """Nobody knows yet how often this market trades: a quarter of a minute is worth a question, a minute is a doubt."""
+    """The mean interval of trades is not known yet: 15 s request a validation, a minute degrades the state."""
     feed = Feed().run(4).run(soundness.ASK_UNKNOWN_US / SECOND - 1, ("trade",))
     assert "" == judge(feed.memory, feed.now_us).ask
 

@@ -1,4 +1,4 @@
-"""Feeds in which any part stops, lags, jumps, empties or repeats: no state that is wrong is ever told as sound.
+"""Feeds in which any part stops, lags, jumps, empties or repeats: no wrong state is ever reported as sound.
 
 The exchange's own book and trades are what is compared with; `make soak-feeds` plays ten thousand.
 """
@@ -43,7 +43,7 @@ def test_no_wrong_state_is_told_as_sound(first: int) -> None:
     "seed", [1443, 1778, 2367, 2897, 3340, 3844, 4318, 5437, 5821, 6428, 7427, 7719, 8572, 9009, 9331]
 )
 def test_feeds_that_once_were_wrong_or_never_healed(seed: int) -> None:
-    """An odd time on the line read last, a wrong clock kept for ever, a side told to be empty, a loss at an edge,
+    """An odd time on the line read last, a lasting wrong clock, a side reported as empty, a loss at an edge,
     a processor that stops right before Redis' clock is set back, a clock set in a silence or while a stream is late."""
     world = World(seed)
 

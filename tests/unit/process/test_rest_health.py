@@ -1,4 +1,4 @@
-"""How the exchange's REST interface stands, told by a process that does not ask it anything."""
+"""The health of the exchange's REST interface, as reported by a process that sends no request to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.local_samples import receipt
 
 
 async def test_it_is_healthy_until_a_run_says_otherwise() -> None:
-    """Before the first receipt nothing speaks against the exchange; then the newest of each symbol counts."""
+    """Before the first receipt the exchange counts as healthy; then the newest receipt of each symbol counts."""
     standing = RestHealth()
     before = await standing.check()
     standing.take(replace(receipt(), weight_remaining=5_000))

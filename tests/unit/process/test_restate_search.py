@@ -28,5 +28,5 @@ def test_without_a_fence_a_wrong_state_stands(what: str) -> None:
 
 @pytest.mark.parametrize("without", [(), OBSERVERS], ids=["observers too", "processors only"])
 def test_with_all_fences_none_stands(without: tuple[str, ...]) -> None:
-    """Two processors, two failovers, holes, doubts, crashes and rebuilds, three of them in any order."""
+    """Two processors, two failovers, and three missing ranges, suspect states, crashes or rebuilds in any order."""
     assert () == fault(FENCES, budget=3, states_max=60_000, without=without)

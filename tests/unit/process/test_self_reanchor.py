@@ -1,4 +1,4 @@
-"""When a processor runs a re-anchor itself although the state is not in doubt, and what the run is told."""
+"""When a processor runs a re-anchor itself although the state is not suspect, and the arguments of that run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ASKING = sorted(name for name, rule in GAP_DETECTION_RULES.items() if not rule.s
 
 @pytest.mark.parametrize("rule", ASKING)
 def test_what_only_asks_is_begun_when_nobody_comes(rule: str) -> None:
-    """Fifteen seconds after it could have been begun, whoever found it: also an ingestor that lost its connection."""
+    """It starts 15 s after it could have been started, for gaps of any source, also an ingestor's `connection_loss`."""
     unmet = UnansweredRequests(AFTER_S * SECOND)
     unmet.take_gap(gap(rule))
 
@@ -55,7 +55,7 @@ def test_what_only_asks_is_begun_when_nobody_comes(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", sorted(set(GAP_DETECTION_RULES) - set(ASKING)))
 def test_doubts_and_validations_are_for_others(rule: str) -> None:
-    """A doubt is a wish of its own, and a validation is worth no run that others did not think worth one."""
+    """A suspect state has a request of its own, and a validation that no coordinator has started is not needed."""
     unmet = UnansweredRequests(AFTER_S * SECOND)
     unmet.take_gap(gap(rule))
 
@@ -63,7 +63,7 @@ def test_doubts_and_validations_are_for_others(rule: str) -> None:
 
 
 def test_a_run_of_somebody_else_answers() -> None:
-    """A good one that began later answers what was asked; one that failed shows that somebody takes care."""
+    """A later successful run answers the request; a failed run shows that a coordinator is at work."""
     answered, failed = UnansweredRequests(AFTER_S * SECOND), UnansweredRequests(AFTER_S * SECOND)
     for unmet in (answered, failed):
         unmet.take_gap(gap("time_gap"))

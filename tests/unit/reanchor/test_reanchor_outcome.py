@@ -1,4 +1,4 @@
-"""What each error means for whoever started a re-anchor, and the receipt that says so."""
+"""The result and exit code for each error of a re-anchor, and the receipt that contains them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_error_has_its_exit_code(error: BaseException, phase: str, expecte
 
 
 def test_rate_limit_is_remembered() -> None:
-    """A Retry-After becomes the time before which nobody may ask."""
+    """A Retry-After becomes the time before which no run may send requests."""
     outcome = outcome_of(RateLimited("429", retry_after_s=7), "fetch", 9.0, 1_000_000)
 
     assert 8_000_000 == outcome.retry_at_us

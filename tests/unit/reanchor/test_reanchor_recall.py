@@ -39,7 +39,7 @@ def test_failures_add_up_over_runs() -> None:
 
 
 def test_one_good_run_closes_it() -> None:
-    """A run whose requests were answered in the end begins the count anew, also when some had to be tried again."""
+    """A run whose requests finally succeeded resets the count of failures, also if some were retried."""
     recovered = receipt(25, BAD[0], GOOD)
 
     assert (CircuitState.CLOSED, 2) == state([receipt(30, *BAD), recovered, *[receipt(10, *BAD)] * 5], 31)
@@ -54,7 +54,7 @@ def test_refusals_and_others_say_nothing() -> None:
 
 
 def test_weight_is_the_newest_that_was_reported() -> None:
-    """Runs that asked nothing tell nothing."""
+    """Runs that sent no requests report no weight."""
     assert (700, 20 * SECOND) == weight_of([receipt(30), receipt(20, GOOD, weight=700)], URL)
     assert (-1, 0) == weight_of([receipt(20, GOOD, exchange="http://y", weight=700)], URL)
 

@@ -76,9 +76,9 @@ def test_the_last_trade_says_which_id_comes_next() -> None:
     ],
 )
 def test_references_have_an_age(changes: dict[str, Any], new: set[str], old: set[str]) -> None:
-    """A price is held against a book while it is new; a candle without a trade repeats an older one; quotes are new.
+    """A recent price is compared with a book; a candle without a trade repeats an old one; quotes are recent.
 
-    Where nothing new is told, what is old has to do.
+    Old prices are used only if there are no recent ones.
     """
     reported = references(snapshot(**changes))
 

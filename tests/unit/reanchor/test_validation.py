@@ -62,7 +62,7 @@ CANDIDATE = Candidate(OB, TRADES, TRADES, FEAT, BIDS, ASKS)
 
 
 def test_sound_state_passes_every_check() -> None:
-    """A sound state passes all checks, and their names are told."""
+    """A sound state passes all checks, and the result lists their names."""
     verdict = validate(CANDIDATE, REFERENCES, Limits())
 
     assert () == verdict.failures
@@ -219,7 +219,7 @@ def test_book_agrees_with_the_other_prices(low: float, high: float, valid: bool)
 
 
 def test_price_of_zero_refuses() -> None:
-    """A reference price that is none is told."""
+    """A reference price of zero is reported."""
     assert ["ticker = 0: expected prices above 0"] == check_prices(OB, {"ticker": (0.0, 0.0)}, 0.02)
 
 
@@ -236,7 +236,7 @@ def test_equal_books_have_no_differences() -> None:
 
 
 def test_differences_of_books_are_reported_best_first() -> None:
-    """A changed quantity, a ghost level and a missing one are told."""
+    """A changed quantity, a ghost level and a missing one are reported."""
     ghost = [BIDS[0], (BIDS[0][0] - 1, 5), *BIDS[1:]]
     changed = [(ASKS[0][0], 7), *ASKS[1:]]
 

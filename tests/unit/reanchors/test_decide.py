@@ -143,7 +143,7 @@ def test_doubt_that_a_run_has_settled_is_skipped() -> None:
 
 
 def test_request_that_changes_nothing_is_skipped_with_the_reason() -> None:
-    """A doubt about an older epoch of a sound state needs no run."""
+    """A gap of an older epoch needs no run if the state is sound."""
     world = World()
     world.anchored(epoch=5)
     world.add("late", epoch=4)
@@ -262,7 +262,7 @@ def test_exchange_that_says_when_is_heeded() -> None:
 
 
 def test_lock_of_a_dead_run_is_given_back_by_the_next() -> None:
-    """A run that was killed leaves its lock; the next one is told whose it may take away."""
+    """A killed run leaves its lock; the next run gets the id of the owner whose lock it may take."""
     world = World()
     world.suspect()
     world.add("one")
@@ -459,7 +459,7 @@ def test_jobs_are_found_by_what_asked_for_them() -> None:
 
 
 def test_symbols_share_the_budget() -> None:
-    """What one symbol's rebuilds have spent the others do not get, unless they are in doubt."""
+    """Rebuilds of one symbol use up the budget of the others, unless those are suspect."""
     world = World(spec={"symbols": [SYMBOL, "ETHUSDT"], "reanchor": {"rebuildsPerHour": 2, "cooldownSeconds": 0}})
     for name in ("one", "two"):
         world.add(name)

@@ -118,7 +118,7 @@ def test_what_failed_is_answered_alike_and_what_was_skipped_is_asked_anew() -> N
 
 
 def test_memory_of_requests_is_bounded() -> None:
-    """The newest ids stay, and whatever another version has written there stops nobody."""
+    """The newest ids are kept, and entries of another version cause no error."""
     world = World()
     old = [
         {"key": f"{n:032x}", "name": "x", "madeMicros": world.now_us - n, "phase": "Failed"}

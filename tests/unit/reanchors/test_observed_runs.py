@@ -1,4 +1,4 @@
-"""What is read of runs and of processors' answers, also where somebody has written nonsense."""
+"""Reading runs and processors' answers, also with invalid values."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_a_processor_leaves_out_is_zero() -> None:
     ],
 )
 def test_the_number_of_a_run_is_read_from_its_name_if_need_be(job: str, note: str, expected: int) -> None:
-    """An annotation that somebody has changed stops nobody."""
+    """A changed annotation does not prevent it."""
     world = World()
     world.add("one")
     owner = {"kind": "ReAnchor", "uid": "uid-one"}

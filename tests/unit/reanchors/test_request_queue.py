@@ -173,7 +173,7 @@ def test_doubts_past_the_budget_are_bounded_for_the_pipeline(count: int) -> None
     }
 
 
-# A lock that somebody else holds
+# A lock that another run holds
 
 
 def failures() -> float:
@@ -182,7 +182,7 @@ def failures() -> float:
 
 
 def test_a_held_lock_is_no_failure() -> None:
-    """Counters, Events, tries and delays agree with the shared rules: somebody is at work, nothing has failed."""
+    """Counters, Events, tries and delays follow the shared rules: another run is at work, nothing has failed."""
     world = World()
     world.suspect()
     world.add("one")
@@ -241,7 +241,7 @@ def test_a_lock_that_is_always_held_is_not_waited_for_for_ever(fields: dict[str,
     assert world.now_us - BEGIN_US > 300 * SECOND
 
 
-# What a Job is told
+# The arguments of a Job
 
 
 @pytest.mark.parametrize("reason", ["$(HOME)", "$$(HOME)", "costs 5$", "$", "$$", "a $(A)$(B) c"])

@@ -77,7 +77,7 @@ def test_one_id_for_two_symbols_is_two_requests() -> None:
     ids=lambda text: text[:40],
 )
 def test_annotation_that_is_not_understood_is_reported_once(value: str, reported: str) -> None:
-    """A mistake in the annotation is an Event, not a run, and is not told again."""
+    """An invalid annotation causes an Event, not a run, and the Event is not repeated."""
     world = World(annotations={"sheetanchor.dev/reanchor": value})
 
     first, second = world.step(), world.step()
@@ -210,7 +210,7 @@ def test_pause_leaves_everything_as_it_is_but_the_results() -> None:
 
 
 def test_suspended_pipeline_skips_requests() -> None:
-    """Whoever asks a suspended pipeline hears that it is."""
+    """The message of a request for a suspended pipeline says that it is suspended."""
     world = World(spec={"suspend": True})
     world.add("one", trigger="manual")
 
@@ -240,7 +240,7 @@ def test_object_without_owner_is_adopted() -> None:
 
 
 def test_last_reanchor_is_the_newest_that_has_begun() -> None:
-    """The pipeline's status tells of the newest run, and keeps it when its object is gone."""
+    """The pipeline's status describes the newest run, also after its object is deleted."""
     world = World()
     world.add("one", reason="a hole")
     world.settle()

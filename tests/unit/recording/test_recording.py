@@ -57,7 +57,7 @@ def test_the_shipped_recording_is_the_one_described() -> None:
 
 
 def test_the_shipped_recording_is_whole(shipped: recording_file.Recording) -> None:
-    """All trades and diffs after the snapshot are there, without a hole in either chain."""
+    """All trades and diffs after the snapshot are there, without a missing id in either chain."""
     messages = [sbe.decode(frame) for _, frame in shipped.events]
     trade_ids = [trade[0] for message in messages if isinstance(message, sbe.Trades) for trade in message.trades]
     diffs = [message for message in messages if isinstance(message, sbe.DepthDiff)]

@@ -61,7 +61,7 @@ def called(folder: Path) -> str:
     ],
 )
 def test_what_is_kept_has_an_age(tmp_path: Path, age_days: float, variables: dict[str, str], fresh: bool) -> None:
-    """A base is taken anew after a week, or when somebody says so."""
+    """A base is fetched again after a week, or on request."""
     kept = tmp_path / "kept"
     kept.write_text("x")
     moment = time.time() - age_days * 86400
@@ -135,7 +135,7 @@ def test_nothing_is_installed_unsigned(debian: Path) -> None:
 
 
 def test_the_security_suite_is_in_the_base(debian: Path) -> None:
-    """What was mended after the release is installed, from signed lists, whatever mirror is named."""
+    """Security fixes since the release are installed, from signed lists, with any mirror."""
     run(debian, "debian_base")
     sources = (debian / "sources").read_text().splitlines()
 

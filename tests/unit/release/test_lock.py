@@ -148,7 +148,7 @@ def test_pip_installs_nothing_unseen() -> None:
     ],
 )
 def test_lower_bounds_leave_out_what_is_known_to_be_bad(bad: str, why: str) -> None:
-    """Whoever installs without the lock gets no version that undoes what the documents promise."""
+    """Installing without the lock gives no version that breaks what the documents promise."""
     wrong = Requirement(bad)
     (pinned,) = wrong.specifier
 

@@ -22,7 +22,7 @@ from sheetanchor.runtime.memory import memory_limit_bytes, memory_used_bytes
     ],
 )
 def test_the_limit_is_read_from_either_version(tmp_path: Path, name: str, text: str, limit: float) -> None:
-    """Both versions of control groups tell it, each with its own word for no limit."""
+    """Both versions of control groups have it, each with its own value for no limit."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
 

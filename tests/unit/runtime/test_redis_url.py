@@ -84,7 +84,7 @@ def test_no_setting_of_any_role_shows_a_password(role: type[BaseModel], name: st
 
 @pytest.mark.parametrize("url", BAD)
 def test_a_client_shows_none_either(url: str) -> None:
-    """Whoever makes one without asking the settings."""
+    """This holds also for clients that are made without the settings."""
     with pytest.raises(BadSettings) as error:
         redis_client(url)
 

@@ -41,7 +41,7 @@ class Clock:
 
 
 class Dependency:
-    """Something outside that fails as told, and counts who asks."""
+    """A dependency that fails as configured, and counts calls."""
 
     def __init__(self, *errors: Exception | None) -> None:
         self.errors = list(errors)

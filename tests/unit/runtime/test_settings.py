@@ -145,7 +145,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, expected
 def test_no_entry_is_without_effect_and_without_a_word(
     tmp_path: Path, model: type[settings.Common], text: str, expected: str
 ) -> None:
-    """An entry acts, is refused by name with the reason, or is told to have no effect."""
+    """An entry has an effect, is refused by name with the reason, or is reported to have no effect."""
     config = write(tmp_path, text)
 
     with pytest.raises(BadSettings, match=expected):
@@ -375,7 +375,7 @@ def test_a_missing_or_empty_secret_file_is_named(tmp_path: Path, content: str | 
     ],
 )
 def test_a_key_may_go_to_this_machine_this_cluster_or_encrypted(url: str) -> None:
-    """Plain WebSockets are for where nobody listens in."""
+    """Plain WebSockets are accepted where the traffic cannot be intercepted on a network."""
     assert url == load(settings.IngestSettings, {"ws_url": url}, {"BINANCE_API_KEY": "secret"}).ws_url
 
 

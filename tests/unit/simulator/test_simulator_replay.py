@@ -174,7 +174,7 @@ def test_a_warm_up_is_silent_and_leaves_trades() -> None:
 
 
 def test_a_top_20_message_comes_every_50_ms_when_asked() -> None:
-    """It holds the best levels of the diffs before it, and their update; nobody who does not ask gets one."""
+    """It has the best levels of the diffs before it, and their update; without a subscription it is not sent."""
     market = PlaybackMarket(prepare(recording_file.load(recording_file.default_path())), RecordedPace(START_US))
     book, times, compared = market.book.copy(), [], 0
 
@@ -298,7 +298,7 @@ def test_at_the_seam_best_prices_come_with_the_book(script: Script) -> None:
 
 
 def test_a_price_jump_is_in_streams_and_tape_alike() -> None:
-    """The next trade message prints off the market, and REST tells the same price."""
+    """The next trade message is off the market, and REST has the same price."""
     market = small_market()
     market.jump(1, 10.0)
 

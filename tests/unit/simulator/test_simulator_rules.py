@@ -83,7 +83,7 @@ def test_subscriptions_come_and_go() -> None:
 
 
 def test_the_property_combined_can_be_set() -> None:
-    """SET_PROPERTY answers null and GET_PROPERTY tells the value."""
+    """SET_PROPERTY answers null and GET_PROPERTY gives the value."""
     mine = Subscriptions()
 
     assert '{"result":null,"id":5}' == answer('{"method":"SET_PROPERTY","params":["combined",true],"id":5}', mine)

@@ -34,7 +34,7 @@ def throttled(facts: SymbolFacts, spec: dict[str, Any], **seen: Any) -> dict[str
     ],
 )
 def test_what_the_switch_holds_up_is_reported(facts: SymbolFacts, seen: dict[str, Any]) -> None:
-    """A state in doubt stays so, although its request was skipped and nothing waits."""
+    """A suspect state is reported as suspect, although its request was skipped and nothing waits."""
     status = throttled(facts, OFF, **seen)
 
     assert ("True", "Disabled") == told(status, Condition.REANCHOR_THROTTLED)

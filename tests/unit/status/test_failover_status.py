@@ -111,7 +111,7 @@ def test_a_refusal_is_written_once_with_its_message() -> None:
 
 
 def test_an_evacuation_that_is_refused_begins_once_it_can() -> None:
-    """It is a wish that stays: while nobody could take over it is refused, with one Event, and then begun."""
+    """The request stays: without a standby it is refused, with one Event, and starts once there is one."""
     alone = world(states={"btc-process-0": state("r0")})
     first, _ = next_of({}, alone, evacuate=A)
     assert f"no standby outside of zone {A} answers" in first["failover"]["message"]
@@ -128,7 +128,7 @@ def evacuated(**changes: Any) -> Status:
 
 
 def test_pods_are_kept_out_while_the_annotation_stands() -> None:
-    """It is kept for as long, whoever leads; without the annotation, or with another zone, pods may return."""
+    """It holds as long, under any leader; without the annotation, or with another zone, pods may return."""
     out = world("btc-process-1", health={})
     assert A == next_of(evacuated(), out, evacuate=A)[0]["evacuatedZone"]
     free, _ = next_of(evacuated(), out)

@@ -1,4 +1,4 @@
-"""What a person has to mend: told once, with the remedy, in words that stay while nothing changes."""
+"""Problems that a user has to fix: reported once, with the remedy, in a text that is stable while nothing changes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_missing_secret_comes_with_the_command_that_makes_it() -> None:
 
 
 def test_a_missing_secret_is_the_trouble_of_whoever_reads_it() -> None:
-    """The exchange's key is nobody's business but the ingestors'; a Redis password is everybody's."""
+    """The exchange's key concerns the ingestors only, a Redis password every workload."""
     empty = Observed(NOW_US, zones=ZONES, secrets={"binance-api-key": None, "cache": None})
     external = {"redis": {"external": {"url": "redis://c:6379", "passwordSecret": {"name": "cache"}}}}
 
@@ -134,7 +134,7 @@ def test_a_quota_that_is_exceeded_is_reported() -> None:
 
 
 def test_the_newest_event_about_a_set_counts() -> None:
-    """An earlier one speaks of what may be mended, and one about an earlier set of the same name of that one."""
+    """An earlier Event may be about a problem that is fixed, or about an earlier StatefulSet of the same name."""
     live = {**one_of(rendered(), "StatefulSet", "btc-redis")}
     live["metadata"] = {**live["metadata"], "uid": "now"}
 
@@ -255,7 +255,7 @@ def test_one_restart_is_no_pattern() -> None:
 
 
 def test_what_causes_the_rest_is_reported_first() -> None:
-    """A missing Secret keeps pods from starting; the pods' complaint is not what has to be mended."""
+    """A missing Secret keeps pods from starting; the Secret is reported, and not the pods' error."""
     complaint = waiting("CreateContainerConfigError", "secret not found")
     seen = with_pods(pod(Component.INGEST, ready=False, zone="zone-a", **complaint), without=Component.INGEST)
 

@@ -187,7 +187,7 @@ def test_why_no_line_receives_is_asked_of_the_ingestors() -> None:
     ],
 )
 def test_the_anchor_is_what_processors_say(answer: PodResponse, expected: tuple[str, str]) -> None:
-    """Suspect with the reason; unknown when nobody knows."""
+    """Suspect with the reason; unknown if no processor reports it."""
     status = judged(sound(states={"btc-process-0": answer}), status=WAS_SOUND)
 
     assert expected == told(status, Condition.ANCHORED)
@@ -209,7 +209,7 @@ def test_of_two_processors_the_one_with_the_higher_term_is_believed() -> None:
 
 
 def test_the_term_never_goes_back() -> None:
-    """What was seen stays seen, whoever answers later and whoever does not."""
+    """The largest observed term is kept, whichever processors answer later."""
     before = {"term": 9, "epoch": 5, "symbols": [{"name": "BTCUSDT", "state": "anchored", "epoch": 5, "term": 9}]}
 
     lower = judged(sound(), status=before)
@@ -256,7 +256,7 @@ def test_an_external_redis_is_judged_by_the_processors() -> None:
 def test_the_managed_redis_needs_a_majority_and_a_master(
     ready: int, connected: bool | None, expected: tuple[str, str]
 ) -> None:
-    """Two of three nodes serve; a master that nobody reaches does not."""
+    """Two of three nodes serve; a master that cannot be reached does not."""
     nodes = [pod(Component.REDIS, number, ready=number < ready) for number in range(3)]
     states = {} if connected is None else {"btc-process-0": stands(connected=connected)}
     seen = replace(with_pods(*nodes, without=Component.REDIS), states=states)
@@ -265,7 +265,7 @@ def test_the_managed_redis_needs_a_majority_and_a_master(
 
 
 def test_the_master_is_the_node_that_says_so_and_is_followed() -> None:
-    """One that was cut off still thinks so for a moment, but nobody follows it."""
+    """A master that was cut off still calls itself master for a moment, but has no replicas."""
 
     def node(role: str, replicas: int = 0) -> PodResponse:
         return PodResponse({"checks": {"server": {"role": role, "replicas": replicas}}})
@@ -285,7 +285,7 @@ def test_the_master_is_the_node_that_says_so_and_is_followed() -> None:
     ],
 )
 def test_predictions_are_judged_by_what_a_reader_gets(answer: PodResponse, expected: str) -> None:
-    """Degraded ones with the kinds of doubt, old or none."""
+    """Degraded with their kinds of reasons, old, or none."""
     status = judged(sound(predictions={("btc-infer-0", "BTCUSDT"): answer}), status=WAS_SOUND)
 
     assert ("False", expected) == told(status, Condition.INFERENCE_READY)
@@ -404,7 +404,7 @@ def test_a_life_is_reported_in_events() -> None:
 
 
 def test_a_trouble_is_reported_once() -> None:
-    """One event for the cause, however many conditions speak of it; none while it lasts."""
+    """One Event for the cause, however many conditions it affects; no further one while it lasts."""
     seen = with_pods(pod(Component.INFER, ready=False, **waiting("ErrImagePull", "not found")), without=Component.INFER)
     before = judged(sound())
 

@@ -1,4 +1,4 @@
-"""What a status says of zones, whoever writes it, and that it counts nobody who does not answer."""
+"""Zones in the status, with any leader; zones whose pods do not answer do not count."""
 
 from __future__ import annotations
 

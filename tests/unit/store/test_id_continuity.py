@@ -32,7 +32,7 @@ def test_a_mark_has_the_first_id_of_each_kind() -> None:
 
 @given(st.binary(max_size=80))
 def test_any_bytes_have_a_mark(raw: bytes) -> None:
-    """Whoever wrote an entry, looking at it ends nobody."""
+    """Any entry can be read without an exception."""
     assert "5-0" == mark_of(Batch("a", "5-0", 1, 0, raw)).entry_id
     assert "5-0" == mark_of(entry(5, raw)).entry_id
 
@@ -93,7 +93,7 @@ LAGS = st.integers(0, 300)
 def test_what_is_left_belongs_to_the_last_history(
     before: list[Segment], last: Segment, lag_ms: int, last_of_b: int, again: bool
 ) -> None:
-    """However often ids began again, nothing is left that is beyond the ids of today: no hole, no stuck best price."""
+    """However often ids restarted, no entry beyond the present ids is left: no missing range, no stuck best price."""
     past = past_of([*before, last], lag_ms, last_of_b, again)
 
     gone = begin_after(past.lines, overtaken(past.lines))

@@ -11,7 +11,7 @@ from sheetanchor.web.background_task import SOUND_AFTER_S, RestartedTasks
 
 
 async def test_a_task_that_fails_is_begun_again_and_seen() -> None:
-    """Each end is counted, told in the health answer for a minute, and followed by another beginning."""
+    """Each end is counted, reported in the health answer for a minute, and followed by a restart."""
     now_s, begun, slept = [0.0], [], []
     done = asyncio.Event()
 

@@ -21,7 +21,7 @@ STEPS = st.lists(
 def test_places_are_bounded_and_a_newcomer_gets_in_unless_all_are_being_answered(
     steps: list[tuple[str, object]],
 ) -> None:
-    """Never more than there are; who goes is waiting, or is the newcomer where everybody else is being answered."""
+    """An idle connection is closed for a new one; if all are being answered, the new one is refused."""
     places: Places[int] = Places(MOST, PER_ADDRESS)
     there: dict[int, str] = {}
     busy: set[int] = set()

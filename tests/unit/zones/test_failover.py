@@ -205,7 +205,7 @@ def test_what_is_as_it_should_be_is_not_touched() -> None:
 def test_what_cannot_be_done_is_refused_with_one_message(
     request_: Request, changes: dict[str, object], expected: str
 ) -> None:
-    """An unknown, lost or last zone, a second zone, nobody to go to: it is said, and nothing is begun."""
+    """A zone that is unknown, lost, the last or the second one, or no standby: refused with a message."""
     now = replace(World().situation(), **changes)  # type: ignore[arg-type]
     assert expected in refusal_of(request_, now)
     record = begin(request_, now)

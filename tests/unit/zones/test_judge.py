@@ -44,7 +44,7 @@ def test_a_zone_without_power_is_silent_after_4_s_and_failed_after_8() -> None:
 
 
 def test_a_partition_fails_the_zone_that_both_others_miss() -> None:
-    """The zone that is cut off abstains, whatever it hears of itself."""
+    """The zone that is cut off has no vote, whatever its own observations are."""
     outside = Replay("a").live(CALM, *[lost("c")] * 20)
     inside = Replay("c").live(CALM, *[lost("a", "b")] * 20)
 
@@ -64,7 +64,7 @@ def test_a_partition_between_the_operator_and_a_zone_is_no_loss() -> None:
 
 
 def test_a_partition_that_only_sentinels_see_is_no_loss() -> None:
-    """The other way round: the operator hears the zone."""
+    """The other way round: the operator reaches the zone."""
     history = Replay().live(CALM, *[Second(down=frozenset("c"))] * 60)
 
     assert {HEALTHY} == {*history.health["c"]}
@@ -108,7 +108,7 @@ def test_an_operator_that_is_always_late_judges_nothing() -> None:
 
 
 def test_a_network_policy_that_shuts_the_operator_out_is_no_loss() -> None:
-    """Everybody falls silent at once."""
+    """All zones become silent at once."""
     history = Replay().live(*[CALM] * 3, *[Second(cut=frozenset(ZONES), up=frozenset())] * 60)
 
     assert all(not {*LOST} & {*of_zone} for of_zone in history.health.values())
@@ -146,14 +146,14 @@ def test_misses_before_a_round_that_proves_nothing_do_not_count(between: Second)
 
 
 def test_a_lost_zone_whose_pods_are_removed_stays_lost() -> None:
-    """After a minute Kubernetes marks the pods as ending: nobody is left to be missed, and nothing has returned."""
+    """After a minute Kubernetes marks the pods as ending: no pod is left to poll, but the zone has not returned."""
     history = Replay().live(CALM, *[lost("c")] * 12, *[Second(gone=frozenset("c"), cut=frozenset("c"))] * 600)
 
     assert FAILED is history.now()["c"]
 
 
 def test_two_zones_have_no_third_that_could_agree() -> None:
-    """With two zones nobody can say which of them is cut off: nothing is done."""
+    """With two zones it cannot be decided which of them is cut off, so nothing is done."""
     history = Replay(zones=("a", "b")).live(CALM, *[lost("b")] * 60)
 
     assert not {*LOST} & {*history.health["b"]}
@@ -223,7 +223,7 @@ def losses(rounds: Sequence[Round]) -> list[tuple[int, Round, str, ZoneHealth]]:
 
 
 def needs_a_voice(rounds: Sequence[Round]) -> bool:
-    """Never on the word of one observer: a third zone says the same, and none of the third zones disagrees."""
+    """One observer is not enough: a third zone has to agree, and none of the third zones may disagree."""
     return all(
         (said := [one.down for one in seen.voices if one.about == zone and one.zone not in (zone, seen.own_zone)])
         and all(said)
@@ -232,7 +232,7 @@ def needs_a_voice(rounds: Sequence[Round]) -> bool:
 
 
 def needs_a_majority(rounds: Sequence[Round]) -> bool:
-    """The operator hears most zones, its own among them; so it is never the last zone that is lost, nor its own."""
+    """The operator reaches most zones, its own included, so it never judges the last zone or its own as lost."""
     return all(
         2 * sum(bool(one.answered) for one in seen.zones.values()) > len(seen.zones)
         and seen.own_zone

@@ -45,7 +45,7 @@ def facts(name: str, node: str = "n-a", component: Component = Component.INFER, 
 
 
 def test_a_sentinel_speaks_while_its_server_is_without_a_master() -> None:
-    """Just when a zone is lost; one that starts has reached nobody, and would call everybody down."""
+    """This happens when a zone is lost. A Sentinel that starts has reached no peer, and would report all as down."""
     unready = {"conditions": condition("False", "ContainersNotReady")}
     containers = [{"name": "redis", "ready": False}, {"name": "sentinel", "ready": False, "started": True}]
     speaks, starts = (
@@ -94,7 +94,7 @@ def test_an_ending_pod_is_no_witness() -> None:
 
 
 def test_runs_of_re_anchors_do_not_count() -> None:
-    """They serve nobody; and a pod that has ended is none."""
+    """They serve no clients; and a pod that has ended does not count."""
     assert pod_facts(body(Component.REANCHOR)) is None
     assert pod_facts(body(phase="Failed")) is None
 
@@ -133,7 +133,7 @@ def test_a_thousand_pipelines_cost_what_one_does() -> None:
 
 
 def test_a_zone_is_all_nodes_that_hold_pods_of_ours() -> None:
-    """A node on which pods start was not asked: the round does not speak of the whole zone."""
+    """A node whose pods are starting was not polled, so the round does not cover the whole zone."""
     first, second = facts("p0"), facts("p1", "n-a2")
     starting = replace(second, ready=False)
 
@@ -181,7 +181,7 @@ def said(**words: Any) -> dict[str, Any]:
     ],
 )
 def test_what_a_sentinel_says(voices: list[Voice], words: dict[str, Any]) -> None:
-    """It speaks of zones by the pods that it knows there; a single one that it reaches is a sign of life."""
+    """It reports on zones by the pods that it knows there; a single one that it reaches shows the zone to be alive."""
     assert voices == voices_of(REDIS["market", "btc-redis-1"], "b", words, REDIS, NODES)
 
 

@@ -67,7 +67,7 @@ def test_smallest_screen_shows(part: str) -> None:
 
 
 def test_outcomes_are_ticked() -> None:
-    """Right and wrong directions are told apart without colour."""
+    """Right and wrong directions can be distinguished without colour."""
     screen = "\n".join(drawn(full_status(), 120, 40))
 
     assert ("✓" in screen, "✗" in screen) == (True, True)
@@ -146,7 +146,7 @@ def test_open_outcome_has_its_own_mark() -> None:
 
 
 def test_plain_lines() -> None:
-    """One line per slot, with the doubt in words."""
+    """One line per slot, with the reason if it is degraded."""
     sound = slot_line("BTCUSDT", prediction(FIRST_SLOT))
     degraded = slot_line("BTCUSDT", prediction(FIRST_SLOT, degraded=True, reason="state is suspect"))
 

@@ -43,7 +43,7 @@ def test_a_run_is_counted_once_from_its_receipt() -> None:
 
 
 def test_a_run_that_asked_nothing_says_nothing_of_the_weight() -> None:
-    """The gauge keeps what the last one that did was told."""
+    """The gauge keeps the value of the last run that reported one."""
     reanchor_metrics.count(replace(receipt(), weight_remaining=77))
     reanchor_metrics.count(receipt("lock_held", 6))
 

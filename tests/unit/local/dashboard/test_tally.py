@@ -155,7 +155,7 @@ def test_degraded_predictions_are_predictions() -> None:
 
 
 def test_gaps_count_by_what_they_call_for() -> None:
-    """What calls for a rebuild is a gap, what is only checked a validation, and a person's wish neither."""
+    """A request for a rebuild counts as a gap, one for a check as a validation, and a user's request as neither."""
     tally = filled(0)
     after = slot_start_us(FIRST_SLOT) + 1
     for action in ("immediate_reanchor", "scheduled_reanchor", "emergency_reanchor", "validation_reanchor"):

@@ -12,7 +12,7 @@ LEVEL = [(100, 1)]
 
 
 def rules_found(*, caught_up: bool) -> set[str]:
-    """Show a rebuilt market ten seconds of frames whose ids it knows, and name the rules that speak."""
+    """Give a rebuilt market ten seconds of frames whose ids it knows, and name the rules that apply."""
     market = Market("BTCUSDT")
     market.load_snapshot(1000, -2, -2, LEVEL, [(101, 1)], NOW)
     detector = GapDetector(Thresholds(), NOW)
@@ -25,7 +25,7 @@ def rules_found(*, caught_up: bool) -> set[str]:
 
 
 def test_replay_is_no_reset_of_ids() -> None:
-    """Seconds of known frames that a replay brings in a moment do not mean that the exchange began anew."""
+    """A replay delivers seconds of known frames at once, which does not mean that the exchange restarted its ids."""
     assert set() == rules_found(caught_up=False)
 
 

@@ -47,7 +47,7 @@ def test_what_is_lost(what: str) -> None:
 
 
 def test_a_doubt_that_was_heard_and_is_gone_is_lost() -> None:
-    """Anchored by the same receipt that was in doubt: the doubt is what is missing."""
+    """The state is anchored again by the receipt that had been suspect, so the write of `suspect` was lost."""
     heard = LastHeard.of(replace(STORED, state="suspect"), "one")
 
     assert heard.is_lost(STORED, "two")
@@ -112,7 +112,7 @@ def test_lines_are_waited_for_after_a_change_only() -> None:
 
 
 def test_a_standby_leaves_the_writer_a_second() -> None:
-    """From its own first sight of the history; whoever was the writer need not."""
+    """It waits from its own first observation of the new history; the previous writer does not have to wait."""
     history = ReplicationHistory()
     history.enter("two", 100, changed=True)
     waits = [history.leaves_writer_time(at_us) for at_us in (100, 99 + STANDBY_WAIT_US, 100 + STANDBY_WAIT_US)]
