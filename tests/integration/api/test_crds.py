@@ -241,7 +241,7 @@ def said(error: urllib.error.HTTPError) -> str:
 
 
 def test_every_rule_has_a_case() -> None:
-    """No rule is untried, and there are enough of them that mistakes are told where they are made."""
+    """No rule is untested, and there are enough of them that mistakes are reported for the field they are in."""
     tried = {message for message in MESSAGES for case in CASES if message.startswith(case.message)}
 
     assert set(MESSAGES) == tried
@@ -395,7 +395,7 @@ def test_the_schema_refuses_with_the_path(spec: dict[str, Any], expected: str, r
 
 
 def test_an_unknown_field_is_refused_by_a_strict_client(resources: Resources) -> None:
-    """A misspelt field is told rather than dropped: kubectl asks for that by default."""
+    """A misspelt field is reported rather than dropped: kubectl requests that by default."""
     with pytest.raises(urllib.error.HTTPError) as refused:
         resources.create(PIPELINE_KIND, "misspelt", {"symbol": "BTCUSDT"}, "?fieldValidation=Strict")
 

@@ -187,7 +187,7 @@ async def test_an_exchange_of_a_trusted_authority_is_received(trusted: None) -> 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the server's half of the handshake
 async def test_a_strange_certificate_gets_no_key() -> None:
-    """Where nobody vouches for the exchange nothing is sent, and the error says so."""
+    """If the exchange's certificate is not trusted nothing is sent, and the error says so."""
     asked: list[bytes] = []
 
     async with over_tls(asked) as port:
@@ -275,7 +275,7 @@ async def test_the_end_of_a_ban_is_read_from_the_answer() -> None:
     ],
 )
 async def test_any_other_answer_is_no_connection(answer: bytes, words: str) -> None:
-    """Whatever answers, it is told in one line, and the next try is made as after any loss."""
+    """Any other answer is logged in one line, and the next attempt follows as after any loss."""
     async with bare(answering(answer)) as port:
         with pytest.raises(ExchangeUnavailable, match=words):
             await Received(f"ws://127.0.0.1:{port}").connection.run()
@@ -359,7 +359,7 @@ async def test_the_size_of_a_message_is_bounded(parts: int) -> None:
 
 
 async def test_a_text_that_is_none_ends_the_connection() -> None:
-    """Text is UTF-8 (RFC 6455, 8.1): anything else is told the other side as 1007."""
+    """Text is UTF-8 (RFC 6455, 8.1): anything else is reported to the peer as 1007."""
     codes: list[int] = []
 
     async def speak(request: ServerConnection) -> None:
@@ -379,7 +379,7 @@ async def test_a_text_that_is_none_ends_the_connection() -> None:
 
 
 async def test_a_fault_of_ours_is_not_swallowed() -> None:
-    """What goes wrong with a frame ends the connection and reaches whoever runs it."""
+    """An exception in handling a frame ends the connection and reaches its caller."""
 
     async def speak(request: ServerConnection) -> None:
         for number in range(5):
@@ -399,7 +399,7 @@ async def test_a_fault_of_ours_is_not_swallowed() -> None:
 
 @pytest.mark.parametrize(("close", "how"), [(b"\x88\x02\x03\xe9", "1001"), (b"\x88\x00", "1005")])
 async def test_an_end_is_seen_behind_any_number_of_frames(close: bytes, how: str) -> None:
-    """A CLOSE after a burst is seen at once, every frame before it is there, and nobody waits for the TCP end."""
+    """A CLOSE after a burst is seen at once, after every frame before it, without waiting for the end of TCP."""
     count, frame = 5000, best(1)
 
     async def speak(request: bytes, writer: StreamWriter) -> None:

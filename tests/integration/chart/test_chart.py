@@ -155,7 +155,7 @@ def test_dns_may_listen_elsewhere() -> None:
 
 @pytest.mark.parametrize("peers", [None, [], ["a/b.c/d=e", "fd00::/8"]])
 def test_names_are_asked_of_whom_the_values_name(peers: list[str] | None) -> None:
-    """Both policies let names be asked of the cluster's own DNS, of those who are named, or of anybody."""
+    """Both policies allow DNS queries to the cluster's own DNS, to the servers that are named, or to any."""
     values = {} if peers is None else {"networkPolicy": {"dnsPeers": peers}}
     wanted = peers_of(tuple(["kube-system/k8s-app=kube-dns", "169.254.20.10/32"] if peers is None else peers))
 
@@ -387,7 +387,7 @@ def where(apiserver: ApiServer) -> Iterator[str]:
 
 @pytest.mark.parametrize("nodes", [True, False])
 def test_the_rights_suffice(apiserver: ApiServer, where: str, tmp_path: Path, nodes: bool) -> None:
-    """With the chart's rights and no others the operator makes, mends and tells, and nothing is forbidden to it."""
+    """With exactly the chart's rights the operator creates, repairs and reports, and no request is forbidden."""
     values = {"watchNamespaces": [where], "rbac": {"nodes": nodes, "userRoles": False}}
     granted = Granted(apiserver, where, tmp_path, values)
     flags = [] if nodes else ["--no-operator-nodes"]

@@ -36,7 +36,7 @@ def policies(apiserver: ApiServer) -> Iterator[None]:
 
 
 def asking(server: ApiServer, where: str, user: str, **spec: Any) -> str:
-    """Have somebody create a ReAnchor; gives what the server says against it."""
+    """Create a ReAnchor as a user; gives the server's reason for refusing it."""
     body = {
         "apiVersion": "sheetanchor.dev/v1alpha1",
         "kind": "ReAnchor",
@@ -47,7 +47,7 @@ def asking(server: ApiServer, where: str, user: str, **spec: Any) -> str:
 
 
 def let(server: ApiServer, where: str, user: str, verbs: str, resources: str) -> None:
-    """Give somebody rights in a namespace."""
+    """Grant a user rights in a namespace."""
     name = f"may-{uuid.uuid4().hex[:8]}"
     server.kubectl("create", "role", name, f"--verb={verbs}", f"--resource={resources}", "-n", where)
     server.kubectl("create", "rolebinding", name, f"--role={name}", f"--user={user}", "-n", where)
@@ -138,7 +138,7 @@ def test_whoever_may_only_patch_changes_nothing_but_the_annotation(apiserver: Ap
 def test_an_annotation_that_nobody_has_taken_is_not_overwritten_without_a_word(
     apiserver: ApiServer, where: str
 ) -> None:
-    """It has one place for many requests: whoever writes the second before the first was seen is warned."""
+    """It holds one request: a user who writes a second one before the first was read is warned."""
     apply_pipeline(apiserver, where)
 
     def write(value: str) -> str:

@@ -173,7 +173,7 @@ def test_an_odd_value_is_rendered_or_refused_by_name() -> None:
 
 
 def accepted(path: tuple[str, ...], value: Any) -> bool:
-    """Tell whether the schema lets a value pass; if not, it must say where."""
+    """Say whether the schema accepts a value; if not, the message must name the field."""
     errors = list(SCHEMA.iter_errors(at(path, value)))
     for error in errors:
         assert path[: len(error.absolute_path)] == tuple(error.absolute_path)[: len(path)], error
@@ -354,7 +354,7 @@ def test_maps_are_joined_as_maps() -> None:
 
 
 def test_ids_can_be_left_to_the_platform(plain: dict[str, Manifest]) -> None:
-    """A platform that gives ids out finds none in any pod, and the operator is told to leave them out too."""
+    """For a platform that assigns ids no pod has any, and the operator gets the setting to leave them out too."""
     without = by_name(manifests_of(template(CHART, {"assignIds": False})))
 
     def ids(manifests: dict[str, Manifest]) -> list[str]:

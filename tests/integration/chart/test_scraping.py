@@ -90,7 +90,7 @@ def serving(text: str) -> Iterator[int]:
             self.wfile.write(text.encode())
 
         def log_message(self, *_: object) -> None:
-            """Requests are nobody's interest."""
+            """Do not log requests."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     thread = threading.Thread(target=server.serve_forever)
@@ -140,7 +140,7 @@ def shared(tmp_path: Path) -> Iterator[Prometheus]:
 
 
 def test_a_tenants_pod_speaks_for_itself_only(shared: Prometheus) -> None:
-    """Whatever a pod in another namespace claims stays under its own name; the operator alone speaks of others."""
+    """Metrics of a pod in another namespace keep that pod's labels; only the operator reports on other namespaces."""
     ours = ("operator", "liar", "flood")
     wait_until(
         lambda: {one["pod"] for one in shared.query("scrape_samples_scraped")} == set(ours),

@@ -47,7 +47,7 @@ def test_a_linter_finds_nothing_in_a_pipelines_children(name: str) -> None:
 
 
 def score(manifests: list[Manifest], *ignored: str) -> list[str]:
-    """Let kube-score judge; a CPU limit is no virtue here, a throttled workload misses its beat."""
+    """Let kube-score judge; it should not demand CPU limits, since a throttled workload misses its deadlines."""
     flags = [flag for check in ignored for flag in ("--ignore-test", check)]
     command = [program("kube-score"), "score", "--output-format", "ci", "--ignore-container-cpu-limit", *flags, "-"]
     done = subprocess.run(

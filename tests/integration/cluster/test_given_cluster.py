@@ -1,4 +1,4 @@
-"""A cluster that somebody else made, on which something of ours is at work, is left alone by the cluster tests."""
+"""An existing cluster on which something of ours is running is left alone by the cluster tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("apiserver")
 
 @pytest.fixture
 def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    """A cluster of somebody else's."""
+    """A cluster that the tests have not created."""
     with own_server(tmp_path / "server") as server:
         monkeypatch.setenv("SHEETANCHOR_TEST_CLUSTER", str(server.kubeconfig))
         yield server

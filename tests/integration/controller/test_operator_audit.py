@@ -1,4 +1,4 @@
-"""A watch that has gone deaf is noticed: what it has shown is compared with what the API server lists."""
+"""A stale watch is detected: what it has shown is compared with what the API server lists."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def where(apiserver: ApiServer, where: str) -> str:
 
 
 def leader_of(cluster: Cluster, cache: Cache, where: str) -> Leader:
-    """Make a leader that no watch tells anything."""
+    """Make a leader whose watches show nothing."""
     publisher, workloads = Publisher(cluster, "one"), Workloads(cluster)
     reconciler = Reconciler(cluster, cache, workloads, publisher, PipelineMetrics(), Defaults(image="x"))
     return Leader(cluster, cache, reconciler, [where], nodes=False, workers=1)
 
 
 async def test_what_a_watch_has_missed_is_noticed(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
-    """A change that a watch does not show makes it deaf after a minute; once it has shown it, it is not."""
+    """A change that a watch does not show makes it stale after a minute, until it shows it."""
     cache = Cache()
     leader = leader_of(cluster, cache, where)
     cache.put(pipeline_of(apiserver, where))
@@ -62,7 +62,7 @@ async def test_what_a_watch_has_missed_is_noticed(apiserver: ApiServer, where: s
 
 
 async def test_what_was_never_shown_is_noticed(where: str, cluster: Cluster) -> None:
-    """A pipeline that a watch has never told of counts as missed."""
+    """A pipeline that a watch has never shown counts as missed."""
     leader = leader_of(cluster, Cache(), where)
 
     await leader._audit_place(Place(PIPELINE, where), 0.0)
@@ -147,7 +147,7 @@ async def test_the_operators_errors_have_the_shape_of_the_roles(method: str, pat
 
 
 class Broken(Workloads):
-    """Fails in a way that nobody has thought of."""
+    """Fails in an unexpected way."""
 
     async def ask(self, pods: Sequence[Mapping[str, Any]], symbols: Sequence[str]) -> PodResponses:
         raise RuntimeError("no one has thought of this")
@@ -224,7 +224,7 @@ async def test_a_password_that_an_earlier_version_did_not_make_is_added(
 
 
 async def test_a_strangers_secret_is_not_used_in_silence(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
-    """An object of the name of ours that nobody of us has made is told, and not asked for again at each look."""
+    """An object with the name of a child that the operator did not create is reported, once."""
     body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "btc-redis", "namespace": where}}
     apiserver.ask(f"/api/v1/namespaces/{where}/secrets", method="POST", body=body)
     cache = Cache()

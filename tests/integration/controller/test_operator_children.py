@@ -130,7 +130,7 @@ def test_a_deleted_child_is_back_at_once(
 def test_a_change_of_what_is_ours_is_put_right(
     apiserver: ApiServer, where: str, operator: OperatorProcess, patch: dict[str, Any], kept: Any
 ) -> None:
-    """Somebody else's change of a field that the operator sets does not last."""
+    """Another client's change of a field that the operator sets does not last."""
     path = deployment_path(where, "btc-infer")
     apiserver.ask(path, method="PATCH", body=patch, content_type=MERGE)
 
@@ -140,7 +140,7 @@ def test_a_change_of_what_is_ours_is_put_right(
 
 
 def test_what_others_add_is_left_alone(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
-    """A label and an annotation of somebody else stay, and cost no write."""
+    """Another client's label and annotation stay, and cost no write."""
     path = deployment_path(where, "btc-process")
     theirs = {"metadata": {"labels": {"team": "blue"}, "annotations": {"team/note": "keep"}}}
     before = apiserver.ask(path, method="PATCH", body=theirs, content_type=MERGE)
@@ -181,7 +181,7 @@ def test_a_field_of_the_specification_that_goes_goes_from_the_children(
 
 
 def test_the_passwords_are_made_once(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
-    """The Secret of generated passwords is never written again, also after somebody has changed it."""
+    """The Secret of generated passwords is never written again, even after a user has changed it."""
     path = f"/api/v1/namespaces/{where}/secrets/btc-redis"
     before = apiserver.ask(path, method="PATCH", body={"stringData": {"infer": "chosen"}}, content_type=MERGE)
 
@@ -193,7 +193,7 @@ def test_the_passwords_are_made_once(apiserver: ApiServer, where: str, operator:
 
 
 def test_a_deleted_secret_comes_back_as_it_was(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
-    """With the passwords that running pods know, those included that somebody has changed."""
+    """It has the passwords that running pods know, also those that a user has changed."""
     path = f"/api/v1/namespaces/{where}/secrets/btc-redis"
     before = apiserver.ask(path, method="PATCH", body={"stringData": {"infer": "chosen"}}, content_type=MERGE)
     settle(operator, 3)
@@ -338,7 +338,7 @@ def test_a_pipeline_that_is_gone_is_forgotten(apiserver: ApiServer, where: str, 
     until(lambda: 'name="eth"' in operator.get("/metrics")[1], within_s=WITHIN_S, what="metrics", operator=operator)
 
     apiserver.kubectl("delete", "predictionpipeline", "eth", "-n", where)
-    # Nobody collects garbage here: what the operator would make again is deleted by hand.
+    # This API server has no garbage collector: what the operator would make again is deleted by hand.
     apiserver.kubectl("delete", ",".join(CHILDREN), "-n", where, "-l", "sheetanchor.dev/pipeline=eth")
     time.sleep(2)
 

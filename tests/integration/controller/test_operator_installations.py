@@ -65,7 +65,7 @@ def events_of(server: ApiServer, where: str) -> list[dict[str, Any]]:
 def test_one_acts_and_the_other_says_that_it_does_not(
     apiserver: ApiServer, where: str, both: tuple[OperatorProcess, OperatorProcess]
 ) -> None:
-    """Nothing is rolled back and forth; the one that keeps off tells which one acts, and how to change that."""
+    """Nothing is rolled back and forth; the other one reports which one acts, and how to change that."""
     for operator in both:
         until(lambda one=operator: one.leads, within_s=WITHIN_S, what="leads", operator=operator)
     apply_pipeline(apiserver, where)

@@ -1,4 +1,4 @@
-"""One namespace cannot take the operator's memory: anybody may label a megabyte."""
+"""One namespace cannot use up the operator's memory: any user may label an object of a megabyte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names are no ownership: what somebody else has made is neither changed nor taken, and is told by its name."""
+"""A name does not prove ownership: objects of others are neither changed nor taken over, and are reported by name."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ async def test_a_name_that_is_taken_is_reported_and_what_needs_it_waits(
 ) -> None:
     """The status names the object; what refers to it is not made, the rest is; once it is gone all is made.
 
-    A label is written by anybody: an object that another one owns is somebody else's whatever it carries.
+    Any user can set a label: an object with another owner is not the operator's, whatever its labels are.
     """
     pipeline = pipeline_in(apiserver, where)
     wanted = rendered(pipeline)

@@ -1,4 +1,4 @@
-"""What concerns one watched place costs that place only, and is told: rights that go, kinds and namespaces that go."""
+"""A problem with one watched kind or namespace affects only that, and is reported: lost rights, kinds, namespaces."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_no_kind_that_is_refused_from_the_start_ends_the_operator(
 
 
 def test_nodes_that_may_not_be_seen_cost_the_lines_of_new_pipelines_only(apiserver: ApiServer, tmp_path: Path) -> None:
-    """Without the right to list nodes all but ingestors is made, the reason is told, and the operator is ready."""
+    """Without the right to list nodes all but ingestors is made, the reason is reported, and the operator is ready."""
     define(apiserver)
     with namespace(apiserver) as where:
         give_rights(apiserver, where, account_of=where)

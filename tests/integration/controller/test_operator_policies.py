@@ -104,7 +104,7 @@ def is_denied(server: ApiServer, where: str) -> bool:
 
 
 def hashes(server: ApiServer, where: str) -> dict[str, str]:
-    """Give what each workload's pods were told of their settings."""
+    """Give the hash of settings that each workload's pods were started with."""
     found = children_of(server, where)
     return {
         name: found[f"Deployment/{name}"]["spec"]["template"]["metadata"]["annotations"][

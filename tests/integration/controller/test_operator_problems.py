@@ -106,7 +106,7 @@ def until_reason(server: ApiServer, where: str, reason: str, operator: OperatorP
 
 
 def until_mended(server: ApiServer, where: str, reason: str, operator: OperatorProcess) -> None:
-    """Wait until a trouble is the reason no more."""
+    """Wait until a problem is no longer the reason."""
     until(
         lambda: condition_of(server, where, "Ready")["reason"] != reason,
         within_s=WITHIN_S,
@@ -116,13 +116,13 @@ def until_mended(server: ApiServer, where: str, reason: str, operator: OperatorP
 
 
 def test_an_exceeded_quota_is_reported_and_recovered_from(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
-    """The condition names the quota and the remedy, few requests are made, and more room mends it."""
+    """The condition names the quota and the remedy, few requests are made, and a larger quota resolves it."""
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"}}
     apiserver.apply({**quota, "spec": {"hard": {"count/services": "1"}}}, namespace=where)
     path = f"/api/v1/namespaces/{where}/resourcequotas/small"
 
     def room(hard: int) -> None:
-        # Nobody counts here: what a controller would write is written by hand.
+        # No quota controller runs here: what it would write is written by hand.
         limits = {"hard": {"count/services": str(hard)}}
         apiserver.ask(path, method="PATCH", body={"spec": limits}, content_type=MERGE)
         counted = {"status": {**limits, "used": {"count/services": "1"}}}
@@ -157,7 +157,7 @@ def limit(server: ApiServer, where: str, count: str, hard: int) -> None:
 
 
 def test_a_reanchor_that_cannot_be_made_is_reported(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
-    """A wish that a quota refuses is in the condition, is not tried at each look, and is not forgotten."""
+    """A ReAnchor that a quota refuses is in the condition, is not retried at each reconcile, and is not forgotten."""
     limit(apiserver, where, "count/reanchors.sheetanchor.dev", 0)
     found = f"/apis/sheetanchor.dev/v1alpha1/namespaces/{where}/reanchors"
     with operating(apiserver, where, tmp_path, "one", "--operator-resync-s", "1") as operator:
@@ -178,7 +178,7 @@ def test_a_reanchor_that_cannot_be_made_is_reported(apiserver: ApiServer, where:
 
 
 def test_a_run_that_cannot_begin_is_not_recorded_as_running(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
-    """While a quota refuses its Job a ReAnchor waits and says so; nobody is told that it runs."""
+    """While a quota refuses its Job a ReAnchor waits and says so; it is never reported as running."""
     limit(apiserver, where, "count/jobs.batch", 0)
     found = f"/apis/sheetanchor.dev/v1alpha1/namespaces/{where}/reanchors"
     body = {"apiVersion": "sheetanchor.dev/v1alpha1", "kind": "ReAnchor", "metadata": {"name": "one"}}
@@ -309,7 +309,7 @@ def stoppable(tmp_path: Path) -> Iterator[ApiServer]:
 
 
 def test_an_api_server_that_was_away_is_taken_up_again(stoppable: ApiServer, tmp_path: Path) -> None:
-    """After an outage the operator goes on, or has ended with 1 and goes on when started anew; nothing else changes."""
+    """After an outage the operator continues, or exits with 1 and continues after a restart; nothing else changes."""
     define(stoppable)
     stoppable.kubectl("create", "namespace", "away")
     give_key(stoppable, "away")
@@ -327,7 +327,7 @@ def test_an_api_server_that_was_away_is_taken_up_again(stoppable: ApiServer, tmp
         restart(stoppable, away_s=1)
         assert one.process is not None
         if one.process.poll() is not None:
-            # Longer than the Lease may go without renewal; a kubelet starts it anew.
+            # Longer than the Lease may go without renewal; a kubelet restarts it.
             assert 1 == one.process.returncode
             one.start()
         stoppable.kubectl("delete", "service", "btc-infer", "-n", "away")

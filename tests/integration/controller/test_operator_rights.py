@@ -1,4 +1,4 @@
-"""Each right that the chart gives, taken away by itself: the rest is done, and what is missing is told."""
+"""Each right that the chart grants, taken away separately: the rest is done, and the missing right is reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VERBS = {
     for resource in sorted({resource for rule in rules() for resource in rule["resources"]})
 }
 UNTOLD = {"predictionpipelines/status", "events"}
-"""Who may not write a status, or an Event, cannot tell there that he may not; the log and the metrics do."""
+"""Without the right to write a status or an Event, only the log and metrics can report that it is missing."""
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ async def test_nobody_is_withdrawn_unless_somebody_remains(zones: ZonePods, star
 
 
 async def test_an_operator_that_is_cut_off_does_nothing(zones: ZonePods, start: Start) -> None:
-    """It hears its own zone only, and then nobody at all."""
+    """It reaches its own zone only, and then none at all."""
     replica = await start()
     zones.cut.update("bc")
     await asyncio.sleep(7)
@@ -230,7 +230,7 @@ async def test_the_charts_rights_suffice_and_without_them_judging_goes_on(
 
 
 async def test_a_withdrawal_needs_the_pod_as_it_was_seen_and_a_fresh_observation(zones: ZonePods, start: Start) -> None:
-    """Somebody has written the pod since: nothing is done. What was observed three seconds ago is not acted on."""
+    """If another client has written the pod since, nothing is done; an observation of three seconds ago is too old."""
     replica = await start()
     pod = replica.observer.register.pods[zones.where, "btc-infer-c"]
     clock = asyncio.get_running_loop().time

@@ -104,7 +104,7 @@ def ask(port: int, line: str) -> str:
 
 
 def test_a_partition_cuts_one_place_and_no_other(network: Network, server: Server, port: int) -> None:
-    """What is said during it arrives after it, on the same connection; whoever is elsewhere notices nothing."""
+    """Data sent during it arrives after it, on the same connection; other places are not affected."""
     with talker(network, port, "here") as process:
         say(process, "before")
         assert "before" == hear(process)
@@ -166,7 +166,7 @@ def test_a_slow_link_delays_and_keeps_the_order(network: Network, port: int) -> 
 
 
 def test_a_server_that_is_gone_ends_the_connection(port: int) -> None:
-    """Nobody hangs on a connection to a server that does not exist."""
+    """No client hangs on a connection to a server that does not exist."""
     network = Network()
     try:
         network.listen(port, "there")

@@ -112,7 +112,7 @@ async def test_dry_runs_leave_no_trace(
 ) -> None:
     """No key, no metric, no log, no memory: neither of a sound state nor of one that a slot would complain about."""
     await spoil(world)
-    await asyncio.sleep(0.05)  # lets the server's own fields settle: nobody else writes
+    await asyncio.sleep(0.05)  # lets the server's own fields settle: no other client writes
     caplog.clear()
     caplog.set_level(logging.DEBUG, "sheetanchor")
     before = await _traces(world)
@@ -138,7 +138,7 @@ async def test_a_dry_run_does_all_that_a_slot_does(world: World) -> None:
 
 
 async def test_a_slot_is_of_the_state_at_its_time(world: World) -> None:
-    """What is written between the dry run and the slot is what the prediction speaks of."""
+    """The prediction is made from what was written between the dry run and the slot."""
     slot = await next_slot()
     await world.slot_loop._rehearse()
     await world.written(200.0)

@@ -163,7 +163,7 @@ def _forever(wish: Callable[[HotState, Redis], Awaitable[None]]) -> Callable[[Ho
 def test_two_replicas_make_one_record_a_slot_and_one_may_die(
     redis_server: RedisServer, market: Market, models: Path, tmp_path: Path
 ) -> None:
-    """Both show the same records; SIGKILL of one in the middle leaves no hole; its successor comes back."""
+    """Both show the same records; SIGKILL of one in the middle leaves no slot out; its successor comes back."""
     with replicas(redis_server.url, models, tmp_path, "a", "b") as [first, second]:
         for replica in (first, second):
             replica.wait_for(_sound, "a sound prediction")
@@ -212,7 +212,7 @@ def test_a_replica_without_a_model_leaves_the_slot_to_a_sound_one(
 def test_readers_are_sent_to_a_replica_from_its_first_slot_on(
     redis_server: RedisServer, market: Market, models: Path, tmp_path: Path
 ) -> None:
-    """Until then it says no, with both of its symbols; from then on it answers whoever asks."""
+    """Until then it is not ready, with either of its symbols; from then on it answers clients."""
     with replicas(redis_server.url, models, tmp_path, "a", flags=("--symbol", "BTCUSDT", "--symbol", "ETHUSDT")) as [
         one
     ]:

@@ -20,7 +20,7 @@ from support.onnx_models import endless_model, model, promote, put
 
 TREND = 0.0002
 RECOVER_S = 20.0
-"""The time for another model: whoever is answered by one does not take it all."""
+"""The time for another model: a failing one must not use up all of it."""
 
 TRAP = 0.5
 """The sum of the features of `STATE`."""
@@ -46,7 +46,7 @@ async def chain(tmp_path: Path) -> AsyncIterator[ModelFallbackChain]:
 
 
 async def test_the_model_in_use_answers(chain: ModelFallbackChain, tmp_path: Path) -> None:
-    """Mode, name, return and confidence are the model's, and nothing is doubted."""
+    """Mode, name, return and confidence are the model's, and the prediction is not degraded."""
     promote(tmp_path, model(0.0005), residual_std=0.0005)
     await chain.start()
 
@@ -126,7 +126,7 @@ async def test_an_impossible_answer_with_nothing_before_it_leaves_the_trend(
 
 
 async def test_a_model_that_hangs_costs_its_time_and_no_more(chain: ModelFallbackChain, tmp_path: Path) -> None:
-    """A run that never ends is given up after its budget, told to end, and the model before it answers."""
+    """A run that never ends is aborted after its budget, and the model before it answers."""
     promote(tmp_path, model(3e-5))
     promote(tmp_path, endless_model(at=TRAP))
     await chain.start()
@@ -192,7 +192,7 @@ async def test_a_promotion_is_taken_up(chain: ModelFallbackChain, tmp_path: Path
 async def test_a_promotion_that_cannot_be_used_changes_nothing_but_is_reported(
     chain: ModelFallbackChain, tmp_path: Path
 ) -> None:
-    """The last known good model goes on, undoubted; the trouble is there for health to show until it is mended."""
+    """The last known good model continues, not degraded; health shows the problem until it is fixed."""
     promote(tmp_path, model(1e-5))
     await chain.start()
     before = chain.loaded
@@ -236,7 +236,7 @@ async def test_dry_runs_hurt_nobody(chain: ModelFallbackChain, tmp_path: Path) -
 
 
 async def test_a_registry_of_unpromoted_models_is_no_model_in_use(chain: ModelFallbackChain, tmp_path: Path) -> None:
-    """A stored model that nobody promoted does not serve."""
+    """A stored model that was not promoted does not serve."""
     put(tmp_path, model(1e-5))
 
     await chain.start()
@@ -321,7 +321,7 @@ async def test_symbols_share_a_loaded_model_until_it_fails(two: FallbackChains, 
 
 
 async def test_failures_are_counted_by_symbol(two: FallbackChains, tmp_path: Path) -> None:
-    """The metrics tell whose model failed at which step, which model serves as what, and how long the stages take."""
+    """Metrics show whose model failed at which step, which model serves in which mode, and the time of each stage."""
     before = {
         step: _sample("sheetanchor_model_failures_total", symbol="BTCUSDT", step=step)
         for step in ("inference", "reload")

@@ -118,7 +118,7 @@ CASES: list[tuple[Callable[[World], Awaitable[None]], str]] = [
 async def test_a_prediction_waits_only_for_a_replica_that_may_be_better(
     world: World, spoil: Callable[[World], Awaitable[None]], kind: str
 ) -> None:
-    """What all replicas have in common is committed at once; what is this one's own trouble leaves 600 ms to others."""
+    """A problem that all replicas share is committed at once; one of this replica alone leaves 600 ms to others."""
     await world.fallbacks.start()
     slot_loop, own = world.slot_loop(), Doubt(kind, "").own
     await _served(slot_loop, await next_slot())

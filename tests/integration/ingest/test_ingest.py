@@ -128,7 +128,7 @@ async def test_lost_ids_are_counted_per_stream(brisk: LocalExchange, redis_url: 
 
 
 async def test_a_frame_of_another_symbol_is_dropped(redis_url: str) -> None:
-    """What nobody has subscribed to is counted and goes nowhere."""
+    """Frames that were not subscribed to are counted and dropped."""
 
     async def speak(socket: ServerConnection) -> None:
         await socket.send(best(1, "ETHUSDT"))
@@ -327,7 +327,7 @@ async def test_an_announced_shutdown_loses_nothing(
 
 
 async def test_rotation_loses_nothing(brisk: LocalExchange, redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A connection that grows old is replaced while it still speaks, again and again."""
+    """An old connection is replaced while it still delivers, again and again."""
     caplog.set_level(logging.INFO)
     async with line(redis_url, brisk.ws_url, rotate_after_s=0.5) as running:
         await running.connected()
@@ -447,7 +447,7 @@ async def test_the_upgrade_names_key_line_and_streams(redis_url: str) -> None:
 
 
 async def test_unexpected_texts_are_survived(redis_url: str) -> None:
-    """Error replies and other texts are told once and change nothing."""
+    """Error replies and other texts are logged once and change nothing."""
 
     async def speak(socket: ServerConnection) -> None:
         for text in ('{"code":2,"msg":"Invalid request","id":1}', "not json", '{"result":null,"id":1}', ""):
@@ -510,7 +510,7 @@ async def test_sigterm_sends_what_waits(redis_url: str) -> None:
 
 
 async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Upgrade properly, then send without end, deaf to whatever comes."""
+    """Upgrade properly, then send without end and read nothing."""
     request = await reader.readuntil(b"\r\n\r\n")
     key = re.findall(rb"(?i)sec-websocket-key: *(\S+)", request)[0]
     accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())  # RFC 6455, 4.2.2
@@ -527,7 +527,7 @@ async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @asynccontextmanager
 async def deaf_peer() -> AsyncIterator[str]:
-    """Run a server that hears nothing."""
+    """Run a server that reads nothing."""
     server = await asyncio.start_server(flood, "127.0.0.1", 0)
     async with server:
         yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -541,7 +541,7 @@ async def test_a_peer_that_ignores_close_does_not_hold_up_the_end(redis_url: str
 
 
 async def test_a_peer_that_answers_no_ping_is_noticed(brisk: LocalExchange) -> None:
-    """Our own pings show which peer still hears; the exchange does."""
+    """Our own pings show which peer still reads; the exchange does."""
 
     async def unanswered(origin: str, within_s: float) -> bool:
         url = stream_url(origin, ["BTCUSDT"], ["trade", "bestBidAsk", "depth"])

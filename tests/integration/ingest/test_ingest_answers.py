@@ -1,4 +1,4 @@
-"""What an exchange, or whoever stands in its place, may answer to a line."""
+"""What an exchange, or another server at its address, may answer to a line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUICK = {"reconnect_delay_s": 0.05, "reconnect_delay_max_s": 0.2}
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_gets_no_key(status: int, redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever the exchange points to is not asked: neither key nor market leave for another origin."""
+    """A redirect is not followed: neither the key nor the subscription goes to another origin."""
     asked: list[str] = []
 
     async def elsewhere(socket: ServerConnection) -> None:
@@ -128,7 +128,7 @@ async def test_pings_of_the_exchange_are_life(redis_url: str) -> None:
 
 
 async def test_a_peer_that_gives_no_sign_is_left(redis_url: str) -> None:
-    """Neither message nor ping nor pong: the connection is ended, another one made, and a lasting loss told."""
+    """Neither message nor ping nor pong: the connection is replaced, and a lasting loss is reported."""
     async with bare_peer(pings=False) as (origin, opened), line(redis_url, origin, silence_s=0.6, **QUICK) as running:
         await running.connected()
         await running.shows("sbe_websocket", "reconnect_count", lambda count: count >= 1)

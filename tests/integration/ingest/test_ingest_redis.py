@@ -235,7 +235,7 @@ async def test_frames_wait_for_a_redis_that_comes_later(
 async def test_a_redis_that_comes_back_empty_gets_the_last_seconds_again(
     start_line: StartLine, witness: list[bytes], redis_server: RedisServer
 ) -> None:
-    """After a restart without data the stream begins where it began before, and goes on in order without a hole."""
+    """After a restart without data the stream begins where it began before, and continues in order without a gap."""
     line = start_line()
     await line.until_frames(lambda frames: len(frames) > 500, "some frames")
     first = (await line.frames())[0]
@@ -257,7 +257,7 @@ async def test_a_redis_that_comes_back_empty_gets_the_last_seconds_again(
 async def test_a_promoted_server_gets_the_last_seconds_again(
     start_line: StartLine, witness: list[bytes], redis_server: RedisServer, free_port: int
 ) -> None:
-    """A changed replication id means that acknowledged writes may be gone: what was sent of late is sent again."""
+    """A changed replication id means that acknowledged writes may be lost: recent frames are appended again."""
     line = start_line()
     await line.until_frames(lambda frames: len(frames) > 500, "some frames")
     first = (await line.frames())[0]
@@ -308,7 +308,7 @@ async def test_what_comes_again_stands_before_what_is_new(
 async def test_a_full_redis_loses_nothing(
     start_line: StartLine, witness: list[bytes], redis_server: RedisServer
 ) -> None:
-    """While Redis refuses writes for want of memory frames wait; once there is room the stream has no hole."""
+    """While Redis refuses writes for lack of memory frames are queued; once there is room the stream is complete."""
     line = start_line()
     await line.until_frames(lambda frames: len(frames) > 200, "some frames")
 
@@ -355,7 +355,7 @@ async def test_a_frozen_redis_costs_only_what_the_queue_cannot_hold(
 async def test_what_waits_is_sent_at_the_end(
     start_line: StartLine, witness: list[bytes], redis_server: RedisServer
 ) -> None:
-    """Told to stop while Redis hangs, the line sends what it holds as soon as Redis answers, and ends with 0."""
+    """On SIGTERM while Redis hangs, the line sends its queue as soon as Redis answers, and exits with 0."""
     line = start_line()
     await line.until_frames(lambda frames: len(frames) > 200, "some frames")
 
@@ -376,7 +376,7 @@ async def test_what_waits_is_sent_at_the_end(
 async def test_a_redis_that_stays_away_does_not_hold_the_end_up(
     start_line: StartLine, redis_server: RedisServer
 ) -> None:
-    """Told to stop without Redis, the line ends within its time, says how many frames are lost, and ends with 1."""
+    """On SIGTERM without Redis, the line ends within its time, logs how many frames are lost, and exits with 1."""
     line = start_line()
     await line.until_frames(lambda frames: len(frames) > 200, "some frames")
 

@@ -48,7 +48,7 @@ async def cluster(answering: Answering) -> AsyncIterator[Cluster]:
 
 
 async def test_a_collision_is_worth_another_try(cluster: Cluster, answering: Answering) -> None:
-    """Somebody has written at the same moment, for instance the use of a quota: nobody has to correct anything."""
+    """Another client has written at the same moment, such as the use of a quota: no user has to correct anything."""
     with pytest.raises(ApiUnavailable, match="it is Conflict"):
         await cluster.apply(SERVICE, "u1")
     with pytest.raises(ApiUnavailable, match="it is Conflict"):
@@ -79,7 +79,7 @@ async def test_what_exists_already_is_no_error(cluster: Cluster, answering: Answ
 async def test_a_busy_server_says_when(
     cluster: Cluster, answering: Answering, status: int, after: str, expected_s: float
 ) -> None:
-    """Too many requests and trouble of its own are worth another try, when the server says so."""
+    """Too many requests and internal errors are retried, when the server says so."""
     answering.status, answering.reason, answering.headers = status, "TooManyRequests", {"Retry-After": after}
 
     with pytest.raises(ApiUnavailable) as error:
@@ -104,7 +104,7 @@ async def test_credentials_that_cannot_be_read_are_no_end(cluster: Cluster, answ
 
 
 async def test_a_refusal_keeps_its_words(cluster: Cluster, answering: Answering) -> None:
-    """What is invalid stays so until somebody corrects it."""
+    """An invalid object stays invalid until a user corrects it."""
     answering.status, answering.reason = 422, "Invalid"
 
     with pytest.raises(ApiRefused, match="it is Invalid"):

@@ -41,7 +41,7 @@ def until_standing_by(operator: OperatorProcess) -> None:
 
 
 def acts_within(server: ApiServer, where: str, operator: OperatorProcess, within_s: float) -> float:
-    """Delete a child and wait until somebody has made it again."""
+    """Delete a child and wait until an operator has created it again."""
     server.kubectl("delete", "service", "btc-infer", "-n", where)
     return until(
         lambda: "Service/btc-infer" in children_of(server, where),
@@ -63,7 +63,7 @@ def test_one_that_is_terminated_hands_over_at_once(apiserver: ApiServer, where: 
         until(lambda: other.leads, within_s=20, what="the other leads", operator=other)
 
         assert 0 == code
-        assert "the Lease is released" in leader.said()  # so nobody waits for its end
+        assert "the Lease is released" in leader.said()  # so no test waits for its end
         assert holder(apiserver, where).startswith(other.name)
         acts_within(apiserver, where, other, 15)
 

@@ -110,7 +110,7 @@ async def test_living_pipeline_is_not_disturbed(redis: Redis) -> None:
 
 
 async def test_writer_that_has_just_died_is_waited_out(redis: Redis) -> None:
-    """After two seconds without a beat the symbol is free."""
+    """After two seconds without a heartbeat the symbol is free."""
     hot = HotState(redis, "BTCUSDT")
     await hot.take(1, "somebody", 0, "")
 
@@ -120,7 +120,7 @@ async def test_writer_that_has_just_died_is_waited_out(redis: Redis) -> None:
 
 
 async def test_wrong_password_is_a_bad_setting(redis: Redis) -> None:
-    """It is told with the setting's name and without the password."""
+    """The message has the setting's name and not the password."""
     await redis.config_set("requirepass", "right")
     wrong = redis_client(_url(redis, "wrong"))
 

@@ -193,7 +193,7 @@ def test_ends_cleanly_while_starting(tmp_path: Path) -> None:
 
 
 def test_killed_roles_come_back_and_no_slot_is_missed(tmp_path: Path) -> None:
-    """Each role is killed in turn: it is restarted, that is said, and the beat goes on."""
+    """Each role is killed in turn: it is restarted, that is logged, and no slot is missed."""
     with local(tmp_path) as running:
         running.wait_for_predictions(2)
         running.wait_until_anchored()
@@ -271,7 +271,7 @@ def test_killed_supervisor_leaves_no_process_and_its_folder_goes_at_the_next_sta
 
 
 class Exchange:
-    """A local exchange that somebody else runs."""
+    """A simulated exchange that the pipeline does not start itself."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self.url = f"127.0.0.1:{port}"
@@ -297,7 +297,7 @@ class Exchange:
 def test_other_peoples_redis_and_exchange_are_used_whatever_was_left(
     tmp_path: Path, redis_server: RedisServer, free_port: int
 ) -> None:
-    """With the frames, hot keys, lock and doubt of an earlier market in Redis, a run ends anchored in a later epoch."""
+    """With frames, hot keys, lock and suspect state of an earlier market in Redis, it is anchored in a later epoch."""
     key = keys("BTCUSDT")
     redis = redis_sync.Redis.from_url(redis_server.url)
     redis.set(key.lock, "reanchor_BTCUSDT_1_dead", ex=300)
@@ -368,7 +368,7 @@ def test_live_without_a_key_is_refused() -> None:
 
 
 def test_taken_port_is_named(free_port: int) -> None:
-    """If somebody else has the status page's port, the line says which flag to use."""
+    """If another program has the status page's port, the message names the flag to use."""
     with socket.create_server(("127.0.0.1", free_port)):
         ended = run("--http-port", str(free_port))
 

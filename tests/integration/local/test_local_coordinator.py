@@ -95,7 +95,7 @@ async def test_living_lock_of_another_is_respected(redis: Redis, redis_server: R
 async def test_lock_that_is_older_than_any_run_is_taken_away(
     redis: Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    """Its owner is dead or stopped, and its swap would be refused."""
+    """Its owner has ended or was stopped, and its swap would be refused."""
     await redis.set(KEY.lock, "somebody", ex=150)
     trace = tmp_path / "runs"
 

@@ -1,4 +1,4 @@
-"""Each fault that the exchange can script, on a whole pipeline: the rule meant for it, its cure, no silence.
+"""Each fault that the exchange can script, on a whole pipeline: its rule applies, it recovers, no slot is missed.
 
 One pipeline serves the whole file; every test begins by waiting until it is sound.
 """
@@ -57,7 +57,7 @@ class Watch:
         running.wait(lambda: bool(self.results()), 15, "the run's receipt is written")
 
     def check_beat(self) -> None:
-        """No slot is missing, and none that is not degraded speaks of stale state."""
+        """No slot is missing, and none that is not degraded is made from stale state."""
         predictions = self.predictions()
 
         assert [] == missing_slots(predictions)
@@ -83,7 +83,7 @@ def test_lost_book_updates_are_a_sequence_gap(running: Pipeline) -> None:
 
 
 def test_lost_trades_are_a_sequence_gap(running: Pipeline) -> None:
-    """Trade ids have no holes: a lost trade is found although the book is whole."""
+    """Trade ids are consecutive: a lost trade is detected although the book is complete."""
     watch = Watch(running)
 
     running.fault(kind="drop", n=3, what="trade")
@@ -129,7 +129,7 @@ def test_a_garbage_frame_stops_nothing(running: Pipeline) -> None:
 
 
 def test_an_announced_shutdown_costs_nothing(running: Pipeline) -> None:
-    """serverShutdown: the lines connect anew before the old connection ends."""
+    """serverShutdown: the lines reconnect before the old connection ends."""
     watch = Watch(running)
 
     running.fault(kind="shutdown")
@@ -187,7 +187,7 @@ def test_a_cut_connection_comes_back_at_once(running: Pipeline) -> None:
     ids=lambda fault: f"{fault['kind']}-{fault.get('code', '')}",
 )
 def test_a_rebuild_outlasts_a_bad_rest_interface(running: Pipeline, rest_fault: dict[str, Any]) -> None:
-    """Whatever REST does for a while, the state stays suspect until a good rebuild, and the beat goes on."""
+    """Whatever REST answers for a while, the state stays suspect until a good rebuild, and no slot is missed."""
     watch = Watch(running)
 
     running.fault(**rest_fault)

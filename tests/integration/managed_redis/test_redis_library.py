@@ -1,4 +1,4 @@
-"""Whose functions a server runs: ours, to the letter, whoever has loaded what; and none that runs without end."""
+"""Which functions a server runs: exactly ours, whatever was loaded, and none that never ends."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_a_later_one_is_used_and_reported(redis: Redis, caplog: pytest.Log
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("what", ["none", "older"])
 async def test_a_role_that_may_not_says_what_to_do(each_server: RedisServer, role: str, what: str) -> None:
-    """It can be tried again: whoever may load it does, or is allowed to. With the right one there, it works."""
+    """It can be retried once the library is loaded by a user who may, or the role may. With the right one it works."""
     admin, user = redis_client(each_server.url), redis_client(each_server.url.replace("://", f"://{role}:p@"))
     await admin.execute_command("ACL", "SETUSER", role, "reset", "on", ">p", *ROLES[role].split(), "+fcall_ro")
     await admin.execute_command("FUNCTION", "FLUSH")
@@ -100,7 +100,7 @@ async def test_a_role_that_may_not_says_what_to_do(each_server: RedisServer, rol
         await client.aclose()
 
 
-# A node of a managed Redis, and somebody who could load functions all the same
+# A node of a managed Redis, and a user who can load functions nevertheless
 
 
 @asynccontextmanager
@@ -154,7 +154,7 @@ async def _is_ours(client: Redis) -> bool:
 async def test_a_node_puts_its_own_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    """Whatever version the other says it is, and what stands beside it goes too: told in the log and counted."""
+    """Whatever version the other claims, and other libraries go too: logged and counted."""
     async with node(tmp_path, monkeypatch) as (_, client, _):
         repairs = metrics.REDIS_LIBRARY_REPAIRS.labels("127.0.0.1")._value.get()
         await client.function_load(OTHERS[what], replace=True)

@@ -111,7 +111,7 @@ async def missing(redis: Redis, names: list[str]) -> list[str]:
 
 
 async def whole_again(members: RedisSet, master: int | None = None) -> None:
-    """Wait until there is one master with two replicas and everybody knows it."""
+    """Wait until there is one master with two replicas and all Sentinels know it."""
     await asyncio.to_thread(members.wait, lambda: members.whole(master), WHOLE_WITHIN_S, "the set is whole again")
 
 
@@ -233,7 +233,7 @@ async def test_a_frozen_master_is_left_and_does_not_come_back_as_one(members: Re
 async def test_a_reader_leaves_a_master_that_was_replaced_while_it_still_answers(
     members: RedisSet, client: Redis
 ) -> None:
-    """A failover that somebody asks for leaves the old master up, which learns of it some seconds later."""
+    """A requested failover leaves the old master running, which learns of it some seconds later."""
     [old] = members.masters()
     sentinel = client_of("localhost", members.sentinel_port(0), timeout_s=2, **members.login("sentinel"))
     before = (await client.info("server"))["tcp_port"]
@@ -268,7 +268,7 @@ async def test_a_node_that_is_lost_with_its_sentinel_is_replaced(members: RedisS
         for run in (members.servers[old], members.sentinels[old]):
             run.kill()
         await writer.goes_on()
-        assert reached(members, old) in ([False, False], [None, False])  # the server is known anew after a failover
+        assert reached(members, old) in ([False, False], [None, False])  # a failover makes Sentinels start over
         for run in (members.servers[old], members.sentinels[old]):
             run.forget()
             run.start()

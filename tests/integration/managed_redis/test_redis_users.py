@@ -1,4 +1,4 @@
-"""The users of the managed Redis: each does its own work with its own password, and nobody else's."""
+"""The users of the managed Redis: each has a password of its own and only the rights that it needs."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ NOT_ITS_OWN: dict[str, tuple[str, Do]] = {
 
 @pytest.mark.parametrize("what", NOT_ITS_OWN)
 async def test_nobody_can_do_what_is_not_its_own(log_in: Callable[[str], Redis], what: str) -> None:
-    """Whoever breaks into one role has that role's rights and no more."""
+    """An attacker with one role's password has that role's rights and no more."""
     user, do = NOT_ITS_OWN[what]
 
     await _refused(log_in(user), do)
@@ -158,7 +158,7 @@ async def test_nobody_can_do_what_is_not_its_own(log_in: Callable[[str], Redis],
     ["FLUSHALL", "CONFIG GET *", "ACL LIST", "KEYS *", "CLIENT KILL TYPE normal", "REPLICAOF NO ONE", "EVAL x 0"],
 )
 async def test_nobody_administrates(log_in: Callable[[str], Redis], user: str, command: str) -> None:
-    """Neither the server nor the data of everybody."""
+    """No user administrates the server or reads the data of all."""
     await _refused(log_in(user), lambda redis: redis.execute_command(*command.split()))
 
 
@@ -186,10 +186,10 @@ MAY: dict[str, str] = {
     ),
     "default": "",
 }
-"""Each user's commands, all of them; whoever changes a rule changes this too, and says in docs/redis.md what for."""
+"""All commands of each user. A change of a rule changes this too, and docs/redis.md, which says what it is for."""
 
 ANYBODYS = {"auth", "hello", "quit", "reset"}
-"""What a server lets everybody do, logged in or not."""
+"""What a server allows every client, logged in or not."""
 
 HOT = (
     *("ob:{B}", "ob:new:{B}", "book:{B}", "book:new:{B}", "tr:{B}:1s", "tr:new:{B}:5s", "feat:{B}", "feat:new:{B}"),
@@ -216,7 +216,7 @@ READS: dict[str, set[str]] = {
 
 @pytest.fixture
 async def admin(tmp_path: Path) -> AsyncIterator[Redis]:
-    """Whoever may do everything, on a server with the users of a managed one beside him."""
+    """A user with all rights, on a server with the users of a managed one."""
     users = tmp_path / "users.acl"
     users.write_text("\n".join([*server_users(PASSWORDS), "user admin on nopass ~* &* +@all"]) + "\n")
     running = RedisServer(tmp_path, "--aclfile", str(users), binary=server_binary()).start()
@@ -291,5 +291,5 @@ INTRUSIONS: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("user", ROLES)
 @pytest.mark.parametrize("what", INTRUSIONS)
 async def test_no_role_acts_as_another(log_in: Callable[[str], Redis], user: str, what: str) -> None:
-    """Functions run with the rights of whoever calls them, so that only the node loads them."""
+    """Functions run with the rights of their caller, so only the node may load them."""
     await _refused(log_in(user), lambda redis: redis.execute_command(*INTRUSIONS[what]))

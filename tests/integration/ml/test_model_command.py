@@ -18,7 +18,7 @@ from support.onnx_models import manifest, model, promote, put
 
 
 def bring(folder: Path, onnx_bytes: bytes, **changes: Any) -> Path:
-    """Lay out a model as somebody brings it, without a hash."""
+    """Lay out a model as a user provides it, without a hash."""
     folder.mkdir()
     (folder / "model.onnx").write_bytes(onnx_bytes)
     (folder / "manifest.json").write_text(json.dumps(manifest(**changes)))
@@ -88,7 +88,7 @@ def test_what_is_brought_is_checked(name: str, content: str | None, expected: st
 
 
 def test_a_model_that_fails_its_test_is_not_put_in_use(tmp_path: Path) -> None:
-    """Using checks again: the files may have been stored by somebody else."""
+    """Using a model checks it again: its files may have been stored by another program."""
     promote(tmp_path, model(1e-5))
     bad = put(tmp_path, model(infinite_at=0.0))
     registry = ModelRegistry(tmp_path)

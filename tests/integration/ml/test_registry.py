@@ -186,7 +186,7 @@ def test_without_a_pointer_any_model_that_passed_its_gate_will_do(content: str, 
 
 
 def test_a_promotion_mends_a_broken_pointer(tmp_path: Path) -> None:
-    """Whoever sees that there is no usable pointer may write the first one."""
+    """If there is no usable pointer, a promotion may write the first one."""
     added = put(tmp_path, model())
     (tmp_path / "current.json").write_text("{")
 

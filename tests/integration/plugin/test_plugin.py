@@ -146,7 +146,7 @@ def test_many_may_ask_at_the_same_moment(place: Place) -> None:
 
 
 def test_the_same_id_twice_is_one_request(place: Place) -> None:
-    """Whoever is not sure whether his call got through makes it again; another's object of that name is no answer."""
+    """A user who is not sure whether the request arrived repeats it; another object of that name is an error."""
     first = place.run("btc", "--symbol=BTCUSDT", "--request-id=deploy-7")
     second = place.run("btc", "--symbol=BTCUSDT", "--request-id=deploy-7")
     (name,) = place.asked()
@@ -178,7 +178,7 @@ def test_one_that_is_deleted_meanwhile_is_not_waited_for(place: Place) -> None:
 
 
 def test_it_waits_for_the_receipt(place: Place) -> None:
-    """With --wait the outcome is printed and is the exit code; what it waits for is told meanwhile."""
+    """With --wait the result is printed and is the exit code; what it waits for is printed meanwhile."""
     waiting = {"phase": "Pending", "message": "waits: cooling down after the last rebuild"}
     with place.answered(waiting, {**waiting, "phase": "Running", "message": "run 1"}, SWAPPED):
         done = place.run("btc", "--symbol", "BTCUSDT", "--wait")
@@ -194,7 +194,7 @@ def test_it_waits_for_the_receipt(place: Place) -> None:
     [("Failed", "the exchange answered 500", 1), ("Skipped", "the pipeline is suspended", 6)],
 )
 def test_exit_code_says_what_became_of_it(place: Place, phase: str, message: str, code: int) -> None:
-    """A failed run and a request that changed nothing are told apart."""
+    """A failed run and a request that changed nothing have different codes."""
     with place.answered({"phase": phase, "result": phase.lower(), "message": message}, count=2):
         done = place.run("btc", "--wait", "-o", "yaml")
 
@@ -218,7 +218,7 @@ def test_it_gives_up_waiting(place: Place) -> None:
 
 
 def test_throttling_is_told_at_once(place: Place) -> None:
-    """Whoever does not wait still hears that the request will."""
+    """Without --wait, the user still sees that the request will wait."""
     throttled = {
         "type": "ReanchorThrottled",
         "status": "True",
@@ -317,7 +317,7 @@ def test_documented_rights_are_enough(place: Place, tmp_path: Path) -> None:
 
 
 def test_missing_right_is_named(place: Place, tmp_path: Path) -> None:
-    """Who may only look is told which verb on what is missing and which role gives it."""
+    """A user who may only read gets the missing verb, the resource and the role that grants it."""
     kubeconfig = account(place, [{**ROLE[0], "verbs": ["get"]}], tmp_path)
 
     asked = place.run("btc", kubeconfig=kubeconfig)

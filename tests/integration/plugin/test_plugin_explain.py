@@ -216,7 +216,7 @@ def place(server: ApiServer, tmp_path: Path) -> Iterator[Place]:
 
 
 def on_call() -> list[dict[str, Any]]:
-    """Give the rules of the chart's role for whoever is on call."""
+    """Give the rules of the chart's role for users on call."""
     roles = {one["metadata"]["name"]: one for one in rendered_chart({}) if one["kind"] == "ClusterRole"}
     return list(roles["sheetanchor-reanchor"]["rules"])
 

@@ -86,7 +86,7 @@ def bench(apiserver: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
         make_pipeline(apiserver, where)
         bench = Bench(apiserver, where, tmp_path_factory.mktemp("kubeconfigs"))
         listing = ["get", "reanchors.sheetanchor.dev", "-n", where]
-        # A server lists what it has just been told of some moments later.
+        # A server lists new objects some moments after their creation.
         apiserver.wait(lambda: apiserver.try_kubectl(*listing).returncode == 0, within_s=30, what="it lists them")
         yield bench
 
@@ -219,7 +219,7 @@ FAILS: dict[str, Broken] = {
 
 @pytest.mark.parametrize("what", FAILS)
 def test_what_fails_with_kubectl_fails_with_its_words(bench: Bench, what: str) -> None:
-    """One line, exit code 7, the helper's own words where there is one; nobody is taken for somebody without rights."""
+    """One line, exit code 7, the credential plugin's message if any; no failed login is reported as a missing right."""
     files, flags, in_both, in_ours = FAILS[what]
 
     kubectl, ours = bench.run(*files(bench), flags=flags)
@@ -235,7 +235,7 @@ def test_what_fails_with_kubectl_fails_with_its_words(bench: Bench, what: str) -
 
 
 def test_a_user_without_credentials_is_told_so(bench: Bench) -> None:
-    """The server takes him for nobody, which no role would help against."""
+    """The server treats the user as anonymous, which no role would help against."""
     _, ours = bench.run(bench.write("f", bench.with_user()))
 
     assert 7 == ours.returncode

@@ -41,7 +41,7 @@ async def test_it_asks_before_it_doubts_and_a_new_snapshot_ends_it(stage: Stage)
         (await stage.hot.anchor()).state,
     )
 
-    # Whoever takes over has no snapshot of its own: it knows from the packed book.
+    # The next writer has no snapshot of its own: the packed book has the edges.
     assert 0 == first.stop()
     stage.start()
     await stage.has_writer()

@@ -107,8 +107,8 @@ class History:
 
     Attributes:
         stored: After how many segments a state was stored that is still there; 0 for none.
-        bar: The doubt about it asks for a rebuild at this update id; 0 for none.
-        b_ends: Steps before the end at which line b ended; 0 if it lives.
+        bar: A rebuild has to reach this update id to resolve the gap; 0 for none.
+        b_ends: Steps before the end at which line b ended; 0 if it is still running.
         takeover: Whether another writer takes over between the rebuilds.
     """
 

@@ -104,7 +104,7 @@ async def test_a_hand_over_is_no_doubt(stage: Stage) -> None:
 
 
 async def test_a_writer_that_was_replaced_wants_no_rebuild(stage: Stage) -> None:
-    """It was waiting for one when another took: what it doubted is that one's to judge, and it starts nothing."""
+    """It was waiting for a rebuild when another took over: the new writer judges the state, and it requests nothing."""
     processor = await stage.started("--self-reanchor-after-s", "4")
     await stage.hot.suspect(0, "", 1, 0, "somebody doubts it")
     await asyncio.sleep(0.3)  # much less than it waits, and it has heard by then

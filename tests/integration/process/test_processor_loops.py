@@ -1,4 +1,4 @@
-"""What a processor hears beside its lines: that its own loops turn, and what validations have found."""
+"""What a processor observes besides its lines: that its own loops run, and the results of validations."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def test_a_symbol_whose_loop_stands_still_is_seen_beside_one_that_turns(
 
 
 async def test_without_redis_the_loops_turn(redis_server: RedisServer) -> None:
-    """A server that is away is told by the checks: a new start of the process would not help."""
+    """The checks report a lost server: a restart of the process would not help."""
     health = Health("sheetanchor-process", [])
     async with made(redis_server, health) as writers:
         redis_server.stop()
@@ -129,7 +129,7 @@ async def leave(redis: Redis, told: Receipt) -> int:
 
 @asynccontextmanager
 async def listening(server: RedisServer) -> AsyncIterator[tuple[SymbolProcessor, Redis]]:
-    """A writer that knows Redis' clock, and hears of runs."""
+    """A writer that knows Redis' clock, and gets the receipts of runs."""
     async with made(server, Health("sheetanchor-process", [])) as (writer, _), at_work(writer):
         await until(lambda: _is(writer.clock.known), 5, "Redis' clock is known")
         async with asyncio.TaskGroup() as group:

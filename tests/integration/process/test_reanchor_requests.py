@@ -79,7 +79,7 @@ async def test_a_gap_becomes_an_object(
 
 
 async def test_state_is_told_over_http(redis_server: RedisServer, client: Redis, tmp_path: Path) -> None:
-    """`/state` tells anchored from suspect, who writes, and who holds the lock; active and warm alike."""
+    """`/state` shows whether it is anchored, the writer, and the holder of the lock, on writer and standbys alike."""
     with ended(Stage(client, redis_server.url, tmp_path)) as stage:
         first = await stage.started()
         second = stage.start()
@@ -183,7 +183,7 @@ async def test_a_rotated_token_is_picked_up(server: ApiServer, place: str, tmp_p
 
 
 async def test_a_server_that_comes_back_gets_the_request(server: ApiServer, place: str, client: Redis) -> None:
-    """While the API server does not answer the request waits; nobody is asked twice at the same time."""
+    """While the API server does not answer, the request waits; only one is sent at a time."""
     answers = [CreateResult(0, "away"), CreateResult(503, "starting"), CreateResult(429, "busy"), CreateResult(201)]
     asked: list[str] = []
 
@@ -206,7 +206,7 @@ async def test_a_server_that_comes_back_gets_the_request(server: ApiServer, plac
 
 
 async def test_whoever_takes_over_asks_for_what_is_recent(client: Redis) -> None:
-    """A warm processor asks nobody; when it becomes the active one it asks for the last half minute's gaps."""
+    """A standby sends no requests; after a takeover it requests what the gaps of the last half minute call for."""
     asked: list[int] = []
     active = asyncio.Event()
 

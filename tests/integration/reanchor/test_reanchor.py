@@ -134,7 +134,7 @@ def test_ids_of_the_same_second_differ() -> None:
 
 
 async def test_request_is_done_once(redis: Redis, exchange: ExchangeProcess) -> None:
-    """A second run for the same request changes nothing and tells what the first one did."""
+    """A second run for the same request changes nothing and reports the result of the first."""
     first = await reanchor(redis, exchange.rest_url, request_id="ticket-7")
     before = await dump(redis)
 
@@ -210,7 +210,7 @@ async def test_silent_lines_do_not_hold_up(redis: Redis, exchange: ExchangeProce
 
 
 async def test_lines_of_another_exchange_are_refused(redis: Redis, exchange: ExchangeProcess) -> None:
-    """Lines that flow but never come near the snapshot's update are told, not ignored."""
+    """Lines that deliver frames but never reach the snapshot's update are an error."""
     with exchange_process("--warmup-s", "1") as other:
         other_id = other.ask(f"/checkpoint?symbol={SYMBOL}")["update_id"]
         here_id = exchange.ask(f"/checkpoint?symbol={SYMBOL}")["update_id"]
@@ -316,7 +316,7 @@ async def test_wrong_live_book_is_found_twice_and_replaced(redis: Redis, exchang
 async def test_a_difference_is_a_doubt_at_once_and_a_lost_one_is_repeated(
     redis: Redis, exchange: ExchangeProcess
 ) -> None:
-    """Before it is rebuilt, and when the rebuild fails after Redis has lost the doubt; not if another has rebuilt."""
+    """Before the rebuild, and again if the rebuild fails after Redis has lost it; not if another run has rebuilt."""
     hot, states = HotState(redis, SYMBOL), []
 
     async def break_down(place: str) -> None:
@@ -534,7 +534,7 @@ async def test_exit_codes_of_the_command(redis: Redis, server: RedisServer, exch
 async def test_signal_gives_the_lock_back(
     redis: Redis, server: RedisServer, exchange: ExchangeProcess, number: signal.Signals
 ) -> None:
-    """A run that is told to stop gives its lock back, leaves the hot keys alone, and says so."""
+    """A run that gets SIGTERM releases its lock, leaves the hot keys unchanged, and logs it."""
     await reanchor(redis, exchange.rest_url)
     before = await dump(redis)
     slow = exchange.fault("slow_rest", n=4, seconds=5, path="")

@@ -364,7 +364,7 @@ async def test_old_price_does_not_block_recovery(redis: Redis, venue: Venue) -> 
 
 
 async def test_rate_limit_of_another_exchange_is_not_ours(redis: Redis, venue: Venue) -> None:
-    """What one exchange was told to wait for does not keep a run from asking another one."""
+    """A pause that one exchange has requested does not delay requests to another one."""
     first = await reanchor(redis, venue.url)
     reported = (
         first.to_json().replace('"retry_at_us":0', f'"retry_at_us":{2**60}').replace(venue.url, "http://elsewhere")
@@ -386,7 +386,7 @@ BANS: list[tuple[int, dict[str, str], str]] = [
 async def test_a_ban_is_heeded_in_whichever_form(
     redis: Redis, venue: Venue, status: int, headers: dict[str, str], words: str
 ) -> None:
-    """Until a ban is over nothing is asked, not by this run and not by the next, wherever its end was told."""
+    """Until a ban is over no request is sent, by this run or the next, in whichever form its end was given."""
     until_ms = time.time_ns() // 1_000_000 + 120_000
 
     def ban(_: str) -> web.Response:
@@ -428,7 +428,7 @@ async def test_the_breaker_is_one_over_all_runs(redis: Redis, venue: Venue) -> N
 
 
 async def test_a_receipt_reports_what_was_asked(redis: Redis, venue: Venue) -> None:
-    """Requests with their status and time, retries, and the rest of the weight, for whoever counts runs."""
+    """Requests with their status and time, retries, and the remaining weight, for the metrics of runs."""
     failing = ["trades", "trades"]
 
     def now_and_then(name: str) -> web.Response | None:

@@ -1,4 +1,4 @@
-"""What a re-anchor run leaves for whoever started it, and what it does for a run that is dead."""
+"""What a re-anchor run reports to its coordinator, and how it releases the lock of a run that has died."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_receipt_file_is_for_one_symbol(tmp_path: Path) -> None:
 
 
 async def test_lock_of_a_dead_run_is_given_back_first(redis: Redis, venue: ExchangeProcess) -> None:
-    """A run that is told who is dead takes over its lock and clears its staging; anybody else's lock it leaves."""
+    """With the id of a run that has died it takes over its lock and clears its staging, but no other lock."""
     hot = HotState(redis, SYMBOL)
     assert await hot.lock("reanchor_BTCUSDT_1_ab:uid-1")
     await redis.hset(KEYS.ob_new, "left", "behind")
@@ -78,7 +78,7 @@ async def test_lock_of_a_dead_run_is_given_back_first(redis: Redis, venue: Excha
 
 
 async def test_lock_without_request_is_nobodys_to_give_back(redis: Redis, venue: ExchangeProcess) -> None:
-    """A lock whose owner names no request cannot be one that is known to be dead."""
+    """If the lock's owner has no request id, it cannot be a run that is known to have died."""
     hot = HotState(redis, SYMBOL)
     assert await hot.lock("reanchor_BTCUSDT_1_ab")
 

@@ -34,7 +34,7 @@ from support.operator_process import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 FLOOD = int(os.environ.get("SHEETANCHOR_TEST_FLOOD", "1500"))
-"""With six thousand it takes some minutes, which is for whoever changes this to try."""
+"""With six thousand it takes some minutes: for trying out changes of this code."""
 
 LOOK_S_MAX = 1.0
 SERVED_WITHIN_S = 5.0
@@ -94,10 +94,10 @@ def served_after_s(server: ApiServer, where: str, level: str) -> float:
 
 
 def test_a_flood_takes_neither_the_lease_nor_the_looks(apiserver: ApiServer, where: str, tmp_path: Path) -> None:
-    """No look takes over a second, the Lease stays where it is, others are served, and what is too much is told.
+    """No reconcile takes over a second, the Lease is kept, others are served, and skipped requests are reported.
 
-    A look that waits for one single answer of the API server lasts for as long as that takes; and what the machine
-    kept from the operator, on which other tests run, is none of its doing: the kernel says how much that was.
+    A reconcile that waits for one answer of the API server lasts as long as that takes. Other tests run on this
+    machine: CPU time that the operator did not get, by the kernel's count, does not count.
     """
     with (
         namespace(apiserver) as other,

@@ -204,7 +204,7 @@ async def test_without_a_sound_book_nothing_is_recorded(
 
 
 async def test_silence_is_no_recording(redis: Redis, redis_url: str, market: Recording, tmp_path: Path) -> None:
-    """A book without a single frame after it is told instead of written: nothing could be played."""
+    """A book without a single frame after it is an error and not written: nothing could be played."""
     await stored_book(redis, market, {})
 
     with pytest.raises(BadRecording, match="no frame came in"):
@@ -213,7 +213,7 @@ async def test_silence_is_no_recording(redis: Redis, redis_url: str, market: Rec
 
 
 async def test_settings_are_checked_first(tmp_path: Path) -> None:
-    """One symbol a file, and a folder that exists: told before anything is recorded."""
+    """One symbol a file, and a folder that exists: checked before anything is recorded."""
     with pytest.raises(BadSettings, match="expected one symbol"):
         await run(CaptureSettings(symbol=["BTCUSDT", "ETHUSDT"], out=tmp_path / "x.frames"))
     with pytest.raises(BadSettings, match="expected a file in a folder that exists"):

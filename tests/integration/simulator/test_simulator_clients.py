@@ -55,7 +55,7 @@ async def api(short_recording: Path) -> AsyncIterator[Callable[..., Any]]:
 async def test_the_exchanges_own_library_understands_every_answer(
     api: Callable[..., Any], name: str, params: dict[str, Any]
 ) -> None:
-    """It parses each answer into its models without complaint, and finds something in it."""
+    """It parses each answer into its models without an error, and finds data in it."""
     found = await api(name, **params)
 
     assert found is not None

@@ -58,7 +58,7 @@ async def test_one_line_alone_loses_messages(fast_exchange: LocalExchange) -> No
 
 
 async def test_dropped_trades_leave_a_missing_range(fast_exchange: LocalExchange) -> None:
-    """`what=trade` loses trades, whose ids then have a hole."""
+    """`what=trade` loses trades, so that a range of ids is missing."""
     async with client(fast_exchange, "/ws/btcusdt@trade") as socket:
         found = await messages(socket, 2)
         await fast_exchange.fault_done(await fast_exchange.fault("drop", n=2, what="trade"))
@@ -97,7 +97,7 @@ async def test_garbage_is_sent_between_good_frames(fast_exchange: LocalExchange)
 
 
 async def test_silence_loses_what_was_due(fast_exchange: LocalExchange) -> None:
-    """Nothing arrives while it lasts; then messages go on with a hole."""
+    """Nothing arrives while it lasts; then messages continue after a missing range."""
     async with client(fast_exchange) as socket:
         before = diffs_of(await until(socket, lambda message: isinstance(message, sbe.DepthDiff)))[-1]
         report = await fast_exchange.fault_done(await fast_exchange.fault("silence", seconds=0.5))
@@ -108,7 +108,7 @@ async def test_silence_loses_what_was_due(fast_exchange: LocalExchange) -> None:
 
 
 async def test_a_held_connection_gets_everything_late(fast_exchange: LocalExchange) -> None:
-    """Nothing arrives while it lasts; then all of it does, without a hole."""
+    """Nothing arrives while it lasts; then all messages do, without a missing range."""
     async with client(fast_exchange) as socket:
         before = diffs_of(await until(socket, lambda message: isinstance(message, sbe.DepthDiff)))
         await fast_exchange.fault_done(await fast_exchange.fault("hold", seconds=0.4))

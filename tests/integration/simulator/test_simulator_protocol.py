@@ -230,7 +230,7 @@ async def test_a_book_kept_by_the_rules_equals_the_exchanges_over_many_seams(sho
 
 
 async def test_the_pipelines_market_equals_the_exchanges_over_many_seams(short_recording: Path) -> None:
-    """The C++ market follows the streams without a hole, and its book equals every checkpoint."""
+    """The C++ market follows the streams without a missing range, and its book equals every checkpoint."""
     async with (
         local_exchange(recording=[short_recording], warmup_s=5, rate=8_000) as running,
         client(running) as socket,
@@ -370,7 +370,7 @@ async def test_the_process_says_where_it_listens_and_ends_when_asked(short_recor
 
 
 async def test_the_front_page_says_what_this_is(fast_exchange: LocalExchange) -> None:
-    """Somebody who opens the port in a browser learns what listens there."""
+    """A user who opens the port in a browser sees what listens there."""
     async with fast_exchange.http.get(fast_exchange.rest_url + "/") as response:
         text = await response.text()
 

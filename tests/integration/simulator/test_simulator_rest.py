@@ -106,7 +106,7 @@ async def test_wrong_requests_are_reported(
 
 
 async def test_requests_weigh_what_they_should(fast_exchange: LocalExchange) -> None:
-    """Each answer tells the weight used so far, and it rises by the documented amounts."""
+    """Each answer has the weight used so far, which rises by the documented amounts."""
     steps = [
         ("depth?symbol=BTCUSDT&limit=100", 5),
         ("depth?symbol=BTCUSDT&limit=500", 25),
@@ -131,7 +131,7 @@ async def test_requests_weigh_what_they_should(fast_exchange: LocalExchange) -> 
             assert response.status == 200
             used.append(int(response.headers["X-MBX-USED-WEIGHT-1M"]))
 
-    if used == sorted(used):  # else a minute has ended in between and the count began anew
+    if used == sorted(used):  # else a minute has ended in between and the count restarted
         assert [weight for _, weight in steps] == [after - before for before, after in itertools.pairwise(used)]
 
 
@@ -165,7 +165,7 @@ async def test_too_much_weight_brings_429_and_then_418(short_recording: Path) ->
     ],
 )
 async def test_headers_are_read_too(fast_exchange: LocalExchange, headers: dict[str, str], code: int) -> None:
-    """A unit that is none, and a format that is not served, are told; whoever takes JSON as well gets it."""
+    """An unknown unit, and a format that is not served, are errors; a client that also accepts JSON gets it."""
     async with fast_exchange.http.get(fast_exchange.rest_url + "/api/v3/time", headers=headers) as response:
         body = await response.json()
 
@@ -196,7 +196,7 @@ async def test_what_is_not_served_is_reported_in_json(
 
 
 async def test_markets_are_chosen_by_status_and_permission(fast_exchange: LocalExchange) -> None:
-    """All here trade, on spot: other wishes give an empty list, a status that does not fit one symbol an error."""
+    """All here trade, on spot: other filters give an empty list, a status that does not fit one symbol an error."""
 
     async def found(**params: str) -> list[str]:
         return [one["symbol"] for one in (await fast_exchange.get("/api/v3/exchangeInfo", **params))["symbols"]]

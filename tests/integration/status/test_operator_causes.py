@@ -1,4 +1,4 @@
-"""What stands behind a refusal, told from the words of a real API server, and which remedy goes with it."""
+"""The causes of refusals, recognised by the messages of a real API server, and the remedy for each."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def credentials(asker: Asker) -> tuple[int, str, str]:
 
 
 def terminating(asker: Asker) -> tuple[int, str, str]:
-    # Nobody finalizes a namespace here: it stays on its way out, as one does that holds much.
+    # No controller finalizes a namespace here: it stays Terminating, like one with many objects.
     asker.server.kubectl("delete", "namespace", asker.where, "--wait=false")
     return asker.make("/api/v1/namespaces/{where}/services", service())
 
@@ -237,7 +237,7 @@ def test_a_refusal_is_reported_with_its_remedy(
     cause: Cause,
     reason: Reason,
 ) -> None:
-    """The same status code has many causes: the words tell which, and the condition says what to do about that."""
+    """The same status code has many causes: the message distinguishes them, and the condition has the remedy."""
     code, word, message = refuse(Asker(apiserver, where))
 
     assert (cause, reason) == (cause_of(code, word, message), REASONS.get(cause, Reason.APPLY_REFUSED)), message

@@ -168,7 +168,7 @@ async def test_a_line_that_is_gone_is_noticed(redis: Redis) -> None:
 
 
 async def test_a_line_that_has_gone_for_good_is_forgotten(redis: Redis) -> None:
-    """A dead line's stream ends by itself; then nobody reads it and a seek by time misses nothing."""
+    """The stream of a line that has ended expires; then it is not read, and a seek by time misses nothing."""
     await LineWriter(redis, "BTCUSDT", "a").append([(1, b"x")])
     life_ms = await redis.pttl(STREAM)
     reader = LineReader(redis, "BTCUSDT")
@@ -266,7 +266,7 @@ async def test_the_identity_of_a_data_set_is_stable(redis: Redis, each_server: R
 
 
 async def test_malformed_entries_are_skipped_and_counted(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """Between two sound entries every malformed one is passed over, counted, and told once in all."""
+    """Every malformed entry between two sound ones is skipped, counted, and all are logged once."""
     writer, reader = LineWriter(redis, "BTCUSDT", "a"), LineReader(redis, "BTCUSDT")
     await writer.append([(1, b"before")])
     count = await spoil(redis, "BTCUSDT", "a")

@@ -236,7 +236,7 @@ async def test_swap_behind_a_sound_state_must_catch_up(hot: HotState, redis: Red
 
 
 async def test_swap_over_a_suspect_state_may_step_back(hot: HotState) -> None:
-    """A suspect book's id is no reason to wait, as long as the rebuild reaches the id in doubt."""
+    """A suspect book's id is no reason to wait, as long as the rebuild reaches the id that the gap is at."""
     await anchored(hot)
     await hot.suspect(1, "a", 1, 105, "gap")
     await apply(hot, 150)
@@ -248,7 +248,7 @@ async def test_swap_over_a_suspect_state_may_step_back(hot: HotState) -> None:
 
 
 async def test_a_rebuild_below_the_id_in_doubt_does_not_cure(hot: HotState) -> None:
-    """A snapshot from before the gap is swapped in but stays suspect, with the same reason; a later one cures."""
+    """A snapshot from before the gap is swapped in but stays suspect, with the same reason; a later one is anchored."""
     await anchored(hot)
     await hot.suspect(1, "a", 1, 120, "gap")
 
@@ -264,7 +264,7 @@ async def test_a_rebuild_below_the_id_in_doubt_does_not_cure(hot: HotState) -> N
 
 @pytest.mark.parametrize(("answered", "state"), [(120, "anchored"), (119, "suspect"), (121, "suspect"), (0, "suspect")])
 async def test_a_doubt_that_was_answered_does_not_stay(hot: HotState, answered: int, state: str) -> None:
-    """A rebuild that has read past a doubt cures it whatever its ids; a doubt that it has not seen still counts."""
+    """A rebuild that has read past the gap resolves it whatever its ids; a gap that it has not reached still counts."""
     await anchored(hot)
     await hot.suspect(1, "a", 1, 120, "gap")
     assert await hot.lock("second")
@@ -277,7 +277,7 @@ async def test_a_doubt_that_was_answered_does_not_stay(hot: HotState, answered: 
 
 
 async def test_another_writer_lifts_what_a_rebuild_must_reach(hot: HotState) -> None:
-    """The doubt stays, its bar does not: a rebuild of lower ids cures."""
+    """The state stays suspect, but the update that a rebuild must reach is dropped: one of lower ids resolves it."""
     await anchored(hot)
     await hot.suspect(1, "a", 1, 10**12, "gap")
 

@@ -70,7 +70,7 @@ def _read_many(port: int, hot: HotState, reads: int) -> History:
 
 
 async def _swap_and_write(hot: HotState, stop: asyncio.Event) -> int:
-    """Rebuild and write in turn, as fast as replies come, until told to stop; ids go back at every second swap."""
+    """Rebuild and write in turn, as fast as replies come, until stopped; ids go back at every second swap."""
     epoch, swaps = 1, 0
     while not stop.is_set():
         update_id = 1000 + 10 * (swaps % 2)

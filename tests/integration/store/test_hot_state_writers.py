@@ -77,7 +77,7 @@ async def test_apply_refused_changes_nothing(
 
 
 async def test_apply_on_an_empty_server_is_fenced(hot: HotState, redis: Redis) -> None:
-    """Nobody writes before taking, not even under term 0."""
+    """No writer may write before it has taken ownership, not even under term 0."""
     reply = await apply(hot, 1, term=0, writer="", epoch=0)
 
     assert (reply.status, reply.state) == ("FENCED", "suspect")
@@ -85,7 +85,7 @@ async def test_apply_on_an_empty_server_is_fenced(hot: HotState, redis: Redis) -
 
 
 async def test_an_empty_apply_is_a_sign_of_life(hot: HotState, redis: Redis) -> None:
-    """Without lists only the beat and the stamp change."""
+    """Without lists only the heartbeat and the stamp change."""
     await anchored(hot)
     await apply(hot, 105)
     await wait_for_beat_to_age(hot, redis)
@@ -123,7 +123,7 @@ async def test_apply_with_a_malformed_list_changes_nothing(hot: HotState, redis:
 
 
 async def test_apply_replaces_a_key_of_another_type(hot: HotState, redis: Redis) -> None:
-    """What somebody else has put in place of a hash is in nobody's way: it is replaced as a whole."""
+    """If another client has stored another type in place of a hash, the key is replaced as a whole."""
     await anchored(hot)
     await redis.delete("feat:{BTCUSDT}")
     await redis.set("feat:{BTCUSDT}", "foreign")
@@ -153,14 +153,14 @@ async def test_apply_on_an_anchor_of_another_type_changes_nothing(hot: HotState,
 
 
 async def test_the_first_writer_takes_an_empty_server(hot: HotState) -> None:
-    """An absent anchor is epoch 0 and suspect, and anybody may take it."""
+    """An absent anchor is epoch 0 and suspect, and every processor may take it."""
     reply = await hot.take(1, "a", 0, "")
 
     assert (reply.ok, reply.epoch, reply.term, reply.writer, reply.state) == (True, 0, 1, "a", "suspect")
 
 
 async def test_a_live_writer_is_not_taken_from(hot: HotState) -> None:
-    """Within a second of its last beat nobody else becomes the writer."""
+    """Within a second of its last heartbeat no other processor becomes the writer."""
     await anchored(hot)
 
     reply = await hot.take(2, "b", 1, "a")
@@ -234,7 +234,7 @@ async def test_the_writer_may_take_again_and_repeat_itself(hot: HotState) -> Non
 
 
 async def test_a_beat_from_the_future_does_not_block_a_takeover(hot: HotState, redis: Redis) -> None:
-    """After the server's clock was set back an hour the old beat counts as old, not as fresh."""
+    """After the server's clock was set back an hour the old heartbeat counts as old, not as fresh."""
     await anchored(hot)
     heartbeat_us = (await hot.anchor()).heartbeat_us
     await redis.hset("anchor:{BTCUSDT}", "beat_us", str(heartbeat_us + 3_600_000_000))
@@ -246,7 +246,7 @@ async def test_a_beat_from_the_future_does_not_block_a_takeover(hot: HotState, r
 
 
 async def test_suspect_marks_the_state_and_keeps_the_rest(hot: HotState) -> None:
-    """Doubt changes state and reason, not who may write or what was anchored."""
+    """It changes state and reason, not the writer or what was anchored."""
     await anchored(hot)
     before = await hot.anchor()
 
@@ -280,7 +280,7 @@ async def test_a_raised_epoch_makes_older_keys_incomplete(hot: HotState) -> None
 
 
 async def test_a_fenced_writer_cannot_cast_doubt(hot: HotState, redis: Redis) -> None:
-    """A late doubt of a replaced writer does not degrade the state of its successor."""
+    """A late `suspect` of a replaced writer does not degrade the state of its successor."""
     await anchored(hot)
     before = await fingerprint(redis)
 
@@ -291,7 +291,7 @@ async def test_a_fenced_writer_cannot_cast_doubt(hot: HotState, redis: Redis) ->
 
 
 async def test_an_observer_may_doubt_the_present_rebuild_only(hot: HotState) -> None:
-    """Whoever only reads may say suspect, unless what it saw was an older rebuild."""
+    """A client that only reads may mark a state as suspect, unless it has observed an older rebuild."""
     await anchored(hot)
     await rebuild(hot, "second", 1, 110)
 
@@ -303,7 +303,7 @@ async def test_an_observer_may_doubt_the_present_rebuild_only(hot: HotState) -> 
 
 
 async def test_an_observer_may_doubt_an_empty_server(hot: HotState) -> None:
-    """After a loss of all data the highest epoch that anybody remembers is stored again."""
+    """After a loss of all data the highest known epoch is stored again."""
     reply = await hot.suspect(0, "", 4, 0, "anchor missing")
 
     assert (reply.epoch, reply.term, reply.state) == (4, 0, "suspect")
@@ -311,7 +311,7 @@ async def test_an_observer_may_doubt_an_empty_server(hot: HotState) -> None:
 
 
 async def test_repeated_doubt_keeps_its_beginning_and_highest_id(hot: HotState) -> None:
-    """Within one epoch the id that a rebuild must reach only rises, and the doubt is as old as its first cause."""
+    """Within one epoch the id that a rebuild must reach only rises, and the state is suspect since the first cause."""
     await anchored(hot)
     first = await hot.suspect(1, "a", 1, 120, "one")
 

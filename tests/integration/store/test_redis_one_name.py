@@ -91,7 +91,7 @@ async def moving(tmp_path: Path) -> AsyncIterator[Moving]:
 
 
 async def test_whoever_hears_that_it_is_a_replica_dials_anew(moving: Moving) -> None:
-    """The command that hears it is done on the promoted server, as is what other connections of the client ask next."""
+    """The command that got READONLY is executed on the promoted server, as are later ones of the client."""
     client = redis_client(moving.url)
     await asyncio.gather(*(client.set(f"k{number}", "1") for number in range(8)))  # several connections
     await moving.move()

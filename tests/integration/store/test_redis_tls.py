@@ -1,4 +1,4 @@
-"""A server that speaks TLS with a certificate of an authority of its own."""
+"""A server with TLS and a certificate of an authority of its own."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_a_server_of_a_known_authority_is_reached(tls_port: int) -> None:
     ids=["of an unknown authority", "of another name", "that is its own authority"],
 )
 async def test_a_server_that_cannot_be_known_is_not_trusted(tls_port: int, host: str, authority: Path | None) -> None:
-    """Whose certificate is of nobody known, or another host's."""
+    """Its certificate is of an unknown authority, or for another host."""
     client = redis_client(f"rediss://{host}:{tls_port}/0", ca_file=authority)
 
     with pytest.raises(RedisUnavailable, match=r"(?i)certificate"):

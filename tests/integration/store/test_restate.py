@@ -59,7 +59,7 @@ async def test_the_memory_becomes_the_hot_state(world: World, redis: Redis) -> N
 
 
 async def test_it_is_written_where_nothing_is_left(world: World, redis: Redis) -> None:
-    """An empty server holds no doubt: the memory is stored above the epoch that the writer knows of."""
+    """An empty server is not suspect: the memory is stored above the epoch that the writer knows of."""
     names = [name async for name in redis.scan_iter()]
     await redis.delete(*names)
     assert (await world.hot.take(7, "a", 0, "", known_term=6, dataset="mine")).ok
@@ -159,7 +159,7 @@ async def _doubted(world: World, prepared: Prepared) -> Prepared:
 
 async def _doubted_first(world: World, prepared: Prepared) -> Prepared:
     await world.doubt()
-    again = await prepare(world, "a", 105, HELD)  # its own doubt does not take the place of the other
+    again = await prepare(world, "a", 105, HELD)  # its own reason does not replace the other
     return again
 
 
@@ -249,7 +249,7 @@ async def test_a_lost_write_is_found_by_the_next_one(world: World) -> None:
 
 
 async def test_a_doubt_is_a_link_of_the_chain(world: World) -> None:
-    """A doubt that the writer was acknowledged and that is lost shows as a broken chain."""
+    """If an acknowledged `suspect` of the writer is lost, the chain is broken."""
     await world.keep()
     reply = await world.hot.suspect(1, "a", 1, 0, "a gap", doubt="gap")
     await world.go_back()
@@ -294,7 +294,7 @@ DOUBTS = {
 
 @pytest.mark.parametrize("which", DOUBTS)
 async def test_a_doubt_of_a_failover_hides_no_other(world: World, which: str) -> None:
-    """What speaks only of a failover takes the place of nothing but its writer's own."""
+    """A reason that is only about a failover replaces nothing but its writer's own."""
     first, second, replaces, expected = DOUBTS[which]
     if first:
         assert (await world.hot.suspect(1, "a", 1, 0, "first", doubt=first)).ok

@@ -1,4 +1,4 @@
-"""Restating on a real server in any order of writes, takeovers, doubts, rebuilds, roll-backs, pauses and failovers."""
+"""Restating on a real server with any order of writes, takeovers, gaps, rebuilds, roll-backs, pauses and failovers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Orders(RuleBasedStateMachine):
 
     @rule(by=st.integers(1, 5))
     def rebuilds(self, by: int) -> None:
-        self.run(self.world.doubt())  # what is in doubt is rebuilt whatever its ids
+        self.run(self.world.doubt())  # a suspect state is rebuilt whatever its ids
         self.update_id += by
         self.run(self.world.swap(self.update_id))
         self.world.truth.doubted.clear()

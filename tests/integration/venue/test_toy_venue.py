@@ -117,7 +117,7 @@ async def test_a_message_that_it_loses_is_a_gap_and_a_reanchor_heals_it(
 async def test_a_message_that_cannot_be_translated_is_counted_and_kept(
     stage: Stage, exchange: ToyExchange, feed: Line
 ) -> None:
-    """It goes into the stream as it came, so that nobody takes a new kind of message for silence."""
+    """It is stored unchanged, so that a new kind of message does not look like silence."""
     await exchange.move()
     await exchange.say([{"k": "fill", "no": "not a number", "px": "1", "sz": "1", "taker": "buy"}])
     await exchange.move()

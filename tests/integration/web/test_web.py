@@ -121,7 +121,7 @@ async def test_a_hanging_dependency_does_not_hang_health() -> None:
 
 
 async def test_nothing_is_ready_before_it_was_checked() -> None:
-    """Not even what only has optional checks: nobody knows yet whether they fail."""
+    """A role with only optional checks is not ready either, as long as their results are not known."""
     async with served(Check("redis", hanging, critical=False)) as (client, _):
         answer = await get(client, "/health/ready")
 

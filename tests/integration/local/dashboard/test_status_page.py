@@ -69,7 +69,7 @@ async def test_script_sets_text_only(origin: str) -> None:
 
 
 async def test_every_place_the_script_fills_exists(origin: str) -> None:
-    """Script and page speak of the same elements."""
+    """Script and page have the same elements."""
     _, _, html = await get(origin + "/")
     _, _, script = await get(origin + "/page.js")
 
