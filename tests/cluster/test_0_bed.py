@@ -33,7 +33,7 @@ def server(image: str, **spec: Any) -> str:
 
 
 def answers(address: str) -> bool:
-    """Tell whether the server answers at a pod's address."""
+    """Say whether the server answers at a pod's address."""
     with urllib.request.urlopen(f"http://{address}:{PORT}{PATH}", timeout=3) as answer:
         return bool(answer.status == 200)
 

@@ -91,7 +91,7 @@ def test_no_compiler_is_inside(files: list[tarfile.TarInfo]) -> None:
 
 
 def test_nobody_may_write_what_it_runs(files: list[tarfile.TarInfo]) -> None:
-    """Its own code and what that needs belong to root and to nobody else."""
+    """Its own code and what that needs belong to root."""
     code = [one for one in files if one.name.startswith("opt/") and not one.issym()]
 
     assert len(code) > 1000

@@ -74,11 +74,11 @@ QUIET_WITHIN_S = 150
 
 
 def assert_no_hot_loop(trouble: Running) -> None:
-    """A pipeline in trouble is written for what changes, not for being looked at; so are its children.
+    """A pipeline with a problem is written only for changes, not at each reconcile; so are its children.
 
-    Pods that start and crash, and runs that fail and are tried again, are changes. It is looked at every three seconds
-    at least: what is written at each look never rests for ten. A Deployment that is made only now is no change to the
-    others: the condition can be there before the last of them is.
+    Pods that start and crash, and runs that fail and are retried, are changes. It is reconciled every three seconds at
+    least, so an object that is written at each reconcile is never unchanged for ten. A Deployment that is created only
+    now is no change of the others: the condition can be set before the last of them exists.
     """
 
     def generations() -> dict[str, int]:
@@ -125,7 +125,7 @@ def test_a_quota_is_told(cluster: Any, installed: Any, namespace: Make) -> None:
 
 
 def test_repair_heals(cluster: Any, installed: Any, namespace: Make) -> None:
-    """Once the missing Secret is there the pipeline leaves its trouble by itself."""
+    """Once the missing Secret exists the pipeline recovers by itself."""
     spec, reason, _ = CASES["missing secret"]
     with applied(cluster, namespace("heals"), "lame", **spec) as trouble:
         trouble.wait(lambda: reason in told(trouble), 60, f"a condition with the reason {reason}")

@@ -1,4 +1,4 @@
-"""A pipeline on a Redis that somebody else runs: with a user, a password in a Secret, and no Sentinel."""
+"""A pipeline on a Redis that the operator does not run: with a user, a password in a Secret, and no Sentinel."""
 
 from __future__ import annotations
 

@@ -298,13 +298,13 @@ class Losses:
 
     Attributes:
         slots: Slots that count.
-        hole: Most slots in a row for which no answer was read by their end.
-        unsound: Most slots in a row for which no sound answer was read by their end, missing ones too.
+        hole: Longest run of slots for which no answer was read by their end.
+        unsound: Longest run of slots for which no sound answer was read by their end, missing ones too.
         missed: Slots for which no answer was read by their end.
         degraded: Slots for which only a degraded one was.
-        failed: Questions without an answer.
+        failed: Requests without an answer.
         failed_us: From the first of them to the last.
-        asked: All questions.
+        asked: All requests.
         latencies_ms: Of those with an answer, sorted.
     """
 

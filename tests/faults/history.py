@@ -14,12 +14,12 @@ Levels = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question of the open-loop reader.
+    """One request of the open-loop reader.
 
     Attributes:
-        at_us: When it was sent, whatever became of those before it.
+        at_us: When it was sent, also while earlier ones are unanswered.
         took_us: Until its answer or its failure.
-        replica: Whom it reached, "" if nobody was in the Service.
+        replica: Replica that it was sent to, "" if there was none in the Service.
         error: Why it failed, "" if it was answered.
     """
 
@@ -31,14 +31,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One slot's prediction as somebody showed it.
+    """One slot's prediction as a replica or the store showed it.
 
     Attributes:
         at_us: When it was read.
         source: The replica that served it, with the number of its start (`b#2`), or `store` for the stream in Redis.
         slot: Its slot.
-        committed: Whether it is told as kept.
-        degraded: Whether it is told as not sound.
+        committed: Whether it is shown as kept.
+        degraded: Whether it is shown as degraded.
         price: Middle of the best bid and ask.
         update_id: The exchange's update that the price is of.
         feature_us: Last market event behind it.

@@ -174,7 +174,7 @@ def emptied(pipeline: Pipeline) -> Iterator[None]:
 
 @contextlib.contextmanager
 def powered_off(pipeline: Pipeline, place: str) -> Iterator[None]:
-    """Lose a place as a machine is lost: nobody says that connections have ended."""
+    """Lose a place as a machine is lost: the ends of connections are not sent."""
     others = {*PLACES, STREAMS, REST, OUTSIDE} - {place}
     with ruled(pipeline, cut({place}, others)), killed(parts_of(pipeline, place)):
         yield
@@ -195,7 +195,7 @@ class Injector:
 
 
 def _rest_of(pipeline: Pipeline, place: str) -> set[str]:
-    """Everybody but a place. The outside is the readers, who lose a place that is cut off from all others."""
+    """All places but one. The outside is the readers, who lose a place that is cut off from all others."""
     return {*PLACES, STREAMS, REST, OUTSIDE} - {place}
 
 

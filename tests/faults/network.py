@@ -30,7 +30,7 @@ CLIENT_HOST: Final = "127.0.0.1"
 SERVER_HOST: Final = "127.0.0.2"
 
 OUTSIDE: Final = "outside"
-"""The place of whoever is no process of the world: tests themselves."""
+"""The place of every process that is not part of the pipeline, such as the tests."""
 
 BUFFER_MAX: Final = 1_000_000
 """Bytes of one direction that are kept before its sender has to wait."""
@@ -45,7 +45,7 @@ PORTS: Final = range(12_000, 30_000)
 
 
 def free_port() -> int:
-    """Choose a port that nobody listens on, neither as client nor as server knows it.
+    """Choose a port that is not listened on, at the client's and at the server's address.
 
     Raises:
         OSError: If none of a hundred is free.
@@ -224,7 +224,7 @@ class Network:
         self._thread = threading.Thread(target=self.loop.run_forever, name="network", daemon=True)
         self._thread.start()
 
-    # For whoever builds and breaks
+    # For tests
 
     def listen(self, port: int, place: str, server_port: int = 0) -> None:
         """Carry connections to a server's port.

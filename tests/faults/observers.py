@@ -1,4 +1,4 @@
-"""Whoever looks at a pipeline from outside and writes down what it shows."""
+"""Observers of a pipeline from outside, which record what it shows."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Part:
         name: For instance `process-a`.
         place: Where it is.
         begin: Starts it.
-        held: It is not started again while this is above 0: somebody has killed it on purpose.
+        held: It is not started again while this is above 0: a fault has killed it.
         starts: How often it has been started.
     """
 
@@ -261,7 +261,7 @@ class Pipeline:
         return found[0]
 
     def wait(self, condition: Callable[[], bool], within_s: float, what: str) -> None:
-        """Wait for a condition; tells the ends of all logs when it does not come."""
+        """Wait for a condition; a failure shows the ends of all logs."""
         try:
             wait_until(condition, within_s=within_s, what=what)
         except AssertionError as error:

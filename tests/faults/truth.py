@@ -79,7 +79,7 @@ class RecordedTruth:
 
 
 def _scaled(mantissa: int, exponent: int) -> float:
-    return float(f"{mantissa}e{exponent}")  # as whoever reads the decimal number has it
+    return float(f"{mantissa}e{exponent}")  # as any reader of the decimal number has it
 
 
 def shipped_truth() -> RecordedTruth:

@@ -104,7 +104,7 @@ CLIENTS: Final[dict[str, Callable[[str, Meter], Coroutine[Any, Any, None]]]] = {
 
 
 async def send(at_once: int, frames: int) -> None:
-    """Send frames to whoever connects; print the port."""
+    """Send frames to each client; print the port."""
     recorded = [wire_frame(BINARY, frame) for _, frame in load(default_path()).events]
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

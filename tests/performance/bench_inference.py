@@ -47,7 +47,7 @@ from sheetanchor.store.redis_client import redis_client
 from sheetanchor.store.server_clock import RedisClock
 
 SYMBOLS = ("BTCUSDT", *(f"A{number}" for number in range(1, 8)))
-"""The first is the model's own. That the others are not makes no slot wait, as every replica would be in this doubt."""
+"""The first is the model's own. Other reasons delay no slot, since every replica would have the same ones."""
 
 QUICK_MS = SLOT_MS // len(SYMBOLS)
 FRAMES = 5_000
@@ -129,7 +129,7 @@ class Found:
         stages_us: By stage.
         references_us: The parts alone, in a loop after a slot.
         early: Reads that came before their slot by Redis' clock, and so once more.
-        lost: Slots that were not committed, or in doubt.
+        lost: Slots that were not committed, or degraded.
     """
 
     latency_us: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))

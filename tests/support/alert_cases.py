@@ -1,4 +1,4 @@
-"""For each alert, metrics just above and just below what it speaks of. One value each 15 s, in promtool's notation."""
+"""For each alert, metrics just above and just below its threshold. One value each 15 s, in promtool's notation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pod(metric: str, values: str, labels: str = "", where: str = POD) -> Series:
 
 
 def pipe(metric: str, values: str, labels: str = "") -> Series:
-    """Give one series that the operator tells of a pipeline."""
+    """Give one series that the operator exports about a pipeline."""
     return pod(metric, values, labels, PIPELINE)
 
 
@@ -114,7 +114,7 @@ def reanchors(values: str, labels: str) -> Series:
 
 
 def failed_runs(values: str, labels: str = RUN_FAILED) -> Series:
-    """Give a counter of a pipeline's runs that a known operator tells."""
+    """Give a counter of a pipeline's runs that a known operator exports."""
     return {**pipe(RUNS, values, labels), **op("up", "1x200"), **op("process_start_time_seconds", "-9999x200")}
 
 
@@ -209,7 +209,7 @@ def repeated(each: float) -> Series:
 
 
 def unready(minutes: int, afterwards: str = "1x2880", phase: str = "Degraded") -> Series:
-    """Give a pipeline that is not ready for some minutes, and twelve hours in which it is unless told otherwise."""
+    """Give a pipeline that is not ready for some minutes, and then ready for twelve hours by default."""
     steps = 4 * minutes - 1
     return {
         **condition("Ready", f"0x{steps} {afterwards}"),
@@ -340,7 +340,7 @@ CASES: list[Case] = [
         pod("sheetanchor_anchored", "0x40", SYMBOL) | pod("sheetanchor_writer", "1x40", SYMBOL),
         pod("sheetanchor_anchored", "1x40", SYMBOL) | pod("sheetanchor_writer", "1x40", SYMBOL),
     ),
-    # One that wrote before still says anchored, but nobody writes.
+    # An earlier writer still reports anchored, but no processor writes.
     Case(
         "SheetAnchorNotAnchored",
         True,
@@ -379,7 +379,7 @@ CASES: list[Case] = [
     *both("SheetAnchorPredictionFrequency", "6m15s", committed(0.44 * 15), committed(0.46 * 15)),
     Case("SheetAnchorPredictionFrequency", False, "4m", committed(0.44 * 15)),
     Case("SheetAnchorPredictionFrequency", True, "6m15s", committed(0.56 * 15)),
-    # 2 min 15 s of slow predictions are told, 1 min 45 s are not.
+    # 2 min 15 s of slow predictions fire, 1 min 45 s do not.
     Case("SheetAnchorPredictionLatencyHigh", True, "3m", latency(9, 3)),
     Case("SheetAnchorPredictionLatencyHigh", False, "2m45s", latency(7, 3)),
     Case("SheetAnchorPredictionLatencyHigh", False, "3m", latency(7, 3)),

@@ -109,7 +109,7 @@ class ApiServer:
         self.processes = []
 
     def kubeconfig_text(self, token: str) -> str:
-        """Write the kubeconfig of whoever has a token."""
+        """Write the kubeconfig of a user with a token."""
         server = {"server": self.url, "certificate-authority": str(self.folder / "certs" / "apiserver.crt")}
         parts = {
             "clusters": [{"name": "test", "cluster": server}],
@@ -184,7 +184,7 @@ class ApiServer:
 @pytest.fixture(scope="session")
 def apiserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A Kubernetes API server without nodes; tests keep to namespaces of their own or clean up."""
-    # Minutes of compiling would break a test's limit, and leave nobody the wiser.
+    # Minutes of compiling would exceed a test's limit, without saying why.
     assert api_programs_there(), "first: PYTHONPATH=tests python3 -m cluster.bed tools (`make test` does)"
     server = ApiServer(tmp_path_factory.mktemp("apiserver"))
     try:

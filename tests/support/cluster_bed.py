@@ -92,7 +92,7 @@ class Cluster:
         """Start a zone's machine again and wait until its node is ready."""
         node = self._container(zone)
         kind.podman("start", node)
-        # Its address may be another one than before, and until kubelet has told the node seems as ready as it was.
+        # Its address may have changed, and until kubelet has reported the node seems as ready as it was.
         address = kind.podman("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", node).strip()
         self.wait(lambda: kind.nodes_ready().get(node) == address, 120, f"{node} is ready at {address}")
         kind.route_to_pods()
@@ -112,7 +112,7 @@ class Cluster:
             time.sleep(0.3)
 
     def make_namespace(self, prefix: str) -> str:
-        """Make a namespace of a name that nobody has; it enforces restricted pods and goes with the tests."""
+        """Make a namespace with an unused name; it enforces restricted pods and is deleted with the tests."""
         name = f"{prefix}-{os.urandom(3).hex()}"
         product.make_namespace(name, {TEST_LABEL: "true"})
         self.made.append(name)
@@ -173,7 +173,7 @@ class Installed:
 
     def uninstall(self) -> None:
         """Remove the chart and what it left: definitions with all their objects, the namespace."""
-        # On a cluster of somebody else's only what is in namespaces of the tests' own making.
+        # On a given cluster only objects in namespaces of the tests' own making.
         everywhere = [["-n", name] for name in self.cluster.made] if self.cluster.given else [["-A"]]
         for place in everywhere:
             self.cluster.kubectl("delete", "pp,ra", "--all", *place, "--ignore-not-found", "--timeout=60s", check=False)

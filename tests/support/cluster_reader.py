@@ -103,11 +103,11 @@ class ServiceReader:
 def reading_service(
     running: Running, image: str, symbol: str = "BTCUSDT", *, zone: str = "", hole_max: int = HOLE_MAX
 ) -> Iterator[ServiceReader]:
-    """Read the pipeline's Service from a pod while the block runs; it may have seen no hole longer than `hole_max`.
+    """Read the pipeline's Service from a pod while the block runs; at most `hole_max` slots in a row may be missed.
 
     Args:
-        zone: Where the reader runs, "" for anywhere. In a zone it asks the Service's address: one of the servers for
-            names may be in a zone that is lost.
+        zone: Where the reader runs, "" for anywhere. In a zone it uses the Service's address, since a DNS
+            server may be in a zone that is lost.
     """
     host = f"{running.name}-infer.{running.namespace}.svc"
     if zone:

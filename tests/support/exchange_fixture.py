@@ -1,4 +1,4 @@
-"""A real local exchange inside the test's own event loop, on a free port, and small clients that speak to it."""
+"""A real simulated exchange inside the test's own event loop, on a free port, and small clients for it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ FIRST_ID = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is sent to everybody: its event time stands at byte 8, a trade's transact time behind it."""
+    """A message to all lines: its event time is at byte 8, a trade's transact time behind it."""
 
     at_us: int
     stream: str

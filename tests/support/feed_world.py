@@ -1,8 +1,8 @@
-"""The way from a small exchange to what a reader is told, in simulated time, with everything that can go wrong on it.
+"""The way from a small exchange to a reader, in simulated time, with every fault that can happen on it.
 
 Two lines carry the exchange's messages into Redis streams, a follower (the processor's own) reads them, and a reader
-(the inference's own judgement) is told what to think of what was written. Whenever it is told that a state is sound,
-the state is held against the exchange's own.
+(inference's own code) judges what was written. Each state that it judges to be sound is compared with the exchange's
+own.
 """
 
 from __future__ import annotations
@@ -177,14 +177,14 @@ class Written:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a feed.
+    """The result of a feed.
 
     Attributes:
-        wrong: Times at which a state that differs from the exchange's was told as sound, and how it differs.
-        doubted_us: How long the reader was told of doubts, after the first three seconds.
-        kinds: Kinds of doubt told.
-        sound_at_end: Whether it was told as sound at the end.
-        looks: How often it was told as sound and compared.
+        wrong: Times at which a state that differs from the exchange's was judged sound, and how it differs.
+        doubted_us: How long the state was unsound for the reader, after the first three seconds.
+        kinds: Kinds of reasons for that.
+        sound_at_end: Whether it was sound at the end.
+        looks: How often it was judged sound and compared.
     """
 
     wrong: list[tuple[float, str]] = field(default_factory=list)
@@ -339,7 +339,7 @@ class World:
             self.rebuild = (now_us, self.truth.snapshot_at(now_us)[0], self._snapshot(now_us))
 
     def _try_to_swap(self, now_us: int) -> None:
-        """Swap once the lines have reached the snapshot; give up and begin anew after ten seconds."""
+        """Swap once the lines have reached the snapshot; give up and start over after ten seconds."""
         assert self.rebuild is not None
         began_us, update_id, market = self.rebuild
         reached = any(

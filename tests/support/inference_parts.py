@@ -56,7 +56,7 @@ def _flat(fields: dict[str, str]) -> list[str]:
 
 
 class Market:
-    """A processor of its own: anchors a symbol and keeps its hot keys fresh from a thread until told to stop."""
+    """A processor of its own: anchors a symbol and keeps its hot keys fresh from a thread until stopped."""
 
     def __init__(self, url: str, symbol: str = "BTCUSDT") -> None:
         self.price = 100.0
@@ -84,7 +84,7 @@ class Market:
         wait_until(lambda: self.wish is None, within_s=10, what="the wish is done")
 
     async def _run(self) -> None:
-        # Patient: whoever gives a busy server up anchors anew, and tests count epochs.
+        # Patient: giving up a busy server would anchor again, and tests count epochs.
         redis = redis_client(self._url, socket_timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S)
         try:
             while not self._stop.is_set():
@@ -104,7 +104,7 @@ class Market:
         except RedisError:
             self.epoch = 0
         except ValueError:
-            return  # a test has garbled the anchor: nobody can write before it is rebuilt
+            return  # a test has damaged the anchor: no processor can write before it is rebuilt
 
     async def _anchor(self, hot: HotState) -> None:
         now = await hot.anchor()
@@ -157,7 +157,7 @@ class LoopWorld:
     async def written(
         self, price: float = 100.0, stamp_us: int | None = None, unsound: str = "", **changes: dict[str, str]
     ) -> None:
-        """Write a state of now, sound for two seconds unless told why it is not, with some of its hashes replaced."""
+        """Write a state of now, sound for two seconds unless a reason is given, with some of its hashes replaced."""
         anchor, now_us = await self.hot.anchor(), time.time_ns() // 1_000
         lists = [_flat(fields) for fields in {**hashes(price), **changes}.values()]
         stamp = now_us if stamp_us is None else stamp_us
@@ -194,7 +194,7 @@ class Replica:
             self.process = subprocess.Popen(command, env=clean, stdout=subprocess.DEVNULL, stderr=log)
 
     def get(self, path: str) -> tuple[int, Any]:
-        """Ask for JSON; status 0 when nobody answers."""
+        """Request JSON; status 0 if there is no answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
                 return answer.status, json.loads(answer.read())

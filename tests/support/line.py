@@ -1,4 +1,4 @@
-"""A real ingestor line inside the test's own event loop, and a peer that speaks WebSocket as a test tells it to."""
+"""A real ingestor line inside the test's own event loop, and a WebSocket peer whose behaviour a test defines."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def line(redis_url: str, ws_url: str, venue: TradingVenue = BINANCE, **set
 
 @asynccontextmanager
 async def peer(speak: Callable[[ServerConnection], Awaitable[None]], **options: Any) -> AsyncIterator[str]:
-    """Run a WebSocket server that does as it is told with each connection.
+    """Run a WebSocket server that handles each connection as the test defines.
 
     Yields:
         Its origin.

@@ -50,7 +50,7 @@ def model(
 
 
 def endless_model(at: float) -> bytes:
-    """Give a model that never ends where the sum of its inputs is exactly this, unless it is told to."""
+    """Give a model that never ends if the sum of its inputs is exactly this, unless it is aborted."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["going"], ["going_on"]),

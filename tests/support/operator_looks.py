@@ -37,7 +37,7 @@ Connection = TypeVar("Connection", bound=Cluster)
 
 @asynccontextmanager
 async def connected(kubeconfig: Path, kind: type[Connection]) -> AsyncIterator[Connection]:
-    """Connect to an API server, with the rights of whoever a kubeconfig is for."""
+    """Connect to an API server, with the rights of a kubeconfig's user."""
     configuration = Configuration()
     await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
     cluster = kind(configuration)

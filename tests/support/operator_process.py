@@ -71,7 +71,7 @@ class OperatorProcess:
             raise
 
     def get(self, path: str) -> tuple[int, str]:
-        """Ask the operator over HTTP; (0, "") if nobody answers."""
+        """Send a request to the operator; (0, "") if there is no answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
@@ -175,7 +175,7 @@ def looks(operator: OperatorProcess) -> float:
 
 
 def holder(server: ApiServer, namespace: str) -> str:
-    """Name who holds the Lease, "" for nobody."""
+    """Name the holder of the Lease, "" if there is none."""
     try:
         lease = server.ask(f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{LEASE}")
     except urllib.error.HTTPError:

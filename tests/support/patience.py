@@ -29,8 +29,8 @@ def patience() -> asyncio.Timeout:
 def _ports() -> Iterator[int]:
     """Give ports that no other worker of this run gives, and that no connection is given by the kernel.
 
-    Whoever asks the kernel for any free port, closes it and has a program listen on it later may find that another
-    has got it meanwhile; the kernel gives them from a range that begins above these.
+    If a test lets the kernel choose a free port, closes it and has a program listen on it later, another process may
+    have it by then; the kernel chooses from a range that begins above these.
     """
     ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -48,7 +48,7 @@ _given = _ports()
 
 
 def free_port_number() -> int:
-    """Give a port on which nobody listens, and that nobody else is given before it is used."""
+    """Give a port that is not listened on, and that no other process is given before it is used."""
     for port in _given:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -67,7 +67,7 @@ def pod(component: Component, number: int = 0, *, zone: str = "", ready: bool = 
 
     Args:
         component: What it belongs to.
-        number: Tells it from others.
+        number: Distinguishes it from others.
         zone: Its line.
         ready: Whether it is ready.
         status: Further status fields.

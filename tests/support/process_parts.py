@@ -124,7 +124,7 @@ async def moving(lines: Lines, feed: Feed, every_s: float = 0.02) -> AsyncIterat
     try:
         yield
     finally:
-        done.set()  # not cancelled: a step that is cut short would be a hole on both lines
+        done.set()  # not cancelled: a step that is cut short would be a missing range on both lines
         await task
 
 
@@ -266,7 +266,7 @@ class Stage:
         await until(reached, within_s, f"state {state}")
 
     async def has_writer(self, other_than: str = "", within_s: float = 30) -> str:
-        """Wait until somebody else writes; gives its name."""
+        """Wait until another processor writes; gives its name."""
 
         async def taken() -> bool:
             return (await self.hot.anchor()).writer not in ("", other_than)

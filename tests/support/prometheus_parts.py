@@ -56,7 +56,7 @@ def program(name: str) -> str:
         raise CannotHost("no promtool and no apt-get: install Prometheus 2.42 or newer")
     try:
         return str(entry("debian-prometheus", digest("prometheus"), _unpack) / "usr" / "bin" / name)
-    except BedError as trouble:  # without a network, say: there is nothing here that a step could mend
+    except BedError as trouble:  # without a network, say: no step here could change that
         raise CannotHost(f"no promtool, and Debian's package of it cannot be had: {trouble}") from None
 
 

@@ -93,7 +93,7 @@ class RedisSet:
     Args:
         folder: Where they write to.
         flags: Further flags of every node.
-        bind: Where they listen; whoever stands before them, listening on localhost, has them listen elsewhere.
+        bind: Where they listen; a proxy in front of them listens on localhost, and they on another address.
     """
 
     def __init__(self, folder: Path, *flags: str, bind: str = "127.0.0.1") -> None:
@@ -166,7 +166,7 @@ class RedisSet:
         return all(body["others"] == 2 and not body["master_down"] for body in bodies)
 
     def wait(self, condition: Any, within_s: float, what: str) -> None:
-        """Wait for a condition; tells the logs when it does not come."""
+        """Wait for a condition; a failure shows the logs."""
         try:
             wait_until(condition, within_s=within_s, what=what)
         except AssertionError as error:

@@ -49,7 +49,7 @@ class HotPath:
             self.processes.append(subprocess.Popen(command, env=environment(), stdout=log, stderr=log))
 
     def look(self) -> None:
-        """Read over HTTP what the replicas predicted lately; a committed record wins."""
+        """Read over HTTP what the replicas predicted recently; a committed record wins."""
         for port in self.replicas:
             if answers(f"http://127.0.0.1:{port}/predictions/{SYMBOL}"):
                 for record in request(f"http://127.0.0.1:{port}/predictions/{SYMBOL}?limit=20")["predictions"]:

@@ -1,8 +1,8 @@
 """A search of every order in which processors, observers, rebuilds and failovers can meet. Nothing of Redis in it.
 
 A data set, the copy of it that a replica has (any earlier one), two processors' memories, and what is really wrong: the
-contents that somebody was acknowledged to doubt, or whose owner knows a hole in them. A fault is a state at rest, with
-no step of the protocol left to make, that passes for anchored with such a content.
+contents whose mark as suspect was acknowledged, or in which the owner knows a missing range. A fault is a final state,
+with no step of the protocol left, in which such contents count as anchored.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def put(state: State, number: int, processor: Processor) -> State:
 
 
 def loaded(state: State, processor: Processor) -> Processor:
-    """Load the stored book and replay the lines; a hole that is in the lines is found again."""
+    """Load the stored book and replay the lines; a missing range that is in the lines is found again."""
     data, holed = state.data, state.line_holed
     content = data.book + 5000 if holed else data.book
     return processor._replace(

@@ -1,7 +1,7 @@
 """A writer, its memory and a Redis that goes back in time, as tests of restating need them.
 
 The server is a real one. It goes back by having its keys put back as they were, and gets another replication history by
-following nobody for a moment. What really happened is written down beside it, so that a test can say whether a
+following no master for a moment. What really happened is written down beside it, so that a test can say whether a
 restatement was right without asking the fences.
 """
 
@@ -36,10 +36,10 @@ class Truth:
     """What really happened, whatever the server says.
 
     Attributes:
-        doubted: Update ids of states that somebody was acknowledged to doubt, or whose owner knows a hole in them.
+        doubted: Update ids of states whose mark as suspect was acknowledged, or whose owner knows a missing range.
         histories: How often the replication history has changed.
         swaps: How often the exchange was asked and its answer swapped in.
-        owner: Who took last.
+        owner: Writer that took ownership last.
     """
 
     doubted: set[int] = field(default_factory=set)
@@ -136,13 +136,13 @@ class World:
         return str((await self.redis.info("replication"))["master_replid"])
 
     async def take(self, writer: str) -> None:
-        """Somebody else becomes the writer."""
+        """Another processor becomes the writer."""
         self.term = (await self.hot.anchor()).term + 1
         assert (await self.hot.take(self.term, writer, 0, "", force=True)).ok
         self.truth.owner = writer
 
     async def doubt(self) -> None:
-        """Somebody is acknowledged to doubt what is stored."""
+        """A client marks the stored state as suspect, and is acknowledged."""
         anchor = await self.hot.anchor()
         self.truth.doubted.add(anchor.update_id)
         assert (await self.hot.suspect(0, "", anchor.epoch, 0, "it is not what the exchange says", doubt="seen")).ok
@@ -164,7 +164,7 @@ class Prepared:
 
 
 async def prepare(world: World, writer: str, update_id: int, held: tuple[int, str, str]) -> Prepared:
-    """Do what a writer does before it restates: write its doubt, look, and put everything together.
+    """Do what a writer does before it restates: write `suspect`, read, and collect everything.
 
     Args:
         world: Where.

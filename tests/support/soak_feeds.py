@@ -1,8 +1,8 @@
-"""Random feeds by the thousand, and an hour of the recorded market: what is told as sound is what the exchange says.
+"""Random feeds by the thousand, and an hour of the recorded market: states reported as sound equal the exchange's.
 
 `make soak-feeds` runs it: COUNT feeds from SEED on, each with faults of one kind, of two, or with none. It prints what
-was found and ends with 1 if a state that differs from the exchange's was ever told as sound beyond the delays that
-docs/gaps.md gives, if a clean feed was ever doubted, or if a feed was not sound again at its end.
+was found and exits with 1 if a state that differs from the exchange's was reported as sound beyond the delays that
+docs/gaps.md gives, if a clean feed was ever unsound, or if a feed was not sound again at its end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HOUR_TICK_US = 100_000
 
 
 def feed_of(seed: int) -> tuple[int, str, list[str], int, int, set[str]]:
-    """Play a feed: seed, faults, what was wrong, how long it was doubted, how often compared, and the doubts."""
+    """Play a feed: seed, faults, what was wrong, how long it was unsound, number of comparisons, and the reasons."""
     world = World(seed)
     outcome = world.run()
     told = "; ".join(
@@ -63,10 +63,10 @@ class Line:
 
 
 def clean_doubts(seconds: int) -> tuple[int, Counter[str]]:
-    """Play the shipped recording round and round, ids going on from pass to pass as the local exchange has them.
+    """Play the shipped recording round and round, ids going on from pass to pass as the simulator has them.
 
     Returns:
-        Frames played and how many looks found each reason for doubt, after the first three seconds.
+        Frames played and how many observations found each reason, after the first three seconds.
     """
     script = prepare(recording_file.load(recording_file.default_path()))
     market = exchange.PlaybackMarket(script, RecordedPace(START_US), loop=True)

@@ -25,7 +25,7 @@ def price_of(cents: int) -> str:
 
 
 class ToyExchange:
-    """One market that moves when it is told to, and who listens to it.
+    """One market that moves at the test's command, and its subscribers.
 
     Attributes:
         buys, sells: Quantity by price in cents; all of the book.
@@ -58,17 +58,17 @@ class ToyExchange:
         return bids, asks
 
     async def move(self, *, lost: bool = False) -> None:
-        """Change the book, trade, and tell everybody.
+        """Change the book, trade, and send the messages to all subscribers.
 
         Args:
-            lost: The change of the book happens, and nobody is told.
+            lost: The change of the book happens, but no message is sent.
         """
         change, fill = self._change(), self._trade()
         best = {"buy": self._entry(self.buys, max(self.buys)), "sell": self._entry(self.sells, min(self.sells))}
         await self.say([*([] if lost else [change]), fill, {"k": "top", "seq": self.seq, **best}])
 
     async def say(self, messages: list[dict[str, Any]]) -> None:
-        """Send messages, a line each, to whoever wants their kind."""
+        """Send messages, a line each, to the subscribers of their kind."""
         at = time.time_ns() // 1_000_000
         for socket, markets, kinds in list(self._listeners):
             lines = [json.dumps({"m": self.market, "at": at, **one}) for one in messages if one["k"] in kinds]

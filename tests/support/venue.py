@@ -1,4 +1,4 @@
-"""An exchange's REST interface that gives the answers it is told to."""
+"""An exchange's REST interface with answers that a test defines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Answers = dict[str, Any]
 
 
 class Venue:
-    """A server that gives the answers it is told to, and remembers what it was asked."""
+    """A server that gives the answers that a test defines, and records its requests."""
 
     def __init__(self) -> None:
         now_ms = time.time_ns() // 1_000_000

@@ -15,16 +15,16 @@ BOUNDS = Bounds()
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """What is the case for one second.
+    """The situation during one second.
 
     Attributes:
-        cut: Zones whose pods the operator does not hear.
-        down: Zones that the Sentinels of other zones do not reach, besides.
-        up: Zones that they reach although the operator hears nobody there.
-        mute: Zones whose Sentinels say nothing: they are in TILT, start, or end.
+        cut: Zones whose pods the operator does not reach.
+        down: Further zones that the Sentinels of other zones do not reach.
+        up: Zones that they reach although the operator reaches no pod there.
+        mute: Zones whose Sentinels do not report: they are in TILT, start, or end.
         lag_s: How late the operator's event loop is.
         gone: Zones without a pod that could answer.
-        part: Zones of whose nodes not all were asked.
+        part: Zones of whose nodes not all were polled.
     """
 
     cut: frozenset[str] = frozenset()
@@ -40,7 +40,7 @@ CALM = Second()
 
 
 def lost(*zones: str) -> Second:
-    """A zone without power: nobody hears it."""
+    """A zone without power: no observer reaches it."""
     return Second(cut=frozenset(zones))
 
 

@@ -1,7 +1,7 @@
 """Pods of three zones on a real API server, each with a real HTTP server behind its address.
 
 Nothing runs the pods: what their kubelets would write is written here, and a zone without power is one whose servers
-accept connections and answer nobody.
+accept connections and do not answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ZonePods:
         self.server, self.where = server, where
         self.zones = {letter: f"{where}-{letter}" for letter in "abc"}
         self.cut: set[str] = set()
-        """Letters of the zones that answer nobody."""
+        """Letters of the zones that do not answer."""
 
         self.ready: dict[str, bool] = {}
         """What inference pods answer at /health/ready, by name; true for those that are not named."""

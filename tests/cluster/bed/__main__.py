@@ -80,7 +80,7 @@ def require_host() -> None:
 
 
 def main() -> int:
-    """Run one command; an expected trouble is one line."""
+    """Run one command; an expected error is one line."""
     commands = {command.__name__: command for command in (up, sample, down, load, tools, prepare, hosts)}
     parser = argparse.ArgumentParser(prog="cluster.bed", description=__doc__)
     parser.add_argument("command", choices=commands)

@@ -1,4 +1,4 @@
-"""A cluster that somebody else made, named by its kubeconfig; and what runs against whichever cluster is meant."""
+"""A given cluster, named by its kubeconfig; and commands that run against whichever cluster is used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def image() -> str:
     """Name the image that a given cluster can pull.
 
     Raises:
-        CannotHost: Nobody said which.
+        CannotHost: No image is named.
     """
     named = os.environ.get("SHEETANCHOR_IMAGE", "")
     if not re.fullmatch(r"\S+:\S+", named):

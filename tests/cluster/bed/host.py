@@ -38,7 +38,7 @@ def engine() -> str:
     """Name the container engine: docker where one answers, else podman."""
     docker = shutil.which("docker")
     answers = docker and succeeds(docker, "version", "--format", "{{.Server.Version}}", within_s=5)
-    # Podman's stand-in for docker answers as well, but kind wants to be told.
+    # Podman's stand-in for docker answers as well, but kind needs to know it.
     return "docker" if docker and answers and "podman" not in run(docker, "--version", within_s=5).lower() else "podman"
 
 

@@ -72,7 +72,7 @@ def nodes() -> list[str]:
 
 
 def start() -> None:
-    """Have the cluster run: as it is, started again, or made anew."""
+    """Have the cluster run: as it is, started again, or created."""
     if engine() == "podman":
         install()
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def _create(image: str) -> None:
 
 
 def _config(image: str) -> str:
-    """Tell kind of the nodes; the image built here finds what it runs in a mounted folder."""
+    """Write kind's configuration of the nodes; the image built here finds its programs in a mounted folder."""
     text = (NODE / "kind.yaml").read_text()
     if image != node_image():
         return text
@@ -123,7 +123,7 @@ def _config(image: str) -> str:
 
 
 def _revived() -> bool:
-    """Start nodes that a reboot or a test left off; tell whether all get ready."""
+    """Start nodes that a reboot or a test left off; say whether all get ready."""
     running = podman("ps", "--filter", f"label=io.x-k8s.kind.cluster={NAME}", "--format", "{{.Names}}").split()
     # A control plane that comes back with another address is not believed: its certificates name the old one.
     if not any("control-plane" in name for name in running):
@@ -156,7 +156,7 @@ def _await_nodes() -> None:
 
 
 def nodes_ready() -> dict[str, str]:
-    """Tell the address of each node that is ready."""
+    """Give the address of each node that is ready."""
     found = {}
     for node in json.loads(kubectl("get", "nodes", "-o", "json", within_s=20))["items"]:
         conditions = {one["type"]: one["status"] for one in node["status"].get("conditions", [])}
@@ -229,7 +229,7 @@ def kill(node: str, container: str) -> None:
 
 
 def succeeds_in(node: str, *command: str) -> bool:
-    """Tell whether a command ends well on a node."""
+    """Say whether a command succeeds on a node."""
     try:
         podman("exec", node, *command)
     except BedError:
@@ -303,6 +303,6 @@ def _registry_answers() -> bool:
         with urllib.request.urlopen(REGISTRY, timeout=REGISTRY_WITHIN_S):
             return True
     except urllib.error.HTTPError as answer:
-        return answer.code == 401  # as it answers everybody who has not asked for a token
+        return answer.code == 401  # as it answers every client without a token
     except (urllib.error.URLError, OSError):
         return False

@@ -18,7 +18,7 @@ NODE_PACKAGES = (
     *("conntrack", "iproute2", "ethtool", "socat", "mount", "procps", "kmod", "ca-certificates", "curl", "jq"),
     *("hostname", "ebtables", "ipset"),
 )
-# Nobody logs in to a node, and its clock and packages are the machine's.
+# No user logs in to a node, and its clock and packages are the machine's.
 UNWANTED_UNITS = (
     *("getty.target", "console-getty.service", "systemd-logind.service"),
     *("apt-daily.timer", "apt-daily-upgrade.timer"),

@@ -76,7 +76,7 @@ def install(name: str, *options: str) -> str:
     repository, _, tag = name.rpartition(":")
     say("installing the chart")
     command = ["upgrade", RELEASE, str(CHART), "--install", "--namespace", NAMESPACE, "--create-namespace"]
-    # Definitions that somebody applied by hand, or another release left, become this one's.
+    # CRDs that were applied by hand, or belong to another release, become this release's.
     command.append("--take-ownership")
     values = ["--set", f"image.repository={repository}", "--set-string", f"image.tag={tag}"]
     limit = ["--wait", "--timeout", f"{INSTALL_WITHIN_S - 20}s"]
@@ -84,13 +84,13 @@ def install(name: str, *options: str) -> str:
 
 
 def installed() -> bool:
-    """Tell whether the chart is installed, however well."""
+    """Say whether the chart is installed, in any state."""
     releases = json.loads(helm("list", "--all", "--namespace", NAMESPACE, "-o", "json"))
     return any(release["name"] == RELEASE for release in releases)
 
 
 def defined() -> bool:
-    """Tell whether the cluster knows our kinds."""
+    """Say whether the cluster has our kinds."""
     return bool(kubectl("get", "crd", *DEFINITIONS, "--ignore-not-found", "-o", "name").strip())
 
 

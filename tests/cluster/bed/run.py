@@ -1,4 +1,4 @@
-"""Run commands with a limit, tell what goes on in one line a step."""
+"""Run commands with a limit, and print one line for each step."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def run(
 
 
 def succeeds(*command: str | Path, within_s: float = 20) -> bool:
-    """Tell whether a command that only asks ends well."""
+    """Say whether a command that only reads succeeds."""
     try:
         run(*command, within_s=within_s)
     except BedError:
@@ -91,7 +91,7 @@ def succeeds(*command: str | Path, within_s: float = 20) -> bool:
 
 
 def shown(words: list[str]) -> str:
-    """Shorten a command to what tells it from others."""
+    """Shorten a command to what distinguishes it from others."""
     text = " ".join(words)
     return text if len(text) <= 100 else f"{text[:97]}..."
 

@@ -103,7 +103,7 @@ def api_programs() -> Path:
 
 
 def api_programs_there() -> bool:
-    """Tell whether `api_programs` has nothing to compile."""
+    """Say whether `api_programs` has nothing to compile."""
     return (root() / f"kubernetes-api-{_key(*API_PACKAGES)}").is_dir()
 
 
