@@ -2,8 +2,8 @@
 
 The same messages go through the native market, the reference market in Python, `orjson` on the JSON form of the
 streams, and a loop of `struct.unpack_from` that keeps nothing. Each figure is the best of many runs over the whole
-recording, or over its first part for the slow ones; the mix of messages is the recording's own. `--against` measures another
-build of the native module in the same run, in turns with the installed one.
+recording, or over its first part for the slow ones; the mix of messages is the recording's own. `--against` measures
+another build of the native module in the same run, in turns with the installed one.
 """
 
 from __future__ import annotations
