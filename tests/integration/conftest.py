@@ -15,6 +15,7 @@ from sheetanchor_operator.kube.api_client import Cluster
 from support.apiserver import ApiServer
 from support.operator_looks import connected
 from support.operator_parts import define, namespace
+from support.patience import PATIENT
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +56,7 @@ def each_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 @pytest.fixture
 async def redis(each_server: RedisServer) -> AsyncIterator[Redis]:
     """A client of an empty server."""
-    client = redis_client(each_server.url)
+    client = redis_client(each_server.url, **PATIENT)
     await client.flushall()
     yield client
     await client.aclose()

@@ -66,3 +66,14 @@ async def wait_for_beat_to_age(hot: HotState, redis: Redis) -> None:
     """Make the writer's last sign of life two seconds old, as if it had been silent since."""
     heartbeat_us = (await hot.anchor()).heartbeat_us
     await redis.hset(hot.keys.anchor, "beat_us", str(heartbeat_us - 2_000_000))
+
+
+async def redis_us(redis: Redis) -> int:
+    """Give Redis' clock."""
+    seconds, micros = await redis.time()
+    return int(seconds) * 1_000_000 + int(micros)
+
+
+async def ends_s(redis: Redis, key: str, since_us: int) -> float:
+    """Give for how long a key lives from a moment of Redis' clock on: what is left of it says when one looks."""
+    return int(await redis.pexpiretime(key)) / 1e3 - since_us / 1e6

@@ -13,6 +13,9 @@ from typing import Final
 PATIENCE_S: Final = 90.0
 """The least time that anything gets to happen: how long it takes says how busy the machine is."""
 
+PATIENT: Final = {"socket_timeout_s": PATIENCE_S, "connect_timeout_s": PATIENCE_S}
+"""For a test's own client of Redis: one that gives a slow answer up asks again, and what it asked for is done twice."""
+
 FIRST_PORT: Final = 10_000
 
 

@@ -17,16 +17,18 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from redis.asyncio import Redis
 
 from conftest import wait_until
 from sheetanchor._decoder import Market
-from sheetanchor.contract import Gap, keys
+from sheetanchor.contract import Gap, keys, line_stream, pack_frames
 from sheetanchor.sbe import BestBidAsk, DepthDiff, Trades, encode
 from sheetanchor.store.frame_streams import LineWriter
+from sheetanchor.store.hot_records import SwapReply, SwapStatus
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
-from support.patience import limit_s
+from support.patience import PATIENT, limit_s, patience
 
 SYMBOL = "BTCUSDT"
 KEYS = keys(SYMBOL)
@@ -96,6 +98,7 @@ class Lines:
     """Lines a and b of a symbol."""
 
     def __init__(self, redis: Redis) -> None:
+        self._redis = redis
         self._writers = {line: LineWriter(redis, SYMBOL, line) for line in "ab"}
         self.ids: dict[str, str] = {}
         self.carried: list[tuple[int, bytes]] = []
@@ -106,6 +109,21 @@ class Lines:
         stamps = [await self._writers[line].append(batch) for line in lines]
         self.ids |= dict(zip(lines, stamps, strict=True))
         self.carried += batch
+        return int(stamps[0].partition("-")[0]) * 1_000
+
+    async def carry_at_once(self, frames: dict[str, list[bytes]]) -> int:
+        """Append other frames to each line in one step of Redis; gives the stamp of the first entry in µs.
+
+        What one line lacks the other has at the same moment: were the test to stop between two steps, that would be a
+        gap. Both lines are known by then.
+        """
+        async with self._redis.pipeline(transaction=True) as step:
+            for line, of_line in frames.items():
+                batch = [(now_us(), frame) for frame in of_line]
+                step.xadd(line_stream(SYMBOL, line), {"n": len(batch), "t": batch[0][0], "f": pack_frames(batch)})
+                self.carried += batch
+            stamps = [entry_id.decode() for entry_id in await step.execute()]
+        self.ids |= dict(zip(frames, stamps, strict=True))
         return int(stamps[0].partition("-")[0]) * 1_000
 
 
@@ -162,6 +180,19 @@ class Processor:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    @asynccontextmanager
+    async def asleep(self) -> AsyncIterator[None]:
+        """Let it stand still while the block runs, so that it meets all that the test does there at once."""
+        self.signal(signal.SIGSTOP)
+        try:
+            await asyncio.to_thread(wait_until, self._stands, within_s=10, what="it stands still")
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
+
+    def _stands(self) -> bool:
+        return bool(psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
+
     def kill(self) -> None:
         """End it as a machine's loss does."""
         self.process.kill()
@@ -199,12 +230,21 @@ class Stage:
 
     async def rebuild(self, market: Market, epoch: int = 0, line_ids: dict[str, str] | None = None) -> None:
         """Swap a market in, as a re-anchor does."""
+        reply = await self._swap(market, epoch, line_ids or {})
+        assert reply.ok, reply
+
+    async def rebuild_moving(self, newest: Callable[[], Market], epoch: int = 0) -> None:
+        """Swap a market in that goes on meanwhile: as a re-anchor does, anew while the hot keys are ahead of it."""
+        async with patience():
+            while (reply := await self._swap(newest(), epoch, {})).status is SwapStatus.BEHIND:
+                pass
+        assert reply.ok, reply
+
+    async def _swap(self, market: Market, epoch: int, line_ids: dict[str, str]) -> SwapReply:
         assert await self.hot.lock("test")
         staged = market.hot_state((await self.hot.read()).now_us)
-        book = market.pack_book(epoch + 1, line_ids or {})
-        assert await self.hot.stage("test", *staged, book)
-        reply = await self.hot.swap("test", epoch, market.update_id, market.stamp_us, f"receipt-{epoch}")
-        assert reply.ok, reply
+        assert await self.hot.stage("test", *staged, market.pack_book(epoch + 1, line_ids))
+        return await self.hot.swap("test", epoch, market.update_id, market.stamp_us, f"receipt-{epoch}")
 
     async def anchored(self, market: Market) -> None:
         """Anchor a market with its places on both lines, and let them go on.
@@ -286,7 +326,7 @@ async def until(condition: Callable[[], Awaitable[bool]], within_s: float, what:
 @asynccontextmanager
 async def staged(url: str, folder: Path) -> AsyncIterator[Stage]:
     """A stage on an empty server; whatever is started on it is ended."""
-    client = redis_client(url)
+    client = redis_client(url, **PATIENT)
     with ended(Stage(client, url, folder)) as made:
         yield made
     await client.aclose()

@@ -14,12 +14,13 @@ from redis.asyncio import Redis
 
 from sheetanchor.contract import keys
 from sheetanchor.store.function_library import library_source
-from sheetanchor.store.hot_records import Restatement, RestateReply, Vouch
+from sheetanchor.store.hot_records import Restatement, RestateReply, RestateStatus, Vouch
 from sheetanchor.store.hot_state import HotState
-from support.hot_state_cases import BOOK, feat, ob, stage, window
+from support.hot_state_cases import BOOK, feat, ob, redis_us, stage, window
 
 SYMBOL = "BTCUSDT"
 KEYS = keys(SYMBOL)
+SOON_US = 100_000
 FENCES = ("DONE", "FOREIGN", "FENCED", "REPLID", "EPOCH", "DOUBT", "LATE", "BEHIND")
 
 
@@ -105,8 +106,7 @@ class World:
 
     async def now_us(self) -> int:
         """Redis' clock."""
-        seconds, micros = await self.redis.time()
-        return int(seconds) * 1_000_000 + int(micros)
+        return await redis_us(self.redis)
 
     async def keep(self) -> None:
         """Let a replica have everything up to here."""
@@ -150,13 +150,14 @@ class World:
 
 @dataclass
 class Prepared:
-    """A restatement that is ready to be sent, and what was true when it was made."""
+    """A restatement that is ready to be sent, and what was true when it was made, at which moment of Redis' clock."""
 
     term: int
     writer: str
     order: Restatement
     truth: Truth
     content: int
+    made_us: int
 
     def read_before(self, us: int) -> Prepared:
         """Give it as its process sends it that was stopped for so long after it had read the lines."""
@@ -193,13 +194,21 @@ async def prepare(world: World, writer: str, update_id: int, held: tuple[int, st
         dataset="mine",
         unvalidated=anchor.unvalidated,
     )
-    return Prepared(anchor.term, writer, order, replace(world.truth, doubted=set(world.truth.doubted)), update_id)
+    truth = replace(world.truth, doubted=set(world.truth.doubted))
+    return Prepared(anchor.term, writer, order, truth, update_id, now_us)
 
 
 async def send(world: World, prepared: Prepared) -> RestateReply:
-    """Restate."""
+    """Restate at once after the lines were read and the market heard, unless the order says when that was."""
     at = prepared.content
     lists = (ob(at), window(at), window(at), feat(at))
-    vouch = Vouch(await world.now_us() + 1_000_000, 1_000_000)
     book = BOOK + str(at).encode()
-    return await world.hot.restate(prepared.term, prepared.writer, prepared.order, lists, book, vouch)
+    while True:
+        began_us = await world.now_us()
+        later_us, order = began_us - prepared.made_us, prepared.order
+        order = replace(order, read_us=order.read_us + later_us, stamp_us=order.stamp_us + later_us)
+        vouch = Vouch(began_us + 1_000_000, 1_000_000)
+        reply = await world.hot.restate(prepared.term, prepared.writer, order, lists, book, vouch)
+        # Where this process had to wait in between, the order was too late for that.
+        if reply.status is not RestateStatus.LATE or reply.now_us - began_us < SOON_US:
+            return reply

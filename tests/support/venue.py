@@ -60,5 +60,7 @@ async def running_venue() -> AsyncIterator[Venue]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     running.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield running
-    await runner.cleanup()
+    try:
+        yield running
+    finally:
+        await runner.cleanup()

@@ -25,7 +25,7 @@ from sheetanchor.process.ownership.writer_election import WriteRole
 from sheetanchor.process.symbol_processor import SymbolProcessor
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
-from support.patience import patience
+from support.patience import PATIENT, patience
 from support.reanchor_parts import KEYS, SYMBOL, reanchor
 from support.venue import Venue, running_venue
 
@@ -228,7 +228,7 @@ async def rebuild(redis: Redis, venue: Venue) -> None:
 
 
 async def heals(server: RedisServer, history: History) -> None:
-    redis = redis_client(server.url)
+    redis = redis_client(server.url, **PATIENT)
     try:
         await redis.flushall()
         async with running_venue() as venue:
@@ -276,7 +276,7 @@ async def two_rebuilds(server: RedisServer, redis: Redis, world: World, history:
 @pytest.mark.parametrize("age_s", [2, 8, 25, 40, 100])
 async def test_a_cached_snapshot_is_led_up(server: RedisServer, age_s: int) -> None:
     """A book from a cache, as old as it may be, joins the frames that Redis holds and is led up to the present."""
-    redis = redis_client(server.url)
+    redis = redis_client(server.url, **PATIENT)
     await redis.flushall()
     async with running_venue() as venue:
         world = World(venue)

@@ -32,9 +32,11 @@ async def test_an_emptied_redis_is_filled_again(stage: Stage, redis_server: Redi
     redis_server.stop()
     await said(processor, "waiting for Redis")
 
-    redis_server.start()
     stage.lines = Lines(stage.redis)
-    async with moving(stage.lines, stage.feed):  # a memory of a market that has stood still is not restated
+    async with processor.asleep():  # a memory of a market that has stood still is not restated
+        redis_server.start()
+        await stage.lines.carry(stage.feed.step())
+    async with moving(stage.lines, stage.feed):
         gap = await stage.told("redis_failover")
     await stage.follows()
 
@@ -72,8 +74,10 @@ async def test_a_master_that_is_demoted_is_waited_for(stage: Stage, redis_server
         await stage.redis.execute_command("REPLICAOF", "127.0.0.1", other.port)
         await said(processor, "waiting for Redis")
         await until(has_gone, 20, "the other server's data, which is none")
-        await stage.redis.execute_command("REPLICAOF", "NO", "ONE")
         stage.lines = Lines(stage.redis)
+        async with processor.asleep():
+            await stage.redis.execute_command("REPLICAOF", "NO", "ONE")
+            await stage.lines.carry(stage.feed.step())
 
         async with moving(stage.lines, stage.feed):
             await stage.told("redis_failover")
@@ -105,14 +109,17 @@ async def test_a_hand_over_is_no_doubt(stage: Stage) -> None:
 
 async def test_a_writer_that_was_replaced_wants_no_rebuild(stage: Stage) -> None:
     """It was waiting for a rebuild when another took over: the new writer judges the state, and it requests nothing."""
-    processor = await stage.started("--self-reanchor-after-s", "4")
+    processor = await stage.started("--self-reanchor-after-s", "10")
+    writer = await stage.has_writer()
+    other = stage.start()
+    await said(other, "loaded epoch 1", within_s=30)
     await stage.hot.suspect(0, "", 1, 0, "somebody doubts it")
     await asyncio.sleep(0.3)  # much less than it waits, and it has heard by then
-    assert (await stage.hot.take(9, "another", 0, "", force=True)).ok
+    async with processor.asleep():
+        await stage.has_writer(other_than=writer)
     await said(processor, "no longer the writer")
 
-    for _ in range(65):  # for longer than it would have waited, the other one writes
-        await stage.hot.apply(9, "another", 1, 10**9, 0)
+    for _ in range(110):  # for longer than it would have waited
         assert not processor.said("running it here")
         await asyncio.sleep(0.1)
 

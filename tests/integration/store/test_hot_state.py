@@ -11,7 +11,19 @@ from redis.asyncio import Redis
 from sheetanchor.contract import Gap, Receipt
 from sheetanchor.store.hot_records import Anchor
 from sheetanchor.store.hot_state import HotState
-from support.hot_state_cases import BOOK, anchored, apply, feat, fingerprint, ob, rebuild, stage, window
+from support.hot_state_cases import (
+    BOOK,
+    anchored,
+    apply,
+    ends_s,
+    feat,
+    fingerprint,
+    ob,
+    rebuild,
+    redis_us,
+    stage,
+    window,
+)
 from support.patience import patience
 
 # --- lock, stage, unlock ------------------------------------------------------------------------------------------
@@ -19,11 +31,14 @@ from support.patience import patience
 
 async def test_one_owner_holds_the_lock(hot: HotState, redis: Redis) -> None:
     """The second run is refused, the first may ask again, and the lock ends by itself."""
+    began_us = await redis_us(redis)
     taken = [await hot.lock("one"), await hot.lock("two"), await hot.lock("one")]
+    ended_us = await redis_us(redis)
 
     assert taken == [True, False, True]
     assert await hot.lock_holder() == "one"
-    assert 295 < await redis.ttl("reanchor:{BTCUSDT}") <= 300
+    assert 299 < await ends_s(redis, "reanchor:{BTCUSDT}", began_us)
+    assert await ends_s(redis, "reanchor:{BTCUSDT}", ended_us) < 301
 
 
 async def test_a_lock_that_ran_out_can_be_taken(hot: HotState, redis: Redis) -> None:
@@ -64,7 +79,9 @@ async def test_staging_carries_its_own_life(hot: HotState, redis: Redis) -> None
     """What a killed run leaves behind goes by itself within ten minutes."""
     await hot.lock("one")
 
+    began_us = await redis_us(redis)
     assert await stage(hot, "one", 100)
+    ended_us = await redis_us(redis)
 
     staging = (
         "ob:new:{BTCUSDT}",
@@ -73,7 +90,8 @@ async def test_staging_carries_its_own_life(hot: HotState, redis: Redis) -> None
         "tr:new:{BTCUSDT}:5s",
         "feat:new:{BTCUSDT}",
     )
-    assert all([595 < await redis.ttl(key) <= 600 for key in staging])
+    assert all([599 < await ends_s(redis, key, began_us) for key in staging])
+    assert all([await ends_s(redis, key, ended_us) < 601 for key in staging])
 
 
 @pytest.mark.parametrize("holder", ["", "other"])
@@ -130,8 +148,8 @@ async def test_swap_makes_the_staging_the_hot_state(hot: HotState, redis: Redis)
     assert [read.ob["update_id"], read.tr_1s["count"], read.tr_5s["count"], read.feat["ret_1s"]] == ["110"] * 4
     assert await hot.book() == BOOK + b"110"
     assert [await redis.ttl("ob:{BTCUSDT}"), await redis.ttl("book:{BTCUSDT}")] == [-1, -1]
-    assert 295 < await redis.ttl("tr:{BTCUSDT}:5s") <= 300
-    assert 115 < await redis.ttl("feat:{BTCUSDT}") <= 120
+    assert pytest.approx(300, abs=1) == await ends_s(redis, "tr:{BTCUSDT}:5s", reply.now_us)
+    assert pytest.approx(120, abs=1) == await ends_s(redis, "feat:{BTCUSDT}", reply.now_us)
     assert not [key async for key in redis.scan_iter("*new*")]
     assert await hot.lock_holder() == ""
     written = Anchor(2, 1, "a", anchor.heartbeat_us, 110, reply.now_us, 110, "receipt-second", "anchored")
