@@ -140,7 +140,7 @@ class Operator:
     async def observe_zones(self) -> None:
         """Judge zones until cancelled; nothing to do where that is not possible."""
         if not self.judges_zones:
-            log.info("zones are not judged: that needs nodes to be read, NODE_NAME, and pods asked directly")
+            log.info("zones are not judged: this needs the right to read nodes, NODE_NAME, and direct requests to pods")
             await asyncio.Event().wait()
         try:
             async with asyncio.TaskGroup() as group:

@@ -72,7 +72,7 @@ ZONE_HEALTHY: Final = Gauge(
 )
 READERS_WITHDRAWN: Final = Counter(
     "sheetanchor_readers_withdrawn_total",
-    "Inference pods of silent zones that were taken out of their Service, by what came of it.",
+    "Inference pods of silent zones that were taken out of their Service, by result.",
     ["result"],
     registry=REGISTRY,
 )

@@ -210,7 +210,7 @@ class Watch:
                 heard, self._failures = True, 0
                 version = self._take(event, body) or version
         if not heard and asyncio.get_running_loop().time() - started_s < BACKOFF_S:
-            raise ApiUnavailable(f"the watch of {self.place} was ended by the server as soon as it had begun")
+            raise ApiUnavailable(f"the watch of {self.place} was ended by the server immediately")
         return version
 
     def _take(self, event: str, body: Body) -> str:

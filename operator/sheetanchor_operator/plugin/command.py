@@ -34,7 +34,7 @@ INTERRUPTED: Final = 130
 
 USAGE: Final = """kubectl reanchor NAME [options]           request a re-anchor of a pipeline
        kubectl reanchor status [NAME] [options]  show the state of pipelines
-       kubectl reanchor explain NAME [options]   say why a pipeline is not sound, what is done, what you can do
+       kubectl reanchor explain NAME [options]   show why a pipeline is not sound, and what you can do
        kubectl reanchor history NAME [options]   list a pipeline's re-anchors
        kubectl reanchor switchover NAME [--to ZONE]   have another zone's processor write
        kubectl reanchor evacuate NAME ZONE       have a pipeline leave a zone, and stay out
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     moves = parser.add_argument_group("moving a pipeline")
     moves.add_argument("--to", default="", metavar="ZONE", help="zone to go to; default any that has a standby")
-    moves.add_argument("-y", "--yes", action="store_true", help="do not ask before it is moved")
+    moves.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
     return parser
 
 

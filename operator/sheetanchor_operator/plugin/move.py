@@ -73,7 +73,7 @@ def prepare(api: Api, options: MoveOptions) -> Move:
     metadata, status = pipeline["metadata"], pipeline.get("status") or {}
     notes = metadata.get("annotations") or {}
     if notes.get(PAUSED_ANNOTATION) == "true":
-        raise PluginError(f"pipeline {options.name} is paused: nothing of it is moved", EXIT_CHANGED_NOTHING)
+        raise PluginError(f"pipeline {options.name} is paused, so it cannot be moved", EXIT_CHANGED_NOTHING)
     evacuated = str(notes.get(EVACUATE_ANNOTATION, "")).partition("/")[0]
     request_id = options.request_id or f"kubectl-{uuid.uuid4().hex[:12]}"
     version = str(metadata.get("resourceVersion", ""))
@@ -169,7 +169,7 @@ def wait(api: Api, move: Move, timeout_s: float) -> Object:
             print_line(words, sys.stderr)
             printed = words
         if time.monotonic() - begun_s > timeout_s:
-            message = f"not done within {timeout_s:g} s: {words}; it goes on, see kubectl reanchor status"
+            message = f"not done within {timeout_s:g} s: {words}; it continues, see kubectl reanchor status"
             raise PluginError(message, EXIT_NOT_IN_TIME)
         time.sleep(POLL_S)
 

@@ -147,9 +147,7 @@ def _check_if_awake(pipeline: Object, options: RequestOptions) -> None:
         message = f"pipeline {options.name} is in maintenance: {reason}; --force overrides that"
         raise PluginError(message, EXIT_CHANGED_NOTHING)
     if not (spec.get("reanchor") or {}).get("enabled", True):
-        message = (
-            f"re-anchoring of pipeline {options.name} is switched off (spec.reanchor.enabled); --force overrides that"
-        )
+        message = f"re-anchoring of pipeline {options.name} is disabled (spec.reanchor.enabled); --force overrides that"
         raise PluginError(message, EXIT_CHANGED_NOTHING)
 
 

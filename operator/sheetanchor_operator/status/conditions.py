@@ -181,7 +181,7 @@ def _ingestion(facts: Facts) -> EvaluatedCondition:
         return condition("True", Reason.AS_EXPECTED, "every line receives and appends")
     problem = worst_of(facts.problems, Component.INGEST)
     if len(lost) < len(facts.workload_health.lines):
-        why = "the others carry the whole feed" if problem is None else problem.message
+        why = "the others deliver the whole feed" if problem is None else problem.message
         return condition("False", Reason.LINE_LOST, f"line {', '.join(lost)} is not ready; {why}")
     if problem is not None:
         return condition("False", problem.reason, problem.message)
@@ -342,7 +342,7 @@ def _reanchor_throttled(facts: Facts) -> EvaluatedCondition:
 
 
 def _switched_off(facts: Facts) -> list[str]:
-    """Name the symbols that need a rebuild and get none because re-anchoring is switched off.
+    """Name the symbols that need a rebuild and get none because re-anchoring is disabled.
 
     A suspect state needs one whether or not it is requested: with re-anchoring off requests are skipped, and none
     waits.

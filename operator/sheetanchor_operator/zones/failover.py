@@ -87,7 +87,7 @@ def _refused_switchover(zone: str, now: Situation) -> str:
     if zone in now.lost and zone:
         return f"zone {zone} is lost: name a zone that answers"
     if not left:
-        return "no processor says that it writes: nothing is known that could be moved; see kubectl reanchor explain"
+        return "no processor reports itself as the writer, so nothing can be moved; see kubectl reanchor explain"
     if zone and all(now.zone_of(now.writers.get(symbol, "")) == zone for symbol in now.symbols):
         return f"every symbol is written from zone {zone} already"
     return "" if _candidates(left, zone, now.symbols, now) else _nobody(left, zone)
@@ -272,7 +272,7 @@ def _finish(record: FailoverRecord, now: Situation, message: str) -> FailoverRec
 
 def _abort(record: FailoverRecord, now: Situation, why: str) -> FailoverRecord:
     ended = _finish(record, now, why)
-    return replace(ended, phase=FailoverPhase.ABORTED, message=f"given up at step {record.step}: {why}")
+    return replace(ended, phase=FailoverPhase.ABORTED, message=f"aborted at step {record.step}: {why}")
 
 
 def give_up(record: FailoverRecord, now: Situation, why: str) -> FailoverRecord:

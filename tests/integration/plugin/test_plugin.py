@@ -258,7 +258,7 @@ def test_unknown_symbol_names_those_there_are(place: Place) -> None:
         ({"spec": {"maintenance": {"enabled": True, "reason": "new disks"}}}, "is in maintenance: new disks"),
         (
             {"spec": {"reanchor": {"enabled": False}, "processor": {"selfReanchorAfterSeconds": 0}}},
-            "is switched off (spec.reanchor.enabled); --force overrides",
+            "is disabled (spec.reanchor.enabled); --force overrides",
         ),
     ],
 )

@@ -356,7 +356,7 @@ def test_pods_that_do_not_answer_are_named(place: Place) -> None:
     assert (2, "") == (done.returncode, done.stderr)
     assert done.stdout.startswith("NOT KNOWN")
     assert "  the state by btc-process-0: HTTP 503" in done.stdout
-    assert "  predictions and health by btc-infer-0: the answer is no JSON object" in done.stdout
+    assert "  predictions and health by btc-infer-0: the answer is not a JSON object" in done.stdout
 
 
 def test_a_pod_leads_nowhere_else(place: Place) -> None:

@@ -93,7 +93,7 @@ def test_a_switchover_is_asked_for_by_an_annotation(place: Place) -> None:
 
 @pytest.mark.parametrize(
     ("phase", "message", "code"),
-    [("Done", "written from zone b", 0), ("Aborted", "given up at step Fence", 1), ("Refused", "no standby", 6)],
+    [("Done", "written from zone b", 0), ("Aborted", "aborted at step Fence", 1), ("Refused", "no standby", 6)],
 )
 def test_it_waits_for_the_end(place: Place, phase: str, message: str, code: int) -> None:
     """And says how it has ended, by its exit code too."""

@@ -206,7 +206,7 @@ async def test_silent_lines_do_not_hold_up(redis: Redis, exchange: ExchangeProce
     receipt = await reanchor(redis, exchange.rest_url)
 
     assert "swapped" == receipt.result
-    assert "the lines bring no frames" in receipt.message
+    assert "the lines deliver no frames" in receipt.message
 
 
 async def test_lines_of_another_exchange_are_refused(redis: Redis, exchange: ExchangeProcess) -> None:
@@ -447,7 +447,7 @@ async def test_long_retry_after_is_remembered_by_the_next_run(redis: Redis, exch
     assert first.retry_at_us > time.time_ns() // 1000 + 200_000_000
     assert 1 <= asked <= 4, "the four requests of one collection at most"
     assert asked == exchange.applied(fault)
-    assert "the exchange asked for a pause" in second.message
+    assert "the exchange requested a pause" in second.message
 
 
 async def test_unresponsive_exchange(redis: Redis, exchange: ExchangeProcess) -> None:

@@ -183,7 +183,7 @@ def test_every_throttle_is_what_is_waited_for(reason: str) -> None:
     forced = "kubectl reanchor btc -n trading --symbol BTCUSDT --force --reason WHY --wait"
     helps = reason in {"Cooldown", "BudgetUsedUp", "Disabled"}
     assert (helps, reason == "ExchangeLimit") == (forced in can(one), any("bans" in step for step in can(one)))
-    waiting = "nothing: re-anchoring is switched off" if reason == "Disabled" else "btc-1 waits for 30 s: why; next at"
+    waiting = "nothing: re-anchoring is disabled" if reason == "Disabled" else "btc-1 waits for 30 s: why; next at"
     assert f"BTCUSDT: {waiting}" in text_of_explanation(one)
 
 

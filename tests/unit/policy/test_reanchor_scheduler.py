@@ -168,7 +168,7 @@ def test_doubt_about_an_older_epoch_is_settled() -> None:
     _, decision = decide(asked(State(), wish(epoch=2)), SOUND, NOW)
 
     assert isinstance(decision, Skip)
-    assert "the state it doubts, epoch 2, has been rebuilt since" == decision.reason
+    assert "the state that it is about, epoch 2, has been rebuilt since" == decision.reason
 
 
 def test_merged_request_of_unknown_epoch_is_not_settled() -> None:
@@ -249,7 +249,7 @@ def test_forced_validation_rebuilds() -> None:
             Policy(suppressed=frozenset({"price_discontinuity"})),
             "rule price_discontinuity is suppressed by the settings",
         ),
-        (Policy(enabled=False), "re-anchoring is switched off by the settings"),
+        (Policy(enabled=False), "re-anchoring is disabled by the settings"),
     ],
 )
 def test_settings_can_silence_a_rule_or_all(policy: Policy, reason: str) -> None:

@@ -177,7 +177,7 @@ def test_cooldown_holds_up_a_sound_state_and_says_so() -> None:
 
 
 def test_force_waits_for_nothing() -> None:
-    """What a person insists on starts during the cool-down, and while re-anchoring is switched off."""
+    """What a person insists on starts during the cool-down, and while re-anchoring is disabled."""
     world = World(spec={"reanchor": {"enabled": False}, "processor": {"selfReanchorAfterSeconds": 0}})
     world.add("soft", trigger="manual")
     world.add("hard", trigger="manual", force=True)
@@ -185,7 +185,7 @@ def test_force_waits_for_nothing() -> None:
     world.settle()
 
     assert ["hard-1"] == world.at_work()
-    assert "switched off" in world.of("soft")["message"]
+    assert "disabled" in world.of("soft")["message"]
 
 
 def test_failed_run_is_tried_again_with_backoff_and_given_up() -> None:

@@ -227,7 +227,7 @@ def test_another_standby_is_asked_where_one_does_not_take() -> None:
         record = found
         world.write(record)
     assert [("p-b", 8), ("p-c", 9), ("p-b", 10)] == asked
-    assert (FailoverPhase.ABORTED, "given up at step Fence: p-b does not take over: it lags") == (
+    assert (FailoverPhase.ABORTED, "aborted at step Fence: p-b does not take over: it lags") == (
         record.phase,
         record.message,
     )
@@ -311,7 +311,7 @@ def test_a_step_that_does_not_end_is_given_up(step: FailoverStep) -> None:
     assert on_time.running
     assert late is not None
     assert FailoverPhase.ABORTED is late.phase
-    assert f"given up at step {step}: not done within {LIMITS_US[step] // SECOND} s: " in late.message
+    assert f"aborted at step {step}: not done within {LIMITS_US[step] // SECOND} s: " in late.message
 
 
 EVENTS = st.sampled_from(

@@ -277,7 +277,7 @@ class RestClient:
         deadline_s = time.monotonic() + self._patience_s
         while True:
             wait_s = self.blocked_s
-            why = "the exchange asked for a pause"
+            why = "the exchange requested a pause"
             if wait_s == 0:
                 left = self.weight_remaining
                 wait_s = self._weight.take(weight, time.time())
@@ -338,7 +338,7 @@ class RestClient:
             )
             self.honour_retry_after(wait_s)
             log.warning("Binance rate limit hit, waiting %gs", wait_s)
-            raise RateLimited(f"{text}; it asks to wait {wait_s:g} s", retry_after_s=wait_s, status=status)
+            raise RateLimited(f"{text}; it requests to wait {wait_s:g} s", retry_after_s=wait_s, status=status)
         if status >= 500:
             raise ExchangeUnavailable(text)
         raise ExchangeRefused(text)

@@ -104,7 +104,7 @@ def checks_of(supervisor: ConnectionSupervisor, publisher: StreamPublisher) -> l
         details = describe(supervisor, publisher)["sbe_websocket"]
         if supervisor.connected and supervisor.lacking:
             missing = ", ".join(details["lacking"])
-            message = f"no messages of {missing}, while other streams go on"
+            message = f"no messages of {missing}, while other streams continue"
             return CheckResult("degraded", {**details, "message": message})
         return CheckResult("healthy" if supervisor.connected else "unhealthy", details)
 

@@ -213,7 +213,7 @@ class ConnectionSupervisor:
         for symbol, stream in lacking:
             if (symbol, stream) not in self.lacking:
                 silent_s = newest.watch.silent_s(symbol, stream, now_s)
-                log.warning("%s: no %s message for %.0f s, while other streams go on", symbol, stream, silent_s)
+                log.warning("%s: no %s message for %.0f s, while other streams continue", symbol, stream, silent_s)
         for symbol, stream in self.lacking:
             if (symbol, stream) not in lacking:
                 log.info("%s: the stream %s has resumed, or another connection is tried for it", symbol, stream)

@@ -423,7 +423,7 @@ class NodeProcess:
                 if found.role != "master":
                     raise ControlRefused(f"{self._name} is not the master")
                 if not await self._peers.hand_over(local, min(HAND_OVER_NOW_S, self._settings.hand_over_s)):
-                    raise ControlRefused("no other node was promoted; the log of this node says why")
+                    raise ControlRefused("no other node was promoted; see the log of this node")
         except (exceptions.RedisError, OSError) as error:
             raise ControlRefused(f"the server does not answer: {type(error).__name__}") from error
         finally:
@@ -475,7 +475,7 @@ def peers_route(node: NodeProcess) -> Callable[[], Awaitable[dict[str, Any]]]:
 
     async def peers() -> dict[str, Any]:
         if node.state.reached is None:
-            raise HTTPException(503, "the Sentinel has not said yet which nodes it reaches; try again in a second")
+            raise HTTPException(503, "the Sentinel has not reported yet which nodes it reaches; try again in a second")
         return node.state.reached.to_json(time.monotonic() - node.state.reached_s)
 
     return peers

@@ -45,7 +45,9 @@ GAP_DETECTION_RULES: Final[dict[str, Rule]] = {
     "feed_late": Rule("a stream falls behind its own baseline by more than 2 s", "medium", VALIDATION, False),
     "clock_jump": Rule("the exchange's or Redis' clock was set", "low", VALIDATION, False),
     "trades_quiet": Rule("no trade for far longer than their own rhythm", "low", VALIDATION, False),
-    "volume_anomaly": Rule("volume of five seconds more than volume_sigmas off its mean", "low", VALIDATION, False),
+    "volume_anomaly": Rule(
+        "volume of five seconds more than volume_sigmas standard deviations from its mean", "low", VALIDATION, False
+    ),
     "price_discontinuity": Rule("the mid price jumps by more than price_jump", "high", IMMEDIATE, True),
     "connection_loss": Rule("a line has no connection for more than connection_loss_s", "critical", EMERGENCY, False),
     "redis_failover": Rule("Redis has lost writes that it had acknowledged", "high", IMMEDIATE, True),

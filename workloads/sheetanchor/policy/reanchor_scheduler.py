@@ -217,7 +217,7 @@ def ask(state: State, request: Request, policy: Policy = DEFAULT_POLICY) -> tupl
     if not request.force and request.trigger in policy.suppressed:
         return state, Skip(f"rule {request.trigger} is suppressed by the settings", request)
     if not request.force and not policy.enabled:
-        return state, Skip("re-anchoring is switched off by the settings", request)
+        return state, Skip("re-anchoring is disabled by the settings", request)
     ids = tuple((known, at_us) for known, at_us in state.ids if at_us > request.at_us - IDS_KEPT_US)
     if request.id:
         ids = (*ids, (request.id, request.at_us))[-IDS_MAX:]
@@ -287,7 +287,7 @@ def _moot(state: State, request: Request, seen: Seen) -> str:
     if seen.suspect:
         return "a rebuild is due anyway" if request.action == VALIDATION else ""
     if 0 < request.epoch < seen.epoch:
-        return f"the state it doubts, epoch {request.epoch}, has been rebuilt since"
+        return f"the state that it is about, epoch {request.epoch}, has been rebuilt since"
     if request.at_us <= state.covered_us:
         return "the last run is newer than what it is about"
     if request.action == EMERGENCY and seen.fresh:

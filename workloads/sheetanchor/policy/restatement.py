@@ -119,13 +119,13 @@ def rebuild_due_us(doubt: str, suspect_at_us: int) -> int:
 def _never(facts: RestateFacts) -> str:
     """Say what no waiting can cure, "" if nothing."""
     if not facts.replication_id:
-        return "the server does not say which replication history it is in"
+        return "the server does not report its replication history"
     if facts.restated_here:
         return "the state was restated in this replication history already"
     if not facts.root or not facts.held_receipt:
         return "no rebuild from the exchange is known"
     if not facts.heard_anchored or facts.heard_receipt != facts.held_receipt:
-        return "the state in memory was not anchored when it was last heard of"
+        return "the state in memory was not anchored when it was last read"
     if facts.loaded:
         return "the memory was loaded since then"
     if facts.faults:

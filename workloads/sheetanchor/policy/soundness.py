@@ -474,7 +474,7 @@ def judge(memory: Memory, now_us: int, unwritten: str = "") -> Soundness:
     reasons += _late(memory, seen, now_us)
     reasons += _disagreeing(memory, seen, now_us)
     if seen.trades_missing or (memory.trades_lost_us and now_us - memory.trades_lost_us < WINDOW_US):
-        reasons.append(UnsoundReason("windows", "they are not whole: some trades were lost or have odd times"))
+        reasons.append(UnsoundReason("windows", "they are incomplete: trades were lost or have wrong times"))
     if seen.undated:
         reasons.append(
             UnsoundReason("clock", "the newest entries' ids are ahead of Redis' clock: their age is not known")
@@ -508,7 +508,7 @@ def _missing(memory: Memory, seen: MarketObservation, now_us: int) -> list[tuple
         text = f"bestBidAsk: the book's own best prices have moved, and none has come {_for(since_us, now_us)}"
         owed.append((since_us, MISSING_AFTER_US, UnsoundReason("missing", text)))
     for name, since_us in memory.unheard.items():
-        text = f"{name}: no line has brought what a rebuild knows {_for(since_us, now_us)}"
+        text = f"{name}: no line has delivered what a rebuild contains, {_for(since_us, now_us)}"
         owed.append((since_us, 0, UnsoundReason("missing", text)))
     return owed
 
@@ -530,7 +530,9 @@ def _late(memory: Memory, seen: MarketObservation, now_us: int) -> list[UnsoundR
                 UnsoundReason("clock", f"the event time of {name} jumped by {jump_s:+.1f} s, windows refill")
             )
     if memory.followed_us and now_us - memory.followed_us < REFILL_US:
-        reasons.append(UnsoundReason("clock", "event times are not believed, or were not until lately: windows refill"))
+        reasons.append(
+            UnsoundReason("clock", "event times are not trusted, or were not until recently: windows refill")
+        )
     newest = max(memory.paces.values(), key=lambda pace: pace.message.arrival_us)
     # What came while this process was stopped in its read may be newer than the moment that it judges.
     passed_us = max(0, seen.now_us - newest.message.arrival_us)
@@ -550,7 +552,7 @@ def _disagreeing(memory: Memory, seen: MarketObservation, now_us: int) -> list[U
     if seen.streamed_best is not None and seen.bba_id > seen.update_id:
         bid, ask = seen.streamed_best
         if min(bid, ask) <= 0:
-            reasons.append(UnsoundReason("disagree", "the newest bestBidAsk says that a side of the book is empty"))
+            reasons.append(UnsoundReason("disagree", "by the newest bestBidAsk a side of the book is empty"))
         elif bid >= ask:
             reasons.append(UnsoundReason("disagree", f"best bid {bid} at or above best ask {ask}"))
     trade_us = memory.paces["trade"].message.arrival_us

@@ -72,7 +72,7 @@ class ProcessorMetrics:
                 metrics.LINE_BEHIND.labels(self._symbol, line, stream).set(stream in lacking.get(line, ()))
         for line in lacking.keys() - self._lacking.keys():
             streams = ", ".join(lacking[line])
-            log.warning("%s: line %s brings no %s any more; another line covers it", self._symbol, line, streams)
+            log.warning("%s: line %s no longer delivers %s; another line does", self._symbol, line, streams)
         self._lacking = lacking
 
     def show_soundness(self, verdict: Soundness) -> None:

@@ -225,7 +225,7 @@ class Requests:
                 try:
                     gaps.append(Gap.parse({name.decode(): value.decode() for name, value in raw.items()}))
                 except (KeyError, ValueError) as error:
-                    log.warning("entry %s of stream %s is no gap record: %r", entry_id.decode(), stream, error)
+                    log.warning("entry %s of stream %s is not a gap record: %r", entry_id.decode(), stream, error)
         return gaps
 
     async def _now_us(self) -> int:

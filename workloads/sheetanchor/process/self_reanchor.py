@@ -256,7 +256,7 @@ class SelfReanchor:
             self._settings, self._hot, self._symbol, trigger, reason, validate_only=validate_only
         )
         if code not in (0, EXIT_LOCK_HELD, EXIT_SUPERSEDED):
-            log.error("%s: the re-anchor failed with exit code %d; its own log says why", self._symbol, code)
+            log.error("%s: the re-anchor failed with exit code %d; see its log", self._symbol, code)
 
     async def _read_receipts(self) -> bool:
         """Take in new receipts; true if there are any of runs, among them those that only a later version can read."""
@@ -276,7 +276,7 @@ class SelfReanchor:
             try:
                 self._unanswered.take_gap(Gap.parse({name.decode(): value.decode() for name, value in raw.items()}))
             except (KeyError, ValueError) as error:
-                log.warning("%s: entry %s of the stream of gaps is no gap record: %r", self._symbol, entry_id, error)
+                log.warning("%s: entry %s of the stream of gaps is not a gap record: %r", self._symbol, entry_id, error)
 
     async def _after(self, stream: str, entry_id: str, count: int) -> list[tuple[str, dict[bytes, bytes]]]:
         """Read a stream on; the first time only its last entry, since older ones were dealt with before this start."""

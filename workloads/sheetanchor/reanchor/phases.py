@@ -148,7 +148,7 @@ class ReanchorRun:
                 await self._hot.validated(anchor.epoch, anchor.receipt)
                 return Outcome("validated", 0, "the live state agrees with the exchange: nothing to do")
             progress.notes.append(f"the live state was wrong: {'; '.join(differences)}")
-            await self._doubt(f"it is not what the exchange says: {'; '.join(differences)}")
+            await self._doubt(f"it differs from the exchange: {'; '.join(differences)}")
         replay, snapshot = await self._rebuild()
         reply = await self._finish(replay, snapshot)
         if reply is None:
@@ -300,8 +300,12 @@ class ReanchorRun:
             async with asyncio.timeout(CLEAN_UP_S):
                 await self._repeat_doubt()
         except (RedisError, TimeoutError) as error:
-            self.progress.notes.append("the state was found to be wrong, and may not be marked as suspect")
-            log.error("the state of %s is wrong and cannot be marked as suspect: %s", self.order.symbol, error)
+            self.progress.notes.append("the state differs from the exchange, and could not be marked as suspect")
+            log.error(
+                "the state of %s differs from the exchange and cannot be marked as suspect: %s",
+                self.order.symbol,
+                error,
+            )
 
     async def _rebuild(self) -> tuple[Replay, Snapshot]:
         """Fetch, build and catch up; with a newer snapshot when the lines do not join this one.

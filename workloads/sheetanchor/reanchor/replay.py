@@ -40,7 +40,7 @@ class Reached(Enum):
     """The result of catching up with the lines."""
 
     LIVE = "caught up with the lines"
-    SILENT = "the lines bring no frames: only the snapshot counts"
+    SILENT = "the lines deliver no frames: only the snapshot counts"
     ABSENT = "there is no line: only the snapshot counts"
     MISSING_RANGE = "the lines begin after the snapshot, or messages are missing after it"
 

@@ -78,5 +78,5 @@ def _host(text: str) -> tuple[str, int]:
     found = _HOST.fullmatch(text)
     port = int(found["port"] or SENTINEL_PORT) if found else 0
     if found is None or not 0 < port < 65_536:
-        raise ValueError(f"{EXPECTED}; one of its hosts is no HOST:PORT")
+        raise ValueError(f"{EXPECTED}; one of its hosts is not HOST:PORT")
     return found["six"] or found["name"], port

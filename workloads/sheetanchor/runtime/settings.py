@@ -206,7 +206,9 @@ class RedisSettings(Common):
     persistent: bool = setting(False, "write the data to data_dir, which then has to outlive this pod")
     maxmemory_bytes: int = setting(0, "bytes of memory for data; 0 sets no limit", ge=0)
     min_replicas_to_write: int = setting(1, "replicas that the master must reach to accept writes", ge=0, le=9)
-    min_replicas_max_lag_s: int = setting(2, "seconds that a replica may be silent and still count", ge=1, le=60)
+    min_replicas_max_lag_s: int = setting(
+        2, "seconds without contact after which a replica no longer counts", ge=1, le=60
+    )
     quorum: int = setting(2, "Sentinels that must agree that the master is down", ge=1, le=9)
     down_after_ms: int = setting(2500, "milliseconds of silence after which a server is down", ge=500, le=60_000)
     failover_timeout_ms: int = setting(
@@ -388,7 +390,7 @@ class ReanchorSettings(WithRedis, WithRest, ReliabilitySettings):
         [], "request id of a run that is known to have ended: its lock is released first; repeat for several"
     )
     doubted_epoch: int = setting(
-        -1, "epoch of the state in doubt: nothing is done if a later one is anchored by now; -1 rebuilds any", ge=-1
+        -1, "epoch of the suspect state: nothing is done if a later one is already anchored; -1 rebuilds any", ge=-1
     )
     receipt_file: Path | None = setting(None, "file to write the receipt to as well, at most 4096 bytes of JSON")
     validate_only: bool = setting(False, "compare with the exchange first and swap only if the state is wrong")

@@ -53,7 +53,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         "serverShutdown is announced, and connections end some seconds later", {**_LINES, "seconds": 1.0}
     ),
     "price_jump": Recipe(
-        "the next n trade messages have prices some per cent off", {**_EVERYWHERE, "n": 1.0, "percent": 2.0}
+        "the prices of the next n trade messages are some per cent off", {**_EVERYWHERE, "n": 1.0, "percent": 2.0}
     ),
     "slow_rest": Recipe("the next n REST answers come some seconds late", {**_REQUESTS, "seconds": 3.0}),
     "rest_status": Recipe(

@@ -98,7 +98,7 @@ async def ensure_library(redis: Redis) -> int:
             await _load(redis, found)
         elif step is LibraryStep.USE_NEWER:
             log.warning(
-                "the server's function library says it is version %d, newer than this role's %d: it is used as it is",
+                "the server's function library has version %d, newer than this role's %d: it is used as it is",
                 found.version,
                 library_version(),
             )

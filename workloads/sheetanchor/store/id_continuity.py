@@ -213,5 +213,5 @@ async def leave_out(redis: Redis, reader: LineReader, market: Market, positions:
     is_gone = beyond(positions, market.update_id, market.bba_id, market.trade_id)
     gone = begin_after(marks, is_gone)
     for line, entry_id in gone.items():
-        log.warning("%s: the ids of line %s have begun again: it is read after %s", market.symbol, line, entry_id)
+        log.warning("%s: the ids of line %s have restarted: it is read after %s", market.symbol, line, entry_id)
     reader.seek(gone)

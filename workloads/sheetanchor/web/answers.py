@@ -230,7 +230,7 @@ class Answers:
         """Give the body of the answer to a request that is no HTTP, and count it."""
         self._counters.errors.labels("BAD_REQUEST").inc()
         self._counters.requests.labels("400", "other").inc()
-        return json.dumps(_body("BAD_REQUEST", "This is no HTTP request.", _new_id())).encode()
+        return json.dumps(_body("BAD_REQUEST", "This is not an HTTP request.", _new_id())).encode()
 
 
 def new_app(title: str, counters: Counters) -> FastAPI:

@@ -62,13 +62,13 @@ class Mover:
         try:
             await self._sent(pipeline, pods.get(action.pod, {}), action)
         except (ControlFailed, ApiError) as error:
-            log.warning("%s: %s does not do what it is asked: %s", where, action.pod, error)
+            log.warning("%s: %s does not execute the requested action: %s", where, action.pod, error)
             return Failed(action, str(error))
         except Exception as error:
             # The move must be given up in its time, not wait for an action whose task has failed unseen.
             log.exception("%s: a request to %s failed on a defect of the operator", where, action.pod)
             return Failed(action, type(error).__name__)
-        log.info("%s: %s has done what it was asked: %s", where, action.pod, action)
+        log.info("%s: %s has executed the requested action: %s", where, action.pod, action)
         return None
 
     async def _sent(self, pipeline: Pipeline, pod: Live, action: Action) -> None:

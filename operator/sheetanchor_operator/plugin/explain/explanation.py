@@ -105,7 +105,7 @@ def explain(facts: Facts) -> Explanation:
 
 _UNSEEN: Final = NotKnown(
     "whether predictions are sound",
-    "no pod's answer and no report of the last minute says so",
+    "no pod's answer and no report of the last minute shows it",
 )
 
 

@@ -66,7 +66,7 @@ NOTHING_WRONG: Final[frozenset[str]] = frozenset(
 """Reasons that explain no degradation. What is under way is reported as such."""
 
 _MISSING: Final = "pods that need it do not start"
-_UNAPPLIED: Final = "the operator cannot bring the pipeline's objects into the state that the spec asks for"
+_UNAPPLIED: Final = "the operator cannot apply the spec to the pipeline's objects"
 _NO_POD: Final = "the pods that it concerns do not run"
 
 _PATCH: Final = "kubectl -n {namespace} patch pp {name} --type=merge -p "
@@ -86,13 +86,13 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
         (_RESUME,),
     ),
     Reason.PAUSED: Meaning(
-        "the operator corrects nothing and starts no re-anchor while it lasts",
+        "meanwhile the operator repairs nothing and starts no re-anchors",
         "SheetAnchorPipelinePaused",
         (f"kubectl -n {{namespace}} annotate pp {{name}} {PAUSED_ANNOTATION}-",),
     ),
     # What a person has to fix: the order is that in which the operator reports them.
     Reason.SPEC_REFUSED: Meaning(
-        "the operator does nothing for this pipeline; what else its status reports is of before", NOT_READY, (), True
+        "the operator does nothing for this pipeline; the rest of its status is outdated", NOT_READY, (), True
     ),
     Reason.NAMESPACE_TERMINATING: Meaning("nothing can be created in it", NOT_READY, (), True),
     Reason.WATCH_REFUSED: Meaning(
@@ -115,7 +115,7 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
     Reason.PODS_NOT_READY: Meaning("fewer pods serve than there should be", "SheetAnchorReplicaMissing", (PODS,)),
     # A zone takes lines, processors and Redis nodes with it; the others carry the pipeline.
     Reason.ZONE_LOST: Meaning(
-        "less is left to spare until it returns", "SheetAnchorZoneLost", (PODS,), carried=True, spare=True
+        "there is less redundancy until it returns", "SheetAnchorZoneLost", (PODS,), carried=True, spare=True
     ),
     # Everything else rests on Redis, then on the exchange.
     Reason.NO_MASTER: Meaning("nothing can be written: predictions degrade", "SheetAnchorRedisNoMaster", (), True),
@@ -153,7 +153,10 @@ MEANINGS: Final[Mapping[str, Meaning]] = {
     Reason.PREDICTIONS_DEGRADED: Meaning("readers should not act on them", DEGRADED),
     # What costs redundancy only.
     Reason.LINE_LOST: Meaning(
-        "predictions stay sound, but no line is spare", "SheetAnchorLineDown", (logs_of(Component.INGEST),), spare=True
+        "predictions stay sound, but no line is redundant",
+        "SheetAnchorLineDown",
+        (logs_of(Component.INGEST),),
+        spare=True,
     ),
     Reason.NOT_SPREAD: Meaning(
         "predictions stay sound; the loss of one zone may take all pods of a component", "", carried=True, spare=True
@@ -224,7 +227,7 @@ DOUBTS: Final[Mapping[str, DoubtMeaning]] = {
         "the state may be wrong until a re-anchor is swapped in", NOT_ANCHORED, (Condition.ANCHORED,)
     ),
     "missing": DoubtMeaning(
-        "a stream is silent on every line while others go on", DEGRADED, (Condition.INGESTION_HEALTHY,), _INGEST_LOG
+        "a stream is silent on every line while others continue", DEGRADED, (Condition.INGESTION_HEALTHY,), _INGEST_LOG
     ),
     "stale": DoubtMeaning(
         "nothing has arrived for over 5 s", "SheetAnchorFeatureStale", (Condition.INGESTION_HEALTHY,), _INGEST_LOG
@@ -236,10 +239,14 @@ DOUBTS: Final[Mapping[str, DoubtMeaning]] = {
     "windows": DoubtMeaning("some trades of the last 5 s are missing; ends 5 s after the last loss", DEGRADED),
     "disagree": DoubtMeaning("parts of the state contradict each other", DEGRADED, (Condition.ANCHORED,)),
     "unvalidated": DoubtMeaning("trades are silent, and no validation has confirmed that yet", DEGRADED),
-    "unproven": DoubtMeaning("no processor vouches for the state", DEGRADED, (Condition.REDIS_HEALTHY,), _PROCESS_LOG),
+    "unproven": DoubtMeaning(
+        "no processor declares the state sound", DEGRADED, (Condition.REDIS_HEALTHY,), _PROCESS_LOG
+    ),
     "symbols": DoubtMeaning("the model was trained on other symbols: give the pipeline its own model", DEGRADED),
     "model": DoubtMeaning("a fallback answers instead of the model", "SheetAnchorModelFallback", (), _INFER_LOG),
-    "features": DoubtMeaning("the model lacks what it was trained with", "SheetAnchorModelFallback", (), _INFER_LOG),
+    "features": DoubtMeaning(
+        "an input that the model was trained with is missing", "SheetAnchorModelFallback", (), _INFER_LOG
+    ),
 }
 """Every kind of doubt; what comes first brings about what comes after."""
 
@@ -255,7 +262,7 @@ RULES: Final[Mapping[str, str]] = {
     "connection_loss": "see the health of the ingestors",
     "book_edge": "if it repeats, raise spec.reanchor.depthLimit",
     "time_gap": "see the health of the ingestors",
-    "stream_missing": "see the health of the ingestors, and restart the one that lacks the stream",
+    "stream_missing": "see the health of the ingestors, and restart the one that does not deliver the stream",
     "feed_late": "see the network, the ingestors' queues (ingestor_queue_bytes) and Redis' latency",
     "clock_jump": "if it repeats, see the nodes' time synchronisation",
     "trades_quiet": "",

@@ -106,7 +106,7 @@ def _answers(api: Api, name: str, symbols: Sequence[str], not_known: list[NotKno
     if len(questions) > QUESTIONS_MAX:
         left = len(questions) - QUESTIONS_MAX
         not_known.append(
-            NotKnown(what, f"{left} questions are left out: at most {QUESTIONS_MAX} are asked; use --symbol")
+            NotKnown(what, f"{left} questions are left out: at most {QUESTIONS_MAX} are polled; use --symbol")
         )
     if not questions:
         return []
@@ -174,5 +174,5 @@ def _error(answer: Answer) -> str:
     message = (_object(answer.body) or {}).get("message") or (_object(answer.body) or {}).get("detail") or ""
     text = one_line(str(message), ERROR_LENGTH_MAX)
     if answer.status < 400:
-        return "the answer is no JSON object"
+        return "the answer is not a JSON object"
     return f"HTTP {answer.status}{': ' + text if text else ''}"

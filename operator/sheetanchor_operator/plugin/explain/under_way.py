@@ -28,7 +28,7 @@ class Activity:
     Attributes:
         about: The trading pair, or "" for the whole pipeline.
         state: running; waiting, with the reason as message; unseen by any operator; none, where a suspect state has
-            neither run nor request; blocked, where re-anchoring is switched off; rolling out.
+            neither run nor request; blocked, where re-anchoring is disabled; rolling out.
         reanchor: Name of the ReAnchor, "" for none.
         since_us: When it began, or was requested; 0 if that is not known.
         next_us: When it goes on at the earliest; 0 if that is not known.
@@ -97,7 +97,7 @@ def _waiting(facts: Facts, one: RunFact) -> Activity:
 def _nothing(facts: Facts, symbol: str) -> Activity:
     throttled = throttle(facts)
     if throttled is not None and throttled.reason == Reason.DISABLED:
-        return Activity(symbol, "blocked", "re-anchoring is switched off (spec.reanchor.enabled)")
+        return Activity(symbol, "blocked", "re-anchoring is disabled (spec.reanchor.enabled)")
     waits = _throttle_of(symbol, throttled)
     return Activity(symbol, "waiting", waits) if waits else Activity(symbol, "none", "no re-anchor runs or waits")
 
