@@ -198,7 +198,7 @@ def test_what_is_as_it_should_be_is_not_touched() -> None:
         (EVACUATE, {"lost": frozenset("c")}, "zone c is lost: leaving zone a as well would take two zones away"),
         (EVACUATE, {"zones": ("a",)}, "fewer than two zones"),
         (EVACUATE, {"processors": World().situation().processors[:1]}, "no standby outside of zone a answers"),
-        (SWITCH, {"writers": {}}, "no processor says that it writes"),
+        (SWITCH, {"writers": {}}, "no processor reports itself as the writer"),
         (SWITCH, {"at_rest": "spec.suspend is true"}, "spec.suspend is true: nothing runs that could be moved"),
     ],
 )
