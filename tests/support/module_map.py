@@ -18,6 +18,7 @@ pipeline, and what may import what, are in [architecture.md](architecture.md).
 TREES = {
     "workloads/sheetanchor": "Workloads: what runs in the pods, and on one machine",
     "operator/sheetanchor_operator": "Operator and `kubectl reanchor`",
+    "operator/krew": "The archive for krew",
 }
 
 
