@@ -122,5 +122,5 @@ def redis_url(redis_server: RedisServer) -> str:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port that nobody uses just now."""
+    """A port that no process uses at this moment."""
     return free_port_number()

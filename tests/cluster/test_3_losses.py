@@ -37,7 +37,7 @@ VICTIMS = {
 
 
 def crash(btc: Running, name: str) -> None:
-    """Kill a pod's first container on its node: it gets no signal that it could act on; its kubelet starts it anew."""
+    """Kill a pod's first container on its node, with a signal that it cannot handle; its kubelet restarts it."""
     container = json.loads(btc.kubectl("get", "pod", name, "-o", "json"))["spec"]["containers"][0]["name"]
 
     def starts() -> int:
@@ -60,7 +60,7 @@ def delete(btc: Running, name: str) -> None:
 def test_losing_a_pod_costs_no_slot(
     btc: Running, image: str, victim: str, kill: Callable[[Running, str], None]
 ) -> None:
-    """However a pod ends, no slot is missed, whoever reads the Service misses one at most, and all is sound again."""
+    """However a pod ends, no slot is missed, a client of the Service misses one at most, and all is sound again."""
     btc.until_sound()
     name = VICTIMS[victim](btc)
 

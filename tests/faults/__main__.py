@@ -43,8 +43,8 @@ def run(scenario: ChaosScenario, seed: int, truth: Truth, out: Path) -> ChaosTes
 def report(results: Sequence[ChaosTestResult]) -> str:
     """Write the table: the worst of all runs of each scenario."""
     lines = [
-        "| scenario | runs | longest hole in slots | longest unsound stretch | failed requests within | wrong sound "
-        "predictions | sound again after | score, lowest | shown as kept, and lost | violations |",
+        "| scenario | runs | missed in a row, at most | unsound in a row, at most | failed requests within "
+        "| wrong sound predictions | sound again after | score, lowest | shown as kept, and lost | violations |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(result.scenario for result in results):
@@ -56,7 +56,7 @@ def report(results: Sequence[ChaosTestResult]) -> str:
         score = min(one.resilience_score for one in runs)
         told = "never" if None in back else f"{max(one for one in back if one is not None):.1f} s"
         lines.append(
-            f"| {SCENARIOS[name].text} | {len(runs)} | {max(one.whole.hole for one in runs)} "
+            f"| {SCENARIOS[name].text} | {len(runs)} | {max(one.whole.missed_in_a_row for one in runs)} "
             f"| {max(one.whole.unsound for one in runs)} | {max(one.whole.failed_us for one in runs) / 1e6:.1f} s "
             f"| {wrong} | {told} | {score:.2f} | {lost} | {', '.join(bad) or 'none'} |"
         )

@@ -88,9 +88,9 @@ class ChaosTestResult:
         back = "never" if self.recovered_s is None else f"{self.recovered_s:.1f} s"
         verdict = "ok" if self.passed else f"FAILED {self.violations or 'not sound in time'}"
         return (
-            f"{self.scenario:12} seed {self.seed}: hole {lost.hole}, unsound {lost.unsound} of {lost.slots} slots, "
-            f"{lost.failed} of {lost.asked} questions failed within {lost.failed_us / 1e6:.1f} s, sound again after "
-            f"{back}, score {self.resilience_score:.2f}: {verdict}"
+            f"{self.scenario:12} seed {self.seed}: of {lost.slots} slots in a row {lost.missed_in_a_row} missed, "
+            f"{lost.unsound} unsound, {lost.failed} of {lost.asked} requests failed within "
+            f"{lost.failed_us / 1e6:.1f} s, sound again after {back}, score {self.resilience_score:.2f}: {verdict}"
         )
 
     def to_json(self) -> dict[str, Any]:

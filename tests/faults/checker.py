@@ -298,7 +298,7 @@ class Losses:
 
     Attributes:
         slots: Slots that count.
-        hole: Longest run of slots for which no answer was read by their end.
+        missed_in_a_row: Longest run of slots for which no answer was read by their end.
         unsound: Longest run of slots for which no sound answer was read by their end, missing ones too.
         missed: Slots for which no answer was read by their end.
         degraded: Slots for which only a degraded one was.
@@ -309,7 +309,7 @@ class Losses:
     """
 
     slots: int
-    hole: int
+    missed_in_a_row: int
     unsound: int
     missed: int
     degraded: int
@@ -338,7 +338,7 @@ def losses(history: History, begin_us: int, end_us: int) -> Losses:
     failed = [request.at_us for request in asked if request.error]
     return Losses(
         slots=len(slots),
-        hole=_longest(slot not in read for slot in slots),
+        missed_in_a_row=_longest(slot not in read for slot in slots),
         unsound=_longest(slot not in sound for slot in slots),
         missed=sum(slot not in read for slot in slots),
         degraded=sum(slot in read and slot not in sound for slot in slots),

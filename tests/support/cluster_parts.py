@@ -93,10 +93,10 @@ def ready(pod: dict[str, Any]) -> bool:
 
 
 class Reader:
-    """A reader of predictions: every replica is asked again and again, by whoever answers first a slot counts.
+    """A reader of predictions: it requests every replica again and again; the first answer for a slot counts.
 
-    A slot is missed when no prediction for it was readable by its end. What a replica tells later carries the time that
-    it took, so that a slow question is not taken for a missed slot.
+    A slot is missed if no prediction for it could be read by its end. Later answers are counted with the time that they
+    took, so that a slow request is not taken for a missed slot.
     """
 
     def __init__(self, api: Api, namespace: str, pipeline: str, symbol: str = "BTCUSDT") -> None:
@@ -135,12 +135,12 @@ class Reader:
             self.seen[record["slot"]] = record
 
     def missed(self) -> list[int]:
-        """Name the slots since the start that nobody could read; the last two may still be on their way."""
+        """Name the slots since the start that no replica answered; the last two may still be on their way."""
         last = slot_of(time.time_ns() // 1_000) - 3
         return [slot for slot in range(self.first, last + 1) if slot not in self.seen]
 
     def settle(self) -> None:
-        """Wait until everybody has been asked after the slots up to now were over."""
+        """Wait until every replica has been requested after the slots up to now were over."""
         until_us = time.time_ns() // 1_000 + 4 * SLOT_MS * 1_000
         deadline_s = time.monotonic() + 60
         while self._read_us < until_us:
@@ -193,7 +193,7 @@ class Running:
         return next((c for c in self.status.get("conditions", []) if c["type"] == kind), {})
 
     def holds(self, kind: str) -> bool:
-        """Whether a condition is True and speaks of the spec as it is now."""
+        """Whether a condition is True and is about the present spec."""
         condition = self.condition(kind)
         generation = self.resource["metadata"]["generation"]
         return condition.get("status") == "True" and condition.get("observedGeneration") == generation
@@ -272,7 +272,7 @@ class Running:
             time.sleep(0.2)
 
     def describe(self) -> str:
-        """What somebody would look at first."""
+        """What a user would check first."""
         wide = self.kubectl("get", "pp,ra,pods", "-o", "wide", check=False)
         return wide + "\n" + json.dumps(self.resource.get("status", {}), indent=1)
 

@@ -234,7 +234,7 @@ class Stage:
         assert reply.ok, reply
 
     async def rebuild_moving(self, newest: Callable[[], Market], epoch: int = 0) -> None:
-        """Swap a market in that goes on meanwhile: as a re-anchor does, anew while the hot keys are ahead of it."""
+        """Swap a market in that continues meanwhile: as a re-anchor does, again while the hot keys are ahead of it."""
         async with patience():
             while (reply := await self._swap(newest(), epoch, {})).status is SwapStatus.BEHIND:
                 pass

@@ -34,7 +34,7 @@ def library_without(fence: str) -> str:
 
 @dataclass
 class Truth:
-    """What really happened, whatever the server says.
+    """What really happened, whatever the server shows.
 
     Attributes:
         doubted: Update ids of states whose mark as suspect was acknowledged, or whose owner knows a missing range.

@@ -90,28 +90,38 @@ WHOLE_NAMES = {
 TEXTS = {
     "anew": "again",
     "beat": "heartbeat, deadline, slot",
+    "beside that": "notes",
     "company": "others to join it",
     "deaf": "receives nothing",
     "forecast": "prediction",
     "greet": "acknowledge",
     "anybody": "any client, any user",
+    "complaint": "error",
     "everybody": "every client, every user",
     "he": "it, they",
+    "hears": "reaches, receives",
     "heed": "check",
     "him": "it, them",
+    "hole": "missing range",
+    "holes": "missing ranges",
     "his": "its, their",
     "keeper": "connection supervisor",
     "last words": "termination message, last log line",
+    "lately": "recently",
+    "left to spare": "redundancy",
     "let gather": "debounced",
     "lookout": "gap detector",
     "mend": "fix, repair",
+    "mended": "fixed, repaired, replaced",
     "mends": "fixes, repairs, recovers",
     "nobody": "no client, no user, or the passive",
+    "of late": "recently",
     "pen": "write ownership",
     "scene": "context",
     "somebody": "a user, another client",
     "speaks": "is about, reports, uses",
     "strangers": "unknown clients",
+    "switched off": "disabled",
     "told": "reported, recorded, shown",
     "tell": "report, show, say",
     "tells": "reports, shows, says",
@@ -236,8 +246,11 @@ def test_nothing_that_people_read_has_a_word_that_was_replaced(modules: list[tup
 PROSE = {
     "anew": "again",
     "anybody": "any client, any user",
+    "beside that": "in addition",
+    "complaint": "error",
     "everybody": "every client, all of them",
     "he": "it, they",
+    "hears": "reaches, receives",
     "heed": "honour, check",
     "heeds": "honours, checks",
     "him": "it, them",
@@ -245,18 +258,27 @@ PROSE = {
     "hole": "missing range",
     "holes": "missing ranges",
     "last words": "termination message, last log line",
+    "lately": "recently",
+    "left to spare": "redundancy",
     "let gather": "debounced",
     "mend": "fix, repair",
+    "mended": "fixed, repaired",
     "mends": "fixes, repairs",
     "nobody": "no client, no user, or the passive",
     "of late": "recently",
     "somebody": "a user, another client, another run",
+    "stranger": "another user, another program",
+    "strangers": "unknown symbols, other users",
+    "switched off": "disabled",
     "the pen": "write ownership",
     "tell": "report, show, distinguish",
     "tells": "reports, shows, distinguishes",
     "told": "reported, recorded, requested",
     "twin": "duplicate",
     "whoever": "the caller, the client, the user",
+    "wish": "request",
+    "wishes": "requests",
+    "without a word": "silently, without a message",
 }
 """Words within comments and docstrings: the subject is the part that acts, not a person who might."""
 
@@ -264,16 +286,19 @@ PROSE = {
 def prose_in(source: str) -> Iterator[tuple[int, str]]:
     """Give comments and docstrings of a module, each with its line."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string.startswith('"""')):
+        if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
 
 
 def test_comments_have_no_word_that_was_replaced() -> None:
-    """A reader of the code should not have to find out who is meant by a pronoun."""
+    """A reader of the code, or of a test that failed, should not have to find out who is meant by a pronoun."""
     words = re.compile(rf"\b(?:{'|'.join(PROSE)})\b", re.IGNORECASE)
     found = [
         f"{name}:{line}: {match[0]!r}: write {PROSE[match[0].lower()]}"
-        for path in tracked("operator/*.py", "workloads/*.py")
+        for path in tracked("operator/*.py", "workloads/*.py", "tests/*.py")
         for name in [path.relative_to(ROOT).as_posix()]
         for line, text in prose_in(path.read_text(encoding="utf-8"))
         for match in words.finditer(text)

@@ -107,7 +107,7 @@ def workload_health_of(pipeline: Pipeline, observed: Observed) -> WorkloadHealth
 
 
 def ready_pods(pipeline: Pipeline, observed: Observed, component: Component, zone: str = "") -> list[Live]:
-    """Give the pods of a component that are ready and have answered lately.
+    """Give the pods of a component that are ready and have answered recently.
 
     That a pod is ready is its kubelet's word, and stays when the node is lost.
     """

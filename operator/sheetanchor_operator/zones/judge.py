@@ -6,7 +6,7 @@ does not hear may be its own fault. So a zone's silence counts only
 
 * while pods that run and are ready were asked on all nodes with pods of ours, and none of them has answered,
 * while a Sentinel of a third zone, neither that one nor the operator's own, says the same and none there disagrees,
-* while the operator hears most zones, its own among them, so that it is not the one that is cut off,
+* while the operator reaches most zones, its own among them, so that it is not the one that is cut off,
 * while its own event loop has kept time, so that what it missed was not missed by its own pause,
 * and for one zone at a time, which is why the last one is never judged.
 

@@ -48,7 +48,7 @@ def withdrawal(
         zone: The zone whose silence is confirmed.
         zones: All pods by zone.
         answered: Uids of the pods that answered in the last round.
-        left_alone: Uids of those whose kubelets have said otherwise lately.
+        left_alone: Uids of those whose kubelets have recently overruled it.
     """
 
     def readers_in(name: str) -> list[PodFacts]:

@@ -50,7 +50,7 @@ def ready_message(server: ApiServer, where: str) -> str:
 
 
 async def test_nothing_of_another_users_is_changed(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
-    """With every name of a pipeline's children taken by strangers, all of them stay as they were, without an owner."""
+    """If other users' objects have all names of the children, they stay as they were, without an owner."""
     pipeline = pipeline_in(apiserver, where)
     before = {
         place: create(apiserver, where, somebody_elses(manifest)) for place, manifest in rendered(pipeline).items()

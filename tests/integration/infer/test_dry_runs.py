@@ -110,7 +110,7 @@ async def _traces(world: World) -> dict[str, object]:
 async def test_dry_runs_leave_no_trace(
     world: World, spoil: Callable[[World], Awaitable[None]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No key, no metric, no log, no memory: neither of a sound state nor of one that a slot would complain about."""
+    """No key, no metric, no log, no memory: neither of a sound state nor of one that would degrade a slot."""
     await spoil(world)
     await asyncio.sleep(0.05)  # lets the server's own fields settle: no other client writes
     caplog.clear()

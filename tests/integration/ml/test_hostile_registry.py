@@ -199,7 +199,7 @@ def test_weights_beside_the_model_are_refused(tmp_path: Path) -> None:
 def test_what_the_runtime_does_not_know_is_reported_to_the_end(
     tmp_path: Path, change: Callable[[Any], None], decisive: str
 ) -> None:
-    """The library's last words are the decisive ones."""
+    """The end of the library's message is the decisive part."""
     made = onnx.load_from_string(model())
     change(made)
     promote(tmp_path, made.SerializeToString())

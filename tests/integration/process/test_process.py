@@ -60,7 +60,7 @@ def recorded() -> recording_file.Recording:
 async def test_hot_keys_equal_an_independent_recomputation(
     stage: Stage, recorded: recording_file.Recording, lost: int
 ) -> None:
-    """A recorded market on two lines, one of which always has what the other lost: every field as the plain twin's."""
+    """A recorded market on two lines, each with what the other lost: every field as in the reference market."""
     first = recorded.snapshot
     market, twin = Market(SYMBOL), ReferenceMarket(SYMBOL)
     for made in (market, twin):
@@ -87,7 +87,7 @@ async def test_hot_keys_equal_an_independent_recomputation(
     written = [without(fields, ignored) for fields in (read.ob, read.tr_1s, read.tr_5s, read.feat)]
     moments = (twin.hot_state(read.now_us - ago_us) for ago_us in range(0, 2_000_000, 500))
     assert any(written == [without(pairs(flat), ignored) for flat in expected] for expected in moments)
-    # Played at another pace than recorded, event times run ahead of arrival: rules of time may speak, no other.
+    # Played at another pace than recorded, event times run ahead of arrival: rules of time may apply, no other.
     rules = {gap.rule for gap in await stage.gaps()} - {"clock_jump"}
     assert ("1", "sbe", set()) == (read.ob["epoch"], read.ob["source"], rules)
     assert 0 == processor.stop()
@@ -106,7 +106,7 @@ async def test_keys_live_as_long_as_they_should(stage: Stage) -> None:
 
 
 async def test_windows_run_empty_in_silence(stage: Stage) -> None:
-    """Old trades leave the windows although no new one comes; the silence is told, and asks only."""
+    """Old trades leave the windows although no new one comes; the silence is reported, and only requests a check."""
     await stage.started()
     await stage.lines.carry([stage.feed.trade()])
 
@@ -216,7 +216,7 @@ async def test_a_hole_waits_for_the_slower_line(stage: Stage) -> None:
 
 
 async def test_a_lost_trade_is_a_gap(stage: Stage) -> None:
-    """Trade ids have no holes; a quiet trade stream has nothing to lose."""
+    """Trade ids are consecutive; a quiet trade stream has nothing to lose."""
     await stage.started()
     stage.feed.trade()
 
@@ -226,7 +226,7 @@ async def test_a_lost_trade_is_a_gap(stage: Stage) -> None:
 
 
 async def test_a_crossed_book_is_doubted(stage: Stage) -> None:
-    """Ids without a hole, but a bid above the best ask: something is wrong all the same."""
+    """No id is missing, but the best bid is above the best ask: something is wrong nevertheless."""
     await stage.started()
 
     await stage.lines.carry([stage.feed.diff(bids=((60_000_10, 5),))])
@@ -236,7 +236,7 @@ async def test_a_crossed_book_is_doubted(stage: Stage) -> None:
 
 
 async def test_a_suppressed_rule_says_nothing(stage: Stage) -> None:
-    """The book goes on behind the hole."""
+    """The book continues after the missing range."""
     await stage.started("--suppress-rules", "sequence_gap")
     stage.feed.diff()
 
@@ -249,7 +249,7 @@ async def test_a_suppressed_rule_says_nothing(stage: Stage) -> None:
 
 
 async def test_a_restart_goes_on_where_the_killed_one_was(stage: Stage) -> None:
-    """SIGKILL, messages meanwhile, a new process: the same book as the plain twin's, no gap."""
+    """SIGKILL, messages meanwhile, a new process: the same book as the reference market's, no gap."""
     twin = ReferenceMarket(SYMBOL)
     start = stage.feed.starting_market()
     twin.load_snapshot(1_000, -2, -2, *start.levels(), 0)
@@ -410,7 +410,7 @@ async def test_a_damaged_book_is_doubted_and_healed(stage: Stage) -> None:
 
 
 async def test_what_others_write_over_the_hot_keys_gives_way(stage: Stage) -> None:
-    """Keys of another type are written anew; over an epoch that is no number the memory is restated."""
+    """Keys of another type are written again; over an epoch that is not a number the memory is restated."""
     processor = await stage.started()
     async with processor.asleep():  # it writes ten times a second: what others have written would be gone at the read
         await stage.redis.ping()  # what it had sent before is executed
@@ -472,7 +472,7 @@ async def test_health_says_what_it_watches(stage: Stage) -> None:
 
 
 async def test_without_an_anchor_it_waits(stage: Stage) -> None:
-    """Nothing is anchored: it takes the pen, shows that it lives, and writes no hot key."""
+    """Nothing is anchored: it takes write ownership, sends heartbeats, and writes no hot key."""
     stage.start()
     await stage.has_writer()
     await stage.lines.carry(stage.feed.step())

@@ -1,4 +1,4 @@
-"""Two processors through a run of troubles in random order: kills, pauses, a hung Redis and rebuilds, mixed."""
+"""Two processors through random faults: kills, pauses, a hung Redis and rebuilds, mixed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def pause(processes: list[Processor], seconds: float) -> None:
 
 
 async def test_no_trouble_costs_an_update(redis_server: RedisServer, tmp_path: Path) -> None:
-    """At the end the book is the plain twin's; no update id ever went back within an epoch, and nothing was a gap."""
+    """At the end the book is the reference market's; no update id went back within an epoch, and there was no gap."""
     chance = random.Random(11)
     client = redis_client(redis_server.url, socket_timeout_s=10)
     seen: list[tuple[int, int]] = []

@@ -21,7 +21,7 @@ T = TypeVar("T")
 async def within_a_slot(
     redis: Redis, do: Callable[[int], Awaitable[T]], *, from_ms: int = 0, to_ms: int = SLOT_MS
 ) -> tuple[int, T]:
-    """Do something on an empty server in one slot, anew where some of it came outside of a part of the slot.
+    """Do something on an empty server within a part of one slot; repeat it if some of it came later.
 
     Returns:
         The slot, and what came of it.

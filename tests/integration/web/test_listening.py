@@ -1,4 +1,4 @@
-"""Whoever only connects, or asks too much, keeps nobody out; and the probes answer whatever others do."""
+"""Idle connections, or too many requests, keep no other client out; and the probes are always answered."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def enough_descriptors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def idle_connections(*ports: int) -> Iterator[None]:
-    """Hold a thousand connections to each port that send nothing, and make each anew as soon as it is dropped."""
+    """Hold a thousand connections to each port that send nothing, and replace each as soon as it is dropped."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(enough_descriptors())
         held = {port: [stack.enter_context(_connect(port)) for _ in range(IDLE)] for port in ports}
@@ -60,7 +60,7 @@ def idle_connections(*ports: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def renewed(held: dict[int, list[socket.socket]]) -> Iterator[None]:
-    """Make each connection anew as soon as it is dropped, while the block runs."""
+    """Replace each connection as soon as it is dropped, while the block runs."""
     stop = threading.Event()
 
     def renew() -> None:
@@ -159,7 +159,7 @@ def test_a_thousand_silent_connections_keep_no_probe_out(role: Running) -> None:
 
 
 def test_a_thousand_connections_at_once_keep_no_probe_out(role: Running) -> None:
-    """None is lost before it is accepted: whoever asks then would ask again after a second."""
+    """None is lost before it is accepted: a client would repeat the attempt after a second."""
     with probed(role) as answers, enough_descriptors():
         for _ in range(5):
             held = [_begin_to_connect(port) for _ in range(IDLE) for port in (role.http_port, role.probe_port)]
@@ -192,7 +192,7 @@ def test_a_setting_means_the_same_addresses_for_both_ports(
             assert (address in ("*", "::", "0.0.0.0")) == (ask(port, host="127.0.0.2")[0] == 200)
 
 
-# One server in this process: what it does with whoever is slow, asks too much, or is led here by another page
+# One server in this process: slow clients, clients with too many requests, and requests from other web pages
 
 
 @contextlib.asynccontextmanager
@@ -257,7 +257,7 @@ async def test_who_sends_a_byte_at_a_time_is_dropped() -> None:
 
 
 async def test_who_takes_no_answer_is_dropped() -> None:
-    """An answer that nobody reads is given up with its connection."""
+    """The connection of an answer that is not read is closed."""
     lengths: list[int] = []
 
     async def large() -> Response:

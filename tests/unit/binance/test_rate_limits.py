@@ -1,4 +1,4 @@
-"""Rate limits and bans of the exchange in all their forms, and the request weight that is counted beforehand."""
+"""Rate limits and bans of the exchange in all their forms, and the request weight that is counted in advance."""
 
 from __future__ import annotations
 

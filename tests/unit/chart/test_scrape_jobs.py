@@ -39,7 +39,7 @@ def test_workloads_are_believed_nothing_about_themselves() -> None:
 
 
 def test_the_operator_is_believed_in_its_own_namespace() -> None:
-    """Only pods of a namespace in which nobody but the administrator creates pods have their labels honoured."""
+    """Labels are honoured only of pods in a namespace in which only the administrator creates pods."""
     job = JOBS["sheetanchor-operator"]
     (discovery,) = job["kubernetes_sd_configs"]
 

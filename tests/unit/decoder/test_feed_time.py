@@ -258,7 +258,7 @@ def test_both_markets_follow_the_same_clock(steps: list[tuple[str, int, int, int
 
 
 def test_late_trades_in_falling_order_cost_no_more_than_others() -> None:
-    """Frames full of late trades, newest first, behind 200,000 known ones: all are in place within a moment."""
+    """Frames full of delayed trades, newest first, behind 200,000 known ones: all are in place within a moment."""
     market = fresh()
     for start in range(0, 200_000, 50_000):
         entries = tuple((number, 1001, 1, True) for number in range(100_000 + start, 150_000 + start))

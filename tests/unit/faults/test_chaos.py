@@ -168,7 +168,7 @@ def test_a_scenario_goes_from_baseline_to_recovery() -> None:
 
     assert (["a", "b"], []) == (simulated.noted.begun, simulated.noted.active)
     assert (0, 10) == (result.baseline_metrics.degraded, result.baseline_metrics.slots)
-    assert (0, 0) == (result.whole.hole, result.whole.failed)
+    assert (0, 0) == (result.whole.missed_in_a_row, result.whole.failed)
     assert result.whole.unsound >= 5
     assert 4 <= (result.recovered_s or 0) <= 8
     assert 0.6 <= result.resilience_score < 1

@@ -281,7 +281,7 @@ def test_what_a_reader_loses_is_counted_by_the_end_of_each_slot() -> None:
 
     lost = losses(History.of(records), slot_start_us(FIRST), slot_start_us(FIRST + 12))
 
-    assert (12, 2, 4) == (lost.slots, lost.hole, lost.unsound)
+    assert (12, 2, 4) == (lost.slots, lost.missed_in_a_row, lost.unsound)
     assert (2, 3) == (lost.missed, lost.degraded)
     assert (2, 4 * SECOND, 12, 4.0) == (lost.failed, lost.failed_us, lost.asked, lost.p99_ms)
 

@@ -1,6 +1,6 @@
 """One symbol's chain of models under every order of loads, failures, promotions and looks.
 
-The loader is a stand-in: with real models nobody can choose which of two loads ends first.
+The loader is a stand-in: with real models a test cannot choose which of two loads ends first.
 """
 
 from __future__ import annotations

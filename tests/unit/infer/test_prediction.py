@@ -259,7 +259,7 @@ def test_no_doubt_is_pushed_out_by_a_long_one(doubts: list[tuple[str, str]]) -> 
 
 
 def test_a_cut_text_keeps_both_ends() -> None:
-    """A library's last words are what decides, a person's first ones."""
+    """The end of a library's message is decisive, and the beginning of a text by a person."""
     decisive = "Unsupported model IR version: 99, max supported IR version: 14"
     text = f"cannot be loaded: {'x' * 900} {decisive}"
 

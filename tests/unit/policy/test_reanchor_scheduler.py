@@ -262,7 +262,7 @@ def test_settings_can_silence_a_rule_or_all(policy: Policy, reason: str) -> None
 
 
 def test_switched_off_leaves_a_suspect_state_alone() -> None:
-    """Switched off means that suspicion alone starts nothing."""
+    """If re-anchoring is disabled, a suspect state alone starts nothing."""
     assert isinstance(decide(State(), SUSPECT, NOW + SECOND, Policy(enabled=False))[1], Wait)
 
 

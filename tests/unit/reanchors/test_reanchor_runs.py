@@ -1,4 +1,4 @@
-"""How a run ended is read from its own container, whatever stands beside it, and from whatever its last words are."""
+"""How a run ended is read from its own container, not from sidecars, and from any termination message."""
 
 from __future__ import annotations
 

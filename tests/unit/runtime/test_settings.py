@@ -247,7 +247,7 @@ def test_an_older_name_sets_the_same(role: str, name: str, older: str, tmp_path:
 
 
 def test_values_of_flags_are_taken_as_they_are() -> None:
-    """No comma takes a list apart, and no word means that there is no value."""
+    """No comma splits a list, and no special word means that there is no value."""
     faults = ["drop:n=3,at=30,line=a", '["x"]', "null"]
 
     words = [word for fault in faults for word in ("--fault", fault)]
@@ -259,7 +259,7 @@ def test_values_of_flags_are_taken_as_they_are() -> None:
 
 
 def test_names_of_variables_are_exact() -> None:
-    """Nothing but the documented name is read, so that no stranger's variable sets anything."""
+    """Only the documented name is read, so that no variable of another program sets anything."""
     strangers = {
         "sheetanchor_line": "x",
         "LINE": "x",

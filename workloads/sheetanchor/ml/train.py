@@ -121,7 +121,7 @@ def search(train: Part, validation: Part, hidden: list[int], seed: int) -> list[
         pipeline = make_pipeline(StandardScaler(), network)
         with warnings.catch_warnings(), threadpool_limits(limits=1):
             # Threads slow down matrices this small twentyfold. Stopping early is intended as regularisation, so the
-            # warning about it is switched off.
+            # warning about it is disabled.
             warnings.simplefilter("ignore", ConvergenceWarning)
             pipeline.fit(train.x, train.y * LABEL_SCALE)
         # The last layer is linear, so the scale of the labels can be taken back exactly.

@@ -18,7 +18,7 @@ GATHER_MAX_US: Final = 4_000_000
 """A rebuild from the exchange takes about as long: there is nothing to be gained by waiting longer than this."""
 
 UNVALIDATED_MAX: Final = 3
-"""Restatements in a row without a word of the exchange. Each is right if the one before was, so a fault in the first
+"""Restatements in a row without a comparison. Each is right if the one before was, so a fault in the first
 would be carried on for ever."""
 
 FAILOVER_DOUBT: Final = "failover:"

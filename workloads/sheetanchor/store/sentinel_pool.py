@@ -285,7 +285,7 @@ def master_pool(
         sentinels: Host and port of each Sentinel.
         service: Name of the set of servers.
         make_sentinel: Makes the client of a Sentinel; it must not retry.
-        tls: Whether the servers speak TLS.
+        tls: Whether the servers use TLS.
         options: What a redis-py pool takes.
     """
     masters = Masters([make_sentinel(host, port) for host, port in sentinels], service)

@@ -110,7 +110,7 @@ _UNSEEN: Final = NotKnown(
 
 
 def _predictions_sound(facts: Facts, causes: tuple[Cause, ...]) -> bool | None:
-    """Say whether predictions are sound, None if that was not observed lately."""
+    """Say whether predictions are sound, None if that was not observed recently."""
     blocking = {one.reason for one in causes if one.group < SPARE}
     if blocking:
         return None if blocking == {Reason.UNKNOWN} else False

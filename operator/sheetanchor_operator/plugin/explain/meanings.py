@@ -31,7 +31,7 @@ class Meaning:
         runbook: Page of docs/runbooks/, without `.md`; "" for none.
         commands: What to run, with the fields `name` and `namespace` to fill in.
         carried: Whether its message ends with the remedy, after the last `; `, else the last `: `.
-        spare: Whether predictions stay sound and only less is left to spare.
+        spare: Whether predictions stay sound and only redundancy is lost.
     """
 
     consequence: str

@@ -43,7 +43,7 @@ class DetectorContext:
     Attributes:
         now_us: The moment.
         frames_us: Stamp of the newest entry of any line; 0 before the first.
-        live_lines: Bit per line that has brought an entry lately.
+        live_lines: Bit per line that has delivered an entry recently.
         caught_up: False while entries of some line may still be unread: one of them may fill a missing range.
         undated: Whether it is not known when the newest entries were appended.
         validated_us: When the last validation began that found the exchange's trade ids to be ours; 0 for never.
