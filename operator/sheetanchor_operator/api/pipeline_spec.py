@@ -14,6 +14,7 @@ from pydantic import AfterValidator
 
 from sheetanchor.contract import STREAM_TYPES, SYMBOL_PATTERN, SYMBOLS_MAX
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES
+from sheetanchor.policy.reanchor_scheduler import DEFAULT_POLICY, SECOND_US
 from sheetanchor_operator.api.fields import Block, field, map_by, one_line_rule, rule, ruled, set_of
 from sheetanchor_operator.api.redis_spec import Redis
 from sheetanchor_operator.api.shared_fields import (
@@ -359,17 +360,27 @@ class Reanchor(Block):
         le=140,
     )
     cooldown_seconds: int = field(
-        10, "Seconds between two rebuilds of a state that is not suspect, at least.", ge=0, le=3600
+        DEFAULT_POLICY.cooldown_us // SECOND_US,
+        "Seconds between two rebuilds of a state that is not suspect, at least.",
+        ge=0,
+        le=3600,
     )
     rebuilds_per_hour: int = field(
-        60,
+        DEFAULT_POLICY.rebuilds_per_hour,
         "Rebuilds of the pipeline within an hour at most, all symbols together. Sixty use a twentieth of the "
         "exchange's request weight. A suspect state is rebuilt once a minute even if the budget is used up.",
         ge=1,
         le=600,
     )
-    backoff_seconds: int = field(1, "Seconds before the first retry of a failed run; doubles each time.", ge=1, le=300)
-    backoff_max_seconds: int = field(30, "Seconds between two retries at most.", ge=1, le=3600)
+    backoff_seconds: int = field(
+        DEFAULT_POLICY.backoff_us // SECOND_US,
+        "Seconds before the first retry of a failed run; doubles each time.",
+        ge=1,
+        le=300,
+    )
+    backoff_max_seconds: int = field(
+        DEFAULT_POLICY.backoff_max_us // SECOND_US, "Seconds between two retries at most.", ge=1, le=3600
+    )
     history: History = field(History(), "How many finished ReAnchor objects are kept.")
     resources: ReanchorResources = field(ReanchorResources(), "Resources of a re-anchor's pod.")
 
