@@ -30,13 +30,13 @@ setup: .venv/.dev-ready ## everything for development, into .venv/
 run: .venv/.run-ready ## the whole pipeline on this machine; flags with ARGS="…"
 	@exec $(BIN)/sheetanchor local $(ARGS)
 
-test: check ## everything that this machine can host; part of it with TESTS="…"
+test: check ## all tests that this machine can host; some of them with TESTS="…"
 	@bash .ci/hosts
 	@$(BED) tools || [ $$? = 2 ]
 	$(if $(OTHER_TESTS),$(BIN)/python -m pytest $(OTHER_TESTS) --ignore=tests/cluster -m "not performance and not quiet_machine" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS))
 	$(if $(CLUSTER_TESTS),@if $(BED) hosts; then $(BED) prepare && $(BIN)/python -m pytest $(CLUSTER_TESTS) -m "not performance" $(ARGS); fi)
 
-test-paused: .venv/.dev-ready ## tests whose own process is stopped now and then: one that is right only when quick fails; SEED=…
+test-paused: .venv/.dev-ready ## tests while their own process is stopped now and then, which fails those that depend on speed; SEED=…
 	@cd tests && ../$(BIN)/python -m support.pauses --seed $(or $(SEED),0) $(patsubst tests%,.%,$(OTHER_TESTS)) --ignore=cluster -m "not performance and not quiet_machine" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.dev-ready ## format, lint, types and import contracts
@@ -45,7 +45,7 @@ check: .venv/.dev-ready ## format, lint, types and import contracts
 	$(BIN)/mypy
 	PYTHONPATH=.ci $(BIN)/lint-imports
 
-format: .venv/.dev-ready ## put the code into its form
+format: .venv/.dev-ready ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -70,7 +70,7 @@ fuzz: ## fuzz the decoder for SECONDS (default 60)
 model: .venv/.dev-ready ## train the model that ships, from the recording that ships
 	$(BIN)/sheetanchor train --out workloads/sheetanchor/models $(ARGS)
 
-crds: .venv/.dev-ready ## write the definitions anew from the operator's models, and the chart's copies of them and of its values
+crds: .venv/.dev-ready ## generate the CRDs from the operator's models, and the chart's copies of them and of its values
 	$(BIN)/python -m sheetanchor_operator.api.schema crds
 	cp crds/*.yaml charts/sheetanchor/files/crds/
 	cp charts/sheetanchor/values.yaml charts/sheetanchor/files/values.yaml
@@ -78,13 +78,13 @@ crds: .venv/.dev-ready ## write the definitions anew from the operator's models,
 modules: ## write docs/modules.md, every module in one line
 	@$(PYTHON) tests/support/module_map.py > docs/modules.md
 
-lock: ## write requirements.lock anew after a change of pyproject.toml; UPGRADE=1 or UPGRADE="NAME…" for newer versions
+lock: ## write requirements.lock again after a change of pyproject.toml; UPGRADE=1 or UPGRADE="NAME…" for newer versions
 	@PYTHON="$(PYTHON)" UPGRADE="$(UPGRADE)" bash .ci/lock
 
 image: .venv/.run-ready ## build the image IMAGE (default localhost/sheetanchor:dev), without network while it is built; REFRESH=1 for a new base
 	@REFRESH="$(REFRESH)" bash workloads/image.sh $(IMAGE)
 
-cluster: .venv/.run-ready ## four nodes with operator and sample, left up; the second time in under a minute
+cluster: .venv/.run-ready ## a cluster of four nodes with operator and sample, left running; in under a minute the second time
 	@$(BED) sample
 
 cluster-down: ## remove that cluster and every trace of it

@@ -3,15 +3,15 @@
 #
 # Wheels are prepared first, those that requirements.lock names, with the interpreter of .venv/; then docker, buildah or podman
 # builds from workloads/Containerfile. Where no registry answers, the base is a minimal Debian made by debootstrap (root;
-# bookworm, Python 3.11), its signatures checked, with what Debian's security team has mended since. Beside the archive stands
-# what is in the image, as a CycloneDX bill of materials.
+# bookworm, Python 3.11), its signatures checked, with Debian's security updates. A CycloneDX bill of materials of the image
+# is written beside the archive.
 # What is prepared is kept by content under ${XDG_CACHE_HOME:-~/.cache}/sheetanchor/image; a base for MAX_AGE_DAYS.
 #
 #   BASE                       another base image, best as NAME@sha256:…
-#   REFRESH=1                  take base and Debian's packages anew, however fresh they are
-#   MAX_AGE_DAYS               age at which that is done anyway (default 7)
+#   REFRESH=1                  fetch base and Debian's packages again, however recent they are
+#   MAX_AGE_DAYS               age at which they are fetched again in any case (default 7)
 #   SHEETANCHOR_DEBIAN_MIRROR  where debootstrap takes packages from
-#   SHEETANCHOR_DEBIAN_SECURITY_MIRROR  where mended ones come from; by default the mirror's name with -security
+#   SHEETANCHOR_DEBIAN_SECURITY_MIRROR  where security updates come from; by default the mirror's name with -security
 set -euo pipefail
 cd "$(dirname "$0")/.."
 image=${1:-localhost/sheetanchor:dev}
@@ -50,7 +50,7 @@ version=$($python -c 'import sys; print(f"{sys.version_info[0]}.{sys.version_inf
 base=${BASE:-docker.io/library/python:$version-slim}
 
 registry_answers() { timeout 5 bash -c '</dev/tcp/registry-1.docker.io/443' 2>/dev/null; }
-fresh() { # FILE: whether it is there and young enough; a base that is kept for ever would never be mended
+fresh() { # FILE: whether it exists and is recent enough; a base that is kept for ever would never be updated
     [ "${REFRESH:-0}" != 1 ] && [ -s "$1" ] && [ -z "$(find "$1" -mmin "+$((max_age_days * 1440))" -print)" ]
 }
 here() { if [ $engine = docker ]; then docker image inspect "$1"; else "$engine" inspect --type image "$1"; fi >/dev/null 2>&1; }
@@ -87,13 +87,13 @@ debian_base() { # a minimal Debian with Python, from Debian's packages alone
         debootstrap --force-check-gpg "--keyring=$keyring" --variant=minbase --include=python3-minimal,python3,libstdc++6,ca-certificates \
             bookworm "$root" "$mirror" >"$cache/debootstrap.log" 2>&1 || {
             rm -rf "$root"; fail "debootstrap failed; the log is $cache/debootstrap.log; MAX_AGE_DAYS=… keeps an older base"; }
-        # What was mended after the release is in suites of its own.
+        # Updates since the release are in separate suites.
         printf 'deb [signed-by=%s] %s %s main\n' "$keyring" "$mirror" bookworm "$keyring" "$mirror" bookworm-updates \
             "$keyring" "$security" bookworm-security >"$root/etc/apt/sources.list"
         cp /etc/resolv.conf "$root/etc/resolv.conf"
         { chroot "$root" apt-get -q -o APT::Update::Error-Mode=any update &&
             DEBIAN_FRONTEND=noninteractive chroot "$root" apt-get -q -y dist-upgrade; } >>"$cache/debootstrap.log" 2>&1 || {
-            rm -rf "$root"; fail "Debian's security suite cannot be had; the log is $cache/debootstrap.log; MAX_AGE_DAYS=… keeps an older base"; }
+            rm -rf "$root"; fail "Debian's security suite cannot be reached; the log is $cache/debootstrap.log; MAX_AGE_DAYS=… keeps an older base"; }
         rm -rf "$root"/etc/resolv.conf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,locale,man,info} "$root"/var/log/*
         tar -C "$root" --numeric-owner -cf "$packed.new" .
         mv "$packed.new" "$packed"
@@ -120,7 +120,7 @@ say "the base is $base"
 context=$cache/context
 mkdir -p "$context/own"
 $python .ci/locked.py build sbom >"$cache/tools.txt" || fail "requirements.lock does not fit pyproject.toml"
-$pip install -q --disable-pip-version-check --only-binary=:all: --require-hashes -r "$cache/tools.txt" || fail "the tools for the build cannot be had"
+$pip install -q --disable-pip-version-check --only-binary=:all: --require-hashes -r "$cache/tools.txt" || fail "the tools for the build cannot be downloaded"
 $python .ci/locked.py image >"$cache/requirements.txt" || fail "requirements.lock does not fit pyproject.toml"
 needs=$(cat "$cache/requirements.txt" <(echo "$version") | sha256sum | cut -c1-12)
 if [ ! -e "$cache/needs-$needs/.complete" ]; then
