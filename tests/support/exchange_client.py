@@ -57,6 +57,14 @@ async def until(
     return found
 
 
+async def until_now(socket: ClientConnection, exchange: LocalExchange, symbol: str = "BTCUSDT") -> list[sbe.Message]:
+    """Receive all that the exchange had due before this call, however much that is, and some that came after it."""
+    sent = (await exchange.checkpoint(symbol))["update_id"]
+    return await until(
+        socket, lambda message: isinstance(message, sbe.DepthDiff) and message.first_update_id > sent, most=10**6
+    )
+
+
 async def ended(socket: ClientConnection) -> None:
     """Receive until the connection has ended."""
     with contextlib.suppress(ConnectionClosed):

@@ -46,6 +46,11 @@ class LocalExchange:
             assert response.status == 201, answer
             return int(answer["id"])
 
+    async def end_fault(self, fault_id: int) -> None:
+        """Take down a fault that has not ended yet."""
+        async with self.http.delete(f"{self.rest_url}/faults/{fault_id}") as response:
+            assert response.status == 200, await response.text()
+
     async def fault_done(self, fault_id: int, *, within_s: float = 10.0) -> dict[str, Any]:
         """Wait until a fault has done its work; gives its report with `applied`."""
         found: list[dict[str, Any]] = []

@@ -23,6 +23,7 @@ from support.exchange_client import (
     messages,
     missing_updates,
     until,
+    until_now,
 )
 from support.exchange_fixture import LocalExchange, eventually, local_exchange
 from support.patience import PATIENCE_S
@@ -33,7 +34,7 @@ async def test_dropped_diffs_leave_a_missing_range_and_stay_in_the_book(fast_exc
     async with client(fast_exchange, "/ws/btcusdt@depth") as one, client(fast_exchange, "/ws/btcusdt@depth") as two:
         both = await asyncio.gather(messages(one, 2), messages(two, 2))
         report = await fast_exchange.fault_done(await fast_exchange.fault("drop", n=3))
-        more = await asyncio.gather(messages(one, 60), messages(two, 60))
+        more = await asyncio.gather(until_now(one, fast_exchange), until_now(two, fast_exchange))
         chains = [diffs_of(before + after) for before, after in zip(both, more, strict=True)]
         book = ClientBook(await fast_exchange.get("/api/v3/depth", symbol="BTCUSDT", limit=5000), [])
         await follow(one, book, await fast_exchange.checkpoint())
@@ -50,7 +51,7 @@ async def test_one_line_alone_loses_messages(fast_exchange: LocalExchange) -> No
     ):
         first_one, first_two = await asyncio.gather(messages(one, 2), messages(two, 2))
         report = await fast_exchange.fault_done(await fast_exchange.fault("drop", n=5, line="a"))
-        more_one, more_two = await asyncio.gather(messages(one, 80), messages(two, 80))
+        more_one, more_two = await asyncio.gather(until_now(one, fast_exchange), until_now(two, fast_exchange))
 
     assert 5 == report["applied"]
     assert 1 == missing_updates(diffs_of(first_one + more_one))
@@ -59,10 +60,11 @@ async def test_one_line_alone_loses_messages(fast_exchange: LocalExchange) -> No
 
 async def test_dropped_trades_leave_a_missing_range(fast_exchange: LocalExchange) -> None:
     """`what=trade` loses trades, so that a range of ids is missing."""
-    async with client(fast_exchange, "/ws/btcusdt@trade") as socket:
-        found = await messages(socket, 2)
+    async with client(fast_exchange) as socket:
+        found = await until(socket, lambda message: isinstance(message, sbe.Trades))
         await fast_exchange.fault_done(await fast_exchange.fault("drop", n=2, what="trade"))
-        found += await messages(socket, 60)
+        found += await until_now(socket, fast_exchange)
+        found += await until(socket, lambda message: isinstance(message, sbe.Trades))
 
     ids = [trade[0] for message in found if isinstance(message, sbe.Trades) for trade in message.trades]
     assert len(ids) < ids[-1] - ids[0] + 1
@@ -72,8 +74,8 @@ async def test_duplicates_come_twice(fast_exchange: LocalExchange) -> None:
     """The next messages are sent twice in a row, byte for byte."""
     async with client(fast_exchange) as socket:
         await messages(socket, 2)
-        await fast_exchange.fault("duplicate", n=5)
-        found = await messages(socket, 400)
+        await fast_exchange.fault_done(await fast_exchange.fault("duplicate", n=5))
+        found = await until_now(socket, fast_exchange)
 
     assert 5 == sum(later == message for message, later in itertools.pairwise(found))
 
@@ -82,9 +84,11 @@ async def test_garbage_is_sent_between_good_frames(fast_exchange: LocalExchange)
     """Bad frames come as asked, none of them decodes, and no good one is lost."""
     async with client(fast_exchange) as socket:
         await messages(socket, 2)
-        await fast_exchange.fault("garbage", n=6)
-        good, bad = [], 0
-        while len(good) < 400:
+        await fast_exchange.fault_done(await fast_exchange.fault("garbage", n=6))
+        sent = (await fast_exchange.checkpoint())["update_id"]
+        good: list[sbe.Message] = []
+        bad = 0
+        while not (good and isinstance(good[-1], sbe.DepthDiff) and good[-1].first_update_id > sent):
             frame = await asyncio.wait_for(socket.recv(), PATIENCE_S)
             assert isinstance(frame, bytes)
             try:
@@ -97,14 +101,29 @@ async def test_garbage_is_sent_between_good_frames(fast_exchange: LocalExchange)
 
 
 async def test_silence_loses_what_was_due(fast_exchange: LocalExchange) -> None:
-    """Nothing arrives while it lasts; then messages continue after a missing range."""
+    """What is due while it lasts is lost; then messages continue after one missing range."""
     async with client(fast_exchange) as socket:
         before = diffs_of(await until(socket, lambda message: isinstance(message, sbe.DepthDiff)))[-1]
-        report = await fast_exchange.fault_done(await fast_exchange.fault("silence", seconds=0.5))
-        after = diffs_of(await messages(socket, 1_500))
+        number = await fast_exchange.fault("silence", seconds=3_600)
 
-    assert report["applied"] > 100
-    assert missing_updates([before, *after]) >= 1
+        async def has_lost_many() -> bool:
+            [silence] = (await fast_exchange.get("/faults"))["active"]
+            return bool(silence["applied"] > 100)
+
+        await eventually(has_lost_many, within_s=10, what="over a hundred messages are lost")
+        await fast_exchange.end_fault(number)
+        after = diffs_of(await until_now(socket, fast_exchange))
+
+    assert 1 == missing_updates([before, *after])
+
+
+@pytest.mark.parametrize("kind", ["silence", "refuse", "disconnect", "hold"])
+async def test_a_fault_of_some_seconds_ends_by_itself(fast_exchange: LocalExchange, kind: str) -> None:
+    """However long it takes to look: it is done, and whoever connects then gets messages."""
+    await fast_exchange.fault_done(await fast_exchange.fault(kind, seconds=0.2))
+
+    async with client(fast_exchange) as socket:
+        assert 5 == len(await messages(socket, 5))
 
 
 async def test_a_held_connection_gets_everything_late(fast_exchange: LocalExchange) -> None:
@@ -112,7 +131,7 @@ async def test_a_held_connection_gets_everything_late(fast_exchange: LocalExchan
     async with client(fast_exchange) as socket:
         before = diffs_of(await until(socket, lambda message: isinstance(message, sbe.DepthDiff)))
         await fast_exchange.fault_done(await fast_exchange.fault("hold", seconds=0.4))
-        after = diffs_of(await messages(socket, 1_500))
+        after = diffs_of(await until_now(socket, fast_exchange))
 
     assert 0 == missing_updates(before + after)
 
@@ -120,21 +139,16 @@ async def test_a_held_connection_gets_everything_late(fast_exchange: LocalExchan
 async def test_a_disconnect_breaks_without_a_word_and_refuses_for_a_while(fast_exchange: LocalExchange) -> None:
     """The named line's connection ends without a close frame; others stay, and it is let in again afterwards."""
     async with client(fast_exchange, line="a") as one, client(fast_exchange, line="b") as two:
-        await fast_exchange.fault("disconnect", line="a", seconds=5)
+        number = await fast_exchange.fault("disconnect", line="a", seconds=3_600)
         await ended(one)
         with pytest.raises(InvalidStatus) as refused:
             async with client(fast_exchange, line="a"):
                 pass
         assert len(await messages(two, 50)) == 50
 
-        async def is_let_in() -> bool:
-            try:
-                async with client(fast_exchange, line="a"):
-                    return True
-            except InvalidStatus:
-                return False
-
-        await eventually(is_let_in, within_s=5, what="the line may connect again")
+        await fast_exchange.end_fault(number)
+        async with client(fast_exchange, line="a") as again:
+            assert len(await messages(again, 5)) == 5
 
     assert 1006 == one.close_code
     assert 503 == refused.value.response.status_code
@@ -143,14 +157,13 @@ async def test_a_disconnect_breaks_without_a_word_and_refuses_for_a_while(fast_e
 async def test_refusing_touches_new_connections_only(fast_exchange: LocalExchange) -> None:
     """Who is connected stays; who comes is turned away until the fault is deleted."""
     async with client(fast_exchange) as socket:
-        number = await fast_exchange.fault("refuse", seconds=60)
+        number = await fast_exchange.fault("refuse", seconds=3_600)
         with pytest.raises(InvalidStatus):
             async with client(fast_exchange):
                 pass
         assert len(await messages(socket, 10)) == 10
 
-    async with fast_exchange.http.delete(f"{fast_exchange.rest_url}/faults/{number}") as response:
-        assert 200 == response.status
+    await fast_exchange.end_fault(number)
     async with client(fast_exchange) as socket:
         assert len(await messages(socket, 10)) == 10
 
@@ -169,16 +182,20 @@ async def test_a_shutdown_is_announced(fast_exchange: LocalExchange) -> None:
 async def test_a_price_jump_is_seen_by_stream_and_rest(fast_exchange: LocalExchange) -> None:
     """A trade prints two per cent off, and REST lists it at that price."""
     async with client(fast_exchange, "/ws/btcusdt@trade") as socket:
-        await messages(socket, 1)
+        [usual] = await messages(socket, 1)
         await fast_exchange.fault("price_jump", percent=2)
-        found = await messages(socket, 40)
-        listed = await fast_exchange.get("/api/v3/trades", symbol="BTCUSDT", limit=1000)
+        found = await until(socket, lambda message: first_trade(message)[1] > first_trade(usual)[1] * 1.015)
+        assert isinstance(found[-1], sbe.Trades)
+        odd = {trade[0]: trade[1] for trade in found[-1].trades}
+        listed = await fast_exchange.get("/api/v3/historicalTrades", symbol="BTCUSDT", fromId=min(odd), limit=1000)
 
-    prices = {trade[0]: trade[1] for message in found if isinstance(message, sbe.Trades) for trade in message.trades}
-    usual = sorted(prices.values())[len(prices) // 2]
-    odd = {number: price for number, price in prices.items() if price > usual * 1.015}
-    assert odd
     assert odd == {item["id"]: mantissa(item["price"]) for item in listed if item["id"] in odd}
+
+
+def first_trade(message: sbe.Message) -> tuple[int, int]:
+    """Give id and price of a message's first trade."""
+    assert isinstance(message, sbe.Trades)
+    return message.trades[0][:2]
 
 
 async def test_rest_can_be_slow(fast_exchange: LocalExchange) -> None:
