@@ -47,10 +47,11 @@ class OperatorProcess:
         self.kubeconfig = server.kubeconfig
         self.flags = flags
         self.image = "localhost/sheetanchor:test"
+        self.program: tuple[str, ...] = ("-m", "sheetanchor_operator")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> OperatorProcess:
-        command = [sys.executable, "-m", "sheetanchor_operator", "--kubeconfig", str(self.kubeconfig)]
+        command = [sys.executable, *self.program, "--kubeconfig", str(self.kubeconfig)]
         command += ["--http-host", "127.0.0.1", "--http-port", str(self.port), *self.flags]
         command += ["--operator-namespaces", self.namespace, "--operator-image", self.image]
         environ = {**os.environ, "POD_NAME": self.name, "POD_NAMESPACE": self.namespace}
@@ -102,11 +103,17 @@ class OperatorProcess:
 
 @contextmanager
 def operating(
-    server: ApiServer, namespace: str, folder: Path, name: str = "one", *flags: str
+    server: ApiServer, namespace: str, folder: Path, name: str = "one", *flags: str, code: str = ""
 ) -> Iterator[OperatorProcess]:
-    """Run an operator while the block runs."""
+    """Run an operator while the block runs; it runs some lines of code first, if any are given."""
     define(server)
-    operator = OperatorProcess(server, namespace, folder, name, *flags).start()
+    operator = OperatorProcess(server, namespace, folder, name, *flags)
+    if code:
+        operator.program = (
+            "-c",
+            f"import sys\n{code}\nfrom sheetanchor_operator.__main__ import main\nsys.exit(main())",
+        )
+    operator.start()
     try:
         yield operator
     finally:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from sheetanchor_operator.controller.leader import AUDIT_EVERY_S
 from sheetanchor_operator.names import EventReason
 from support.apiserver import ApiServer
 from support.operator_parts import define, namespace, reanchors
@@ -31,6 +30,9 @@ from support.operator_process import (
 MERGE = "application/merge-patch+json"
 WITHIN_S = 30
 
+NO_AUDIT = "from sheetanchor_operator.controller import leader; leader.AUDIT_EVERY_S = 86_400.0"
+"""Whatever is put right is then put right because a watch has shown it, however long that takes."""
+
 
 @pytest.fixture(scope="module")
 def where(apiserver: ApiServer) -> Iterator[str]:
@@ -46,7 +48,8 @@ def operator(apiserver: ApiServer, where: str, tmp_path_factory: pytest.TempPath
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "binance-api-key"}}
     apiserver.apply({**secret, "stringData": {"api-key": "sesame-of-a-test"}}, namespace=where)
     apply_pipeline(apiserver, where)
-    with operating(apiserver, where, tmp_path_factory.mktemp("operator"), "one", "--operator-resync-s", "1") as running:
+    folder = tmp_path_factory.mktemp("operator")
+    with operating(apiserver, where, folder, "one", "--operator-resync-s", "1", code=NO_AUDIT) as running:
         until(lambda: settled(apiserver, where), within_s=WITHIN_S, what="all children", operator=running)
         settle(running)
         yield running
@@ -93,7 +96,7 @@ def test_a_look_that_finds_nothing_writes_nothing(apiserver: ApiServer, where: s
 def test_a_deleted_child_is_back_at_once(
     apiserver: ApiServer, where: str, operator: OperatorProcess, plural: str
 ) -> None:
-    """Whatever is deleted is made again; a Secret of passwords with new ones."""
+    """Whatever is deleted is made again as soon as it is seen; a Secret of passwords with new ones."""
     name, uid = next(
         (one["metadata"]["name"], one["metadata"]["uid"])
         for one in apiserver.json(plural, "-n", where, "-l", "sheetanchor.dev/pipeline=btc")["items"]
@@ -105,8 +108,7 @@ def test_a_deleted_child_is_back_at_once(
         found = child(apiserver, where, plural, name)
         return found is not None and found["metadata"]["uid"] != uid
 
-    took_s = until(back, within_s=WITHIN_S, what=f"{plural}/{name} is back", operator=operator)
-    assert took_s < AUDIT_EVERY_S / 3
+    until(back, within_s=WITHIN_S, what=f"{plural}/{name} is back", operator=operator)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +136,7 @@ def test_a_change_of_what_is_ours_is_put_right(
     path = deployment_path(where, "btc-infer")
     apiserver.ask(path, method="PATCH", body=patch, content_type=MERGE)
 
-    took_s = until(lambda: kept(apiserver.ask(path)), within_s=WITHIN_S, what=dump(patch), operator=operator)
-
-    assert took_s < AUDIT_EVERY_S / 3
+    until(lambda: kept(apiserver.ask(path)), within_s=WITHIN_S, what=dump(patch), operator=operator)
 
 
 def test_what_others_add_is_left_alone(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:

@@ -119,7 +119,7 @@ async def test_silence_loses_what_was_due(fast_exchange: LocalExchange) -> None:
 
 @pytest.mark.parametrize("kind", ["silence", "refuse", "disconnect", "hold"])
 async def test_a_fault_of_some_seconds_ends_by_itself(fast_exchange: LocalExchange, kind: str) -> None:
-    """However long it takes to look: it is done, and whoever connects then gets messages."""
+    """However long it takes to look: it is done, and a client that connects then gets messages."""
     await fast_exchange.fault_done(await fast_exchange.fault(kind, seconds=0.2))
 
     async with client(fast_exchange) as socket:
