@@ -8,11 +8,12 @@ import urllib.request
 from typing import Any
 
 from sheetanchor.web.control import NONCE_PATH, SIGNATURE_HEADER, signature
+from support.patience import PATIENCE_S
 
 
 def nonce_of(port: int) -> str:
     """Read the present nonce."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{NONCE_PATH}", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{NONCE_PATH}", timeout=PATIENCE_S) as answer:
         return str(json.loads(answer.read())["nonce"])
 
 
@@ -20,7 +21,7 @@ def post(port: int, path: str, raw: bytes, signed: str) -> tuple[int, dict[str, 
     """Send a request with a signature; gives status and body."""
     asked = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=raw, headers={SIGNATURE_HEADER: signed})
     try:
-        with urllib.request.urlopen(asked, timeout=30) as answer:
+        with urllib.request.urlopen(asked, timeout=PATIENCE_S) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with error:

@@ -19,6 +19,7 @@ import redis as sync_redis
 
 from conftest import free_port_number, wait_until
 from sheetanchor.runtime.settings import REDIS_USERS
+from support.patience import PATIENCE_S, limit_s
 
 
 class NodeRun:
@@ -56,7 +57,7 @@ class NodeRun:
         """Ask it to end and wait for that; gives the exit code."""
         assert self.process is not None
         self.process.terminate()
-        code = self.process.wait(within_s)
+        code = self.process.wait(limit_s(within_s))
         self.process = None
         return code
 
@@ -69,7 +70,8 @@ class NodeRun:
     def get(self, path: str) -> tuple[int, str]:
         """Ask its HTTP server; status 0 when it is not there."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=2) as answer:
+            asked = urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=PATIENCE_S)
+            with asked as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -137,8 +139,8 @@ class RedisSet:
         return self.password_dir / user
 
     def info(self, index: int) -> dict[str, Any]:
-        """Ask a server how its replication stands; empty when it does not answer."""
-        timeouts: Any = {"socket_timeout": 1, "socket_connect_timeout": 1}
+        """Ask a server how its replication stands; empty when it is not there."""
+        timeouts: Any = {"socket_timeout": PATIENCE_S, "socket_connect_timeout": PATIENCE_S}
         client: Any = sync_redis.Redis(self.bind, self.port(index), **timeouts, **self.login("sentinel"))
         try:
             return dict(client.info())

@@ -11,6 +11,7 @@ from typing import Any
 
 from conftest import free_port_number, server_binary, wait_until
 from support.pipeline import SHEETANCHOR, answers, environment, request
+from support.prober import starved_s
 from support.redis_set_parts import RedisSet, redis_set
 
 SYMBOL = "BTCUSDT"
@@ -80,6 +81,10 @@ class HotPath:
             return good and self.last_slot - slots >= after
 
         self.members.wait(sound, 60, f"{what}; {list(self.records.values())[-3:]}")
+
+    def starved_s(self) -> list[float]:
+        """Give for how long each role has waited for a processor."""
+        return [starved_s(str(process.pid)) for process in self.processes]
 
     def close(self) -> None:
         """End everything."""

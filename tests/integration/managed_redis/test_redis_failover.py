@@ -9,6 +9,7 @@ import pytest
 
 from sheetanchor.contract import keys
 from sheetanchor.store.redis_client import redis_client
+from support.patience import PATIENT
 from support.replicated_path import SYMBOL, HotPath, hot_path
 
 pytestmark = pytest.mark.slow
@@ -52,7 +53,7 @@ async def test_no_slot_is_missed_when_the_master_goes(path: HotPath) -> None:
     assert [] == missing(list(path.records))
     away = [record for slot, record in path.records.items() if slot > killed and not record["committed"]]
     assert all(record["degraded"] and record["reason"].startswith("redis: ") for record in away)
-    client = redis_client(members.url("infer"), members.password_file("infer"))
+    client = redis_client(members.url("infer"), members.password_file("infer"), **PATIENT)
     committed = [int(fields[b"slot"]) for _, fields in await client.xrange(PREDS)]
     await client.aclose()
     assert set(missing(committed)) <= {record["slot"] for record in away}

@@ -31,7 +31,7 @@ from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client
 from sheetanchor.web.server import Health
 from support.hot_state_cases import anchored
-from support.patience import limit_s, patience
+from support.patience import PATIENT, limit_s, patience
 
 VERSION = f"local VERSION = {library_version()}"
 HEAD = "#!lua name=sheetanchor\n"
@@ -85,7 +85,9 @@ async def test_a_later_one_is_used_and_reported(redis: Redis, caplog: pytest.Log
 @pytest.mark.parametrize("what", ["none", "older"])
 async def test_a_role_that_may_not_says_what_to_do(each_server: RedisServer, role: str, what: str) -> None:
     """It can be retried once the library is loaded by a user who may, or the role may. With the right one it works."""
-    admin, user = redis_client(each_server.url), redis_client(each_server.url.replace("://", f"://{role}:p@"))
+    admin, user = (
+        redis_client(url, **PATIENT) for url in (each_server.url, each_server.url.replace("://", f"://{role}:p@"))
+    )
     await admin.execute_command("ACL", "SETUSER", role, "reset", "on", ">p", *ROLES[role].split(), "+fcall_ro")
     await admin.execute_command("FUNCTION", "FLUSH")
     if what == "older":
@@ -126,7 +128,7 @@ async def node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[t
     process = NodeProcess(settings, health)
     await process.start()
     watch = asyncio.create_task(process.watch())
-    client = redis_client(f"redis://intruder:x@127.0.0.1:{port}/0", socket_timeout_s=1)
+    client = redis_client(f"redis://intruder:x@127.0.0.1:{port}/0", **PATIENT)
     try:
         await eventually(lambda: _is_ours(client), "the library is there")
         yield process, client, health
@@ -137,10 +139,16 @@ async def node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[t
         await process.stop()
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], what: str, within_s: float = 15) -> None:
+async def eventually(
+    condition: Callable[[], Awaitable[bool]], what: str, within_s: float = 15, every_s: float = 0.1
+) -> None:
     async with asyncio.timeout(limit_s(within_s)):
         while not await condition():
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(every_s)
+
+
+async def _is(condition: bool) -> bool:
+    return condition
 
 
 async def _is_ours(client: Redis) -> bool:
@@ -174,6 +182,14 @@ async def _alive(process: NodeProcess, health: Health) -> bool:
 ENDLESS = "#!lua name=endless\nredis.register_function('endless', function(keys) {write} while true do end end)"
 
 
+def _loaded_and_called(client: Redis, write: str, *names: str) -> asyncio.Task[object]:
+    """Begin a function without end; both at once, before the node has removed what is not its own."""
+    steps = client.pipeline(transaction=False)
+    steps.function_load(ENDLESS.format(write=write))
+    steps.fcall("endless", len(names), *names)
+    return asyncio.create_task(steps.execute())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["function", "script"])
 async def test_a_function_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
@@ -181,16 +197,14 @@ async def test_a_function_without_end_is_ended(tmp_path: Path, monkeypatch: pyte
     async with node(tmp_path, monkeypatch) as (process, client, health):
         await client.set("kept", "1")
         if kind == "function":
-            await client.function_load(ENDLESS.format(write=""))
-            call = asyncio.create_task(client.execute_command("FCALL", "endless", 0))
+            call = _loaded_and_called(client, "")
         else:
             call = asyncio.create_task(client.execute_command("EVAL", "while true do end", 0))
-        await asyncio.sleep(4)
-        stalled_s = health.stalled_s
+        # For five seconds, before the server itself says that it is busy.
+        await eventually(lambda: _is(health.stalled_s > 2), "the node is not alive", every_s=0.02)
 
         await eventually(lambda: _is_ours(client), "it answers again")
 
-        assert stalled_s > 2
         await eventually(lambda: _alive(process, health), "the node is alive again")
         assert b"1" == await client.get("kept")
         await asyncio.gather(call, return_exceptions=True)
@@ -200,8 +214,7 @@ async def test_a_function_without_end_is_ended(tmp_path: Path, monkeypatch: pyte
 async def test_one_that_cannot_be_ended_ends_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has written already: the server is killed, its process ends, and a replica takes over."""
     async with node(tmp_path, monkeypatch) as (process, client, _):
-        await client.function_load(ENDLESS.format(write="redis.call('SET', keys[1], 'x')"))
-        call = asyncio.create_task(client.execute_command("FCALL", "endless", 1, "k"))
+        call = _loaded_and_called(client, "redis.call('SET', keys[1], 'x')", "k")
 
         async with patience():
             assert -9 == await process.ended()

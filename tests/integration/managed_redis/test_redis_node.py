@@ -18,7 +18,7 @@ from sheetanchor.store.function_library import ensure_library, library_version
 from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import client_of, redis_client, server_identity
 from sheetanchor.store.redis_connection import translate_errors
-from support.patience import limit_s, patience
+from support.patience import PATIENCE_S, limit_s, patience
 from support.redis_set_parts import RedisSet, redis_set
 
 pytestmark = pytest.mark.slow
@@ -235,7 +235,7 @@ async def test_a_reader_leaves_a_master_that_was_replaced_while_it_still_answers
 ) -> None:
     """A requested failover leaves the old master running, which learns of it some seconds later."""
     [old] = members.masters()
-    sentinel = client_of("localhost", members.sentinel_port(0), timeout_s=2, **members.login("sentinel"))
+    sentinel = client_of("localhost", members.sentinel_port(0), timeout_s=PATIENCE_S, **members.login("sentinel"))
     before = (await client.info("server"))["tcp_port"]
 
     await sentinel.execute_command("SENTINEL", "FAILOVER", "sheetanchor")
@@ -249,12 +249,11 @@ async def test_a_reader_leaves_a_master_that_was_replaced_while_it_still_answers
 
 
 def reached(members: RedisSet, index: int) -> list[bool | None]:
-    """Whether another node's Sentinel says that it reaches a node's server, and its Sentinel."""
+    """Whether another node's Sentinel says that it reaches a node's server, and its Sentinel; empty if it cannot."""
     code, text = members.sentinels[(index + 1) % 3].get("/peers")
-    assert code == 200
-    said = json.loads(text)
-    assert not said["tilt"]
-    assert said["age_ms"] < 2_000
+    said = json.loads(text) if code == 200 else {"tilt": True}
+    if said["tilt"] or said["age_ms"] >= 2_000:
+        return []  # a Sentinel that had no processor for that long says so, and judges nobody
     return [
         said["servers"][f"localhost:{members.port(index)}"],
         said["sentinels"][f"localhost:{members.sentinel_port(index)}"],
@@ -268,7 +267,8 @@ async def test_a_node_that_is_lost_with_its_sentinel_is_replaced(members: RedisS
         for run in (members.servers[old], members.sentinels[old]):
             run.kill()
         await writer.goes_on()
-        assert reached(members, old) in ([False, False], [None, False])  # a failover makes Sentinels start over
+        gone = [False, False], [None, False]  # a failover makes Sentinels start over
+        await asyncio.to_thread(members.wait, lambda: reached(members, old) in gone, 15, "a Sentinel reaches neither")
         for run in (members.servers[old], members.sentinels[old]):
             run.forget()
             run.start()

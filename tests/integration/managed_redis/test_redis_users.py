@@ -24,6 +24,7 @@ from sheetanchor.store.hot_state import HotState
 from sheetanchor.store.redis_client import redis_client, server_identity
 from sheetanchor.store.redis_connection import translate_errors
 from support.hot_state_cases import apply, rebuild, stage
+from support.patience import PATIENT
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "hot-state.md"
 SYMBOL = "BTCUSDT"
@@ -51,7 +52,7 @@ async def log_in(server: RedisServer) -> AsyncIterator[Callable[[str], Redis]]:
     clients: list[Redis] = []
 
     def client(user: str) -> Redis:
-        clients.append(redis_client(server.url.replace("://", f"://{user}:{PASSWORDS[user]}@")))
+        clients.append(redis_client(server.url.replace("://", f"://{user}:{PASSWORDS[user]}@"), **PATIENT))
         return clients[-1]
 
     yield client
@@ -220,7 +221,7 @@ async def admin(tmp_path: Path) -> AsyncIterator[Redis]:
     users = tmp_path / "users.acl"
     users.write_text("\n".join([*server_users(PASSWORDS), "user admin on nopass ~* &* +@all"]) + "\n")
     running = RedisServer(tmp_path, "--aclfile", str(users), binary=server_binary()).start()
-    client = redis_client(running.url.replace("://", "://admin:x@"))
+    client = redis_client(running.url.replace("://", "://admin:x@"), **PATIENT)
     yield client
     await client.aclose()
     running.stop()

@@ -33,7 +33,7 @@ def book_check(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(program), *arguments], capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run([str(program), *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("market", MARKETS)

@@ -420,9 +420,7 @@ sys.exit(main({[role, *NEED_DECODER[role]]!r}))
 """
     environment = {**os.environ, "BINANCE_API_KEY": "none"}
 
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
 
     hint = (
         "the native decoder is missing or was built for another Python: "
