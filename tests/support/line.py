@@ -23,6 +23,7 @@ from sheetanchor.store.redis_client import redis_client
 from sheetanchor.venue import TradingVenue
 from sheetanchor.venue_lookup import BINANCE
 from support.exchange_fixture import API_KEY, eventually
+from support.patience import PATIENT
 
 
 class Line:
@@ -99,7 +100,7 @@ async def line(redis_url: str, ws_url: str, venue: TradingVenue = BINANCE, **set
         "http_port": free_port_number(),
         "api_key": SecretStr(API_KEY),
     } | settings
-    redis = redis_client(redis_url)
+    redis = redis_client(redis_url, **PATIENT)
     running = Line(IngestSettings(**chosen), redis)
     task = asyncio.create_task(run_line(running.settings, running.stop, venue))
 

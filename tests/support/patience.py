@@ -6,7 +6,8 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,8 @@ PATIENCE_S: Final = 90.0
 
 PATIENT: Final = {"socket_timeout_s": PATIENCE_S, "connect_timeout_s": PATIENCE_S}
 """For a test's own client of Redis: one that gives a slow answer up asks again, and what it asked for is done twice."""
+
+TURN_S: Final = 0.02
 
 FIRST_PORT: Final = 10_000
 
@@ -27,6 +30,24 @@ def limit_s(within_s: float) -> float:
 def patience() -> asyncio.Timeout:
     """Make a block fail that does not end at all."""
     return asyncio.timeout(PATIENCE_S)
+
+
+@asynccontextmanager
+async def awake_timeout(seconds: float | None) -> AsyncIterator[None]:
+    """Do as `asyncio.timeout`, but count turns of the event loop: time for which this process stood still is none."""
+    async with asyncio.timeout(None) as limit:
+
+        async def count() -> None:
+            for _ in range(round((seconds or 0) / TURN_S)):
+                await asyncio.sleep(TURN_S)
+            limit.reschedule(asyncio.get_running_loop().time())
+
+        counting = asyncio.create_task(count()) if seconds is not None else None
+        try:
+            yield
+        finally:
+            if counting is not None:
+                counting.cancel()
 
 
 def _ports() -> Iterator[int]:

@@ -21,6 +21,9 @@ from support.onnx_models import endless_model, model, promote
 SYMBOL = "BTCUSDT"
 KEYS = keys(SYMBOL)
 OF_THE_PROCESS = ("process_", "python_", "sheetanchor_memory_")
+LATE_US = 1_000_000
+"""How late the loop may come to a slot and still commit it."""
+
 POISON = {"feat": {"ret_1s": "0.25", "ret_5s": "0.25"}}
 
 
@@ -139,11 +142,13 @@ async def test_a_dry_run_does_all_that_a_slot_does(world: World) -> None:
 
 async def test_a_slot_is_of_the_state_at_its_time(world: World) -> None:
     """The prediction is made from what was written between the dry run and the slot."""
-    slot = await next_slot()
-    await world.slot_loop._rehearse()
-    await world.written(200.0)
-
-    assert await world.slot_loop._serve(slot)
+    while True:
+        slot = await next_slot()
+        await world.slot_loop._rehearse()
+        await world.written(200.0)
+        assert await world.slot_loop._serve(slot)
+        if slot_of(time.time_ns() // 1_000) == slot:
+            break  # else it may have come too late to be committed
 
     [(record, _)] = world.slot_loop.latest(1)
     assert (200.0, True) == (record.price_now, record.committed)
@@ -154,15 +159,21 @@ async def test_every_slot_is_committed_once(world: World) -> None:
     stop = asyncio.Event()
     running = asyncio.create_task(world.slot_loop.run(stop))
     began = slot_of(time.time_ns() // 1_000)
+    stood_still: list[tuple[int, int]] = []
     while len(world.slot_loop.latest(10)) < 3:
+        turned = slot_of(time.time_ns() // 1_000 - LATE_US)
         await world.written()
         await asyncio.sleep(0.1)
+        if (now := slot_of(time.time_ns() // 1_000)) > turned + 1:
+            stood_still.append((turned, now))
     stop.set()
     await running
 
     entries = await world.redis.xrange(KEYS.preds)
     slots = [int(fields[b"slot"]) for _, fields in entries]
-    assert slots == list(range(slots[0], slots[0] + len(slots)))
+    missed = set(range(slots[0], slots[-1])) - set(slots)
+    assert slots == sorted(set(slots))
+    assert [] == [slot for slot in missed if not any(first <= slot <= last for first, last in stood_still)]
     assert began <= slots[0]
     assert all(float(fields[b"latency_ms"]) >= 0 for _, fields in entries)
     assert all(

@@ -213,21 +213,23 @@ def test_readers_are_sent_to_a_replica_from_its_first_slot_on(
     redis_server: RedisServer, market: Market, models: Path, tmp_path: Path
 ) -> None:
     """Until then it is not ready, with either of its symbols; from then on it answers clients."""
-    with replicas(redis_server.url, models, tmp_path, "a", flags=("--symbol", "BTCUSDT", "--symbol", "ETHUSDT")) as [
-        one
-    ]:
-        asked = []
+    both = ("--symbol", "BTCUSDT", "--symbol", "ETHUSDT")
+    statuses: list[int] = []
+    for _ in range(TRIES):  # on a busy machine nobody may have asked between its first answer and its first slot
+        statuses.clear()
+        with replicas(redis_server.url, models, tmp_path, "a", flags=both) as [one]:
 
-        def is_ready() -> bool:
-            asked.append(
-                (one.get("/health/ready")[0], [one.get(f"/predictions/{s}")[0] for s in ("BTCUSDT", "ETHUSDT")])
-            )
-            return asked[-1][0] == 200
+            def is_ready(one: Replica = one) -> bool:
+                statuses.append(one.get("/health/ready")[0])
+                return statuses[-1] == 200
 
-        wait_until(is_ready, within_s=20, what="it is ready")
+            wait_until(is_ready, within_s=20, what="it is ready")
+            answered = [one.get(f"/predictions/{symbol}")[0] for symbol in ("BTCUSDT", "ETHUSDT")]
+        assert [200, 200] == answered
+        if 503 in statuses:
+            break
 
-    assert 503 in {status for status, _ in asked}
-    assert [200, 200] == asked[-1][1]
+    assert 503 in statuses
 
 
 def test_a_replica_with_nothing_to_answer_from_gets_no_readers(free_port: int, tmp_path: Path) -> None:

@@ -27,12 +27,13 @@ from conftest import free_port_number
 from sheetanchor import sbe
 from sheetanchor.binance.websocket import Connection, stream_url
 from sheetanchor.contract import line_stream, unpack_frames
+from sheetanchor.ingest import connection_policy
 from sheetanchor.simulator.sessions import Terms
 from sheetanchor.store.redis_client import redis_client
 from support.exchange_client import ALL, client
 from support.exchange_fixture import API_KEY, LocalExchange, eventually, local_exchange
 from support.line import Line, best, holes, line, peer
-from support.patience import PATIENCE_S, patience
+from support.patience import PATIENCE_S, PATIENT, patience
 
 QUICK = {"reconnect_delay_s": 0.05, "reconnect_delay_max_s": 0.2}
 
@@ -183,8 +184,8 @@ async def test_a_broken_connection_is_made_again_at_once(
         await running.connected()
         [before] = await brisk.connections()
         await brisk.fault("disconnect")
-        await running.shows("sbe_websocket", "reconnect_count", lambda count: count == 1, within_s=5)
-        [after] = await brisk.connections()
+        await running.shows("sbe_websocket", "reconnect_count", lambda count: count >= 1, within_s=5)
+        *_, after = await brisk.connections()
         await running.more(100)
 
     assert before["streams"] == after["streams"]
@@ -193,14 +194,14 @@ async def test_a_broken_connection_is_made_again_at_once(
     assert lost < found
 
 
-async def test_silence_counts_as_a_loss(brisk: LocalExchange, redis_url: str) -> None:
+async def test_silence_counts_as_a_loss(brisk: LocalExchange, redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
     """A connection that falls silent is closed and another one is opened."""
     async with line(redis_url, brisk.ws_url, silence_s=0.5) as running:
         await running.connected()
         [before] = await numbers_of(brisk)
         await brisk.fault("silence", seconds=4)
-        await running.shows("sbe_websocket", "status", lambda status: status == "disconnected", within_s=5)
-        await running.shows("sbe_websocket", "reconnect_count", lambda count: count == 1, within_s=5)
+        await eventually(lambda: _said(caplog, "SBE WebSocket disconnected"), within_s=5, what="the loss is told")
+        await running.shows("sbe_websocket", "reconnect_count", lambda count: count >= 1, within_s=5)
         after = await numbers_of(brisk)
 
     assert before not in after
@@ -215,8 +216,8 @@ async def test_an_outage_is_reported_once_while_tries_go_on(
     async with line(redis_url, brisk.ws_url, **settings) as running:
         await running.connected()
         await brisk.fault("disconnect", seconds=6)
-        await running.shows("sbe_websocket", "status", lambda status: status == "degraded", within_s=5)
-        await running.shows("sbe_websocket", "reconnect_count", lambda count: count == 1, within_s=10)
+        await eventually(lambda: _said(caplog, "entering degraded mode"), within_s=5, what="degraded mode is told")
+        await running.shows("sbe_websocket", "reconnect_count", lambda count: count >= 1, within_s=10)
         await running.more(50)
         gaps = await running.gaps()
 
@@ -288,7 +289,7 @@ async def test_a_peer_that_breaks_the_protocol_is_left(redis_url: str) -> None:
         await socket.wait_closed()
 
     async with peer(speak) as origin, line(redis_url, origin) as running:
-        await running.shows("sbe_websocket", "reconnect_count", lambda count: count == 1)
+        await running.shows("sbe_websocket", "reconnect_count", lambda count: count >= 1)
         await eventually(lambda: _has(running, 2), within_s=5, what="both frames are in Redis")
         stored = await running.frames()
 
@@ -310,7 +311,7 @@ async def test_an_announced_shutdown_loses_nothing(
     async with line(redis_url, brisk.ws_url) as running:
         await running.connected()
         [before] = await numbers_of(brisk)
-        await brisk.fault("shutdown", seconds=1)
+        await brisk.fault("shutdown", seconds=60)  # the line leaves by itself, as soon as it has another
 
         async def moved() -> bool:
             numbers = await numbers_of(brisk)
@@ -346,9 +347,10 @@ async def test_rotation_loses_nothing(brisk: LocalExchange, redis_url: str, capl
 
 
 async def test_an_old_connection_stays_when_its_replacement_breaks(
-    brisk: LocalExchange, redis_url: str, caplog: pytest.LogCaptureFixture
+    brisk: LocalExchange, redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line is not without any connection because the new one broke before the old one was closed."""
+    monkeypatch.setattr(connection_policy, "OVERLAP_S", PATIENCE_S)  # it is still there whenever the new one breaks
     caplog.set_level(logging.INFO)
     async with line(redis_url, brisk.ws_url, rotate_after_s=3) as running:
         await running.connected()
@@ -384,14 +386,14 @@ async def test_a_scheduled_end_is_no_alarm(
 
 async def test_pings_are_answered(short_recording: Path, redis_url: str) -> None:
     """The exchange keeps a connection only if pongs copy the pings' payload; it does keep it."""
-    terms = Terms(ping_interval_s=0.5)
+    terms = Terms(ping_interval_s=2.0)
     async with (
         local_exchange(recording=[short_recording], warmup_s=5, rate=300, terms=terms) as exchange,
         line(redis_url, exchange.ws_url) as running,
     ):
         await running.connected()
         before = await numbers_of(exchange)
-        await running.more(1_200)  # four seconds, eight pings
+        await running.more(2_400)  # eight seconds: longer than the three intervals that it waits for a pong
         after = await numbers_of(exchange)
 
     assert before == after
@@ -498,7 +500,7 @@ async def test_sigterm_sends_what_waits(redis_url: str) -> None:
         process.send_signal(signal.SIGTERM)
         _, log = await asyncio.wait_for(process.communicate(), PATIENCE_S)
 
-    redis = redis_client(redis_url)
+    redis = redis_client(redis_url, **PATIENT)
     entries = await redis.xrange(line_stream("BTCUSDT", "a"))
     await redis.aclose()
     assert 0 == process.returncode

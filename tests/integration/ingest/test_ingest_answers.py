@@ -158,8 +158,8 @@ async def test_a_missing_stream_is_reported_and_the_connection_kept(
         await eventually(
             lambda: _said(caplog, "BTCUSDT: no depth message for"), within_s=10, what="the stream is named"
         )
-        await eventually(lambda: _is(len(opened) == 3), within_s=10, what="a second connection")
-        await eventually(lambda: _is(len(closed) == 2), within_s=10, what="the first one is retired")
+        await eventually(lambda: _is(len(opened) >= 3), within_s=10, what="a second connection")
+        await eventually(lambda: _is(len(closed) >= 2), within_s=10, what="the first one is retired")
         await running.shows("sbe_websocket", "lacking", lambda found: found == ["BTCUSDT@depth"])
         await eventually(lambda: _degraded(running), within_s=10, what="health says so")
         page = await running.page("/metrics")

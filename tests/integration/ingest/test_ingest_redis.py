@@ -41,7 +41,7 @@ class Line:
         self.log_path = folder / "ingest.log"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SHEETANCHOR_")}
         command = [sys.executable, "-m", "sheetanchor", "ingest", "--ws-url", exchange.ws_url]
-        command += ["--redis-url", server.url, "--http-host", "127.0.0.1", *flags]
+        command += ["--redis-url", server.url, "--http-host", "127.0.0.1", "--silence-s", "60", *flags]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, env={**clean, "BINANCE_API_KEY": API_KEY}, stderr=log)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from redis.asyncio import Redis
@@ -15,16 +17,33 @@ from sheetanchor._decoder import Market
 from sheetanchor.contract import keys, line_stream, pack_frames, unpack_frames
 from sheetanchor.errors import BadRecording, BadSettings, RedisRefused
 from sheetanchor.ml.dataset import rows
-from sheetanchor.recording import recording_file
+from sheetanchor.recording import capture, recording_file
 from sheetanchor.recording.capture import missing_range_in, run
 from sheetanchor.recording.recording_file import Recording
 from sheetanchor.runtime.settings import CaptureSettings
 from sheetanchor.store.frame_streams import LineWriter
 from sheetanchor.store.redis_client import redis_client
 from support.bad_entries import BROKEN_FRAMES, spoil, spoil_lines
+from support.patience import PATIENT
 
 SYMBOL = "BTCUSDT"
 BATCH = 40
+READ_S = 0.1
+"""The most that counts of a read: so many are made whatever else takes time."""
+
+
+@pytest.fixture(autouse=True)
+def _time_of_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the time of a recording be that of its reads: for as long as this process stands still it reads nothing."""
+    shown_s, looked_s = 0.0, time.monotonic()
+
+    def monotonic() -> float:
+        nonlocal shown_s, looked_s
+        now_s = time.monotonic()
+        shown_s, looked_s = shown_s + min(now_s - looked_s, READ_S), now_s
+        return shown_s
+
+    monkeypatch.setattr(capture, "time", SimpleNamespace(**{**vars(time), "monotonic": monotonic}))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +56,7 @@ def market() -> Recording:
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = redis_client(redis_url)
+    client = redis_client(redis_url, **PATIENT)
     yield client
     await client.aclose()
 

@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 from fastapi import HTTPException, Response
 
@@ -28,11 +29,15 @@ from sheetanchor.runtime import metrics
 from sheetanchor.web import answers as web_answers
 from sheetanchor.web.listeners import PROBES, READERS, Bounds, is_local, open_listeners, serving
 from sheetanchor.web.server import Health, create_app, serve
-from support.patience import patience
+from support.patience import PATIENCE_S, patience
 from support.role_parts import ROLES, Running, ask, running
 
 TESTS = Path(__file__).resolve().parents[2]
 IDLE = 1000
+STRANGER = "127.0.0.2"
+"""Where the many connections come from. Whoever asks from the same address, and is kept from the processor after it has
+connected, is taken for one of them."""
+
 WITHIN_S = 0.1
 OWN_DESCRIPTORS = 128
 """What a role has open for itself: its log, Redis, the exchange, a model."""
@@ -84,11 +89,12 @@ def renewed(held: dict[int, list[socket.socket]]) -> Iterator[None]:
 
 
 def _connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=5)
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S, source_address=(STRANGER, 0))
 
 
 def _begin_to_connect(port: int) -> socket.socket:
     one = socket.socket()
+    one.bind((STRANGER, 0))
     one.setblocking(False)
     one.connect_ex(("127.0.0.1", port))
     return one
@@ -267,7 +273,10 @@ async def test_who_takes_no_answer_is_dropped() -> None:
     async with served(large, answer_s=0.3) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         writer.write(b"GET /route HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await asyncio.sleep(1)
+        own = writer.get_extra_info("sockname")
+        async with patience():
+            while not lengths or _held_by_the_server(port, own):
+                await asyncio.sleep(0.05)
         received = len(await ended(reader))
         writer.close()
 
@@ -275,18 +284,28 @@ async def test_who_takes_no_answer_is_dropped() -> None:
     assert received < 50_000_000
 
 
+def _held_by_the_server(port: int, client: tuple[str, int]) -> bool:
+    """Say whether the server's end of a connection is still open."""
+    ends = psutil.Process().net_connections("tcp4")
+    return any((end.laddr.port, end.raddr) == (port, client) for end in ends if end.raddr)
+
+
 async def test_a_flood_is_refused_for_a_time_and_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     """429 with Retry-After in the usual shape, counted; nothing else is answered with an error."""
     # One a second, past the burst: a busy machine may answer so slowly that the usual rate is never reached.
     monkeypatch.setattr(web_answers, "Admission", partial(web_answers.Admission, per_s=1.0))
+
+    async def route() -> dict[str, str]:
+        return {}
+
     before = metrics.HTTP_REQUESTS.labels("429", "other")._value.get()
     async with (
-        served() as port,
+        served(route) as port,
         aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=aiohttp.TCPConnector(limit=20)) as client,
     ):
 
         async def one() -> tuple[int, Any, Any]:
-            async with client.get("/health/live") as response:
+            async with client.get("/route") as response:
                 return response.status, response.headers.get("Retry-After"), await response.json()
 
         got = await asyncio.gather(*(one() for _ in range(1500)))
@@ -322,7 +341,7 @@ async def test_an_error_that_nobody_has_thought_of_is_an_answer_like_others(capl
     ("path", "status"), [("/nothing", 404), ("/route?n=x", 422), ("/route?n=1", 503), ("/route?n=2", 500)]
 )
 async def test_each_failed_request_is_in_the_log_with_its_id(
-    caplog: pytest.LogCaptureFixture, path: str, status: int
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, path: str, status: int
 ) -> None:
     """As the alert's text says; health checks are not, and a flood of them leaves the log readable."""
 
@@ -331,6 +350,7 @@ async def test_each_failed_request_is_in_the_log_with_its_id(
             raise RuntimeError("n")
         raise HTTPException(503, "not yet")
 
+    monkeypatch.setattr(web_answers, "LOGGED_PER_S", 0.1)  # a busy machine may take long enough for many
     caplog.set_level("INFO")
     async with served(route) as port, aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
         async with client.get(path, headers={"X-Request-Id": "this-one"}) as response:
@@ -391,8 +411,9 @@ async def test_probes_answer_while_the_event_loop_does_not() -> None:
     level, _ = listening.level, listening.setLevel("INFO")
     try:
         async with serve(create_app(health), health, "localhost", 0):
-            await asyncio.sleep(0.1)
-            ready = await asyncio.to_thread(ask, reported[0], "/health/ready")
+            async with patience():
+                while not reported or (ready := await asyncio.to_thread(ask, reported[0], "/health/ready"))[0] != 200:
+                    await asyncio.sleep(0.05)
             with ThreadPoolExecutor() as pool:
                 asked = pool.submit(lambda: (time.sleep(2.5), ask(reported[0], "/health/ready"), ask(reported[0]))[1:])
                 stalled, live = asked.result()  # the loop stands still until both are answered
