@@ -215,7 +215,7 @@ def test_readers_are_sent_to_a_replica_from_its_first_slot_on(
     """Until then it is not ready, with either of its symbols; from then on it answers clients."""
     both = ("--symbol", "BTCUSDT", "--symbol", "ETHUSDT")
     statuses: list[int] = []
-    for _ in range(TRIES):  # on a busy machine nobody may have asked between its first answer and its first slot
+    for _ in range(TRIES):  # on a busy machine the question may not fall between its first answer and its first slot
         statuses.clear()
         with replicas(redis_server.url, models, tmp_path, "a", flags=both) as [one]:
 

@@ -253,7 +253,7 @@ def reached(members: RedisSet, index: int) -> list[bool | None]:
     code, text = members.sentinels[(index + 1) % 3].get("/peers")
     said = json.loads(text) if code == 200 else {"tilt": True}
     if said["tilt"] or said["age_ms"] >= 2_000:
-        return []  # a Sentinel that had no processor for that long says so, and judges nobody
+        return []  # a Sentinel that had no processor for that long says so, and judges no server
     return [
         said["servers"][f"localhost:{members.port(index)}"],
         said["sentinels"][f"localhost:{members.sentinel_port(index)}"],

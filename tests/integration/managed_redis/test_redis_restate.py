@@ -103,7 +103,7 @@ async def whole_again(path: HotPath, killed: int) -> None:
 async def restated(path: HotPath, client: Redis) -> tuple[Anchor, Seen, int]:
     """Kill the master until what it took with it is restated; gives what was stored before, since then, and the slot.
 
-    A memory that a busy machine lets be written too late is refused, which the processor tells, and rebuilt instead.
+    A memory that a busy machine lets be written too late is refused, which the processor reports, and rebuilt instead.
     """
     members, log, hot = path.members, path.folder / "process.log", HotState(client, SYMBOL)
     while True:

@@ -35,8 +35,8 @@ from support.role_parts import ROLES, Running, ask, running
 TESTS = Path(__file__).resolve().parents[2]
 IDLE = 1000
 STRANGER = "127.0.0.2"
-"""Where the many connections come from. Whoever asks from the same address, and is kept from the processor after it has
-connected, is taken for one of them."""
+"""Where the many connections come from. A client of the same address that is kept from the processor after it has
+connected is taken for one of them."""
 
 WITHIN_S = 0.1
 OWN_DESCRIPTORS = 128
