@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.asyncio.server import ServerConnection
 
+from sheetanchor.ingest import connection_supervisor
 from sheetanchor.ingest.connection_policy import LACKS_AFTER_S
 from support.exchange_fixture import eventually
 from support.line import Line, best, line, peer
@@ -59,7 +60,14 @@ async def _said(caplog: pytest.LogCaptureFixture, text: str) -> bool:
 # -- a market without events ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def judged_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a line judge only where its loop, in which the exchange runs too, has just turned without a stop."""
+    monkeypatch.setattr(connection_supervisor, "LATE_S", 1.5 * connection_supervisor.TICK_S)
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["after a message", "without any"])
+@pytest.mark.usefixtures("judged_in_time")
 async def test_a_quiet_market_keeps_its_connection(first: bool, redis_url: str) -> None:
     """Many times the longest silence without an event, pings answered: one connection, no loss, and the next event."""
     connections, go_on = 0, asyncio.Event()
@@ -117,6 +125,7 @@ async def bare_peer(*, pings: bool) -> AsyncIterator[tuple[str, list[float]]]:
         yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", opened
 
 
+@pytest.mark.usefixtures("judged_in_time")
 async def test_pings_of_the_exchange_are_life(redis_url: str) -> None:
     """Where the exchange pings and nothing else, the connection stays."""
     async with bare_peer(pings=True) as (origin, opened), line(redis_url, origin, silence_s=0.6, **QUICK) as running:

@@ -131,7 +131,8 @@ async def leave(redis: Redis, told: Receipt) -> int:
 async def listening(server: RedisServer) -> AsyncIterator[tuple[SymbolProcessor, Redis]]:
     """A writer that knows Redis' clock, and gets the receipts of runs."""
     async with made(server, Health("sheetanchor-process", [])) as (writer, _), at_work(writer):
-        await until(lambda: _is(writer.clock.known), 5, "Redis' clock is known")
+        # How far it is known is half of what the reply took, which is long where this process stands still meanwhile.
+        await until(lambda: _is(writer.clock.known and writer.clock._round_trip_us < CLOSE_US), 5, "Redis' clock")
         async with asyncio.TaskGroup() as group:
             task = group.create_task(watch_runs(writer._redis, writer, {}, RestHealth()))
             yield writer, writer._redis
