@@ -1,4 +1,4 @@
-// Levels of one side of a book in small blocks, in order among each other and in no order inside.
+// Levels of one side of a book in small blocks: the blocks are sorted, the levels within a block are not.
 //
 // Three changes in four remove a level or put one where there was none, so keeping levels sorted would mean moving them
 // all the time. Here a change finds its block by walking on from the change before, and its place in the block by

@@ -1,4 +1,4 @@
-// A side of a book and a plain one given the same changes: what `fuzz.cpp` and the tests compare after every step.
+// A side of a book and a simple reference, given the same changes and compared after each, for `fuzz.cpp` and tests.
 #pragma once
 
 #include <algorithm>

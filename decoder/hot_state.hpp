@@ -1,4 +1,4 @@
-// What a market shows: the fields of its hot keys at a given time.
+// The fields of a market's hot keys at a given time.
 #pragma once
 
 #include <algorithm>

@@ -106,7 +106,7 @@ class MetricsCollector(Protocol):
     """What a chaos test asks about the pipeline."""
 
     def collect_baseline(self) -> tuple[int, int]:
-        """Look at the pipeline while nothing is wrong; gives begin and end in µs."""
+        """Observe the pipeline without faults; gives begin and end in µs."""
 
     def is_recovered(self, since_us: int) -> bool:
         """Say whether predictions are sound again since a moment."""
@@ -124,7 +124,7 @@ class ObservedMetrics:
     baseline_s: float = BASELINE_S
 
     def collect_baseline(self) -> tuple[int, int]:
-        """Wait until predictions are sound, and look for a while."""
+        """Wait until predictions are sound, and observe them for a while."""
         self.pipeline.wait(lambda: self.observers.is_sound(SOUND_SLOTS), START_WITHIN_S, "sound predictions at first")
         begin_us = now_us()
         time.sleep(self.baseline_s)
@@ -135,7 +135,7 @@ class ObservedMetrics:
         return self.observers.is_sound(SOUND_SLOTS, since_us)
 
     def history(self) -> History:
-        """Look until all of Redis agrees again on who the master is, then stop."""
+        """Observe until all of Redis agrees again on the master, then stop."""
         members = self.pipeline.members
         self.pipeline.wait(lambda: len(members.masters()) == 1, START_WITHIN_S, "one master")
         self.observers.stop()
@@ -149,7 +149,7 @@ class ChaosEngineer:
     Attributes:
         pipeline: The pipeline.
         truth: What the exchange's book was.
-        metrics_collector: Who looks at it.
+        metrics_collector: The observer of the pipeline.
         failure_injectors: By kind of fault.
         test_scenarios: By name.
         now_us: Wall-clock time.
@@ -182,7 +182,7 @@ class ChaosEngineer:
         return judge(scenario, seed, history, self.truth, baseline, (begun_us, ended_us, end_us), recovered_us)
 
     def monitor_during_chaos(self, scenario: ChaosScenario, seed: int) -> None:
-        """Go through the steps; the observers look all the while."""
+        """Go through the steps while the observers run."""
         for step in scenario.plan(random.Random(seed)):
             with inject_failures(self.pipeline, scenario.id, step.failures, dict(self.failure_injectors), self.clock):
                 self.pause(step.for_s)

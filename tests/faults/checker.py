@@ -76,7 +76,7 @@ class History:
 
     @property
     def written(self) -> list[Look]:
-        """Looks in the order of the writes that they show: a server that has gone back shows an old one again.
+        """Observations in the order of the writes that they show: a server that was rolled back shows an old one again.
 
         A swap writes no heartbeat, so the epoch orders those of one.
         """

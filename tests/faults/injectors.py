@@ -32,7 +32,7 @@ class FaultSpec:
     Attributes:
         kind: Name of its injector.
         target: A part, a place, or a role that is looked up when it begins: `master`, `writer`.
-        numbers: What the injector wants to know.
+        numbers: The injector's parameters.
     """
 
     kind: str

@@ -45,7 +45,7 @@ def now_us() -> int:
 
 
 class Observers:
-    """The reader, a look at each server, and one at the exchange, each in threads of their own."""
+    """The reader and an observer of each server and of the exchange, each in threads of its own."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
@@ -89,7 +89,7 @@ class Observers:
     # Threads
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start observing."""
         self._thread(self._read)
         self._thread(self._look_at_exchange)
         self._thread(lambda: asyncio.run(self._look_at_servers()))
@@ -100,7 +100,7 @@ class Observers:
         self._threads.append(thread)
 
     def stop(self) -> None:
-        """Look for the last time: what the store holds now belongs to the history."""
+        """Observe for the last time: what the store holds now belongs to the history."""
         self._stop.set()
         for thread in self._threads:
             thread.join(END_WITHIN_S)
@@ -192,7 +192,7 @@ class Observers:
     async def _look_at_receipts(self, client: Redis, known: set[str]) -> None:
         try:
             entries: Any = await client.xrange(KEYS.receipts)
-        except Exception:  # noqa: BLE001  the server is under faults, and the next look comes
+        except Exception:  # noqa: BLE001  the server is under faults, and the next observation follows
             return
         for _, fields in entries:
             receipt = Receipt.from_json(fields[b"receipt"].decode())

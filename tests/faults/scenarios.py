@@ -104,7 +104,7 @@ def soak(seconds: float) -> Callable[[random.Random], Iterator[Step]]:
         left_s = seconds
         while left_s > 0:
             faults = tuple(chance.sample(SOAK, chance.choice((1, 1, 2))))
-            # Two that look for the same thing would find it gone.
+            # Of two that target the same process, the second would find it ended.
             if len({fault.target for fault in faults}) < len(faults) or sum("mas" in f.target for f in faults) > 1:
                 faults = faults[:1]
             step_s, pause_s = chance.uniform(2, 15), chance.uniform(2, 10)

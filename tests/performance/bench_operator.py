@@ -1,4 +1,4 @@
-"""What an operator costs that looks after many pipelines: memory, requests and time, against a real API server.
+"""What an operator that manages many pipelines costs: memory, requests and time, against a real API server.
 
 The server has no nodes and no controllers: pods do not exist, and nothing but the operator writes. That is the
 operator's own part, which must not grow with time, and with the number of pipelines only in proportion.

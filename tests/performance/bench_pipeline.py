@@ -82,7 +82,7 @@ def processes(running: Pipeline) -> list[psutil.Process]:
 
 
 def watch(running: Pipeline, seconds: float) -> Seen:
-    """Look on for a while."""
+    """Observe for a while."""
     seen = Seen()
     begun = {one.pid: sum(one.cpu_times()[:2]) for one in processes(running)}
     end_s = time.monotonic() + seconds

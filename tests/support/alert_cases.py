@@ -200,7 +200,7 @@ def lines(connected: int) -> Series:
 
 
 def repeated(each: float) -> Series:
-    """Give the operator's looks at pipelines, of which so many of 100 each 15 s are put off."""
+    """Give the operator's reconciles of pipelines, of which so many of 100 each 15 s are put off."""
     return {
         **op("sheetanchor_operator_queue_retries_total", f"0+{each}x60"),
         **op("sheetanchor_operator_reconciles_total", f"0+{each}x60", 'result="error"'),

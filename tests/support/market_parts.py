@@ -1,4 +1,4 @@
-"""Messages and small looks that the tests of the market share."""
+"""Messages and small queries that the tests of the market share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at a pipeline without a process: a leader that is shown what a list shows, on a real API server."""
+"""Reconciles of a pipeline without an operator process: a leader whose cache a list fills, on a real API server."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class Looker:
         self.leader = Leader(cluster, self.cache, self.reconciler, [where], nodes=False, workers=1)
 
     async def look(self, times: int = 1) -> None:
-        """Look at the pipeline until nothing is left for want of time, as often as asked."""
+        """Reconcile the pipeline until no write is left over for lack of time; all that the given number of times."""
         for _ in range(times):
             await self.look_once()
             while self.reconciler._applier.is_late((self.where, "btc")):
                 await self.look_once()
 
     async def look_once(self) -> None:
-        """Look at the pipeline as a leader does that has just listed everything."""
+        """Reconcile the pipeline as a leader does that has just listed everything."""
         self.cache.put(pipeline_of(self.server, self.where))
         for kind in (*CHILDREN, KINDS["ReAnchor"], KINDS["Job"]):
             listed: set[Where] = set()

@@ -38,7 +38,7 @@ Object = dict[str, Any]
 
 
 class OperatorProcess:
-    """One `sheetanchor-operator` that looks after one namespace."""
+    """One `sheetanchor-operator` that manages one namespace."""
 
     def __init__(self, server: ApiServer, namespace: str, folder: Path, name: str = "one", *flags: str) -> None:
         self.server, self.namespace, self.name = server, namespace, name
@@ -176,7 +176,7 @@ def condition_of(server: ApiServer, namespace: str, kind: str, name: str = "btc"
 
 
 def looks(operator: OperatorProcess) -> float:
-    """Count the looks at pipelines, whatever came of them."""
+    """Count the reconciles of pipelines, whatever their results."""
     counts = operator.metrics()
     return sum(value for name, value in counts.items() if name.startswith("sheetanchor_operator_reconciles_total"))
 

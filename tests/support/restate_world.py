@@ -132,7 +132,7 @@ class World:
         self.truth.histories += 1
 
     async def replication_id(self) -> str:
-        """The server's own word."""
+        """What the server itself reports."""
         return str((await self.redis.info("replication"))["master_replid"])
 
     async def take(self, writer: str) -> None:

@@ -127,7 +127,7 @@ CUT = re.compile(r"(?:error|message|msg|reason|words|said)\b\S*(?: or \S+)?\[:(?
 
 
 def test_no_message_is_cut_at_its_end_only() -> None:
-    """What a library, a server or a person says is cut by `errors.shortened`: the decisive part may be the last."""
+    """Text of a library, a server or a user is cut by `errors.shortened`: the decisive part may be the last."""
     sources = [path for path in tracked("*.py") if "tests" not in path.relative_to(ROOT).parts]
 
     found = [

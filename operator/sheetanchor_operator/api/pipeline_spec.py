@@ -1,4 +1,4 @@
-"""`PredictionPipeline.spec`: as it is read, and as its schema is generated from.
+"""`PredictionPipeline.spec`: the model that reads it and from which its schema is generated.
 
 One module, since it is one document: fields, defaults and rules stand in the order in which users read them.
 """

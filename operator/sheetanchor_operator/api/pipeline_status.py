@@ -1,4 +1,4 @@
-"""`PredictionPipeline.status`: what its fields mean, and as its schema is generated from."""
+"""`PredictionPipeline.status`: the meaning of its fields, and the model from which its schema is generated."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class FailoverStepStatus(Block):
 
     name: FailoverStep = field(..., "The step.")
     started_at: str = field(..., "When it began.", schema=TIME)
-    finished_at: str | None = field(None, "When it ended; absent while it goes on.", schema=TIME)
+    finished_at: str | None = field(None, "When it ended; absent while it is in progress.", schema=TIME)
     message: str | None = field(None, "Its result.", max_length=512)
 
 

@@ -1,4 +1,4 @@
-"""`ReAnchor`, the request for a rebuild and its durable receipt: as read, and as its schema is generated from."""
+"""`ReAnchor`, the request for a rebuild and its durable receipt: the model that its schema is generated from."""
 
 from __future__ import annotations
 

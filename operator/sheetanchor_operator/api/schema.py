@@ -35,7 +35,7 @@ HEADER: Final = """\
 
 PIPELINE_TEXT: Final = (
     "A real-time prediction pipeline: ingestors, processors, Redis and inference for some trading pairs, kept "
-    "anchored to what the exchange says. `spec: {symbols: [BTCUSDT]}` is a complete one."
+    "anchored to the exchange. `spec: {symbols: [BTCUSDT]}` is a complete one."
 )
 REANCHOR_TEXT: Final = (
     "A request to rebuild a trading pair's hot state from the exchange, and the receipt of the result. Created "

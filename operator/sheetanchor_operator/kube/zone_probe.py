@@ -1,4 +1,4 @@
-"""Questions to pods whether they answer at all, each within less than a second."""
+"""Polls pods only to find out whether they answer, each within less than a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moves a pipeline: asks the operator by an annotation, and waits for what the status says of it."""
+"""Moves a pipeline: requests the move by an annotation, and waits for its result in the status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pipeline's move as its status holds it: what is asked for, what is known of it, and what is written. Pure."""
+"""A pipeline's move in its status: what is requested, what is known of it, and what is written. Pure."""
 
 from __future__ import annotations
 

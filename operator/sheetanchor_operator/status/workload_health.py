@@ -1,4 +1,4 @@
-"""The health of a pipeline as its own workloads report it: symbols, predictions, lines, pods. Pure."""
+"""The health of a pipeline as its workloads report it: symbols, predictions, lines, pods. Pure."""
 
 from __future__ import annotations
 

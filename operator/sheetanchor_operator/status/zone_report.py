@@ -1,4 +1,4 @@
-"""What a pipeline's status says of its zones' health. Pure.
+"""The health of zones in a pipeline's status. Pure.
 
 The leader writes it with the rest of the status. While the Lease is not renewed any replica does, since the leader may
 be in the very zone that is lost.

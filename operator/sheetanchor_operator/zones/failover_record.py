@@ -1,4 +1,4 @@
-"""What a move of a pipeline is decided on, as values: its record, what people ask for, and what is known. Pure."""
+"""The input of a decision about a move, as values: its record, what users request, and what is observed. Pure."""
 
 from __future__ import annotations
 

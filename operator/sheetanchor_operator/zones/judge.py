@@ -1,4 +1,4 @@
-"""Whether a zone is lost: judged from what two kinds of observers see, round by round. Pure.
+"""Whether a zone is lost: judged from the reports of two kinds of observers, round by round. Pure.
 
 Every operator replica judges by itself, leader or not: once a second it asks pods of each zone over HTTP, and where a
 zone is silent it asks the Sentinels of other zones whether they reach it. One observer alone proves nothing: what it
@@ -80,7 +80,7 @@ class Voice:
 
     Attributes:
         zone: Where it is.
-        about: The zone that it speaks of.
+        about: The zone that it concerns.
         down: Whether it reaches none of those that it watches there.
     """
 

@@ -1,4 +1,4 @@
-"""Which lines a pipeline has. Lines are remembered: one that vanished because its zone did would be missed most."""
+"""Which lines a pipeline has. A line is kept while its zone is lost, and starts again when the zone returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which inference pods of an unreachable zone leave their Service, and who has to remain. Pure.
+"""Which inference pods of an unreachable zone leave their Service, and which have to remain. Pure.
 
 An operator says of them what the node controller would say half a minute later: that they are not ready. Their kubelet
 has the last word: one that lives says otherwise within ten seconds, and is left alone for a while then.

@@ -1,4 +1,4 @@
-"""Who is asked whether a zone answers, and what the answers say of it. Pure.
+"""Which pods are polled to find out whether a zone answers, and what follows from their answers. Pure.
 
 In all at most eight pods of a zone are asked each second, whatever the number of pipelines. Only while a zone is silent
 more of them are, at least one on each of its nodes, and Sentinels of other zones besides.

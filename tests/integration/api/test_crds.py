@@ -430,7 +430,7 @@ def test_the_words_of_conditions_are_a_closed_list(resources: Resources) -> None
 
 
 def test_a_status_is_read_back_as_it_was_written(resources: Resources) -> None:
-    """Nothing is dropped or filled in, or each look at a pipeline would write it again."""
+    """Nothing is dropped or filled in, or each reconcile would write the pipeline again."""
     facts = SymbolFacts(pending=("x",), throttled=Reason.COOLDOWN, message="wait", rebuilt_us=(1, 2))
     full = judged(sound(), plan=ReanchorPlan(symbols={"BTCUSDT": facts}, last_request="7"))
     for name, status in (("full", full), ("bare", judged(Observed(1)))):

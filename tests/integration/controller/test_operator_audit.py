@@ -71,7 +71,7 @@ async def test_what_was_never_shown_is_noticed(where: str, cluster: Cluster) -> 
 
 
 async def test_what_has_gone_unseen_is_dropped(apiserver: ApiServer, where: str, cluster: Cluster) -> None:
-    """An object that is gone without its watch telling so is forgotten, so that it can be made again."""
+    """An object whose deletion its watch missed leaves the cache, so that it is created again."""
     cache = Cache()
     leader = leader_of(cluster, cache, where)
     cache.put(pipeline_of(apiserver, where))

@@ -84,7 +84,7 @@ def test_every_child_belongs_to_the_pipeline(apiserver: ApiServer, where: str, o
 
 
 def test_a_look_that_finds_nothing_writes_nothing(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
-    """Over several looks no object of the pipeline, and not the pipeline itself, gets a new version."""
+    """Over several reconciles no object of the pipeline, and not the pipeline itself, gets a new version."""
     before = versions_of(apiserver, where)
 
     settle(operator, 4)
@@ -232,7 +232,7 @@ def test_a_reanchor_of_no_pipeline_says_so(apiserver: ApiServer, where: str, ope
 
 
 def test_a_paused_pipeline_is_left_alone(apiserver: ApiServer, where: str, operator: OperatorProcess) -> None:
-    """While the annotation says so nothing is put right, and the status says that; then everything is."""
+    """While the annotation pauses the pipeline nothing is corrected, and the status shows that; then everything is."""
     path = deployment_path(where, "btc-infer")
     pause = {"metadata": {"annotations": {"sheetanchor.dev/paused": "true"}}}
     apiserver.ask(path_of(where), method="PATCH", body=pause, content_type=MERGE)

@@ -1,4 +1,4 @@
-"""Two installations of the operator in one place: one looks after the pipelines, the other keeps off and says so."""
+"""Two installations of the operator in one place: one manages the pipelines, the other does not and reports that."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ MINE = {"app": "mine"}
 
 
 async def look(cluster: Cluster, server: ApiServer, where: str, times: int = 1) -> None:
-    """Look at the pipeline with a leader that remembers nothing."""
+    """Reconcile the pipeline with a new leader, whose cache is empty."""
     await Looker(server, cluster, where).look(times)
 
 

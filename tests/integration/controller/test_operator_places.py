@@ -50,7 +50,7 @@ KINDS = {
 
 @dataclass
 class Two:
-    """An operator that looks after two namespaces, each with a pipeline."""
+    """An operator that manages two namespaces, each with a pipeline."""
 
     server: ApiServer
     one: str
@@ -188,7 +188,7 @@ def test_a_kind_that_may_not_be_watched_costs_that_kind_only(
 def test_no_kind_that_is_refused_from_the_start_ends_the_operator(
     apiserver: ApiServer, tmp_path: Path, kind: str
 ) -> None:
-    """Whichever kind may not be listed in the only namespace: the operator stays, says so, and is not ready."""
+    """If a kind may not be listed in the only namespace, the operator keeps running, reports it, and is not ready."""
     define(apiserver)
     with namespace(apiserver) as where:
         give_rights(apiserver, where, account_of=where, without={kind: ("list", "watch")})

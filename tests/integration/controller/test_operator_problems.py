@@ -225,7 +225,7 @@ def test_a_missing_permission_is_reported(apiserver: ApiServer, where: str, tmp_
 
         assert "networkpolicies" in condition["message"]
         assert "Deployment/btc-infer" in children_of(apiserver, where)
-        # Three writes are refused in a try: a loop without pauses would try at each look.
+        # Three writes are refused in a try: a loop without pauses would try at each reconcile.
         assert errors(operator, 403) - before < 3 * (looks(operator) - seen)
     finally:
         operator.end(signal.SIGKILL)

@@ -90,7 +90,7 @@ async def zones(apiserver: ApiServer, where: str) -> AsyncIterator[ZonePods]:
 
 @pytest.fixture
 async def start(zones: ZonePods) -> AsyncIterator[Callable[..., Awaitable[Replica]]]:
-    """Starts operators, in zone a unless a test says otherwise, and waits until they have heard every zone."""
+    """Starts operators, in zone a unless a test says otherwise, and waits until they have reached every zone."""
     async with AsyncExitStack() as stack:
 
         async def starting(letter: str = "a", kubeconfig: Path | None = None, unrenewed_s: float = 0.0) -> Replica:

@@ -21,7 +21,7 @@ TRIES = 5
 
 
 def check_of(replica: Replica, name: str) -> str:
-    """What a replica's health says of one dependency."""
+    """The state of one dependency in a replica's health."""
     return str(replica.get("/health")[1]["checks"][name]["status"])
 
 

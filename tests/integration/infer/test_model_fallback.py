@@ -68,7 +68,7 @@ async def test_another_symbols_model_answers_but_is_doubted(chain: ModelFallback
 
 
 async def test_without_any_model_the_trend_answers(chain: ModelFallbackChain) -> None:
-    """An empty registry is no reason to say nothing; without a trend either, nothing is said with confidence 0."""
+    """With an empty registry the trend predicts; without a trend either, the answer is 0 with confidence 0."""
     await chain.start()
 
     line = await chain.answer(STATE, TREND, RECOVER_S)
@@ -175,7 +175,7 @@ async def test_a_missing_feature_is_reported_and_the_model_stays(chain: ModelFal
 
 
 async def test_a_promotion_is_taken_up(chain: ModelFallbackChain, tmp_path: Path) -> None:
-    """The next look at the registry loads what is current now; a look without change loads nothing."""
+    """The next poll of the registry loads the current model; a poll without change loads nothing."""
     promote(tmp_path, model(1e-5))
     await chain.start()
     before = chain.loaded

@@ -552,7 +552,7 @@ async def test_a_peer_that_answers_no_ping_is_noticed(brisk: LocalExchange) -> N
         await eventually(lambda: _true(connection.state.healthy), within_s=5, what="the first message")
         deadline_s = time.monotonic() + within_s
         looks, since_s = 0, None
-        # Looks are counted, not time: where the loop stands still for a while, so does the answer.
+        # Polls are counted, not time: while the loop is paused, so is the answer.
         while time.monotonic() < deadline_s and looks < 25:
             before_s, since_s = since_s, connection.state.unanswered_s
             looks = looks + 1 if since_s is not None and since_s == before_s else 0

@@ -47,7 +47,7 @@ OTHERS = {
 @pytest.mark.parametrize("version", [0, 6, 7, 8])
 @pytest.mark.parametrize("same", [True, False])
 def test_a_role_loads_what_is_missing_older_or_altered(code_known: bool, version: int, same: bool) -> None:
-    """And leaves a later one, which another role has loaded; what it may not look at counts by its version."""
+    """And keeps a later one, which another role has loaded; a library that it may not read counts by its version."""
     code = ("ours" if same else "another") if code_known else None
 
     step = decide(Loaded(version, code), "ours", 7)

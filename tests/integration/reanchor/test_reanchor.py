@@ -282,7 +282,7 @@ async def test_live_state_never_steps_back(redis: Redis, server: RedisServer, ex
 
 
 async def test_wrong_live_book_is_found_twice_and_replaced(redis: Redis, exchange: ExchangeProcess) -> None:
-    """A validation that finds a ghost level in the live book looks a second time, then rebuilds."""
+    """A validation that finds a level which the exchange does not have compares a second time, then rebuilds."""
     hot = HotState(redis, SYMBOL)
     await hot.lock("x")
     await hot.unlock("x")

@@ -297,7 +297,7 @@ async def test_redis_lost_in_mid_run(tmp_path: Path, exchange: ExchangeProcess) 
 
 
 async def test_lost_reply_of_the_swap(tmp_path: Path, exchange: ExchangeProcess) -> None:
-    """A server that stands still during the swap swaps once, and the run learns of it by asking again."""
+    """A server that is stopped during the swap swaps once, and the run learns the result by a second call."""
     server = RedisServer(tmp_path).start()
     client = redis_client(server.url, socket_timeout_s=0.5)
     assert server.process is not None

@@ -43,7 +43,7 @@ SLOW_ANSWER_S = 0.4
 """Thirty writes that take so long each, eight at once, take 1.6 s."""
 
 LATE_MAX = AT_LEAST + 3
-"""Writes that a look may begin after its time: the first ones, a Job that is made, and the statuses of both."""
+"""Writes that a reconcile may begin after its time: the first ones, a Job that is made, and the statuses of both."""
 
 LONG_LOOK = re.compile(
     r"took ([0-9.]+) s; for ([0-9.]+) s it got no CPU; its longest wait for the API server was ([0-9.]+) s"
@@ -82,7 +82,7 @@ def own_time_s(operator: OperatorProcess) -> list[float]:
 
 
 def served_after_s(server: ApiServer, where: str, level: str) -> float:
-    """Change a pipeline; gives how long it takes until its status says that it is looked after as it is now."""
+    """Change a pipeline; gives how long it takes until its status shows that this version was reconciled."""
     apply_pipeline(server, where, logLevel=level)
     generation = pipeline_of(server, where)["metadata"]["generation"]
 
@@ -141,7 +141,7 @@ def test_a_flood_takes_neither_the_lease_nor_the_looks(apiserver: ApiServer, whe
 
 
 def looks_of(operator: OperatorProcess) -> tuple[float, float]:
-    """Count the looks, and those that took over a second."""
+    """Count the reconciles, and those that took over a second."""
     metrics, name = operator.metrics(), "sheetanchor_operator_reconcile_duration_seconds"
     return metrics[f"{name}_count"], metrics[f"{name}_count"] - metrics[f'{name}_bucket{{le="{LOOK_S_MAX}"}}']
 
@@ -172,7 +172,7 @@ async def looker(apiserver: ApiServer, where: str) -> AsyncIterator[tuple[Looker
 
 
 async def test_a_slow_server_makes_no_look_long(apiserver: ApiServer, where: str, looker: tuple[Looker, Slow]) -> None:
-    """After half a second a look begins no more that can wait, and waits for no Event; what is left comes next."""
+    """After half a second a reconcile starts no write that can wait, and waits for no Event; the next one continues."""
     looks, cluster = looker
     await looks.look()
     for number in range(60):

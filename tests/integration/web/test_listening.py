@@ -416,7 +416,7 @@ async def test_probes_answer_while_the_event_loop_does_not() -> None:
                     await asyncio.sleep(0.05)
             with ThreadPoolExecutor() as pool:
                 asked = pool.submit(lambda: (time.sleep(2.5), ask(reported[0], "/health/ready"), ask(reported[0]))[1:])
-                stalled, live = asked.result()  # the loop stands still until both are answered
+                stalled, live = asked.result()  # the loop is blocked until both are answered
     finally:
         listening.removeFilter(catch)
         listening.setLevel(level)

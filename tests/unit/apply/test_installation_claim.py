@@ -84,6 +84,6 @@ def test_never_two_and_never_nobody_for_long(offs: tuple[int, int], downs: list[
                 one.known = None  # a new process remembers nothing
     first, second_ = (set(one.acted_s) for one in both)
     for moment in first & second_:
-        # A change of hands: who takes over acts in the look in which the other one was last heard of.
+        # Not at a take-over either: an installation that returns observes the other one's claim before it acts.
         raise AssertionError(f"both act at {moment}")
     assert max(first | second_) >= 6_000 - TAKE_OVER_AFTER_S - 20

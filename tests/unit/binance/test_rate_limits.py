@@ -123,7 +123,7 @@ def test_an_exchange_without_the_header_is_limited(header: str | None) -> None:
 
 
 def test_answers_in_another_order_do_not_free_weight() -> None:
-    """The header of an answer that was overtaken says less than is known."""
+    """The used weight in an answer that arrives out of order is lower than what is already known."""
     weight = Weight(1000)
     weight.take(250, 60.0)
     weight.take(2, 60.0)

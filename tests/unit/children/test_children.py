@@ -80,7 +80,7 @@ def reanchor_template(spec: dict[str, Any]) -> dict[str, Any]:
 
 @variants
 def test_every_pod_satisfies_the_restricted_profile(spec: dict[str, Any]) -> None:
-    """Whatever a pipeline says, its pods may run in a namespace that enforces Pod Security "restricted"."""
+    """Whatever a pipeline's spec contains, its pods may run in a namespace that enforces Pod Security "restricted"."""
     found = {name: violations(one["spec"]) for name, one in templates(rendered(spec)).items()}
 
     assert {name: [] for name in found} == found

@@ -209,7 +209,7 @@ def test_what_a_foreign_run_invents_fills_nothing() -> None:
 
 
 def test_each_receipt_is_counted_once(world: World) -> None:
-    """It belongs to the patch that writes the end of its run down, and to no other look."""
+    """It belongs to the patch that writes the end of its run down, and to no other reconcile."""
     next_run(world)
     world.ends("one-1", result="failed")
     first, second = world.step(), world.step()

@@ -1,4 +1,4 @@
-"""A look begins nothing that can wait once its time is over, and gets something done all the same."""
+"""A reconcile starts no write that can wait after its time is over, and still makes progress."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support.reanchor_world import SYMBOL, World
 
 @given(st.floats(0, 2), st.lists(st.floats(0, 1), max_size=200))
 def test_no_write_begins_late_but_the_first_ones(planned_s: float, took_s: list[float]) -> None:
-    """However long planning and each write take: after half a second only what every look begins is begun."""
+    """However long planning and each write take: after half a second only writes that cannot wait start."""
     now_s, begun_s, look = 1000.0 + planned_s, [], ReconcileTimer(1000.0)
 
     for seconds in took_s:
@@ -40,7 +40,7 @@ def test_no_write_begins_late_but_the_first_ones(planned_s: float, took_s: list[
 
 
 def test_what_cannot_wait_takes_the_first_places() -> None:
-    """Late in a look all of it is begun, and what can wait only where less than the first round is."""
+    """Late in a reconcile urgent writes all start; those that can wait only among the first `AT_LEAST`."""
     look = ReconcileTimer(0.0)
 
     begun = [look.may_begin(1.0, can_wait=number >= 5) for number in range(AT_LEAST + 2)]
@@ -51,7 +51,7 @@ def test_what_cannot_wait_takes_the_first_places() -> None:
 
 @given(st.lists(st.floats(0.001, 0.4), min_size=1, max_size=60), st.floats(0, 1))
 def test_whatever_the_server_takes_a_look_ends_with_its_last_answer(took_s: list[float], planned_s: float) -> None:
-    """A look's writes end no later than one answer after its time; in some looks all is written, each once."""
+    """Writes of a reconcile end at most one answer after its time; after some reconciles each item is written once."""
     written, looks, items = Counter[int](), 0, list(range(len(took_s)))
 
     async def looked() -> None:
@@ -111,7 +111,7 @@ async def test_a_refusal_ends_the_writing_and_names_what_is_left() -> None:
 
 @pytest.mark.parametrize("error", [ApiUnavailable("busy"), RuntimeError("a defect")])
 async def test_a_failure_is_raised_once_all_has_ended(error: Exception) -> None:
-    """It is for the next look to try again."""
+    """The next reconcile tries again."""
     running = 0
 
     async def write(item: int) -> None:
@@ -144,7 +144,7 @@ def test_a_long_reconcile_reports_its_longest_wait() -> None:
 
 
 def test_waiting_for_a_processor_is_counted() -> None:
-    """Where more want one than there are, this thread waits, and no longer than the time that has passed."""
+    """With more busy threads than CPUs, this one waits for a CPU, at most for the time that has passed."""
     before_s, begun_s = processor_wait_s(), time.monotonic()
     end_s = begun_s + 0.2
     code = "import time; end = time.monotonic() + 0.4\nwhile time.monotonic() < end: pass"

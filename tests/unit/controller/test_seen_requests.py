@@ -1,4 +1,4 @@
-"""What the watch has shown of the annotation between two looks."""
+"""Values of the annotation that the watch delivered between two reconciles."""
 
 from __future__ import annotations
 

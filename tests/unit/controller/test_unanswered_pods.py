@@ -1,4 +1,4 @@
-"""Which pods count as gone although their kubelets have said that they are ready."""
+"""Which pods count as lost although their kubelets last reported them as ready."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ def test_one_time_out_is_no_loss_and_two_are(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_error_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pod that says that it is unwell is there: its kubelet's word is no older than its own."""
+    """A pod that answers that it is unhealthy is not lost, so its kubelet's report of it is current."""
     asked = Asked(monkeypatch)
 
     assert set() == asked.after(0, UNWELL, UNWELL) | asked.after(9, UNWELL, UNWELL)
 
 
 def test_in_a_lost_zone_once_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The zone has been silent for seconds; one there that answers all the same is counted."""
+    """The zone has been silent for seconds, so one failed poll is enough; a pod there that answers is counted."""
     asked = Asked(monkeypatch)
 
     assert {"btc-process-0"} == asked.after(0, GONE, PodResponse(body={}), lost_nodes=("node-0", "node-1"))
 
 
 def test_an_operator_that_reaches_nobody_takes_the_kubelets_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is more likely that it is shut out than that all pods are gone."""
+    """The operator is more likely cut off than all pods lost."""
     asked = Asked(monkeypatch)
     given = PodResponses(states={"btc-process-0": GONE}, predictions={("btc-infer-0", "BTCUSDT"): GONE})
 

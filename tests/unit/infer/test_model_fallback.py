@@ -1,4 +1,4 @@
-"""One symbol's chain of models under every order of loads, failures, promotions and looks.
+"""One symbol's chain of models under every order of loads, failures, promotions and polls of the registry.
 
 The loader is a stand-in: with real models a test cannot choose which of two loads ends first.
 """
@@ -134,7 +134,7 @@ STEPS = st.lists(
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.booleans(), max_size=6), STEPS)
 def test_whatever_happens_the_current_model_serves_in_the_end(outcomes: list[bool], steps: list[Any]) -> None:
-    """Looks, slots, failures, promotions and loads in any order; then quiet: the next look brings the current one."""
+    """Polls, slots, failures, promotions and loads in any order, then none: the next poll loads the current model."""
     BAD.clear()
     asyncio.run(_play(World(previous=["m1"], outcomes=list(outcomes)), steps))
 
@@ -182,7 +182,7 @@ def _step(chain: ModelFallbackChain, world: World, step: Any) -> list[asyncio.Ta
 
 
 async def test_a_slot_beside_a_look_starts_no_second_walk() -> None:
-    """A look is loading the current model while a slot finds none: one load that fails cannot undo one that works."""
+    """A poll loads the current model while a slot finds none: a load that fails cannot undo one that succeeds."""
     world = World(previous=["m1"], outcomes=[True, True])
     chain = ModelFallbackChain(cast(ModelRegistry, world), "BTCUSDT", cast(ModelCache, world))
     started = asyncio.create_task(chain.start())

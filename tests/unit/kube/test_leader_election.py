@@ -39,7 +39,7 @@ def test_a_lease_that_is_not_renewed_is_taken() -> None:
 
 
 def test_a_renewal_starts_the_wait_anew() -> None:
-    """A Lease in a new version was renewed, whatever the times in it say."""
+    """A Lease of a new version was renewed, whatever times it contains."""
     view = seen(View(), lease("other", "7"), 100.0)
     view = seen(view, lease("other", "8"), 114.0)
 

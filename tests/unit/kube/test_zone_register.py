@@ -90,7 +90,7 @@ def test_a_kubelet_that_overrules_is_noticed_once() -> None:
     ],
 )
 def test_the_bounds_of_a_pipeline(bounds: Bounds, spec: dict[str, Any]) -> None:
-    """What cannot be read holds by default: the reconcile says what is wrong with it."""
+    """Defaults replace what cannot be read; the reconcile reports what is wrong with it."""
     body = {"metadata": {"name": "btc", "namespace": "m"}, "spec": spec}
 
     assert bounds == pipeline_facts(body).bounds

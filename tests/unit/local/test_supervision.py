@@ -333,7 +333,7 @@ def test_window_begins_anew_when_a_process_was_restarted() -> None:
 
 
 def test_message_rate_is_taken_between_two_looks() -> None:
-    """All streams of a symbol count; the first look gives no rate."""
+    """All streams of a symbol count; the first poll gives no rate."""
     counts, rates = message_rates(parse(PAGE), {"BTCUSDT": 200.0}, 2.0)
 
     assert ({"BTCUSDT": 400.0}, {"BTCUSDT": 100.0}) == (counts, rates)

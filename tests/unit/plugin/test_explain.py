@@ -92,7 +92,7 @@ def test_every_phase_has_its_verdict(phase: Phase) -> None:
 
 
 def test_a_missing_pod_is_a_cause_where_nothing_else_is() -> None:
-    """Degraded for want of a pod says so, and that predictions are sound."""
+    """If a pipeline is degraded because a pod is missing, the first line shows that, and that predictions are sound."""
     one = explained(body(phase="Degraded", ready="9/10"))
 
     assert [("pods", "PodsNotReady")] == why(one)

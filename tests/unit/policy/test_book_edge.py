@@ -50,7 +50,7 @@ def test_one_side_may_be_whole(make: Any) -> None:
 
 
 def test_levels_beyond_the_edge_are_not_known(make: Any) -> None:
-    """Diffs bring some of them, which says nothing of those between."""
+    """Diffs bring some levels beyond the edge; those between remain unknown."""
     market = cut_off_at(make, LEVELS)
     fallen = [(price, 0) for price, _ in BIDS[:52]]
     market.feed(0, batch(diff(101, 101, [*fallen, (4_900, 1), (4_800, 1)])), NOW_US)
@@ -88,7 +88,7 @@ def test_the_edge_is_packed(make: Any) -> None:
 
 
 def test_the_layout_before_is_read(make: Any) -> None:
-    """A book that an older version has packed says nothing of an edge."""
+    """A book that an older version has packed contains no edge."""
     body = cut_off_at(make, LEVELS).pack_book(7, {"a": "1-0"})[:-4]
     older = body[:4] + struct.pack("<H", 1) + body[6:88] + body[112:]
     market = make("BTCUSDT")

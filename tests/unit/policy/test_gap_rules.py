@@ -145,7 +145,7 @@ def test_a_volume_beyond_three_deviations_is_an_anomaly(volume: float, found: bo
 
 
 def test_volume_is_not_judged_without_a_history_or_a_deviation() -> None:
-    """Too few spans, or spans that are all alike, say nothing."""
+    """Too few spans, or spans that are all equal, are no basis for a finding."""
     assert not is_anomalous(1e9, (1.0,) * (VOLUME_BUCKETS_MIN - 1), 3.0)
     assert not is_anomalous(1e9, (1.0,) * 100, 3.0)
 

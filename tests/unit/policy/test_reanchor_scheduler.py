@@ -76,7 +76,7 @@ def test_immediate_request_starts_a_rebuild_at_once() -> None:
 
 def test_nothing_asked_nothing_done() -> None:
     """A sound state without requests starts nothing."""
-    assert Wait(None, "nothing is asked for") == decide(State(), SOUND, NOW)[1]
+    assert Wait(None, "no re-anchor is requested") == decide(State(), SOUND, NOW)[1]
 
 
 def test_gap_record_becomes_a_request() -> None:
@@ -147,7 +147,7 @@ def test_ten_triggers_make_one_run_and_at_most_one_more() -> None:
     state = ended(state, 0, rebuilt=True, now_us=NOW + 4 * SECOND, jitter=0)
 
     assert 9 == follow_up.request.asked
-    assert Wait(None, "nothing is asked for") == decide(state, SOUND, NOW + 5 * SECOND)[1]
+    assert Wait(None, "no re-anchor is requested") == decide(state, SOUND, NOW + 5 * SECOND)[1]
 
 
 def test_trigger_older_than_the_snapshot_is_answered_by_the_run() -> None:
@@ -393,7 +393,7 @@ def test_superseded_run_is_not_repeated_when_the_state_is_sound() -> None:
 
     state = ended(state, 7, rebuilt=False, now_us=NOW, jitter=0)
 
-    assert Wait(None, "nothing is asked for") == decide(state, replace(SOUND, epoch=4), NOW)[1]
+    assert Wait(None, "no re-anchor is requested") == decide(state, replace(SOUND, epoch=4), NOW)[1]
 
 
 @pytest.mark.parametrize(

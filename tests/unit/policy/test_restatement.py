@@ -53,7 +53,7 @@ NEWER = {"a later epoch": {"stored_epoch": 6}, "the same number, another rebuild
 
 
 def test_a_whole_memory_is_restated() -> None:
-    """Anchored before, unbroken since, caught up: also over what has gone back to an earlier epoch or to nothing."""
+    """Anchored before, no gap since, caught up: also over a state that went back to an earlier epoch or is empty."""
     for stored in ((5, "r5"), (4, "r4"), (0, "")):
         facts = replace(WHOLE, stored_epoch=stored[0], stored_receipt=stored[1])
 
@@ -62,7 +62,7 @@ def test_a_whole_memory_is_restated() -> None:
 
 @pytest.mark.parametrize("what", NEVER)
 def test_what_speaks_against_it_for_good(what: str) -> None:
-    """The exchange is asked at once, and the reason says why."""
+    """A rebuild is requested at once, and the reason shows why."""
     decision = may_restate(replace(WHOLE, **NEVER[what]))
 
     assert (RestateStep.REBUILD, True) == (decision.step, bool(decision.reason))
@@ -70,7 +70,7 @@ def test_what_speaks_against_it_for_good(what: str) -> None:
 
 @pytest.mark.parametrize("what", NOT_YET)
 def test_what_is_waited_for(what: str) -> None:
-    """It is waited for, not for ever; then the exchange is asked."""
+    """The processor waits for it, up to a limit; then it requests a rebuild from the exchange."""
     facts = replace(WHOLE, **NOT_YET[what])
 
     found = [may_restate(replace(facts, waited_us=us)).step for us in (0, MARKS_WAIT_US - 1, GATHER_MAX_US)]

@@ -91,7 +91,7 @@ def sound() -> Feed:
 
 
 def test_a_clean_feed_is_sound_for_as_long_as_a_writer_may_be_silent() -> None:
-    """Whatever the exchange's clock says; and no longer than two seconds without a further word."""
+    """Whatever the exchange's clock says; and no longer than two seconds without a further write."""
     feed = sound()
 
     verdict = judge(feed.memory, feed.now_us)

@@ -46,7 +46,7 @@ class Symbol:
 
 
 async def asked(body: dict[str, object], *symbols: Symbol) -> dict[str, object]:
-    """Ask them while their loops turn."""
+    """Request a term from them while their loops run."""
     turning = [asyncio.create_task(one.turn()) for one in symbols]
     try:
         return await take_action("btc-process-1", symbols)(body)
@@ -87,7 +87,7 @@ async def test_a_refusal_names_the_symbol_and_the_reason() -> None:
     ],
 )
 async def test_a_bad_request_is_refused_with_field_and_value(field: str, value: object) -> None:
-    """Nothing is asked of any loop then."""
+    """Then no loop receives a request."""
     btc = Symbol("BTCUSDT", "")
     with pytest.raises(ControlRefused) as refused:
         await asked({**BODY, field: value}, btc)

@@ -46,7 +46,7 @@ def test_one_good_run_closes_it() -> None:
 
 
 def test_refusals_and_others_say_nothing() -> None:
-    """Runs that asked nothing, or another exchange, neither open nor close it; a refusal is no failure."""
+    """Runs that sent no request, or to another exchange, neither open nor close it; a refusal is no failure."""
     others = [receipt(29), receipt(28, GOOD, exchange="http://y")]
 
     assert (CircuitState.OPEN, 6) == state([*others, *[receipt(20, *BAD)] * 3], 31)

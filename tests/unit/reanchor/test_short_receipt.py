@@ -89,7 +89,7 @@ def test_file_is_filled_not_replaced(tmp_path: Path) -> None:
 
 
 def test_file_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
-    """A run does not fail for want of a place to say so."""
+    """A run does not fail because its termination message cannot be written."""
     write_receipt(receipt(), tmp_path / "missing" / "file")
 
     assert [] == list(tmp_path.iterdir())

@@ -35,7 +35,7 @@ def test_gap_becomes_job_and_receipt_becomes_status() -> None:
 
 
 def test_nothing_to_do_is_nothing_done() -> None:
-    """A second look at the same things changes nothing."""
+    """A second reconcile of the same objects changes nothing."""
     world = World()
     world.suspect()
     world.add("one")
@@ -314,7 +314,7 @@ def test_lock_of_another_is_waited_for() -> None:
     ],
 )
 def test_dead_job_is_a_failure_with_a_clear_message(kill: Any, reported: str) -> None:
-    """However a Job dies, the request says so and is tried again."""
+    """However a Job ends, its ReAnchor's status shows it, and the request is tried again."""
     world = World()
     world.suspect()
     world.add("one")

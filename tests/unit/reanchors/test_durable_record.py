@@ -181,7 +181,7 @@ def test_success_rate_is_that_of_the_day() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.lists(st.integers(0, 3), max_size=12))
 def test_each_end_counts_once_whoever_dies_when(outcomes: list[bool], crashes: list[int]) -> None:
-    """Looks that are cut short after any action, and repeated, neither lose nor double an end."""
+    """Reconciles that are cut short after any action, and repeated, count each ended run exactly once."""
     world = World(spec=KEEP_ONE)
     for number, good in enumerate(outcomes):
         play_one(world, f"r{number}", good, crashes)

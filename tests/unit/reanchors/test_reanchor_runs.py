@@ -142,7 +142,7 @@ _WORDS = st.one_of(
 
 @given(_WORDS, st.integers(0, 255))
 def test_whatever_a_run_says_last_can_be_written_down(words: str, code: int) -> None:
-    """Nesting, wrong types, numbers beyond any range, half characters: a look goes on, and the status can be kept."""
+    """Nesting, wrong types, numbers beyond any range, half characters: the reconcile goes on, the status fits."""
     world = World()
     world.suspect()
     world.add("one")

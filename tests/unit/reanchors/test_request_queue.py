@@ -1,4 +1,4 @@
-"""A flood of requests costs no more than it is worth, and what asks the exchange counts, whatever it is called."""
+"""A flood of requests has a bounded cost, and every run that sends requests to the exchange counts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def flood(world: World, count: int = FLOOD, **spec: Any) -> None:
 
 @pytest.mark.parametrize("spec", [{}, {"requestID": "the same"}, {"dryRun": True}, {"symbol": "NONE"}])
 def test_a_flood_is_planned_in_no_time_and_worn_down(spec: dict[str, Any]) -> None:
-    """Every look takes less than a second, sends few requests that can wait, and the next comes at once."""
+    """Every reconcile takes less than a second, sends few requests that can wait, and the next follows at once."""
     world = World(spec={"reanchor": {"rebuildsPerHour": 1}})
     world.status["symbols"] = [{"name": SYMBOL, "rebuiltMicros": [world.now_us - SECOND]}]
     flood(world, **spec)
@@ -68,7 +68,7 @@ def test_planning_grows_with_the_number_not_with_its_square() -> None:
 
 
 def test_the_first_requests_are_handled_and_the_rest_is_reported() -> None:
-    """A hundred wait; the others are skipped with a word, and what a person forces is not among them."""
+    """A hundred wait; the others are skipped with a message, but never a request that a user forces."""
     world = World(spec={"reanchor": {"rebuildsPerHour": 1}})
     world.status["symbols"] = [{"name": SYMBOL, "rebuiltMicros": [world.now_us - SECOND]}]
     flood(world, QUEUE_MAX + 30)
@@ -106,7 +106,7 @@ def test_a_state_in_doubt_is_rebuilt_whatever_floods() -> None:
 
 
 def budget(world: World, name: str, **fields: Any) -> bool:
-    """Ask for something; say whether it runs, and let it end if so."""
+    """Make a request; return whether a run starts, and end that run."""
     world.add(name, **fields)
     world.settle()
     jobs = world.at_work()
@@ -123,7 +123,7 @@ def budget(world: World, name: str, **fields: Any) -> bool:
     ids=["dry runs", "validations"],
 )
 def test_what_swaps_nothing_costs_budget_too(fields: dict[str, Any]) -> None:
-    """It asks the exchange for as much as a rebuild: the fourth within the hour waits, and says until when."""
+    """It uses as much request weight as a rebuild: the fourth within the hour waits; its message has the time."""
     world = World(spec={"reanchor": {"rebuildsPerHour": 3, "history": {"successful": 1}}})
 
     ran = [budget(world, f"n{number}", **fields) for number in range(5)]
@@ -275,7 +275,7 @@ def expanded(text: str, variables: dict[str, str]) -> str:
 
 
 def test_values_that_were_seen_are_all_acted_upon() -> None:
-    """Of three that followed each other before a look, none is lost, and each only once."""
+    """Of three values that followed each other before a reconcile, each is acted upon exactly once."""
     world = World(annotations={"sheetanchor.dev/reanchor": "third"}, overwritten=("first", "second", "second"))
 
     world.settle()

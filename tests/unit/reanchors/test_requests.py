@@ -1,4 +1,4 @@
-"""Which re-anchors the operator asks for itself, and which it forgets."""
+"""Which re-anchors the operator requests itself, and which it deletes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_annotation_that_is_not_understood_is_reported_once(value: str, reported
 
 
 def test_first_anchor_is_asked_for_by_nobody_else() -> None:
-    """Where there is no state yet the operator asks itself, once."""
+    """If there is no state yet, the operator itself makes a request, once."""
     world = World()
     world.says(state="suspect", epoch=0, suspect_since_us=0)
 
@@ -113,7 +113,7 @@ def test_state_in_doubt_is_rebuilt_although_nobody_asks() -> None:
 
 
 def test_state_that_nobody_knows_is_left_alone() -> None:
-    """Without an answer of a processor nothing is asked for, but what others ask for is done."""
+    """Without an answer of a processor the operator makes no request, but carries out those of others."""
     world = World(answering=False)
     made = world.settle()
     assert ([], None) == (world.started, made.wake_at_us)

@@ -76,7 +76,7 @@ def test_the_status_is_what_its_schema_says() -> None:
 
 
 def test_the_same_sight_gives_the_same_status() -> None:
-    """A second look at an unchanged pipeline, a second later, has nothing to write."""
+    """A second reconcile of an unchanged pipeline, a second later, has nothing to write."""
     first = judged(sound())
 
     second = judged(sound(now_us=NOW_US + SECOND), status=first)
@@ -495,7 +495,7 @@ sights = st.builds(
 
 @given(sights, st.sampled_from([{}, {"suspend": True}, EXTERNAL, {"exchange": OWN_EXCHANGE}]))
 def test_whatever_is_seen_the_status_is_sound_and_settles(seen: Observed, spec: dict[str, Any]) -> None:
-    """It fits its schema, a second look writes nothing, and every event's reason is on the list."""
+    """It fits its schema, a second reconcile writes nothing, and every event's reason is on the list."""
     wanted: Pipeline = pipeline(spec)
 
     first = status_of(wanted, seen)

@@ -50,7 +50,7 @@ def test_where_zones_are_not_judged_nothing_is_said_of_them() -> None:
 
 
 def test_pods_that_do_not_answer_are_not_counted() -> None:
-    """Their kubelets have said that they are ready, and may have been gone since."""
+    """Their kubelets reported them as ready, but may have been lost since."""
     status = judged(sound(unanswered=frozenset({"btc-infer-1", "btc-ingest-zone-c-0", "btc-redis-2"})))
 
     assert "8/11" == status["ready"]
@@ -108,7 +108,7 @@ def test_since_is_the_moment_of_the_last_change() -> None:
 
 
 def test_what_a_replica_does_not_know_is_not_forgotten() -> None:
-    """A new leader that has never heard the zone does not take its failure back."""
+    """A new leader that has never reached the zone does not withdraw the verdict that it failed."""
     assert row("failed") == with_health(row(), row("failed"), {"zone-c": UNKNOWN}, NOW_US)
     assert "unknown" == with_health(row(), row("healthy"), {"zone-c": UNKNOWN}, NOW_US)["health"]
     assert ["failed", "healthy"] == [

@@ -55,7 +55,7 @@ def test_what_was_signed_otherwise_is_refused(password: str, path: str, body: by
 
 
 def test_a_nonce_is_good_for_half_a_minute() -> None:
-    """Asked for again it stays the same until then; what is signed with an old one is refused."""
+    """Requested again, it is the same until then; a request signed with an old one is refused."""
     gate, clock = gate_of()
     nonce = gate.nonce()
     clock.now_s += NONCE_LIFE_S

@@ -83,7 +83,7 @@ def test_a_clock_that_stands_still_or_goes_back_gives_nothing() -> None:
 
 
 def test_addresses_are_distinguished_and_dropped() -> None:
-    """One that asks too much does not use up what another has; of addresses, so many are known."""
+    """A client over its limit does not use up another one's; a bounded number of addresses is remembered."""
     admission = Admission(per_s=1, burst=1)
 
     assert "" == admission.refusal("a", 0)

@@ -351,7 +351,7 @@ def test_whatever_happens_terms_rise_and_the_move_ends(request_: Request, events
         assert decision.record is not None
         assert decision.action is None or decision.record == record, "what is asked for is written already"
         world.check(record, decision.action)
-        # An operator that crashes may have been heard before.
+        # An operator that crashes may have sent its request before.
         heard = decision.action is not None and (event != "crash" or len(events) % 2 == 1)
         outcome = world.do(decision.action) if heard and decision.action is not None else None
         failed = outcome if event != "crash" else None

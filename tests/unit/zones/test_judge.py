@@ -357,7 +357,7 @@ def test_a_judge_without_the_rule_is_caught(name: str, monkeypatch: pytest.Monke
 @given(st.integers(1, 40), st.floats(0.5, 5.0))
 @settings(max_examples=50, deadline=None)
 def test_a_clock_that_jumps_is_no_silence(rounds: int, step_s: float) -> None:
-    """Between two rounds two seconds count at most, however far apart the clock says that they are."""
+    """Between two rounds two seconds count at most, however far apart they are by the clock."""
     judgement = Judgement()
     at = 0.0
     for second in [CALM, *[lost("c")] * rounds]:

@@ -1,4 +1,4 @@
-"""Who is asked whether a zone answers, and how the answers are read."""
+"""Which pods are polled to find out whether a zone answers, and how their answers are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long an error answer of the exchange asks a client to send no requests, in whichever form it does. Pure.
+"""How long an error answer of the exchange bans a client or asks it to wait, in each form of such answers. Pure.
 
 The documents promise a `Retry-After` header with every 429 and 418. Proxies drop it, and the text of the answer says
 more: "IP banned until 1659146400000" for a ban, "current limit is 6000 request weight per 1 MINUTE" for a limit.

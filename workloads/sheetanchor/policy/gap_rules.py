@@ -1,4 +1,4 @@
-"""The gap rules: data, and pure functions that apply them to what a processor sees.
+"""The gap rules: data, and pure functions that apply them to what a processor has read.
 
 A rule finds that something is missing or wrong, says how bad that is and what it asks for. Rules whose `suspects` is
 true also make the hot state suspect at once; the others only ask, because what is held may well be right.

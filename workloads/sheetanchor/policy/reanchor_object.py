@@ -1,4 +1,4 @@
-"""The `ReAnchor` object: what every client that asks for a re-anchor on Kubernetes creates, and how it is named.
+"""The `ReAnchor` object: what every client that requests a re-anchor on Kubernetes creates, and how it is named.
 
 Names are made from what is asked for, so that asking twice is asking once: the second creation finds the first.
 """

@@ -269,7 +269,7 @@ def decide(state: State, seen: Seen, now_us: int, policy: Policy = DEFAULT_POLIC
         return state, Wait(None, "a run is in progress", "running")
     request = state.pending[0] if state.pending else _own_request(seen, now_us)
     if not state.pending and not (policy.enabled and seen.suspect):
-        return state, Wait(None, "nothing is asked for")
+        return state, Wait(None, "no re-anchor is requested")
     waits = _waits(state, request, seen, policy)
     later = [wait for wait in waits if wait.until_us is not None and wait.until_us > now_us]
     if later:

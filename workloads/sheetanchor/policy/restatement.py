@@ -1,4 +1,4 @@
-"""Whether a writer may restate its memory after Redis has gone back in time, or the exchange has to be asked. Pure.
+"""Whether a writer may restate its memory after Redis has lost writes, or a rebuild is needed. Pure.
 
 A restated state passes for one that is known to be what the exchange says. So a memory is restated only where nothing
 has happened to it since it was that for certain; whatever is not known counts against it. What another process may have

@@ -1,4 +1,4 @@
-"""Whether what is held is what the exchange says: observations and time in, reasons and a deadline out. Pure.
+"""Whether a symbol's state agrees with the exchange: observations and time in, reasons and a deadline out. Pure.
 
 `observe` folds an observation into what has to be remembered, `judge` says what is wrong at a moment. A later call of
 `judge` with the same memory finds what has become due meanwhile: no fault waits for another message to be noticed.
@@ -73,7 +73,7 @@ BEHIND_US: Final = 1_000_000
 """Reading what has been appended takes milliseconds; a second shows that this process does not keep up."""
 
 VOUCH_US: Final = 2_000_000
-"""Longest time a state is vouched for without a further word of its writer."""
+"""Longest time for which a state is declared sound without a further write of its writer."""
 
 REASON_KINDS: Final = ("missing", "windows", "late", "clock", "disagree", "unvalidated", "behind", "unwritten")
 

@@ -1,4 +1,4 @@
-"""Asks for re-anchors on Kubernetes: gap records of the stream `gaps:{S}` become `ReAnchor` objects.
+"""Requests re-anchors on Kubernetes: gap records of the stream `gaps:{S}` become `ReAnchor` objects.
 
 The active processor does this beside its work and never waits for it: it reads the gaps that it and the ingestors have
 written. A processor that takes over asks again for what its predecessor may not have asked for any more; the objects'

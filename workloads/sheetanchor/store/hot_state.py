@@ -108,7 +108,7 @@ class HotState:
             tr_5s: As `ob`.
             feat: As `ob`.
             book: Packed book; ignored while the state is suspect.
-            vouch: What is said of its soundness; readers take a state of which nothing is said for unsound.
+            vouch: What is declared about its soundness; readers take a state without a declaration for unsound.
             receipt: Receipt of the state that this one was built on.
             acked_us: The last heartbeat (`now_us` of a reply) that this writer was acknowledged; 0 for none.
             trade_id: Newest trade with no missing range before it.

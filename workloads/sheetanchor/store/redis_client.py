@@ -42,7 +42,7 @@ def redis_client(
     Args:
         url: `redis://`, `rediss://`, `unix://`, or `sentinel://` for whichever server the Sentinels say is the master.
         password_file: File that holds the password; wins over one in the URL. It is that of the Sentinels too.
-        ca_file: File with the certificate authority of a server that speaks TLS; default the machine's authorities.
+        ca_file: File with the certificate authority of a server that uses TLS; default the machine's authorities.
         socket_timeout_s: Seconds to wait for a reply before the connection is given up.
         connect_timeout_s: Seconds to wait for a connection.
 

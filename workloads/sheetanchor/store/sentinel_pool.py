@@ -1,4 +1,4 @@
-"""Connections to whichever server the Sentinels say is the master.
+"""Connections to the server that the Sentinels report as the master.
 
 Owns a pool whose connections ask the Sentinels before they connect, and a look once a second, while the pool is used,
 whether the master is another one by now: a server that was cut off would go on answering reads. Nothing waits for an

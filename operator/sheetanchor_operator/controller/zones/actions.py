@@ -1,4 +1,4 @@
-"""What follows from a zone's silence in any operator replica: readers are sent elsewhere, and the status says so.
+"""What any operator replica does about a silent zone: withdraws its pods from Services, and shows it in the status.
 
 Nothing here waits for a leader. Writes carry the version of what they change, so that of two replicas one comes second
 and does nothing.
@@ -106,7 +106,7 @@ class ZoneActions:
             if pod.uid in self._withdrawn and pipeline and zone in self._observer.unreachable(pipeline.bounds):
                 metrics.READERS_WITHDRAWN.labels("disputed").inc()
                 message = (
-                    f"the kubelet of {pod.node} says that {pod.name} is ready, which cannot be reached from here: the "
+                    f"the kubelet of {pod.node} reports {pod.name} as ready, but it cannot be reached from here: the "
                     f"pod is left alone for {LEFT_ALONE_S:g} s; check the network between zone {zone} and the others"
                 )
                 self._publish(pipeline, EventReason.ZONE_DISPUTED, message)

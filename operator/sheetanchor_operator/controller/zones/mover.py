@@ -1,4 +1,4 @@
-"""Carries out what a move of a pipeline asks of its pods, beside the reconciles: a hand-over may take seconds."""
+"""Sends a move's requests to pods, apart from the reconciles, since a hand-over may take seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The explanation of a pipeline: verdict, causes, what is being done, what a person can do, what is not known. Pure.
+"""The explanation of a pipeline: verdict, causes, what is being done, what the user can do, what is not known. Pure.
 
 Sound is only what was seen to be: conditions that an operator keeps up to date and, for every symbol, a prediction that
 is not degraded, by a pod's own answer of this moment or by the operator's report of the last minute.

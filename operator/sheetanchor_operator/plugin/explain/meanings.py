@@ -1,4 +1,4 @@
-"""What each reason means on call, and what the runbooks say to do. Data, first what blocks the rest.
+"""What each reason means for a user on call, and the runbooks' remedies. Data, in the order of what blocks the rest.
 
 The lists are closed: a reason of a condition, a kind of doubt, a gap rule or a health check without an entry here fails
 a test. What to do about a reason comes from the condition's own message where that ends with a remedy, else from here.

@@ -1,4 +1,4 @@
-"""Why a pipeline is not sound: the causes, in the order of what blocks what, each with what it brings about. Pure.
+"""Why a pipeline is not sound: the causes, a cause before what it blocks, each with its consequences. Pure.
 
 Several conditions often report one problem, and a problem shows in every prediction: each is one cause, what explains
 it is its evidence, and what it brings about its consequences.

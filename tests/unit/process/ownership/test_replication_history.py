@@ -1,4 +1,4 @@
-"""What a processor goes by to say whether Redis has lost what it acknowledged."""
+"""How a processor decides whether Redis has lost acknowledged writes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_is_lost(what: str) -> None:
-    """Only where another history holds less than was heard of; within one history a clock may go back."""
+    """Only if another history holds less than was last observed; within one history a clock may go back."""
     change, is_lost = CHANGES[what]
     heard = LastHeard.of(STORED, "one")
     stored = replace(STORED, **change)
@@ -77,7 +77,7 @@ def test_what_was_heard_before_a_failover_stays() -> None:
 
 
 def test_a_second_failover_names_the_doubt_of_the_first() -> None:
-    """Only if this process wrote it; what was heard before the first counts still."""
+    """Only if this process wrote it; what was observed before the first failover still counts."""
     history = ReplicationHistory()
     history.load(STORED)
     history.hear_reply(3, "anchored", 2_000)

@@ -1,4 +1,4 @@
-"""What a writer does after Redis has gone back in time: it says so, waits for what lines append again, and restates.
+"""What a writer does after Redis has lost writes: mark the state suspect, wait for the lines' resent frames, restate.
 
 Whether it may is decided in `policy.restatement`, whether that still holds when it is written in `hot_state.lua`. Where
 it may not, the exchange is asked, as after any other doubt.
@@ -134,7 +134,7 @@ class FailoverRecovery:
             term: Term of this writer.
             read: How far the lines have been read.
             now_us: Local monotonic time.
-            vouch: What is said of the soundness of the memory.
+            vouch: What the write declares about the soundness of the memory.
 
         Raises:
             RedisError: If Redis does not answer; the step is repeated then.

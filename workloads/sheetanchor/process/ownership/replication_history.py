@@ -1,4 +1,4 @@
-"""What a processor knows of the state that it builds on, and whether Redis still holds what it has acknowledged. Pure.
+"""What a processor knows of the state that it continues, and whether Redis still holds what it has acknowledged. Pure.
 
 A failover may lose what was acknowledged last. Replication is one ordered stream, so a process that still finds the
 last thing that it was acknowledged, or has heard of, has lost nothing: a changed replication id alone is no doubt.
