@@ -271,7 +271,6 @@ PROSE = {
     "looks after": "manages",
     "somebody": "a user, another client, another run",
     "speaks": "is about, reports, uses",
-    "stands still": "is blocked, is paused",
     "stranger": "another user, another program",
     "strangers": "unknown symbols, other users",
     "switched off": "disabled",
