@@ -1,4 +1,4 @@
-// Statistics as the texts of hash fields.
+// The fields of the trade windows and the features, as names and texts.
 #pragma once
 
 #include <cstddef>

@@ -27,10 +27,33 @@ def first_line(path: Path) -> str:
     return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0].replace("|", "\\|")
 
 
+NUMBERS = re.compile(r"^([A-Z][A-Z_0-9]+): Final(?:\[int\]|\[float\])? = [\d(]", re.MULTILINE)
+FLAGS = re.compile(r"^    (\w+): [\w ,\[\]|]+ = setting\(", re.MULTILINE)
+FIELDS = re.compile(r"^    (\w+): [\w ,\[\]|]+ = field\(", re.MULTILINE)
+HOLDS = {
+    "sheetanchor/contract.py": ("Its numbers", NUMBERS),
+    "runtime/settings.py": ("Its flags", FLAGS),
+    "sheetanchor_operator/settings.py": ("Its flags", FLAGS),
+    "api/pipeline_spec.py": ("Its fields", FIELDS),
+    "api/redis_spec.py": ("Its fields", FIELDS),
+    "api/shared_fields.py": ("Its fields", FIELDS),
+}
+"""Modules whose contents people look for by name."""
+
+
+def holds(path: Path) -> str:
+    """Give the names of what a module holds, "" if they are not listed."""
+    for end, (what, pattern) in HOLDS.items():
+        if path.as_posix().endswith(f"/{end}"):
+            names = sorted(set(pattern.findall(path.read_text())))
+            return f" {what}: {', '.join(f'`{name}`' for name in names)}."
+    return ""
+
+
 def rows(folder: Path) -> list[str]:
     """Give a row for each module of a folder."""
     modules = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
-    return [f"| [{path.stem}](../{path.relative_to(ROOT)}) | {first_line(path)} |" for path in modules]
+    return [f"| [{path.stem}](../{path.relative_to(ROOT)}) | {first_line(path)}{holds(path)} |" for path in modules]
 
 
 def commented(path: Path, mark: str) -> str:
