@@ -153,6 +153,31 @@ async def test_readers_leave_a_silent_zone_and_a_living_kubelet_has_the_last_wor
     assert ZoneHealth.FAILED == first.health(zones.zones["c"]), "a return takes its time"
 
 
+async def test_a_kubelet_that_disagrees_is_reported_in_a_round_that_proves_nothing(
+    zones: ZonePods, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The silence counts still when this round brings no proof of it, as after a pause of the operator."""
+    replica = await start()
+    zones.cut.add("c")
+    await until(withdrawn(zones), 7, "the reader in the zone is withdrawn")
+
+    async def no_voices(_sentinels: object) -> tuple[()]:
+        return ()
+
+    monkeypatch.setattr(replica.observer, "_voices", no_voices)
+
+    async def proves_nothing() -> bool:
+        return not replica.observer.unreachable(BOUNDS)
+
+    await until(proves_nothing, 3, "a round without proof")
+    await zones.kubelet_says("btc-infer-c", "True")
+
+    async def disputed() -> bool:
+        return "ZoneDisputed" in await zones.events()
+
+    await until(disputed, 5, "an Event says that the kubelet disagrees")
+
+
 async def test_nobody_is_withdrawn_unless_somebody_remains(zones: ZonePods, start: Start) -> None:
     """The other reader answers, but is not ready: the zone has failed, and its reader stays."""
     replica = await start()

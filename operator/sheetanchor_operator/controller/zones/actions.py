@@ -19,7 +19,7 @@ from sheetanchor_operator.kube.api_client import PIPELINE, POD, ApiConflict, Api
 from sheetanchor_operator.kube.event_recorder import Publisher
 from sheetanchor_operator.kube.zone_probe import ZoneProbe
 from sheetanchor_operator.kube.zone_register import PipelineFacts
-from sheetanchor_operator.names import EventReason
+from sheetanchor_operator.names import EventReason, ZoneReason
 from sheetanchor_operator.status.zone_report import report_of, zone_events
 from sheetanchor_operator.zones.withdrawal import (
     LEFT_ALONE_S,
@@ -103,7 +103,7 @@ class ZoneActions:
             kept[pod.uid] = now_s + LEFT_ALONE_S
             pipeline = register.pipelines.get(pod.owner)
             zone = register.node_zones.get(pod.node, "")
-            if pod.uid in self._withdrawn and pipeline and zone in self._observer.unreachable(pipeline.bounds):
+            if pod.uid in self._withdrawn and pipeline and self._is_unreachable(zone, pipeline):
                 metrics.READERS_WITHDRAWN.labels("disputed").inc()
                 message = (
                     f"the kubelet of {pod.node} reports {pod.name} as ready, but it cannot be reached from here: the "
@@ -112,6 +112,11 @@ class ZoneActions:
                 self._publish(pipeline, EventReason.ZONE_DISPUTED, message)
         self._left_alone_until_s = kept
         self._withdrawn &= {pod.uid for pod in register.pods.values() if pod.withdrawn}
+
+    def _is_unreachable(self, zone: str, pipeline: PipelineFacts) -> bool:
+        """Say whether a zone's silence counts, also if this round, such as one that was late, proves nothing itself."""
+        _, reason = self._observer.verdicts(pipeline.bounds).get(zone, (None, None))
+        return reason is ZoneReason.UNREACHABLE
 
     async def _withdraw_all(self) -> None:
         await asyncio.gather(*(self._withdraw_of(pipeline) for pipeline in self._mine() if not pipeline.paused))
