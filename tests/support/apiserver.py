@@ -7,6 +7,7 @@ what an owner left behind.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -150,8 +151,14 @@ class ApiServer:
         request.add_header("Content-Type", content_type)
         request.data = None if body is None else json.dumps(body).encode()
         context = create_default_context(cafile=str(self.folder / "certs" / "apiserver.crt"))
-        with urllib.request.urlopen(request, timeout=30, context=context) as answer:
-            return json.loads(answer.read())
+        try:
+            with urllib.request.urlopen(request, timeout=30, context=context) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            # Without its connection, which the caller would have to close.
+            with error:
+                refused = error.url, error.code, error.reason, error.headers, io.BytesIO(error.read())
+        raise urllib.error.HTTPError(*refused)
 
     def wait(self, condition: Callable[[], bool], *, within_s: float, what: str) -> None:
         """Poll a condition until it holds; fail with what was awaited when the deadline passes."""

@@ -24,6 +24,7 @@ import redis
 
 from conftest import RedisServer, free_port_number, wait_until
 from sheetanchor.contract import Gap, Keys, Receipt, keys
+from support.patience import PATIENCE_S, limit_s
 
 SHEETANCHOR = [sys.executable, "-m", "sheetanchor"]
 
@@ -32,7 +33,7 @@ def request(url: str, body: dict[str, Any] | None = None) -> Any:
     """Ask a server for JSON; with a body it is a POST."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(url, data=data, headers=headers), timeout=10) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, data=data, headers=headers), timeout=PATIENCE_S) as answer:
         return json.loads(answer.read())
 
 
@@ -130,6 +131,12 @@ class Pipeline:
         """Script a fault at the exchange from now on."""
         return request(self.exchange_url + "/faults", spec)
 
+    def end_fault(self, fault_id: int) -> None:
+        """Take down a fault that has not ended yet."""
+        url = f"{self.exchange_url}/faults/{fault_id}"
+        with urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=PATIENCE_S):
+            pass
+
     def wait(self, condition: Callable[[], bool], within_s: float, what: str) -> None:
         """Wait for a condition; fail early when the supervisor has ended."""
 
@@ -152,7 +159,7 @@ class Pipeline:
         """Ask the supervisor to end and wait for it."""
         if self.local.poll() is None:
             self.local.send_signal(signal.SIGINT)
-        code = self.local.wait(within_s)
+        code = self.local.wait(limit_s(within_s))
         lines = (self.folder / "local.out").read_text(errors="replace").strip().splitlines()
         return Ended(code, json.loads(lines[-1]) if lines else {}, (self.folder / "local.log").read_text())
 

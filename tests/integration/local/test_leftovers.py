@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from conftest import RedisServer
 from sheetanchor.contract import keys
 from sheetanchor.errors import BadSettings, RedisUnavailable
+from sheetanchor.local import leftovers
 from sheetanchor.local.leftovers import clear, refuse_if_alive
 from sheetanchor.local.redis_server import check_external
 from sheetanchor.store.frame_streams import LineWriter
@@ -93,8 +94,10 @@ async def test_keys_of_others_are_left_alone(redis: Redis) -> None:
     assert {b"mine", b"sbe:{ETHUSDT}:a", b"lines:{ETHUSDT}"} < set(await redis.keys("*"))
 
 
-async def test_living_pipeline_is_not_disturbed(redis: Redis) -> None:
+async def test_living_pipeline_is_not_disturbed(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that goes on writing is a reason to refuse."""
+    # Its heart beats in this process, which may not get to it for some seconds.
+    monkeypatch.setattr(leftovers, "WRITER_GONE_AFTER_US", 3_600_000_000)
     hot = HotState(redis, "BTCUSDT")
     await hot.take(1, "somebody", 0, "")
 

@@ -202,10 +202,11 @@ def test_a_refusing_exchange_is_a_connection_loss(running: Pipeline) -> None:
     """After 30 s without a connection the emergency re-anchor is asked for while reconnecting goes on."""
     watch = Watch(running)
 
-    running.fault(kind="refuse", seconds=40)
+    refusing = running.fault(kind="refuse", seconds=3_600)
     running.fault(kind="disconnect")
 
     running.wait(lambda: "connection_loss" in watch.rules(), 60, "a connection loss")
+    running.end_fault(refusing["id"])
     running.wait(lambda: running.predictions()[-1]["degraded"] == "0", 90, "predictions are sound again")
     running.wait(lambda: running.anchored, 30, "anchored")
     watch.check_beat()

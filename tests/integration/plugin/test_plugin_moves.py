@@ -16,6 +16,7 @@ import pytest
 from sheetanchor_operator.names import API_VERSION, EVACUATE_ANNOTATION, PIPELINE_KIND, SWITCHOVER_ANNOTATION
 from support.apiserver import ApiServer
 from support.operator_parts import make_pipeline, namespace, set_status
+from support.patience import PATIENCE_S
 from support.zone_pods import MERGE
 
 pytestmark = pytest.mark.slow
@@ -55,7 +56,7 @@ class Place:
         """Answer the next request by an annotation as an operator does."""
 
         def work() -> None:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE_S
             while name not in self.notes() and time.monotonic() < deadline:
                 time.sleep(0.1)
             row = {"request": self.notes()[name], "kind": "Switchover", "step": "Verify", **failover}
