@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sheetanchor.web.control import NONCE_LIFE_S, ControlGate, password_in, signature
+from sheetanchor.web.control import NONCE_GIVEN_S, NONCE_LIFE_S, ControlGate, password_in, signature
 
 PATH, BODY, PASSWORD = "/control/take", b'{"term": 3}', "secret"
 
@@ -55,15 +57,31 @@ def test_what_was_signed_otherwise_is_refused(password: str, path: str, body: by
 
 
 def test_a_nonce_is_good_for_half_a_minute() -> None:
-    """Requested again, it is the same until then; a request signed with an old one is refused."""
+    """A request signed with an old one is refused."""
     gate, clock = gate_of()
-    nonce = gate.nonce()
+    first, second = gate.nonce(), ControlGate(lambda: PASSWORD, clock)
+    same = second.nonce()
     clock.now_s += NONCE_LIFE_S
-    assert nonce == gate.nonce()
+    assert gate.admits(signature(PASSWORD, first, PATH, BODY), PATH, BODY)
     clock.now_s += 0.001
 
-    assert not gate.admits(signature(PASSWORD, nonce, PATH, BODY), PATH, BODY)
-    assert nonce != gate.nonce()
+    assert not second.admits(signature(PASSWORD, same, PATH, BODY), PATH, BODY)
+    assert same != second.nonce()
+
+
+@given(st.lists(st.floats(0, 2 * NONCE_LIFE_S), max_size=20))
+def test_a_nonce_that_is_given_is_good_for_a_quarter_of_a_minute(pauses_s: list[float]) -> None:
+    """Whenever clients request it: none is given one that is about to expire, and few are good at a time."""
+    gate, clock = gate_of()
+    nonces: dict[str, float] = {}
+    for pause_s in pauses_s:
+        clock.now_s += pause_s
+        nonces[gate.nonce()] = clock.now_s
+        assert len([one for one, at_s in nonces.items() if clock.now_s - at_s <= NONCE_GIVEN_S]) <= 2
+    clock.now_s += NONCE_LIFE_S - NONCE_GIVEN_S
+
+    if nonces:
+        assert gate.admits(signature(PASSWORD, list(nonces)[-1], PATH, BODY), PATH, BODY)
 
 
 def test_nothing_is_let_in_before_anybody_has_asked_for_a_nonce() -> None:

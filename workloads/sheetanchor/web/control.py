@@ -1,7 +1,8 @@
 """Requests that change something: the sender shows that it knows a password, which is never sent.
 
-`GET /control` gives a nonce, and a request is signed with it. A nonce is good for one request, of one process, for half
-a minute: what was recorded on the way is of no use later or elsewhere, and no two clocks have to agree.
+`GET /control` gives a nonce, and a request is signed with it. A nonce is good for one request, of one process, for at
+most half a minute, and for a quarter at least: what was recorded on the way is of no use later or elsewhere, and no two
+clocks have to agree.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 NONCE_PATH: Final = "/control"
 SIGNATURE_HEADER: Final = "X-Sheetanchor-Signature"
 NONCE_LIFE_S: Final = 30.0
+NONCE_GIVEN_S: Final = 15.0
+"""A nonce is given to clients for this long: one that is given at the end of its life would be refused at once."""
 BYTES_MAX: Final = 16 * 1024
 _PURPOSE: Final = b"sheetanchor control requests, version 1"
 
@@ -65,28 +68,34 @@ class ControlGate:
 
     def __init__(self, password: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
         self._password, self._clock = password, clock
-        self._nonce, self._made_s = "", float("-inf")
+        self._made_s: dict[str, float] = {}
+        """When each nonce that is good was made, the newest last; at most three are within their lives."""
 
     def nonce(self) -> str:
         """Give the nonce that the next request has to be signed with."""
-        if self._is_old():
-            # One for all who ask: without the password no client can use it up.
-            self._nonce, self._made_s = secrets.token_hex(16), self._clock()
-        return self._nonce
+        now_s = self._clock()
+        self._forget_old(now_s)
+        # One for all who ask: without the password no client can use it up, nor have many made.
+        for nonce, made_s in reversed(self._made_s.items()):
+            if now_s - made_s <= NONCE_GIVEN_S:
+                return nonce
+        self._made_s[made := secrets.token_hex(16)] = now_s
+        return made
 
-    def _is_old(self) -> bool:
-        return self._clock() - self._made_s > NONCE_LIFE_S
+    def _forget_old(self, now_s: float) -> None:
+        self._made_s = {nonce: made_s for nonce, made_s in self._made_s.items() if now_s - made_s <= NONCE_LIFE_S}
 
     def admits(self, given: str, path: str, body: bytes) -> bool:
-        """Say whether a request is signed with the password and the present nonce, which is used up then."""
+        """Say whether a request is signed with the password and a nonce that is good, which is used up then."""
         password = self._password()
-        if not password or self._is_old():
+        self._forget_old(self._clock())
+        if not password:
             return False
-        expected = signature(password, self._nonce, path, body)
-        if not hmac.compare_digest(expected.encode(), given.encode()):
-            return False
-        self._made_s = float("-inf")
-        return True
+        for nonce in self._made_s:
+            if hmac.compare_digest(signature(password, nonce, path, body).encode(), given.encode()):
+                del self._made_s[nonce]
+                return True
+        return False
 
 
 def add_control(app: FastAPI, gate: ControlGate, actions: Mapping[str, Action]) -> None:
