@@ -1,4 +1,4 @@
-"""What all manifests have in common: metadata, labels and owner."""
+"""What all manifests have in common: metadata, labels, owner; Services and disruption budgets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a recorded market to the rows that a model is trained on. Pure.
+"""From a recorded market to the rows that a model is trained on, and their split for validation. Pure.
 
 The rows are made by the code that serves: frames go through the same market, which gives the same hot state, from which
 the same vector is taken. So training and serving cannot differ.
