@@ -19,6 +19,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
 from sheetanchor import __version__
+from sheetanchor.contract import EXIT_BAD_SETTINGS
 from sheetanchor.errors import BadSettings
 from sheetanchor.runtime import logs
 from sheetanchor.runtime.command_line import add_flags, load
@@ -45,7 +46,6 @@ from sheetanchor_operator.zones.judge import Bounds
 log = logging.getLogger(__name__)
 
 EXIT_LOST: Final = 1
-EXIT_BAD_SETTINGS: Final = 2
 CONNECTIONS: Final = 32
 
 

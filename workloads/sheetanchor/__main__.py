@@ -19,15 +19,13 @@ from typing import Any
 import uvloop
 
 from sheetanchor import __version__
+from sheetanchor.contract import EXIT_BAD_SETTINGS, EXIT_FAILED
 from sheetanchor.errors import DECODER_MISSING, DECODER_MODULE, BadRecording, BadSettings, SheetAnchorError
 from sheetanchor.runtime import logs, settings
 from sheetanchor.runtime.command_line import add_flags, load
 from sheetanchor.runtime.redis_url import without_passwords
 
 log = logging.getLogger(__name__)
-
-EXIT_BAD_SETTINGS = 2
-EXIT_FAILED = 1
 
 
 @dataclass(frozen=True, slots=True)

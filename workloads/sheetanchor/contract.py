@@ -67,6 +67,17 @@ TIME_LIMIT_US: Final = 2**52
 CHECK_OF_TRADES: Final = "live_trades"
 """Name of a validation's check that the exchange's newest trade is held live; a processor goes by it."""
 
+EXIT_FAILED: Final = 1
+EXIT_BAD_SETTINGS: Final = 2
+EXIT_EXCHANGE: Final = 3
+EXIT_VALIDATION: Final = 4
+EXIT_REDIS: Final = 5
+EXIT_LOCK_HELD: Final = 6
+EXIT_SUPERSEDED: Final = 7
+EXIT_STOPPED: Final = 143
+"""Exit codes, by which supervisor and operator decide what comes next; from 3 on those of a re-anchor's run. The
+last is 128 + SIGTERM, that of a process which this signal ends."""
+
 STREAM_TYPES: Final = ("trade", "bestBidAsk", "depth")
 
 

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from sheetanchor.contract import Receipt
+from sheetanchor.contract import (
+    EXIT_BAD_SETTINGS,
+    EXIT_EXCHANGE,
+    EXIT_FAILED,
+    EXIT_LOCK_HELD,
+    EXIT_REDIS,
+    EXIT_STOPPED,
+    EXIT_SUPERSEDED,
+    EXIT_VALIDATION,
+    Receipt,
+)
 from sheetanchor.errors import shortened
 from sheetanchor.policy.reanchor_scheduler import EMERGENCY, IMMEDIATE, SCHEDULED, VALIDATION, Request
 from sheetanchor_operator.api.reanchor_spec import TERMINAL_PHASES
@@ -35,15 +45,15 @@ STARTING_WORDS: Final = frozenset({"ContainerCreating", "PodInitializing"})
 """Reasons of a waiting container whose pod starts normally."""
 
 EXIT_MESSAGES: Final = {
-    1: "the run failed unexpectedly",
-    2: "the run's settings are wrong",
-    3: "a request to the exchange failed",
-    4: "the rebuilt state failed validation",
-    5: "a command to Redis failed",
-    6: "another run holds the lock",
-    7: "another run has rebuilt the state in the meantime",
+    EXIT_FAILED: "the run failed unexpectedly",
+    EXIT_BAD_SETTINGS: "the run's settings are wrong",
+    EXIT_EXCHANGE: "a request to the exchange failed",
+    EXIT_VALIDATION: "the rebuilt state failed validation",
+    EXIT_REDIS: "a command to Redis failed",
+    EXIT_LOCK_HELD: "another run holds the lock",
+    EXIT_SUPERSEDED: "another run has rebuilt the state in the meantime",
     137: "the run was killed",
-    143: "the run was stopped",
+    EXIT_STOPPED: "the run was stopped",
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sheetanchor.contract import EXIT_BAD_SETTINGS
 from sheetanchor_operator.api.pipeline import Pipeline
 from sheetanchor_operator.api.timestamps import micros_of
 from sheetanchor_operator.children.prerequisites import (
@@ -37,7 +38,6 @@ CRASHES_MIN: Final = 2
 CRASH_RECENT_US: Final = 10 * 60 * 1_000_000
 """The kubelet backs off for five minutes at most: a container that ended longer ago has another problem."""
 
-EXIT_BAD_SETTINGS: Final = 2
 CODE_FORBIDDEN: Final = 403
 RESOURCE_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     Component.INGEST: ("ingestion.resources",),

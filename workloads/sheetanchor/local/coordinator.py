@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from sheetanchor.contract import LOCK_TTL_S, STALE_AFTER_US, Gap, Receipt
+from sheetanchor.contract import EXIT_SUPERSEDED, LOCK_TTL_S, STALE_AFTER_US, Gap, Receipt
 from sheetanchor.errors import RedisError
 from sheetanchor.local.processes import Spec, describe_exit, run_once
 from sheetanchor.local.relay import Relay
@@ -202,7 +202,7 @@ class Coordinator:
         receipt = await self._after(request_id)
         rebuilt = receipt is not None and receipt.result == "swapped"
         self.last_message = receipt.message if receipt is not None else message
-        if code not in (0, reanchor_scheduler.EXIT_SUPERSEDED):
+        if code not in (0, EXIT_SUPERSEDED):
             text = f"{describe_exit(code)}: {self.last_message}"
             log.warning("%s: the re-anchor for %s failed: %s", self.symbol, start.trigger, text)
         now_us = self.observed.now_us if self.observed is not None else time.time_ns() // 1_000

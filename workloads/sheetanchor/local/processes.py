@@ -20,12 +20,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from sheetanchor.contract import EXIT_BAD_SETTINGS
 from sheetanchor.errors import BadSettings
 from sheetanchor.local.relay import LINE_LENGTH_MAX, Relay
 
 log = logging.getLogger(__name__)
 
-EXIT_BAD_SETTINGS: Final = 2
 STABLE_AFTER_S: Final = 10.0
 """A process that ran this long counts as stable: its next exit is restarted without a delay again."""
 

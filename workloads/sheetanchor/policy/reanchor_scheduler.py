@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from sheetanchor.contract import Gap
+from sheetanchor.contract import EXIT_LOCK_HELD, EXIT_SUPERSEDED, Gap
 from sheetanchor.policy.gap_rules import EMERGENCY as EMERGENCY
 from sheetanchor.policy.gap_rules import IMMEDIATE as IMMEDIATE
 from sheetanchor.policy.gap_rules import SCHEDULED as SCHEDULED
@@ -35,9 +35,6 @@ IDS_MAX: Final = 1_000
 
 URGENCY: Final = {EMERGENCY: 0, IMMEDIATE: 1, SCHEDULED: 2, VALIDATION: 3}
 """What each action of a gap rule means for the order: lower goes first."""
-
-EXIT_LOCK_HELD: Final = 6
-EXIT_SUPERSEDED: Final = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final
 
-from sheetanchor.contract import Receipt
+from sheetanchor.contract import EXIT_EXCHANGE, Receipt
 from sheetanchor.runtime import metrics
 from sheetanchor.runtime.reliability import CircuitState
 from sheetanchor.web.server import CheckResult
 
 DEPENDENCY: Final = "rest"
-EXIT_EXCHANGE: Final = 3
 
 
 class RestHealth:

@@ -18,11 +18,10 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from sheetanchor.contract import Gap, Receipt, keys
+from sheetanchor.contract import EXIT_LOCK_HELD, EXIT_SUPERSEDED, Gap, Receipt, keys
 from sheetanchor.errors import RedisError
 from sheetanchor.policy import reanchor_scheduler
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES, VALIDATION
-from sheetanchor.policy.reanchor_scheduler import EXIT_LOCK_HELD, EXIT_SUPERSEDED
 from sheetanchor.runtime.command_line import VARIABLE_PREFIX, variable_of
 from sheetanchor.runtime.settings import ProcessSettings, ReanchorSettings
 from sheetanchor.store.hot_state import HotState

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from sheetanchor.contract import Receipt
-from sheetanchor.reanchor.outcome import EXIT_STOPPED, worst
+from sheetanchor.contract import EXIT_STOPPED, Receipt
+from sheetanchor.reanchor.outcome import worst
 from sheetanchor.reanchor.phases import ReanchorRun
 from sheetanchor.reanchor.receipts import RunOrder, write_receipt
 from sheetanchor.runtime.reliability import Backoff, CircuitBreaker, RetryPolicy

@@ -6,6 +6,15 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+from sheetanchor.contract import (
+    EXIT_EXCHANGE,
+    EXIT_FAILED,
+    EXIT_LOCK_HELD,
+    EXIT_REDIS,
+    EXIT_STOPPED,
+    EXIT_SUPERSEDED,
+    EXIT_VALIDATION,
+)
 from sheetanchor.errors import (
     CircuitOpen,
     ExchangeError,
@@ -19,14 +28,6 @@ from sheetanchor.errors import (
 
 ALERT_FAILED: Final = "REANCHOR_FAILED"
 """Code of the alert about a failed run, as dashboards of such pipelines expect it."""
-
-EXIT_EXCHANGE: Final = 3
-EXIT_VALIDATION: Final = 4
-EXIT_REDIS: Final = 5
-EXIT_LOCK_HELD: Final = 6
-EXIT_SUPERSEDED: Final = 7
-EXIT_STOPPED: Final = 143
-"""128 + SIGTERM, the exit code of a process that this signal ends."""
 
 WORST_LAST: Final = (
     0,
@@ -77,7 +78,7 @@ def outcome_of(error: BaseException, phase: str, timeout_s: float, now_us: int) 
     if isinstance(error, TimeoutError):
         message = f"not done within {timeout_s:g} s; the time was up during {phase}"
         return Outcome("failed", PHASE_EXITS.get(phase, EXIT_REDIS), message)
-    return Outcome("failed", 1, f"{type(error).__name__}: {text}")
+    return Outcome("failed", EXIT_FAILED, f"{type(error).__name__}: {text}")
 
 
 def _collection(error: Exception, phase: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from sheetanchor.policy import reanchor_scheduler
+from sheetanchor.contract import EXIT_LOCK_HELD, EXIT_SUPERSEDED
 from sheetanchor.policy.gap_rules import GAP_DETECTION_RULES
 from sheetanchor_operator.api.timestamps import text_of
 from sheetanchor_operator.names import EventReason
@@ -69,13 +69,13 @@ def _record_run(stage: Stage, one: ReAnchor) -> None:
 def _record_end(stage: Stage, one: ReAnchor, attempt: int, ended: Ended) -> None:
     if ended.receipt is not None:
         stage.receipts[one.name] = (ended.receipt,)
-    if ended.exit_code == 0 or ended.exit_code == reanchor_scheduler.EXIT_SUPERSEDED:
+    if ended.exit_code == 0 or ended.exit_code == EXIT_SUPERSEDED:
         phase = "Succeeded" if ended.exit_code == 0 else "Skipped"
         stage.write(one.name, finished(one, phase, ended))
         good = EventReason.REANCHOR_SUCCEEDED if phase == "Succeeded" else EventReason.REANCHOR_SKIPPED
         stage.emit(one, "Normal", good, f"{ended.result}: {ended.message}", both=phase == "Succeeded")
         return
-    if ended.exit_code == reanchor_scheduler.EXIT_LOCK_HELD:
+    if ended.exit_code == EXIT_LOCK_HELD:
         _record_lock_wait(stage, one, attempt, ended)
         return
     before = history_of(one.symbol, [k for k in stage.known.values() if k.name != one.name], {}, stage.now_us)
