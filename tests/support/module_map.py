@@ -35,6 +35,7 @@ HOLDS = {
     "runtime/settings.py": ("Its flags", FLAGS),
     "sheetanchor_operator/settings.py": ("Its flags", FLAGS),
     "api/pipeline_spec.py": ("Its fields", FIELDS),
+    "api/recovery_spec.py": ("Its fields", FIELDS),
     "api/redis_spec.py": ("Its fields", FIELDS),
     "api/shared_fields.py": ("Its fields", FIELDS),
 }

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sheetanchor_operator.api.pipeline_spec import Failover
+from sheetanchor_operator.api.recovery_spec import Failover
 from sheetanchor_operator.kube.api_client import NODE, PIPELINE, POD
 from sheetanchor_operator.kube.watch import Place as WatchedPlace
 from sheetanchor_operator.names import PAUSED_ANNOTATION

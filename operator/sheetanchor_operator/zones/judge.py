@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from sheetanchor_operator.api.pipeline_spec import Failover
+from sheetanchor_operator.api.recovery_spec import Failover
 from sheetanchor_operator.names import ZoneHealth, ZoneReason
 
 LAG_MAX_S: Final = 0.5
