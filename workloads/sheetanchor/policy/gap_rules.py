@@ -68,6 +68,9 @@ wait 200 ms for a line that is closed costs little, not to wait for one that is 
 RESET_AFTER_US: Final = 2_000_000
 """Frames that move nothing for this long are not late duplicates any more: lines differ by milliseconds."""
 
+SILENCE_COUNTS_US: Final = 500_000
+"""What a silence between two such frames counts at most: while nothing arrives, nothing can move an id."""
+
 VOLUME_BUCKET_US: Final = 5_000_000
 VOLUME_BUCKETS_MIN: Final = 60
 VOLUME_BUCKETS_MAX: Final = 120
@@ -254,12 +257,14 @@ class Progress:
     Attributes:
         marks: Update id, best-price id and trade id when they last moved.
         frames_us: Stamp of the newest entry at that moment.
-        stuck_us: Stamp of the first entry since then that moved nothing; 0 before there is one.
+        stuck_us: Stamp of the newest entry since then that moved nothing; 0 before there is one.
+        spent_us: For how long entries have moved nothing; a silence between two of them counts as `SILENCE_COUNTS_US`.
     """
 
     marks: tuple[int, int, int] = (-1, -1, -1)
     frames_us: int = 0
     stuck_us: int = 0
+    spent_us: int = 0
     reported: bool = False
 
     def check(self, marks: tuple[int, int, int], frames_us: int) -> tuple[Progress, Finding | None]:
@@ -271,11 +276,13 @@ class Progress:
         """
         if marks != self.marks:
             return Progress(marks, frames_us), None
-        if frames_us <= self.frames_us or self.reported:
+        if frames_us <= max(self.frames_us, self.stuck_us) or self.reported:
             return self, None
-        after = replace(self, stuck_us=self.stuck_us or frames_us)
-        spent_us = frames_us - after.stuck_us
-        if spent_us < RESET_AFTER_US:
+        # Another line's copy is the last entry before a pause of Redis, and old frames that are appended again are the
+        # first ones after it: in between nothing has arrived.
+        passed_us = min(frames_us - self.stuck_us, SILENCE_COUNTS_US) if self.stuck_us else 0
+        after = replace(self, stuck_us=frames_us, spent_us=self.spent_us + passed_us)
+        if after.spent_us < RESET_AFTER_US:
             return after, None
-        reason = f"frames have arrived for {spent_us / 1e6:.1f} s with ids at or below {marks[0]}"
+        reason = f"frames have arrived for {after.spent_us / 1e6:.1f} s with ids at or below {marks[0]}"
         return replace(after, reported=True), Finding("sequence_reset", reason)
