@@ -33,6 +33,7 @@ LIMIT: Final = 20
 LOOK_EVERY_S: Final = 0.05
 PLAYED_EVERY_S: Final = 0.5
 RECEIPTS_EVERY_S: Final = 1.0
+PLAYED_WITHIN_S: Final = 10.0
 END_WITHIN_S: Final = 15
 KEYS: Final = keys(SYMBOL)
 RECORDS_MAX: Final = 2_000_000
@@ -158,7 +159,7 @@ class Observers:
         while not self._stop.wait(PLAYED_EVERY_S):
             at_us = now_us()
             with contextlib.suppress(OSError, ValueError, KeyError):
-                told = request(f"{self.pipeline.exchange_url}/checkpoint?symbol={SYMBOL}")
+                told = request(f"{self.pipeline.exchange_url}/checkpoint?symbol={SYMBOL}", within_s=PLAYED_WITHIN_S)
                 self.add(Played(at_us, int(told["update_id"])))
 
     # Servers

@@ -34,6 +34,9 @@ REST: Final = "rest"
 """The place of the exchange's REST interface."""
 
 TICK_S: Final = 0.2
+ANSWER_WITHIN_S: Final = 10.0
+"""A process that a fault has stopped never answers, and the others wait to be asked."""
+
 FOUND_WITHIN_S: Final = 60.0
 RESTART_AFTER_S: Final = 1.0
 RESTART_AFTER_MAX_S: Final = 10.0
@@ -211,9 +214,7 @@ class Pipeline:
 
     def forget_fault(self, number: int) -> None:
         """Take away a fault that was scripted at the exchange."""
-        asked = urllib.request.Request(f"{self.exchange_url}/faults/{number}", method="DELETE")
-        with urllib.request.urlopen(asked, timeout=10):
-            pass
+        request(f"{self.exchange_url}/faults/{number}", method="DELETE", within_s=ANSWER_WITHIN_S)
 
     @property
     def exchange_url(self) -> str:
@@ -253,7 +254,9 @@ class Pipeline:
         def is_there() -> bool:
             for place, port in self.state_ports.items():
                 with contextlib.suppress(OSError, ValueError, KeyError):
-                    if request(f"http://{SERVER_HOST}:{port}/state")["symbols"][SYMBOL]["active"]:
+                    if request(f"http://{SERVER_HOST}:{port}/state", within_s=ANSWER_WITHIN_S)["symbols"][SYMBOL][
+                        "active"
+                    ]:
                         found.append(place)
             return bool(found)
 

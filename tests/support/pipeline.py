@@ -29,11 +29,14 @@ from support.patience import PATIENCE_S, limit_s
 SHEETANCHOR = [sys.executable, "-m", "sheetanchor"]
 
 
-def request(url: str, body: dict[str, Any] | None = None) -> Any:
-    """Ask a server for JSON; with a body it is a POST."""
+def request(
+    url: str, body: dict[str, Any] | None = None, method: str | None = None, within_s: float = PATIENCE_S
+) -> Any:
+    """Ask a server for JSON; with a body it is a POST unless the method says otherwise."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(url, data=data, headers=headers), timeout=PATIENCE_S) as answer:
+    asked = urllib.request.Request(url, data=data, headers=headers, method=method)
+    with urllib.request.urlopen(asked, timeout=within_s) as answer:
         return json.loads(answer.read())
 
 
@@ -133,9 +136,7 @@ class Pipeline:
 
     def end_fault(self, fault_id: int) -> None:
         """Take down a fault that has not ended yet."""
-        url = f"{self.exchange_url}/faults/{fault_id}"
-        with urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=PATIENCE_S):
-            pass
+        request(f"{self.exchange_url}/faults/{fault_id}", method="DELETE")
 
     def wait(self, condition: Callable[[], bool], within_s: float, what: str) -> None:
         """Wait for a condition; fail early when the supervisor has ended."""

@@ -13,7 +13,6 @@ import pytest
 from conftest import RedisServer
 from sheetanchor._decoder import Market
 from sheetanchor.contract import pack_frames
-from sheetanchor.store.hot_records import SwapStatus
 from sheetanchor.store.redis_client import redis_client
 from support.process_parts import KEYS, SYMBOL, Processor, Stage, ended, moving, until
 from support.reference_market import Market as ReferenceMarket
@@ -31,18 +30,14 @@ def everything(stage: Stage, market: Market | ReferenceMarket) -> None:
 
 async def rebuild(stage: Stage, start: Market) -> None:
     """Do what a re-anchor does: stage what the lines have brought, catch up until it is not behind."""
-    epoch = (await stage.hot.anchor()).epoch
     market = Market(SYMBOL)
     market.load_snapshot(1_000, -2, -2, *start.levels(), 0)
-    assert await stage.hot.lock("test")
-    for _ in range(50):
+
+    def caught_up() -> Market:
         everything(stage, market)
-        staged = market.hot_state((await stage.hot.read()).now_us)
-        assert await stage.hot.stage("test", *staged, market.pack_book(epoch + 1, {}))
-        reply = await stage.hot.swap("test", epoch, market.update_id, market.stamp_us, f"receipt-{epoch}")
-        if reply.status is not SwapStatus.BEHIND:
-            break
-    assert reply.ok, reply
+        return market
+
+    await stage.rebuild_moving(caught_up, (await stage.hot.anchor()).epoch)
 
 
 async def pause(processes: list[Processor], seconds: float) -> None:
