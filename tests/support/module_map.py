@@ -31,24 +31,25 @@ NUMBERS = re.compile(r"^([A-Z][A-Z_0-9]+): Final(?:\[int\]|\[float\])? = [\d(]",
 FLAGS = re.compile(r"^    (\w+): [\w ,\[\]|]+ = setting\(", re.MULTILINE)
 FIELDS = re.compile(r"^    (\w+): [\w ,\[\]|]+ = field\(", re.MULTILINE)
 HOLDS = {
-    "sheetanchor/contract.py": ("Its numbers", NUMBERS),
-    "runtime/settings.py": ("Its flags", FLAGS),
-    "sheetanchor_operator/settings.py": ("Its flags", FLAGS),
-    "api/pipeline_spec.py": ("Its fields", FIELDS),
-    "api/recovery_spec.py": ("Its fields", FIELDS),
-    "api/redis_spec.py": ("Its fields", FIELDS),
-    "api/shared_fields.py": ("Its fields", FIELDS),
+    "workloads/sheetanchor/contract.py": ("Its numbers", NUMBERS),
+    "workloads/sheetanchor/runtime/settings.py": ("Its flags", FLAGS),
+    "operator/sheetanchor_operator/settings.py": ("Its flags", FLAGS),
+    "operator/sheetanchor_operator/api/pipeline_spec.py": ("Its fields", FIELDS),
+    "operator/sheetanchor_operator/api/recovery_spec.py": ("Its fields", FIELDS),
+    "operator/sheetanchor_operator/api/redis_spec.py": ("Its fields", FIELDS),
+    "operator/sheetanchor_operator/api/shared_fields.py": ("Its fields", FIELDS),
 }
 """Modules whose contents people look for by name."""
 
 
 def holds(path: Path) -> str:
     """Give the names of what a module holds, "" if they are not listed."""
-    for end, (what, pattern) in HOLDS.items():
-        if path.as_posix().endswith(f"/{end}"):
-            names = sorted(set(pattern.findall(path.read_text())))
-            return f" {what}: {', '.join(f'`{name}`' for name in names)}."
-    return ""
+    held = HOLDS.get(path.relative_to(ROOT).as_posix())
+    if held is None:
+        return ""
+    what, pattern = held
+    names = sorted(set(pattern.findall(path.read_text())))
+    return f" {what}: {', '.join(f'`{name}`' for name in names)}."
 
 
 def rows(folder: Path) -> list[str]:

@@ -69,7 +69,7 @@ class ControlGate:
     def __init__(self, password: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
         self._password, self._clock = password, clock
         self._made_s: dict[str, float] = {}
-        """When each nonce that is good was made, the newest last; at most three are within their lives."""
+        """When each nonce that is good was made, the newest last; at most two are within their lives."""
 
     def nonce(self) -> str:
         """Give the nonce that the next request has to be signed with."""
